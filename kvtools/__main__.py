@@ -1,0 +1,5 @@
+"""`python -m kvtools` is `kvtools`."""
+
+from kvtools.cli import main
+
+main()

@@ -1,0 +1,25 @@
+"""Artifacts: the only code that knows bytes. Streams of records, bags of tensors, their kinds and their history."""
+
+from typing import BinaryIO
+
+from kvtools.artifact.bag import Bag, read_bag
+from kvtools.artifact.files import open_source
+from kvtools.artifact.frame import HEAD
+from kvtools.artifact.stream import Reader
+from kvtools.faults import Corrupt
+
+
+def open_artifact(src: str) -> Reader | Bag:
+    """A stream or a bag, told apart by its first bytes, whatever the name says. Bags come verified."""
+    file = open_source(src)
+    name = "stdin" if src == "-" else src
+    if is_stream(file):
+        return Reader(file, name)
+    if not file.peek(1):  # type: ignore[attr-defined]
+        raise Corrupt(f"{name}: closed before any record arrived; look at the stage before this one.")
+    return read_bag(file, name)
+
+
+def is_stream(file: BinaryIO) -> bool:
+    """Whether a stream's head lies ahead; nothing is consumed."""
+    return file.peek(4)[:4] == HEAD.to_bytes(4, "little")  # type: ignore[attr-defined]

@@ -1,0 +1,166 @@
+"""One safetensors blob: named tensors and a single metadata key, `kvtools`, holding canonical JSON.
+
+Encoding copies no tensor: it yields a short header and the arrays' own memory. Decoding returns views. The bytes equal
+those of the safetensors library (tensors by dtype, widest first, then name; header padded with spaces to 8), so any
+safetensors reader opens them; one metadata key only, since with two the library's order depends on a hash seed.
+
+Not here: compression, framing, files. Layout after the safetensors README, "Format" (github.com/huggingface/safetensors).
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Tensors = Mapping[str, np.ndarray]
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library refuses more
+# in the order of the safetensors library, which stores tensors from the last of these to the first
+DTYPES: dict[str, np.dtype] = {
+    "BOOL": np.dtype(bool),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I16": np.dtype(np.int16),
+    "U16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I32": np.dtype(np.int32),
+    "U32": np.dtype(np.uint32),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "U64": np.dtype(np.uint64),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_RANK = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces, UTF-8; equal values give equal bytes. NaN and infinity raise ValueError."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8")
+
+
+def header(specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]], fields: Mapping[str, Any]) -> tuple[bytes, list[str]]:
+    """Header bytes (length prefix included) and the tensor names in stored order.
+
+    specs: name → (dtype, shape). fields: what the `kvtools` key holds. Raises ValueError for a dtype without a name.
+    """
+    for name, (dtype, _) in specs.items():
+        if dtype not in NAMES:
+            raise ValueError(f"{name}: dtype {dtype} found, one of {', '.join(DTYPES)} expected")
+    order = sorted(specs, key=lambda name: (-_RANK[specs[name][0]], name))
+    entries: dict[str, Any] = {"__metadata__": {"kvtools": canonical(fields).decode("utf-8")}}
+    begin = 0
+    for name in order:
+        dtype, shape = specs[name]
+        end = begin + dtype.itemsize * math.prod(shape)
+        entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, order
+
+
+def encode(tensors: Tensors, fields: Mapping[str, Any]) -> list[memoryview]:
+    """The blob as consecutive pieces: the header, then each tensor's own memory (contiguous arrays are not copied)."""
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    head, order = header({name: (a.dtype, a.shape) for name, a in arrays.items()}, fields)
+    return [memoryview(head), *(_bytes_of(arrays[name]) for name in order if arrays[name].size)]
+
+
+def allocate(
+    specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]], fields: Mapping[str, Any]
+) -> tuple[bytearray, dict[str, np.ndarray]]:
+    """A blob to be filled in place: its memory, and a writable array over each tensor's part of it."""
+    head, _ = header(specs, fields)
+    total = len(head) + sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values())
+    memory = bytearray(total)
+    memory[: len(head)] = head
+    return memory, decode(memory)[0]
+
+
+def decode(memory: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors, as views of `memory`, and the fields of the `kvtools` key (empty where a foreign file has none).
+
+    Refuses with ValueError whatever the safetensors library refuses: a header that is not JSON or overruns the blob,
+    unknown dtypes, sizes that disagree with shapes, holes, overlaps, and bytes after the last tensor. Allocates nothing
+    in proportion to what the header claims.
+    """
+    view = memoryview(memory).cast("B")
+    entries, base = _parse_header(view)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError("__metadata__ is not an object")
+    tensors = {}
+    expected = 0
+    for name, entry in sorted(entries.items(), key=lambda item: _offsets(*item)):
+        begin, end = _offsets(name, entry)
+        dtype, shape = DTYPES.get(entry.get("dtype")), entry.get("shape")
+        if dtype is None:
+            raise ValueError(f"{name}: dtype {entry.get('dtype')!r} found, one of {', '.join(DTYPES)} expected")
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{name}: shape {shape!r} found, a list of counts expected")
+        if begin != expected or end - begin != dtype.itemsize * math.prod(shape) or base + end > len(view):
+            raise ValueError(f"{name}: bytes {begin}..{end} do not fit its shape {shape} or the blob of {len(view)} bytes")
+        tensors[name] = np.frombuffer(view[base + begin : base + end], dtype=dtype).reshape(shape)
+        expected = end
+    if base + expected != len(view):
+        raise ValueError(f"{len(view) - base - expected} bytes found after the last tensor, none expected")
+    return tensors, _fields(metadata)
+
+
+def fields_of(memory: Any) -> tuple[dict[str, tuple[str, list[int]]], dict[str, Any]]:
+    """Dtype and shape of each tensor, and the fields: the blob as its header tells it, tensors left unread."""
+    tensors, fields = decode(memory)
+    return {name: (NAMES[a.dtype], list(a.shape)) for name, a in sorted(tensors.items())}, fields
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _parse_header(view: memoryview) -> tuple[dict[str, Any], int]:
+    if len(view) < 8:
+        raise ValueError(f"{len(view)} bytes found, at least 8 expected")
+    n_bytes = int.from_bytes(view[:8], "little")
+    if n_bytes > MAX_HEADER_BYTES or 8 + n_bytes > len(view):
+        raise ValueError(f"header of {n_bytes} bytes announced in a blob of {len(view)}")
+    try:
+        entries = json.loads(bytes(view[8 : 8 + n_bytes]), object_pairs_hook=_unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"header is not JSON ({error})") from None
+    if not isinstance(entries, dict):
+        raise ValueError("header is not a JSON object")
+    return entries, 8 + n_bytes
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entries:
+            raise ValueError(f"{name}: named twice in the header")
+        entries[name] = value
+    return entries
+
+
+def _offsets(name: str, entry: Any) -> tuple[int, int]:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
+        raise ValueError(f"{name}: data_offsets {offsets!r} found, two offsets expected")
+    return offsets[0], offsets[1]
+
+
+def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
+    if "kvtools" not in metadata:
+        return {}
+    try:
+        fields = json.loads(metadata["kvtools"])
+    except (TypeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"metadata key kvtools is not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise ValueError("metadata key kvtools is not a JSON object")
+    return fields

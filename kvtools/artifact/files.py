@@ -1,0 +1,162 @@
+"""Where bytes come from and go to: paths, and `-` for the standard streams.
+
+A write to a path is whole or absent: a temporary file beside the target, fsync, `os.replace`. The one invariant: until
+`commit` returns, whatever stood at the target still stands there. Devices and pipes given by path are written directly,
+since they cannot be replaced. One process writes one target at a time (flock).
+
+Not here: what the bytes mean.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from kvtools.faults import CannotCreate, Missing, Usage
+
+_IOV_MAX = 1024  # buffers a writev call takes on Linux
+_PIPE_BYTES = 1 << 20  # the largest pipe an ordinary user may ask for on Linux; fewer, longer system calls
+
+
+def open_source(src: str) -> BinaryIO:
+    """A buffered binary reader of a path or of standard input. Raises Missing where there is nothing to read."""
+    if src == "-":
+        if sys.stdin is None or sys.stdin.closed:
+            raise Missing("stdin: closed. Give a file, or a pipe.")
+        if sys.stdin.isatty():
+            raise Usage("stdin: a terminal found, a pipe or a file expected. Name an input.")
+        _widen_pipe(0)
+        return open(0, "rb", buffering=1 << 20, closefd=False)
+    try:
+        if Path(src).is_dir():
+            raise Missing(f"{src}: a directory found, a file expected.")
+        return open(src, "rb", buffering=1 << 20)
+    except OSError as error:
+        raise Missing(f"{src}: {_reason(error)}.") from None
+
+
+def is_same_file(src: str, dst: str) -> bool:
+    """Whether both names lead to one existing regular file."""
+    return "-" not in (src, dst) and Path(src).is_file() and Path(dst).exists() and os.path.samefile(src, dst)
+
+
+def refuse_existing(dst: str, *, force: bool) -> None:
+    """Raise CannotCreate where dst is a file already there and overwriting was not asked for."""
+    if dst != "-" and Path(dst).is_file() and not force:
+        raise CannotCreate(f"{dst}: exists already. Give --force to overwrite it.")
+
+
+class Sink:
+    """A destination being written: append with `write`, then `commit`; `abandon` leaves the target as it was.
+
+    `keep_partial` names the temporary file predictably (`.NAME.part`) and leaves it where it is when abandoned, so that
+    a later run can take it up; `offset` is then how many bytes of it the caller found good.
+    """
+
+    def __init__(self, dst: str, *, force: bool = False, keep_partial: bool = False) -> None:
+        self.dst = dst
+        self.position = 0
+        self._keep_partial = keep_partial
+        self._partial: Path | None = None
+        if dst == "-":
+            if sys.stdout.isatty():
+                raise Usage("stdout: a terminal found; binary data would garble it. Give -o FILE, or pipe it on.")
+            sys.stdout.flush()
+            self._fd = os.dup(1)
+        else:
+            refuse_existing(dst, force=force)
+            self._fd = self._create(Path(dst))
+        if stat.S_ISFIFO(os.fstat(self._fd).st_mode):
+            _widen_pipe(self._fd)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the bytes come to rest, so that compressing them pays."""
+        return stat.S_ISREG(os.fstat(self._fd).st_mode)
+
+    def partial(self) -> BinaryIO | None:
+        """What an earlier run left behind, for reading; None where there is nothing."""
+        if self._partial is None or os.fstat(self._fd).st_size == 0:
+            return None
+        return open(self._partial, "rb", buffering=1 << 20)
+
+    def resume_at(self, offset: int) -> None:
+        """Keep the first `offset` bytes of the partial file and append after them."""
+        os.ftruncate(self._fd, offset)
+        os.lseek(self._fd, offset, os.SEEK_SET)
+        self.position = offset
+
+    def write(self, buffers: Sequence[memoryview | bytes]) -> None:
+        """Write all buffers in order, without joining them."""
+        pending = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        self.position += sum(len(buffer) for buffer in pending)
+        first = 0
+        while first < len(pending):
+            n_bytes = os.writev(self._fd, pending[first : first + _IOV_MAX])
+            while first < len(pending) and n_bytes >= len(pending[first]):
+                n_bytes -= len(pending[first])
+                first += 1
+            if n_bytes:
+                pending[first] = pending[first][n_bytes:]
+
+    def commit(self) -> None:
+        """Make the output final; raises OSError where the last bytes cannot be kept."""
+        if self._partial is not None:
+            # the data must be on disk before the name points at it: after a crash a reader finds the old file or the new
+            os.fsync(self._fd)
+            os.replace(self._partial, self.dst)
+            self._partial = None
+            _sync_directory(Path(self.dst).parent)
+        os.close(self._fd)
+
+    def abandon(self) -> None:
+        """Give up: the target stays as it was, and the partial file goes unless it is to be kept and holds anything."""
+        if self._partial is not None and not (self._keep_partial and os.fstat(self._fd).st_size):
+            self._partial.unlink(missing_ok=True)
+        os.close(self._fd)
+
+    def _create(self, path: Path) -> int:
+        try:
+            if path.is_dir():
+                raise CannotCreate(f"{path}: a directory found, a file name expected.")
+            if path.exists() and not path.is_file():
+                return os.open(path, os.O_WRONLY)
+            name = f".{path.name}.part" if self._keep_partial else f".{path.name}.tmp-{os.getpid()}"
+            self._partial = path.parent / name
+            fd = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise CannotCreate(f"{path}: {_reason(error)}.") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise CannotCreate(f"{path}: another run is writing it. Wait for it, or name another output.") from None
+        except OSError:
+            pass  # some network file systems have no flock; the protection is a courtesy
+        return fd
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _widen_pipe(fd: int) -> None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    except (OSError, AttributeError):
+        pass  # not a pipe, not Linux, or the user's quota is spent: only speed is lost
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # file systems that cannot sync a directory
+            raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,137 @@
+"""The zstd frames a stream is made of: skippable frames for our own words, one data frame a record.
+
+A data frame has exactly one form for its raw length, so that a reader can tell every header bit: single segment, a
+four-byte content size, no dictionary; a checksum where compressed, none where stored. Stored frames are raw blocks of
+128 KiB around the caller's own memory, which is not copied. Format: RFC 8878; seek table: zstd's
+contrib/seekable_format/zstd_seekable_compression_format.md.
+
+Not here: what the frames mean (stream.py).
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import zstandard
+
+HEAD, KEYS, MARK, SEEK = 0x184D2A50, 0x184D2A51, 0x184D2A52, 0x184D2A5E  # skippable magics; SEEK is zstd's own
+SEEK_MAGIC = 0x8F92EAB1
+MAX_RAW_BYTES = 128 << 20  # a record; also the largest window a stock `zstd -d` accepts
+PREFIX_BYTES = 8  # magic and length of a skippable frame
+_MAGIC = 0xFD2FB528
+_BLOCK = 128 << 10
+_STORED, _COMPRESSED = 0xA0, 0xA4  # frame header descriptor: content size in 4 bytes, single segment; +4: checksum
+
+
+def skippable(magic: int, payload: bytes) -> bytes:
+    """A frame that every zstd decoder passes over."""
+    return magic.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
+
+
+def store(pieces: Sequence[memoryview]) -> tuple[list[memoryview], int]:
+    """The pieces as one uncompressed zstd frame: buffers to write in order, and their total length.
+
+    The pieces' memory is sliced, never copied. Raises ValueError where they exceed MAX_RAW_BYTES.
+    """
+    n_raw = sum(len(piece) for piece in pieces)
+    _check_raw(n_raw)
+    buffers = [memoryview(_header(_STORED, n_raw))]
+    left, room = n_raw, 0
+    for piece in pieces:
+        begin = 0
+        while begin < len(piece):
+            if room == 0:
+                room = min(left, _BLOCK)
+                buffers.append(memoryview(_raw_block_header(room, is_last=left <= _BLOCK)))
+            end = min(len(piece), begin + room)
+            buffers.append(piece[begin:end])
+            left, room, begin = left - (end - begin), room - (end - begin), end
+    return buffers, stored_length(n_raw)
+
+
+def compress(pieces: Sequence[memoryview], level: int) -> bytes:
+    """The pieces as one compressed zstd frame; same pieces, level and library version give the same bytes."""
+    raw = b"".join(pieces)
+    _check_raw(len(raw))
+    # the window is the whole record, which makes the header canonical (single segment) at no cost in memory here
+    window_log = max(10, (len(raw) - 1).bit_length())
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, source_size=len(raw), window_log=window_log, write_checksum=True, write_content_size=True
+    )
+    # one frame per record and no threads: output bytes must not depend on the thread count
+    frame = zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
+    return _widen_content_size(frame, len(raw))
+
+
+def extract(frame: memoryview, n_raw: int) -> np.ndarray:
+    """The raw bytes of a data frame, which must be one of the two forms above and decode to exactly `n_raw` bytes.
+
+    Returns uint8 (n_raw,). Allocates n_raw bytes, no more; raises ValueError for anything else.
+    """
+    if bytes(frame[:9]) == _header(_STORED, n_raw):
+        return _extract_stored(frame, n_raw)
+    if bytes(frame[:9]) != _header(_COMPRESSED, n_raw):
+        raise ValueError("zstd frame header differs from the one that its length calls for")
+    try:
+        # one frame, output bounded by the size just checked; decompressobj would not bound it
+        raw = zstandard.ZstdDecompressor(max_window_size=MAX_RAW_BYTES).decompress(
+            frame, max_output_size=n_raw, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise ValueError(f"zstd frame does not decode ({error})") from None
+    if len(raw) != n_raw:
+        raise ValueError(f"{len(raw)} bytes decoded, {n_raw} expected")
+    return np.frombuffer(raw, np.uint8)
+
+
+def stored_length(n_raw: int) -> int:
+    """Bytes of a stored frame around n_raw bytes."""
+    return 9 + n_raw + 3 * -(-n_raw // _BLOCK)
+
+
+def is_plausible(n_stored: int, n_raw: int) -> bool:
+    """Whether a frame of n_stored bytes may hold n_raw: within the limits, and no longer than the worst compression."""
+    return 0 < n_raw <= MAX_RAW_BYTES and 9 < n_stored <= stored_length(n_raw) + (n_raw >> 8) + 64
+
+
+def seek_table(sizes: Iterable[tuple[int, int]]) -> bytes:
+    """The standard seek table as its skippable frame; sizes: (frame bytes, raw bytes) of every frame before it."""
+    entries = np.asarray(list(sizes), dtype="<u4").reshape(-1, 2)
+    footer = len(entries).to_bytes(4, "little") + b"\0" + SEEK_MAGIC.to_bytes(4, "little")
+    return skippable(SEEK, entries.tobytes() + footer)
+
+
+def _check_raw(n_raw: int) -> None:
+    if not 0 < n_raw <= MAX_RAW_BYTES:
+        raise ValueError(f"a record of {n_raw} bytes found, at most {MAX_RAW_BYTES} expected")
+
+
+def _header(descriptor: int, n_raw: int) -> bytes:
+    return _MAGIC.to_bytes(4, "little") + bytes([descriptor]) + n_raw.to_bytes(4, "little")
+
+
+def _raw_block_header(n_bytes: int, *, is_last: bool) -> bytes:
+    return (n_bytes << 3 | is_last).to_bytes(3, "little")
+
+
+def _widen_content_size(frame: bytes, n_raw: int) -> bytes:
+    # libzstd writes the content size in 1, 2 or 4 bytes; ours is always 4
+    width = {0: 1, 1: 2, 2: 4}[frame[4] >> 6]
+    assert frame[4] & 0x3F == _COMPRESSED & 0x3F, "compressor parameters above promise a single segment with checksum"
+    return _header(_COMPRESSED, n_raw) + frame[5 + width :]
+
+
+def _extract_stored(frame: memoryview, n_raw: int) -> np.ndarray:
+    if len(frame) != stored_length(n_raw):
+        raise ValueError(f"stored frame of {len(frame)} bytes found, {stored_length(n_raw)} expected")
+    body = np.frombuffer(frame[9:], np.uint8)
+    n_whole = (n_raw - 1) // _BLOCK  # blocks before the last, all full
+    whole = body[: n_whole * (_BLOCK + 3)].reshape(n_whole, _BLOCK + 3)
+    last = body[n_whole * (_BLOCK + 3) :]
+    full_header = np.frombuffer(_raw_block_header(_BLOCK, is_last=False), np.uint8)
+    last_header = _raw_block_header(n_raw - n_whole * _BLOCK, is_last=True)
+    if (whole[:, :3] != full_header).any() or bytes(last[:3]) != last_header:
+        raise ValueError("stored frame is not made of whole raw blocks")
+    raw = np.empty(n_raw, np.uint8)
+    raw[: n_whole * _BLOCK].reshape(n_whole, _BLOCK)[:] = whole[:, 3:]
+    raw[n_whole * _BLOCK :] = last[3:]
+    return raw

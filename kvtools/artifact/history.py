@@ -1,0 +1,83 @@
+"""How an artifact came to be: a list of steps, each naming the steps before it, that travels inside the artifact.
+
+A step is {id, command, version, argv, inputs, parents}: `inputs` are digests of the artifacts at rest that were read
+(streams through a pipe have none, their steps are the parents), `parents` the ids of the last steps of the inputs. No time, host,
+user or absolute path, and no option that does not change the result, so that the same work gives the same bytes.
+"""
+
+import getpass
+import hashlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kvtools import __version__
+from kvtools.artifact.blob import canonical
+
+Step = dict[str, Any]
+
+# options that say where and how, not what: name → whether a value follows
+_SILENT = {
+    "-o": True, "--output": True, "--jobs": True, "--timeout": True, "--state": True, "--log": True, "--list": True,
+    "--force": False, "-q": False, "--quiet": False, "-v": False, "--verbose": False, "--stamp": False, "--strict": False,
+    "--compress": True,
+}  # fmt: skip
+
+
+def extend(
+    command: str,
+    argv: Sequence[str],
+    *,
+    before: Iterable[Sequence[Step]] = (),
+    inputs: Iterable[str] = (),
+    stamp: bool = False,
+) -> list[Step]:
+    """The histories of all inputs, each step once, and after them the step that `command` takes now."""
+    steps: list[Step] = []
+    parents: list[str] = []
+    for earlier in before:
+        steps += [step for step in earlier if step not in steps]
+        if earlier:
+            parents.append(earlier[-1]["id"])
+    step: Step = {
+        "command": command,
+        "version": __version__,
+        "argv": portable(argv),
+        "inputs": list(inputs),
+        "parents": parents,
+    }
+    if stamp:
+        step["stamp"] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "host": socket.gethostname(),
+            "user": getpass.getuser(),
+            "directory": os.getcwd(),
+            "argv": sys.argv[1:],
+        }
+    step["id"] = hashlib.blake2b(canonical(step), digest_size=6).hexdigest()
+    return [*steps, step]
+
+
+def portable(argv: Sequence[str]) -> list[str]:
+    """Arguments without what differs between machines: output options dropped, absolute paths cut to their last part."""
+    kept: list[str] = []
+    skip = False
+    for word in argv:
+        name = word.split("=", 1)[0]
+        if skip:
+            skip = False
+        elif name in _SILENT:
+            skip = _SILENT[name] and "=" not in word
+        elif word.startswith("-o") and not word.startswith("--"):
+            pass  # -oDST in one word
+        else:
+            kept.append(os.path.basename(word.rstrip("/")) if word.startswith("/") else word)
+    return kept
+
+
+def describe(steps: Sequence[Step]) -> list[str]:
+    """One line a step, oldest first, as one would type it."""
+    return [" ".join(["kvtools", step["command"], *step["argv"]]) for step in steps]

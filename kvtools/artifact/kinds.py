@@ -1,0 +1,113 @@
+"""What each kind of artifact holds: the only definition in code of the table in kvtools-stream(5), "Kinds".
+
+A tensor is declared as "DTYPES SHAPE": dtypes separated by `|`, axes by commas, `-` for a scalar. An axis is a number, or
+a letter that stands for one size throughout a record (legend: P patches, T frames, M visual tokens, N items, D width,
+L levels, K codes, S tokens). `?` after a name: may be absent. A string column `x` is x.bytes and x.offsets, as in Arrow.
+
+Not here: what the numbers mean to a model. Foreign tensors beside the declared ones are refused, except in kinds whose
+tensor names belong to somebody else (`is_open`: model weights).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kvtools.artifact.blob import NAMES
+
+
+@dataclass(frozen=True)
+class Kind:
+    form: str  # "stream" or "bag"
+    tensors: Mapping[str, str]
+    fields: tuple[str, ...] = ()  # JSON fields every record must have
+    products: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # axis → (tensor whose product it is, divisor)
+    is_open: bool = False
+
+
+_STRINGS = {"keys.bytes": "U8 B", "keys.offsets": "I64 O"}
+
+KINDS: dict[str, Kind] = {
+    "video": Kind(
+        "stream",
+        {"pixels": "U8 P,3,14,14", "grid": "I32 3", "seconds": "F64 T", "tokens?": "BF16 M,D", "embedding?": "F32 D"},
+        ("key", "fps", "duration", "source"),
+        {"P": ("grid", 1)},
+    ),
+    "embedding": Kind("stream", {"vectors": "F32 N,D", **_STRINGS}, ("key",)),
+    "conversation": Kind("stream", {"json": "U8 B"}, ("key",)),
+    "sequence": Kind(
+        "stream",
+        {
+            "tokens": "I32 S",
+            "targets": "U8 S",
+            "segments": "I32 G",
+            "positions": "I32 3,S",
+            "pixels?": "U8 P,3,14,14",
+            "grid?": "I32 V,3",
+            "seconds?": "F64 T",
+        },
+        ("key",),
+    ),
+    "semantic-id": Kind("bag", {"codebooks": "F32 L,K,D", "codes": "U16|I32 N,L", **_STRINGS}),
+    "model": Kind("bag", {}, is_open=True),
+    "recommendation": Kind("stream", {"items": "I32|I64 k", "scores": "F32 k", "codes": "U16|I32 k,L"}, ("key",)),
+    "rollout": Kind(
+        "stream", {"tokens": "I32 S", "logprobs": "F32 R", "reward": "F32 -", "advantage": "F32 -", "group": "I32 -"}, ("key",)
+    ),
+    "device": Kind(
+        "bag",
+        {"labels": "I32 n,C", "index": "I64 I", "offsets": "I64 O", "delay?": "F32 n,n", "coordinates?": "F32|F64 n,d"},
+    ),
+    "tree": Kind("bag", {"parent": "I32 N", "level": "I32 N", "device": "I32 N", "ratios": "I32 L"}),
+}
+
+
+def check(kind: str, form: str, tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> None:
+    """Hold one record, or one bag, against the table; raises ValueError naming the first difference."""
+    declared = KINDS.get(kind)
+    if declared is None:
+        raise ValueError(f"kind {kind!r} found, one of {', '.join(KINDS)} expected")
+    if form != declared.form:
+        raise ValueError(f"{kind} in a {form} found, in a {declared.form} expected")
+    if fields.get("kind") != kind:
+        raise ValueError(f"kind {fields.get('kind')!r} found, {kind!r} expected")
+    for name in declared.fields:
+        if name not in fields:
+            raise ValueError(f"JSON field {name!r} missing from a {kind}")
+    sizes: dict[str, int] = {}
+    names = {name.rstrip("?"): name for name in declared.tensors}
+    for name, declaration in names.items():
+        if name in tensors:
+            _check_tensor(name, tensors[name], declared.tensors[declaration], sizes)
+        elif declaration == name:
+            raise ValueError(f"{name}: missing from a {kind}")
+    foreign = sorted(set(tensors) - set(names))
+    if foreign and not declared.is_open:
+        raise ValueError(f"{foreign[0]}: no tensor of a {kind}")
+    for axis, (name, divisor) in declared.products.items():
+        expected = math.prod(int(n) for n in tensors[name]) // divisor
+        if sizes[axis] != expected or int(tensors[name][0]) != sizes.get("T", expected):
+            raise ValueError(f"{name}: {tensors[name].tolist()} does not agree with {sizes[axis]} patches, {sizes.get('T')} frames")
+    _check_columns(tensors)
+
+
+def _check_tensor(name: str, array: np.ndarray, declaration: str, sizes: dict[str, int]) -> None:
+    dtypes, axes = declaration.split()
+    shape = () if axes == "-" else tuple(axes.split(","))
+    found = f"{NAMES[array.dtype]} {list(array.shape)}"
+    if NAMES[array.dtype] not in dtypes.split("|") or array.ndim != len(shape):
+        raise ValueError(f"{name}: {found} found, {dtypes} ({axes}) expected")
+    for axis, size in zip(shape, array.shape, strict=True):
+        expected = int(axis) if axis.isdigit() else sizes.setdefault(axis, size)
+        if size != expected:
+            raise ValueError(f"{name}: {found} found, {expected} expected for axis {axis} of ({axes})")
+
+
+def _check_columns(tensors: Mapping[str, np.ndarray]) -> None:
+    for name in [name.removesuffix(".offsets") for name in tensors if name.endswith(".offsets")]:
+        offsets, data = tensors[f"{name}.offsets"], tensors.get(f"{name}.bytes")
+        if data is None or len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{name}: string column whose offsets do not run from 0 to the end of its bytes")

@@ -1,0 +1,229 @@
+"""The command line: the table of commands, loaded one at a time; exit codes, signals, and how a run ends.
+
+`kvtools --help` and `kvtools CMD --help` load neither torch nor numpy: the table below holds what the first needs, and
+a command module imports its machinery inside its function. Whatever ends a run, this module says so once and chooses
+the exit code (faults.py); under MPI it ends the other ranks too.
+"""
+
+import errno
+import importlib
+import json
+import os
+import signal
+import sys
+import textwrap
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
+
+from kvtools import __version__
+from kvtools.faults import Died, Fault, Usage
+from kvtools.options import Invocation
+from kvtools.world import World
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: where the command lives, what it is for, and the kinds it reads and writes."""
+
+    section: str
+    summary: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    is_parallel: bool = False  # works on many ranks; the others run on rank 0 alone
+
+    def load(self, name: str) -> Any:
+        return importlib.import_module(f"kvtools.commands.{name.replace('-', '_')}")
+
+
+COMMANDS = {
+    "tokenize-video": Entry(
+        "Keye-VL", "Turn videos into patches with true timestamps.", ("video files",), ("video",), is_parallel=True
+    ),
+    "info": Entry("Plumbing", "Tell what artifacts hold and how they were made.", ("any",)),
+    "cat": Entry("Plumbing", "Join streams into one, select records, or show them as text.", ("any stream",), ("same",)),
+    "check": Entry("Plumbing", "Hold artifacts against their checksums and their kind.", ("any",)),
+    "sum": Entry("Plumbing", "Digest records in whatever order they come.", ("any",)),
+}
+
+EXIT_CODES = {
+    0: "done", 1: "the answer is no, or unexpected", 2: "usage", 65: "input corrupt, truncated or of the wrong kind",
+    66: "input missing", 73: "cannot create the output", 74: "input/output error", 75: "stopped on request: run again",
+    141: "the reader of stdout went away",
+}  # fmt: skip
+
+
+class Command(TyperCommand):
+    """A subcommand whose help reads: sentence, usage, examples, options, exit codes, see also."""
+
+    def invoke(self, ctx: Any) -> int:
+        entry: Entry = COMMANDS[self.name or ""]
+        if ctx.obj is None:
+            ctx.obj = Invocation()
+        ctx.obj.world = World.open()
+        if not entry.is_parallel and not ctx.obj.world.is_root:
+            return 0
+        try:
+            code = super().invoke(ctx) or 0
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            raise Died(141) from None
+        except KeyboardInterrupt:
+            raise Died(130) from None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        module = COMMANDS[self.name or ""].load(self.name or "")
+        sentence, _, rest = (self.help or "").partition("\n")
+        formatter.write(sentence + "\n\n")
+        self.format_usage(ctx, formatter)
+        _write_section(formatter, "Examples", module.EXAMPLES)
+        if rest.strip():
+            formatter.write("\n" + textwrap.fill(" ".join(rest.split()), formatter.width) + "\n")
+        self.format_options(ctx, formatter)
+        _write_section(formatter, "Exit codes", [f"{code}  {EXIT_CODES[code]}" for code in module.EXIT_CODES])
+        _write_section(formatter, "See also", [", ".join(module.SEE_ALSO)])
+
+
+class Group(TyperGroup):
+    """The top level: commands come from the table and are imported when named."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return build(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
+            with formatter.section(section):
+                formatter.write_dl([(name, e.summary) for name, e in COMMANDS.items() if e.section == section])
+
+
+def build(name: str) -> Any:
+    """The parser of one command, from its module's `main`."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]})(COMMANDS[name].load(name).main)
+    command: Any = typer.main.get_command(app)
+    return command
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A command's arguments, options and kinds, for programs: what `kvtools CMD --describe` prints."""
+    parameters = [p for p in build(name).params if p.name not in ("help",)]
+    entry = COMMANDS[name]
+    return {
+        "command": name,
+        "summary": entry.summary,
+        "reads": list(entry.reads),
+        "writes": list(entry.writes),
+        "arguments": [
+            {"name": p.metavar or p.name, "many": p.nargs == -1, "required": p.required, "help": p.help}
+            for p in parameters
+            if p.param_type_name == "argument"
+        ],
+        "options": [
+            {
+                "names": [*p.opts, *p.secondary_opts],
+                "type": "flag" if p.is_flag else getattr(p.type, "choices", None) or p.type.name,
+                "metavar": p.metavar,
+                "default": p.default if isinstance(p.default, bool | int | float | str) else None,
+                "help": p.help,
+            }
+            for p in parameters
+            if p.param_type_name == "option"
+        ],
+    }
+
+
+def run(words: list[str]) -> int:
+    """Do what the words say and return the exit code; every fault has been told when this returns."""
+    name = next((word for word in words if not word.startswith("-")), "")
+    invocation = Invocation(name, words[words.index(name) + 1 :] if name in COMMANDS else [])
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        if name in COMMANDS and "--describe" in words:
+            print(json.dumps(describe(name), indent=2, ensure_ascii=False))
+            return 0
+        if "--version" in words and name not in COMMANDS:
+            print(_version(detailed="-v" in words))
+            return 0
+        group = Group(name="kvtools", help=_TAGLINE, no_args_is_help=False, rich_markup_mode=None,
+                      context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)  # fmt: skip
+        if not words:
+            words = ["--help"]
+        _enable_completion()
+        code = group.main(words, prog_name="kvtools", standalone_mode=False, obj=invocation)
+        sys.stdout.flush()
+        return int(code or 0)
+    except TyperException as error:
+        fault: Fault = Usage(error.format_message().rstrip(".") + ". See --help.")
+    except Fault as error:
+        fault = error
+    except OSError as error:
+        fault = Fault(f"{error.filename or 'input/output'}: {(error.strerror or str(error)).lower()}.")
+        fault.code = 141 if error.errno == errno.EPIPE else 74
+    except Exception as error:
+        if "-v" in words or "--verbose" in words:
+            raise
+        fault = Fault(f"unexpected: {type(error).__name__}: {' '.join(str(error).split())}. Run again with -v for a traceback.")
+    _tell(fault, invocation)
+    invocation.world.abort(fault.code)
+    return fault.code
+
+
+def main() -> NoReturn:
+    """The console script."""
+    code = run(sys.argv[1:])
+    try:
+        # a full disk shows only when the last bytes are flushed; without this it would be a silent success
+        sys.stdout.flush()
+    except OSError as error:
+        code = code or (141 if error.errno == errno.EPIPE else 74)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more at exit
+    sys.exit(code)
+
+
+_TAGLINE = "Composable tools for Keye-VL, OneRec and E-Tree learning: each does one job, and they pipe into one another."
+_EPILOG = "kvtools COMMAND --help tells more; --describe says it in JSON; kvtools --version, with -v, what it stands on."
+
+
+def _tell(fault: Fault, invocation: Invocation) -> None:
+    # a usage error is every rank's error: one of them says it
+    if str(fault) and not (isinstance(fault, Usage) and os.environ.get("PMI_RANK", "0") != "0"):
+        invocation.note(str(fault))
+
+
+def _write_section(formatter: Any, title: str, lines: list[str]) -> None:
+    with formatter.section(title):
+        for line in lines:
+            formatter.write(" " * formatter.current_indent + line + "\n")
+
+
+def _enable_completion() -> None:
+    if "_KVTOOLS_COMPLETE" in os.environ:  # set by the completion scripts in share/
+        from typer.completion import completion_init
+
+        completion_init()
+
+
+def _version(*, detailed: bool) -> str:
+    if not detailed:
+        return f"kvtools {__version__}"
+    from importlib.metadata import PackageNotFoundError, version
+
+    lines = [f"kvtools {__version__}", f"python {sys.version.split()[0]}"]
+    for package in ("torch", "numpy", "safetensors", "zstandard", "decord", "av", "mpi4py", "mpich"):
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package} absent")
+    return "\n".join(lines)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Died(143)  # unwinds, so that temporary files go; long commands replace this by world.Stop

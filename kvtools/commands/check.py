@@ -1,0 +1,45 @@
+"""`kvtools check`: is this artifact whole, and what it says it is?"""
+
+import json
+
+import typer
+
+from kvtools.options import AsJson, Inputs, Quiet, Verbose
+
+EXAMPLES = ["kvtools check clips.kvs", "kvtools tokenize-video clip.mp4 | kvtools check --json -"]
+EXIT_CODES = (0, 2, 65, 66)
+SEE_ALSO = ("kvtools info", "kvtools sum", "kvtools-stream(5)")
+
+
+def main(ctx: typer.Context, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False) -> int:
+    """Read artifacts to their end and hold every record against its checksums and its kind.
+
+    Silent where all is well. A fault is told with the record's number; the remaining artifacts are still checked, and the
+    exit code is 65.
+    """
+    from kvtools.artifact import Reader, kinds, open_artifact
+    from kvtools.faults import Corrupt, Fault
+
+    worst = 0
+    for src in inputs or ["-"]:
+        n_records, fault = 0, None
+        try:
+            artifact = open_artifact(src)
+            try:
+                if isinstance(artifact, Reader):
+                    for record in artifact:
+                        kinds.check(artifact.head.kind, "stream", record.tensors, record.fields)
+                        n_records += 1
+                else:
+                    kinds.check(artifact.kind or "", "bag", artifact.tensors, artifact.fields)
+                    n_records = 1
+            except ValueError as difference:
+                raise Corrupt(f"{src}: record {n_records}: {difference}") from None
+        except Fault as found:
+            fault = str(found)
+            worst = max(worst, found.code)
+        if as_json:
+            typer.echo(json.dumps({"ok": fault is None, "records": n_records, "fault": fault, "name": src}, ensure_ascii=False))
+        elif fault is not None:
+            ctx.obj.note(fault)
+    return worst

@@ -1,0 +1,70 @@
+"""`kvtools info`: what is in this artifact, and where does it come from?"""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from kvtools.options import AsJson, Inputs, Quiet, Verbose
+
+EXAMPLES = ["kvtools info clips.kvs", "kvtools tokenize-video clip.mp4 | kvtools info --records -"]
+EXIT_CODES = (0, 2, 65, 66)
+SEE_ALSO = ("kvtools check", "kvtools cat", "kvtools-stream(5)")
+
+
+def main(
+    ctx: typer.Context,
+    inputs: Inputs = None,
+    as_json: AsJson = False,
+    records: Annotated[bool, typer.Option("--records", help="One line a record, with its tensors' types and shapes.")] = False,
+    config: Annotated[bool, typer.Option("--config", help="Print the recipe the artifact was made with, as TOML.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Tell what artifacts hold: form, kind, records, bytes, and the commands that led to them.
+
+    A stream in a file is told from its head and its index, which costs little whatever its size; --records and pipes
+    read it all. `kvtools check` verifies it.
+    """
+    from kvtools.artifact.history import describe
+    from kvtools.artifact.summary import lines_of, summarize
+    from kvtools.faults import Fault
+
+    worst = 0
+    for src in inputs or ["-"]:
+        try:
+            for line in lines_of(src) if records else [summarize(src)]:
+                if config:
+                    typer.echo(_as_toml(line.get("config", {})), nl=False)
+                elif as_json:
+                    typer.echo(json.dumps(line, ensure_ascii=False))
+                elif records:
+                    typer.echo(_row(line))
+                else:
+                    _print_table(src, line, describe(line["history"]))
+        except Fault as fault:
+            ctx.obj.note(str(fault))
+            worst = max(worst, fault.code)
+    return worst
+
+
+def _print_table(src: str, line: dict[str, Any], steps: list[str]) -> None:
+    for title, value in (("file", src), ("form", line["form"]), ("kind", line["kind"] or "foreign")):
+        typer.echo(f"{title:<8} {value}")
+    typer.echo(f"{'records':<8} {line['records']}")
+    typer.echo(f"{'bytes':<8} {line['bytes']:,}")
+    for name, (dtype, shape) in line.get("tensors", {}).items():
+        typer.echo(f"{'tensor':<8} {name} {dtype} {tuple(shape)}")
+    for step in steps:
+        typer.echo(f"{'history':<8} {step}")
+
+
+def _row(line: dict[str, Any]) -> str:
+    shapes = "  ".join(f"{name} {dtype}({','.join(map(str, shape))})" for name, (dtype, shape) in line["tensors"].items())
+    seconds = f"  {line['duration']:.2f} s" if isinstance(line.get("duration"), float) else ""
+    return f"{line['record']:>6}  {line['key']}  {shapes}{seconds}"
+
+
+def _as_toml(config: dict[str, Any]) -> str:
+    # a recipe is flat: names to numbers, strings, flags and lists, whose JSON is TOML too; absent values are left out
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in sorted(config.items()) if value is not None)

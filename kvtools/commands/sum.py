@@ -1,0 +1,45 @@
+"""`kvtools sum`: digests that do not depend on order."""
+
+import json
+
+import typer
+
+from kvtools.options import AsJson, Inputs, Quiet, Verbose
+
+EXAMPLES = ["kvtools sum clips.kvs", "kvtools cat part-*.kvs | kvtools sum -"]
+EXIT_CODES = (0, 2, 65, 66)
+SEE_ALSO = ("kvtools check", "kvtools cat", "kvtools-stream(5)")
+
+
+def main(ctx: typer.Context, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False) -> int:
+    """Print a digest of each artifact that is equal for the same records in any order.
+
+    The digest does not see order, sharding, compression, history or the number of ranks; it differs when a record is
+    lost, doubled or changed. Of a bag it covers the tensors. It detects accidents, not forgery.
+    """
+    from kvtools.artifact import Reader, open_artifact
+    from kvtools.artifact.digest import Digest
+    from kvtools.faults import Fault
+
+    worst = 0
+    for src in inputs or ["-"]:
+        digest, n_records = Digest(), 0
+        try:
+            artifact = open_artifact(src)
+            if isinstance(artifact, Reader):
+                for record in artifact:
+                    digest.add(record.tensors, record.fields)
+                    n_records += 1
+            else:
+                for name, tensor in artifact.tensors.items():
+                    digest.add({name: tensor}, {})
+                n_records = 1
+        except Fault as fault:
+            ctx.obj.note(str(fault))
+            worst = max(worst, fault.code)
+            continue
+        if as_json:
+            typer.echo(json.dumps({"digest": str(digest), "records": n_records, "name": src}))
+        else:
+            typer.echo(f"{digest}  {src}")
+    return worst

@@ -1,0 +1,60 @@
+"""Option types that mean the same in every command, and what a command is told about its invocation.
+
+One declaration serves parsing, `--help`, `--describe` and the man pages. Imports nothing heavy: every `--help` loads it.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import typer
+
+from kvtools.faults import Usage
+from kvtools.world import World
+
+
+@dataclass
+class Invocation:
+    """What is known of this run before the command starts; reaches a command as `ctx.obj`."""
+
+    command: str = ""
+    argv: list[str] = field(default_factory=list)
+    world: World = field(default_factory=World)
+
+    def note(self, words: str, *, quiet: bool = False) -> None:
+        """One line on stderr, in the house form."""
+        if not quiet:
+            rank = "" if self.world.size == 1 else f"[r{self.world.rank}/{self.world.size}] "
+            typer.echo(f"{rank}kvtools {self.command}: {words}", err=True)
+
+
+Inputs = Annotated[list[str] | None, typer.Argument(metavar="[INPUT]...", help="Artifacts to read; - is stdin, the default.")]
+Output = Annotated[str, typer.Option("-o", "--output", metavar="DST", help="Where to write; - is stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+Compress = Annotated[
+    int | None,
+    typer.Option(
+        "--compress", min=0, max=19, metavar="N", help="zstd level; 0 stores. Default: 1 into files, 0 into pipes.", show_default=False
+    ),
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; faults are still told.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show a traceback where a fault is unexpected.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad input.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON Lines instead of a table.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check inputs and options, print the plan, do nothing.")]
+Stamp = Annotated[bool, typer.Option("--stamp", help="Record time, host, user and full arguments in the history.")]
+Shard = Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Take part I of N of the inputs, I from 0.", show_default=False)]
+
+
+def band(words: str, option: str) -> tuple[int, int]:
+    """`LOW:HIGH` as two counts, 1 <= LOW <= HIGH."""
+    match = re.fullmatch(r"(\d+):(\d+)", words)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise Usage(f"{option} {words}: LOW:HIGH with 1 <= LOW <= HIGH expected, as in 128:768.")
+    return int(match[1]), int(match[2])
+
+
+def require(condition: bool, option: str, found: object, expected: str) -> None:
+    """Raise Usage in the house form unless the condition holds."""
+    if not condition:
+        raise Usage(f"{option} {found}: {expected} expected.")

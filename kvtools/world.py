@@ -1,0 +1,170 @@
+"""All the ranks that work on this command together: one without MPI, several under mpiexec or srun.
+
+`World.open()` tells which from the launcher's environment; a serial run never imports mpi4py. The invariant to keep:
+whatever one rank may know alone (a signal, a fault, a deadline) is agreed with `any` before a branch that communicates.
+Rank 0 owns stdin, stdout and words; the others see an empty stdin, and their stdout is stderr.
+
+Not here: launching processes (mpiexec's and srun's work) and GPUs.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TypeVar
+
+from kvtools.faults import Usage
+
+_T = TypeVar("_T")
+_POLL_S = 0.002  # MPICH's blocking calls spin on a core that a decoder could use; we look this often instead
+_NUMBER_BYTES = 64
+_RANK_AND_SIZE = (("PMI_RANK", "PMI_SIZE"), ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
+
+_stop_signals: list[int] = []
+
+
+class World:
+    """Rank and size, and the few things ranks say to one another. Use `World.open()`."""
+
+    def __init__(self, comm: Any = None) -> None:
+        self._comm = comm
+        self.rank: int = 0 if comm is None else comm.Get_rank()
+        self.size: int = 1 if comm is None else comm.Get_size()
+        # ranks that share this machine's cores; every launcher known here says so in its environment
+        self.local_size: int = 1 if comm is None else _local_size(self.size)
+
+    @staticmethod
+    def open() -> "World":
+        """The world this process was launched into. Must be called once, before stdin or stdout are touched."""
+        if _launched_size() <= 1:
+            _refuse_silent_copies()
+            return World()
+        from mpi4py import MPI
+
+        world = World(MPI.COMM_WORLD)
+        if world.rank > 0:
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            os.close(null)
+            sys.stdout.flush()
+            os.dup2(2, 1)
+        return world
+
+    @property
+    def is_root(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: object) -> bool:
+        """Whether the flag is set on any rank; the same answer on all. A collective: every rank must call it."""
+        return self.sum(int(bool(flag))) > 0
+
+    def sum(self, value: float) -> Any:
+        """The sum over ranks, added in rank order so that every rank gets the same bits."""
+        first, *others = self._gather(value)
+        return sum(others, start=first)
+
+    def max(self, value: int) -> int:
+        """The largest value on any rank."""
+        return max(self._gather(value))
+
+    def shard(self, things: Sequence[_T]) -> Sequence[_T]:
+        """This rank's share: every size-th thing, so that neighbours, often alike in cost, go to different ranks."""
+        return things[self.rank :: self.size]
+
+    def send(self, message: bytes | bytearray) -> None:
+        """Hand bytes to rank 0; returns when rank 0 has taken them."""
+        request = self._comm.Isend([message, self._byte()], dest=0)
+        while not request.Test():
+            time.sleep(_POLL_S)
+
+    def receive(self, source: int) -> bytearray:
+        """The next bytes that rank `source` handed to rank 0."""
+        from mpi4py import MPI
+
+        status = MPI.Status()
+        while not self._comm.Iprobe(source=source, status=status):
+            time.sleep(_POLL_S)
+        message = bytearray(status.Get_count(self._byte()))
+        self._comm.Recv([message, self._byte()], source=source)
+        return message
+
+    def abort(self, code: int) -> None:
+        """End all ranks now with this exit code; does nothing in a world of one."""
+        if self._comm is not None:
+            sys.stderr.flush()
+            self._comm.Abort(code)
+
+    def _byte(self) -> Any:
+        from mpi4py import MPI
+
+        return MPI.BYTE
+
+    def _gather(self, number: float) -> list[Any]:
+        """The number of every rank, in rank order."""
+        if self._comm is None:
+            return [number]
+        import numpy as np
+
+        # as text: ints stay ints of any size, floats keep their bits, and nothing is pickled
+        mine = np.frombuffer(json.dumps(number).encode().ljust(_NUMBER_BYTES), np.uint8).copy()
+        everyone = np.empty((self.size, _NUMBER_BYTES), np.uint8)
+        request = self._comm.Iallgather(mine, everyone)
+        while not request.Test():
+            time.sleep(_POLL_S)
+        return [json.loads(row.tobytes()) for row in everyone]
+
+
+@dataclass
+class Stop:
+    """Whether this rank has been asked to stop: by SIGTERM, by SIGUSR2, or by a Slurm job's end coming near."""
+
+    margin_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, _note_signal)
+        end = os.environ.get("SLURM_JOB_END_TIME", "")  # epoch seconds; set by Slurm since about 20.11
+        self._deadline = float(end) if end.isdigit() else float("inf")
+
+    def __bool__(self) -> bool:
+        return bool(_stop_signals) or time.time() > self._deadline - self.margin_s
+
+
+def shard(things: Sequence[_T], spec: str | None) -> Sequence[_T]:
+    """Part i of n (`i/n`, i from 0) of a list, in order: parts put one after the other give the whole list."""
+    if spec is None:
+        return things
+    i, slash, n = spec.partition("/")
+    if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
+        raise Usage(f"--shard {spec}: i/n with 0 <= i < n expected, as in 0/16.")
+    begin, end = (len(things) * (int(i) + step) // int(n) for step in (0, 1))
+    return things[begin:end]
+
+
+def _note_signal(number: int, _frame: FrameType | None) -> None:
+    _stop_signals.append(number)
+
+
+def _launched_size() -> int:
+    for rank, size in _RANK_AND_SIZE:
+        if rank in os.environ:
+            return int(os.environ.get(size, "1"))
+    return 1
+
+
+def _local_size(size: int) -> int:
+    for name in ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE"):
+        if name in os.environ:
+            return int(os.environ[name])
+    per_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0].split(",")[0]
+    return int(per_node) if per_node.isdigit() else size
+
+
+def _refuse_silent_copies() -> None:
+    n_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "SLURM_STEP_ID" in os.environ and int(n_tasks) > 1 and not any(word.startswith("--shard") for word in sys.argv):
+        raise Usage(f"srun started {n_tasks} tasks that cannot see each other. Use srun --mpi=pmi2, or --shard i/n.")

@@ -75,11 +75,18 @@ class World:
         """This rank's share: every size-th thing, so that neighbours, often alike in cost, go to different ranks."""
         return things[self.rank :: self.size]
 
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, plain JSON, on every rank."""
+        if self._comm is None:
+            return value
+        text = bytearray(json.dumps(value).encode()) if self.is_root else bytearray()
+        text = text.ljust(self.max(len(text)))
+        self._finish(self._comm.Ibcast([text, self._byte()], root=0))
+        return json.loads(text)
+
     def send(self, message: bytes | bytearray) -> None:
         """Hand bytes to rank 0; returns when rank 0 has taken them."""
-        request = self._comm.Isend([message, self._byte()], dest=0)
-        while not request.Test():
-            time.sleep(_POLL_S)
+        self._finish(self._comm.Isend([message, self._byte()], dest=0))
 
     def receive(self, source: int) -> bytearray:
         """The next bytes that rank `source` handed to rank 0."""
@@ -98,6 +105,10 @@ class World:
             sys.stderr.flush()
             self._comm.Abort(code)
 
+    def _finish(self, request: Any) -> None:
+        while not request.Test():
+            time.sleep(_POLL_S)
+
     def _byte(self) -> Any:
         from mpi4py import MPI
 
@@ -112,9 +123,7 @@ class World:
         # as text: ints stay ints of any size, floats keep their bits, and nothing is pickled
         mine = np.frombuffer(json.dumps(number).encode().ljust(_NUMBER_BYTES), np.uint8).copy()
         everyone = np.empty((self.size, _NUMBER_BYTES), np.uint8)
-        request = self._comm.Iallgather(mine, everyone)
-        while not request.Test():
-            time.sleep(_POLL_S)
+        self._finish(self._comm.Iallgather(mine, everyone))
         return [json.loads(row.tobytes()) for row in everyone]
 
 

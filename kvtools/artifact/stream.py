@@ -75,10 +75,15 @@ class Writer:
         self._ledger = _Ledger()
         self._begun = False
 
-    def resume(self) -> set[str]:
+    @property
+    def n_records(self) -> int:
+        """Records in the stream so far, those of a resumed run included."""
+        return len(self._ledger.keys)
+
+    def resume(self, *, start_over: bool = False) -> set[str]:
         """Take up what an earlier run left in the sink: keys of the whole records found, which are kept.
 
-        A partial file with another head (other flags, other version) raises Usage. Whatever follows the last whole
+        A partial file with another head (other flags, other version) raises Usage, or is dropped if `start_over`. Whatever follows the last whole
         record is cut off.
         """
         partial = self._sink.partial()
@@ -87,14 +92,15 @@ class Writer:
         with partial:
             try:
                 part = _Part(partial, 0, keep_going=True)
-                if part.head != self._head:
+                if part.head != self._head and not start_over:
                     raise Usage(
                         f"{self._sink.dst}: an unfinished run with other options lies beside it. "
                         "Run again with the same options to resume it, or give --force to start over."
                     )
-                self._ledger = part.ledger  # filled as the records go by
-                for _ in part.records():
-                    pass
+                if part.head == self._head:
+                    self._ledger = part.ledger  # filled as the records go by
+                    for _ in part.records():
+                        pass
             except _Torn:
                 pass  # the first byte that is not of a whole record is where the earlier run was stopped
         self._sink.resume_at(self._ledger.n_bytes)

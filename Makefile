@@ -1,0 +1,36 @@
+# make demo: the main job on real data.  make test: every test.  Both set up all they need in .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: all demo test lint bench man clean
+all: lint test
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[mpich]' -r tests/requirements.txt
+	touch $@
+.venv: $(VENV)/.ready
+
+demo: .venv
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
+
+test: .venv
+	$(BIN)/python -m pytest
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# regenerates OPTIONS from --describe, and fails where a page was out of date or mandoc finds fault
+man: .venv
+	$(BIN)/python man/generate.py --check
+
+bench: .venv
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/run.sh
+
+clean:
+	rm -rf $(VENV) build .demo bench/.venv bench/work
+	find . -name __pycache__ -prune -exec rm -rf {} +

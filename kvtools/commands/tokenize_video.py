@@ -1,0 +1,107 @@
+"""`kvtools tokenize-video`: videos in, a stream of patches with true timestamps out."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from kvtools.options import Compress, DryRun, Force, Output, Quiet, Shard, Stamp, Strict, Verbose, band, require
+
+EXAMPLES = [
+    "kvtools tokenize-video clip.mp4 -o clip.kvs",
+    "kvtools tokenize-video --fps 1 videos/ | kvtools info --records -",
+]
+EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
+SEE_ALSO = ("kvtools info", "kvtools cat", "kvtools check", "kvtools-stream(5)")
+
+
+def main(
+    ctx: typer.Context,
+    videos: Annotated[list[str] | None, typer.Argument(metavar="[VIDEO|DIR]...", help="Videos, and folders of videos or of frames.")] = None,
+    list_file: Annotated[str | None, typer.Option("--list", metavar="FILE", help="Read paths from FILE, one a line; - is stdin.")] = None,
+    fps: Annotated[float, typer.Option(metavar="RATE", help="Frames to take a second; of a folder of frames, the rate they were taken at.")] = 2.0,
+    frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Take N frames a clip instead, evenly spread.", show_default=False)] = None,
+    min_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Take at least so many frames, where the clip has them.")] = 4,
+    max_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Take at most so many frames.")] = 768,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a clip may cost, at 28x28 pixels each; never exceeded.")] = 24_576,
+    frame_tokens: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Tokens a frame should cost.")] = "128:768",
+    start: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Begin so many seconds after the first frame.", show_default=False)] = None,
+    end: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="End so many seconds after the first frame.", show_default=False)] = None,
+    pick: Annotated[Literal["any", "reference", "key"], typer.Option(help="Take the nearest of all frames, of those others refer to, or of key frames.")] = "any",
+    decoder: Annotated[Literal["auto", "decord", "pyav"], typer.Option(help="Who decodes; auto is pyav, which was never slower.")] = "auto",
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Give a clip up after so long.")] = 60.0,
+    jobs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Clips decoded at once. Default: the cores there are.", show_default=False)] = None,
+    shard: Shard = None,
+    output: Output = "-",
+    compress: Compress = None,
+    force: Force = False,
+    strict: Strict = False,
+    dry_run: DryRun = False,
+    stamp: Stamp = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:  # fmt: skip
+    """Turn videos into a stream of `video` records: patches, their grid, and when each frame is shown.
+
+    A bad video is told on stderr and the others are written; the exit code is then 65. Written to a file, a run that was
+    stopped or killed takes up where it was when run again. Under mpiexec or srun the ranks share the clips; the records
+    and their order do not depend on how many there are.
+    """
+    from kvtools.artifact.files import Sink
+    from kvtools.artifact.history import extend
+    from kvtools.artifact.stream import Head, Writer
+    from kvtools.faults import Corrupt, Died, Stopped
+    from kvtools.progress import progress
+    from kvtools.video.clip import Recipe
+    from kvtools.video.inputs import find_clips, read_list
+    from kvtools.video.patch import Budget
+    from kvtools.video.sample import Want
+    from kvtools.video.spread import spread
+    from kvtools.video.worker import recipe_to_json
+    from kvtools.world import Stop
+    from kvtools.world import shard as take_shard
+
+    require(fps > 0, "--fps", fps, "a rate above 0")
+    require(max_tokens <= 57_000, "--max-tokens", max_tokens, "at most 57000, what a record of 128 MiB holds,")
+    require(start is None or end is None or start <= end, "--start", start, f"at most --end, {end},")
+    require(min_frames <= max_frames, "--min-frames", min_frames, f"at most --max-frames, {max_frames},")
+    budget = Budget(max_tokens, *band(frame_tokens, "--frame-tokens"))
+    recipe = Recipe(Want(fps, frames, min_frames, max_frames, start, end), budget, pick, decoder)
+    world = ctx.obj.world
+    if world.is_root:
+        named = [*(videos or []), *(read_list(list_file) if list_file else [])]
+        require(bool(named), "VIDEO", "none", "a video, a folder, or --list")
+        clips = take_shard(find_clips(named), shard)
+    if dry_run and world.is_root:
+        for key, path in clips:
+            typer.echo(f"{key}\t{path}")
+        typer.echo(f"{len(clips)} clips to {output}: {recipe_to_json(recipe)}", err=True)
+    if dry_run:
+        return 0
+    stop = Stop()
+    how = {"n_jobs": jobs, "timeout_s": timeout}
+    if not world.is_root:
+        for _ in spread(world.broadcast(None), recipe, world, stop, **how):
+            raise AssertionError("outcomes go to rank 0")
+        return int(world.broadcast(None))
+
+    head = Head("video", extend("tokenize-video", ctx.obj.argv, stamp=stamp), recipe_to_json(recipe))
+    sink = Sink(output, force=force, keep_partial=True)
+    with Writer(sink, head, level=compress) as writer:
+        done = writer.resume(start_over=force)
+        todo = world.broadcast([clip for clip in clips if clip[0] not in done])
+        codes: list[int] = []
+        outcomes = spread(todo, recipe, world, stop, **how)
+        for outcome in progress(outcomes, total=len(todo), unit="clips", words="tokenize-video", quiet=quiet):
+            if outcome.record is not None:
+                writer.write_pieces(outcome.key, [memoryview(outcome.record)])
+            elif outcome.fault is not None:
+                ctx.obj.note(f"{outcome.key}: {outcome.fault}.")
+                codes.append(outcome.code)
+                if strict:
+                    raise Died(outcome.code)
+            else:
+                raise Stopped(f"stopped after {writer.n_records} of {len(clips)} clips. Run again to continue.")
+        code = Corrupt.code if len(set(codes)) > 1 else (codes or [0])[0]
+        if codes and writer.n_records == 0:
+            raise Died(code)  # nothing to write: what stands at the output stays as it was
+    return int(world.broadcast(code))

@@ -1,0 +1,108 @@
+"""One clip into one `video` record: index it, choose frames, fit them to the budget, decode, resize, cut, encode.
+
+Memory: one frame at a time beside the record itself, which the token budget bounds whatever the clip's length.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvtools.artifact import blob
+from kvtools.video import decode, patch, sample
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that shapes a record, and nothing else; stored in the stream's head."""
+
+    want: sample.Want
+    budget: patch.Budget
+    pick: str = "any"
+    decoder: str = "auto"
+
+
+def tokenize(path: str, key: str, recipe: Recipe, *, n_threads: int = 1) -> bytearray:
+    """The encoded `video` record of a video file or a folder of frames. Raises ValueError where it cannot be made right."""
+    if Path(path).is_dir():
+        pictures = decode.list_frames(path)
+        index = decode.open_frames(pictures, recipe.want.fps)
+        return _encode(path, key, recipe, index, lambda positions: decode.read_frames(pictures, positions))
+    index = decode.open_index(path)
+    if recipe.decoder == "decord":
+        return _encode(path, key, recipe, index, lambda positions: decode.read_decord(path, index, positions))
+    try:
+        return _encode(path, key, recipe, index, lambda positions: decode.read_pyav(path, index, positions, n_threads=n_threads))
+    except decode.FramesMissing:
+        # a container whose packet times are not its frames' times: learn the times by decoding, then take every frame
+        exact = decode.open_index(path, by_decoding=True)
+        return _encode(path, key, recipe, exact, lambda positions: decode.read_pyav(path, exact, positions, n_threads=n_threads))
+
+
+def _encode(path: str, key: str, recipe: Recipe, index: decode.Index, read: Any) -> bytearray:
+    is_video = index.codec != "pictures"
+    positions, height, width = _plan(index, recipe, is_video=is_video)
+    frames: Iterator[np.ndarray] = read(positions)
+    first = next(frames)
+    if (first.shape[0] < first.shape[1]) != (index.height < index.width) and index.height != index.width:
+        height, width = width, height  # rotation metadata; the budget does not care which side is which
+    seconds = np.array([index.seconds(position) for position in positions])
+    rows, cols = height // patch.PATCH, width // patch.PATCH
+    memory, views = blob.allocate(
+        {
+            "pixels": (np.dtype(np.uint8), (len(positions) * rows * cols, 3, patch.PATCH, patch.PATCH)),
+            "grid": (np.dtype(np.int32), (3,)),
+            "seconds": (np.dtype(np.float64), (len(positions),)),
+        },
+        {"kind": "video", "key": key, **_fields(path, index, seconds, recipe, first.shape)},
+    )
+    views["grid"][:] = len(positions), rows, cols
+    views["seconds"][:] = seconds
+    patches = views["pixels"].reshape(len(positions), rows * cols, 3, patch.PATCH, patch.PATCH)
+    patch.cut(patch.resize(first, height, width), patches[0])
+    n_cut = 1
+    for frame in frames:
+        patch.cut(patch.resize(frame, height, width), patches[n_cut])
+        n_cut += 1
+    assert n_cut == len(positions), "a reader gives every frame asked for, or raises"
+    return memory
+
+
+def _plan(index: decode.Index, recipe: Recipe, *, is_video: bool) -> tuple[Sequence[int], int, int]:
+    """Positions of the frames to take, and the size to give them."""
+    span = sample.within(index.times, index.time_base, recipe.want)
+    times = index.times[span.start : span.stop]
+    candidates: Sequence[int] = range(len(span))
+    if recipe.pick != "any" and is_video:
+        allowed = index.keys if recipe.pick == "key" else index.references
+        candidates = [position - span.start for position in allowed if position in span]
+        if not candidates:
+            raise ValueError(f"no {recipe.pick} frame in the span asked for; --pick any takes any frame")
+    if is_video or recipe.want.n_frames is not None:
+        span_s = index.duration_s * len(span) / len(index.times)
+        n_frames = sample.count(len(span), span_s, recipe.want)
+    else:
+        n_frames = len(span)  # a folder of frames was sampled by whoever made it
+    n_frames = min(n_frames, recipe.want.max_frames, len(candidates))
+    n_frames, height, width = recipe.budget.fit(n_frames, index.height, index.width)
+    chosen = sample.choose(times, candidates, n_frames)
+    return [position + span.start for position in chosen], height, width
+
+
+def _fields(path: str, index: decode.Index, seconds: np.ndarray, recipe: Recipe, shape: tuple[int, ...]) -> dict[str, Any]:
+    # the rate that was got, not the one asked for: intervals over the time they span
+    fps = (len(seconds) - 1) / (seconds[-1] - seconds[0]) if len(seconds) > 1 else recipe.want.fps
+    source: dict[str, Any] = {
+        "width": shape[1],
+        "height": shape[0],
+        "frames": len(index.times),
+        "codec": index.codec,
+    }
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            source["digest"] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            source["bytes"] = file.tell()
+    return {"fps": float(fps), "duration": index.duration_s, "source": source}

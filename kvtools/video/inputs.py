@@ -1,0 +1,69 @@
+"""From what the user names to clips: (key, path) pairs, in one order on every machine.
+
+A key names a clip in the stream: the path below the folder that was given, or the file's name; where two would be equal,
+as many parent folders are put before them as tell them apart. Keys hold no absolute path.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+
+from kvtools.artifact.files import open_source
+from kvtools.faults import Corrupt
+from kvtools.video.order import IMAGE_SUFFIXES, natural_order
+
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".3gp", ".ogv", ".gif",
+)  # fmt: skip
+
+
+def read_list(src: str) -> list[str]:
+    """Paths from a file or stdin, one a line; empty lines are passed over."""
+    with open_source(src) as file:
+        try:
+            return [line for line in file.read().decode("utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise Corrupt(f"--list {src}: byte {error.start} is not UTF-8; a list of paths expected.") from None
+
+
+def find_clips(inputs: Sequence[str]) -> list[tuple[str, str]]:
+    """(key, path) of every clip: files as given, folders searched through; a folder of pictures is one clip.
+
+    A path given twice counts once. Nothing is opened, and a file that does not exist is still a clip: it is told later,
+    beside the others.
+    """
+    clips: dict[str, PurePath] = {}
+    for name in inputs:
+        root = Path(name)
+        if root.is_dir():
+            for path in _walk(root):
+                clips.setdefault(str(path), path.relative_to(root) if path != root else PurePath(root.resolve().name))
+        else:
+            clips.setdefault(str(root), PurePath(root.name))
+    return list(zip(_distinct(clips.items()), clips, strict=True))
+
+
+def _walk(root: Path) -> Iterable[Path]:
+    entries = sorted((p for p in root.iterdir() if not p.name.startswith(".")), key=lambda p: natural_order(p.name))
+    videos = [p for p in entries if p.is_file() and p.suffix.lower() in VIDEO_SUFFIXES]
+    if not videos and any(p.suffix.lower() in IMAGE_SUFFIXES for p in entries if p.is_file()):
+        yield root
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry)
+        elif entry in videos:
+            yield entry
+
+
+def _distinct(clips: Iterable[tuple[str, PurePath]]) -> list[str]:
+    paths = [Path(path).resolve().parts for path, _ in clips]
+    keys = [name.as_posix() for _, name in clips]
+    while repeated := {key for key, n in Counter(keys).items() if n > 1}:
+        for i, key in enumerate(keys):
+            if key in repeated:
+                depth = len(PurePath(key).parts) + 1
+                if depth >= len(paths[i]):  # the whole path but its root: nothing left to tell them apart by
+                    return [f"{key}#{number}" if key in repeated else key for number, key in enumerate(keys)]
+                keys[i] = PurePath(*paths[i][-depth:]).as_posix()
+    return keys

@@ -1,0 +1,160 @@
+"""Clips through isolated worker processes, results in the order of the clips.
+
+A decoder may hang, crash or leak: each worker is a process with a time limit a clip, replaced when it dies. At most two
+results a worker wait for their turn, so memory does not grow with the number of clips.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from dataclasses import dataclass
+from select import select
+
+from kvtools.video.clip import Recipe
+from kvtools.video.worker import recipe_to_json
+
+_CLIPS_A_WORKER = 256  # then a fresh process: decoders leak (dmlc/decord#197, #208)
+_GLANCE_S = 0.05  # how often the wait for a result looks whether to stop
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a clip: its encoded record, or the fault that kept it from one; neither if stopped before it."""
+
+    key: str
+    record: bytes | bytearray | None = None
+    fault: str | None = None
+    code: int = 65
+
+
+class Pool:
+    """`n_jobs` workers; use as a context manager and call `run` for the outcomes."""
+
+    def __init__(self, recipe: Recipe, *, n_jobs: int, n_threads: int, timeout_s: float) -> None:
+        self._recipe = recipe_to_json(recipe)
+        self._n_jobs = n_jobs
+        self._n_threads = n_threads
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(n_jobs)
+        self._local = threading.local()
+        self._workers: list[_Worker] = []
+
+    def run(self, clips: Iterable[tuple[str, str]], *, stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
+        """The outcome of each (key, path), in their order. Once `stop` says so, the rest come back not done."""
+        waiting: deque[tuple[str, Future[Outcome]]] = deque()
+        todo = iter(clips)
+        for key, path in todo:
+            waiting.append((key, self._threads.submit(self._tokenize, key, path)))
+            if len(waiting) >= 2 * self._n_jobs:
+                yield self._await(*waiting.popleft(), stop)
+        while waiting:
+            yield self._await(*waiting.popleft(), stop)
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.kill()
+
+    def _await(self, key: str, future: "Future[Outcome]", stop: Callable[[], bool]) -> Outcome:
+        while not stop():
+            try:
+                return future.result(timeout=_GLANCE_S)
+            except TimeoutError:
+                continue
+        future.cancel()
+        return Outcome(key)
+
+    def _tokenize(self, key: str, path: str) -> Outcome:
+        worker: _Worker | None = getattr(self._local, "worker", None)
+        if worker is None or not worker.is_fit:
+            if worker is not None:
+                worker.kill()
+            worker = self._local.worker = _Worker()
+            self._workers.append(worker)
+        job = {"path": path, "key": key, "recipe": self._recipe, "n_threads": self._n_threads, "timeout_s": self._timeout_s}
+        try:
+            answer, record = worker.ask(job, self._timeout_s)
+        except _Failure as failure:
+            worker.kill()
+            return Outcome(key, fault=str(failure))
+        return Outcome(key, record, answer.get("fault"), answer.get("code", 65))
+
+
+class _Failure(Exception):
+    """The worker is gone or must go."""
+
+
+class _Worker:
+    """One process, and the pipe to it."""
+
+    def __init__(self) -> None:
+        # numeric libraries must not start threads of their own: the pool already fills the cores
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        for name in [n for n in environment if n.startswith(("PMI_", "PMIX_", "MPI_"))]:
+            del environment[name]  # the worker is nobody's rank
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "kvtools.video.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C at the terminal is the parent's to answer
+            bufsize=0,
+        )
+        self._n_clips = 0
+
+    @property
+    def is_fit(self) -> bool:
+        return self._process.poll() is None and self._n_clips < _CLIPS_A_WORKER
+
+    def ask(self, job: dict[str, object], timeout_s: float) -> tuple[dict[str, str], bytearray | None]:
+        """The worker's answer, and the record if there is one. Raises _Failure on a crash or past the time limit."""
+        self._n_clips += 1
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")  # type: ignore[union-attr]
+        except BrokenPipeError:
+            raise _Failure(self._death()) from None
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            self._fill(line, 1, deadline, timeout_s)
+        answer = json.loads(line)
+        if "fault" in answer:
+            return answer, None
+        record = bytearray()
+        self._fill(record, answer["bytes"], deadline, timeout_s)
+        return answer, record
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _fill(self, buffer: bytearray, n_bytes: int, deadline: float, timeout_s: float) -> None:
+        begin = len(buffer)
+        buffer.extend(bytes(n_bytes))
+        view = memoryview(buffer)[begin:]
+        pipe = self._process.stdout
+        assert pipe is not None
+        while view:
+            if not select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise _Failure(f"not decoded within {timeout_s:g} s; --timeout gives it longer")
+            n_read = pipe.readinto(view)  # type: ignore[attr-defined]
+            if not n_read:
+                raise _Failure(self._death())
+            view = view[n_read:]
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        return f"the decoder crashed (signal {-code})" if code < 0 else f"the decoder ended with code {code}"

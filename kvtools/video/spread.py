@@ -1,0 +1,57 @@
+"""Clips over all ranks, outcomes in the order of the clips on rank 0.
+
+Rank r works on clips r, r + size, …; rank 0 gathers one outcome at a time, in order, so it never holds more than one. A stop is
+agreed between blocks: a rank that was asked to stop answers "not done" for what is left of its block, and no rank begins
+another.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+
+from kvtools.video.clip import Recipe
+from kvtools.video.pool import Outcome, Pool
+from kvtools.world import Stop, World
+
+_BLOCK = 8  # clips a worker between two agreements; the wait at its end is a clip's time at most
+
+Clips = Sequence[tuple[str, str]]
+
+
+def spread(
+    clips: Clips, recipe: Recipe, world: World, stop: Stop, *, n_jobs: int | None, timeout_s: float
+) -> Iterator[Outcome]:
+    """On rank 0 the outcome of every clip, in order; the other ranks work and yield nothing. All ranks must call it.
+
+    n_jobs: workers on this rank, by default the cores it has; where clips are fewer than cores, decoders get threads.
+    """
+    n_cores = max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    n_jobs = n_jobs or n_cores
+    n_threads = max(1, n_cores // max(1, min(n_jobs, len(clips) // world.size)))
+    block = len(clips) if world.size == 1 else _BLOCK * n_jobs * world.size
+    with Pool(recipe, n_jobs=n_jobs, n_threads=n_threads, timeout_s=timeout_s) as pool:
+        for begin in range(0, len(clips), max(1, block)):
+            if world.any(stop):
+                if world.is_root:
+                    yield Outcome(clips[begin][0])
+                return
+            part = clips[begin : begin + block]
+            outcomes = pool.run(world.shard(part), stop=stop.__bool__)
+            if world.is_root:
+                for i in range(len(part)):
+                    source = i % world.size
+                    yield next(outcomes) if source == 0 else _unpack(world.receive(source))
+            else:
+                for outcome in outcomes:
+                    world.send(_pack(outcome))
+
+
+def _pack(outcome: Outcome) -> bytes:
+    words = {"key": outcome.key, "fault": outcome.fault, "has_record": outcome.record is not None, "code": outcome.code}
+    return json.dumps(words).encode() + b"\n" + (outcome.record or b"")
+
+
+def _unpack(message: bytearray) -> Outcome:
+    at = message.index(b"\n")
+    words = json.loads(message[:at])
+    return Outcome(words["key"], message[at + 1 :] if words["has_record"] else None, words["fault"], words["code"])

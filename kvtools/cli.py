@@ -14,7 +14,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -129,7 +129,7 @@ def describe(name: str) -> dict[str, Any]:
         "options": [
             {
                 "names": [*p.opts, *p.secondary_opts],
-                "type": "flag" if p.is_flag else getattr(p.type, "choices", None) or p.type.name,
+                "type": "flag" if p.is_flag else _type_of(p.type_descriptor.annotation),
                 "metavar": p.metavar,
                 "default": p.default if isinstance(p.default, bool | int | float | str) else None,
                 "help": p.help,
@@ -138,6 +138,13 @@ def describe(name: str) -> dict[str, Any]:
             if p.param_type_name == "option"
         ],
     }
+
+
+def _type_of(annotation: Any) -> str | list[str]:
+    """A type's name, or the choices there are."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
 
 
 def run(words: list[str]) -> int:
@@ -172,7 +179,8 @@ def run(words: list[str]) -> int:
             raise
         fault = Fault(f"unexpected: {type(error).__name__}: {' '.join(str(error).split())}. Run again with -v for a traceback.")
     _tell(fault, invocation)
-    invocation.world.abort(fault.code)
+    if not fault.is_agreed:
+        invocation.world.abort(fault.code)
     return fault.code
 
 

@@ -10,6 +10,7 @@ class Fault(Exception):
     """A failure with an exit code; the message is one line, WHERE: FOUND, EXPECTED. NEXT STEP."""
 
     code = 1
+    is_agreed = False  # whether all ranks know already and end by themselves
 
 
 class Usage(Fault):
@@ -40,11 +41,13 @@ class Stopped(Fault):
     """Stopped early on request with everything saved: run the same command again to continue."""
 
     code = 75
+    is_agreed = True
 
 
 class Died(Fault):
-    """Another rank failed with this code and has already said why; nothing more is printed."""
+    """The end, with this code, of a run that has already said why; nothing more is printed."""
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, *, is_agreed: bool = False) -> None:
         super().__init__("")
         self.code = code
+        self.is_agreed = is_agreed

@@ -34,7 +34,12 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing outp
 Compress = Annotated[
     int | None,
     typer.Option(
-        "--compress", min=0, max=19, metavar="N", help="zstd level; 0 stores. Default: 1 into files, 0 into pipes.", show_default=False
+        "--compress",
+        min=0,
+        max=19,
+        metavar="N",
+        help="zstd level; 0 stores. Default: 1 into files, 0 into pipes.",
+        show_default=False,
     ),
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; faults are still told.")]
@@ -43,7 +48,9 @@ Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad in
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON Lines instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check inputs and options, print the plan, do nothing.")]
 Stamp = Annotated[bool, typer.Option("--stamp", help="Record time, host, user and full arguments in the history.")]
-Shard = Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Take part I of N of the inputs, I from 0.", show_default=False)]
+Shard = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Take part I of N of the inputs, I from 0.", show_default=False)
+]
 
 
 def band(words: str, option: str) -> tuple[int, int]:

@@ -22,7 +22,11 @@ from kvtools.faults import Usage
 _T = TypeVar("_T")
 _POLL_S = 0.002  # MPICH's blocking calls spin on a core that a decoder could use; we look this often instead
 _NUMBER_BYTES = 64
-_RANK_AND_SIZE = (("PMI_RANK", "PMI_SIZE"), ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
+_RANK_AND_SIZE = (
+    ("PMI_RANK", "PMI_SIZE"),
+    ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
 
 _stop_signals: list[int] = []
 
@@ -84,7 +88,7 @@ class World:
         self._finish(self._comm.Ibcast([text, self._byte()], root=0))
         return json.loads(text)
 
-    def send(self, message: bytes | bytearray) -> None:
+    def send(self, message: bytes | memoryview) -> None:
         """Hand bytes to rank 0; returns when rank 0 has taken them."""
         self._finish(self._comm.Isend([message, self._byte()], dest=0))
 

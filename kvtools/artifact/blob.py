@@ -72,17 +72,6 @@ def encode(tensors: Tensors, fields: Mapping[str, Any]) -> list[memoryview]:
     return [memoryview(head), *(_bytes_of(arrays[name]) for name in order if arrays[name].size)]
 
 
-def allocate(
-    specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]], fields: Mapping[str, Any]
-) -> tuple[bytearray, dict[str, np.ndarray]]:
-    """A blob to be filled in place: its memory, and a writable array over each tensor's part of it."""
-    head, _ = header(specs, fields)
-    total = len(head) + sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values())
-    memory = bytearray(total)
-    memory[: len(head)] = head
-    return memory, decode(memory)[0]
-
-
 def decode(memory: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors, as views of `memory`, and the fields of the `kvtools` key (empty where a foreign file has none).
 

@@ -12,13 +12,16 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from kvtools.faults import CannotCreate, Missing, Usage
 
 _IOV_MAX = 1024  # buffers a writev call takes on Linux
+_SPOOL_BYTES = 4 << 20
+_CHUNK_BYTES = 1 << 20
 _PIPE_BYTES = 1 << 20  # the largest pipe an ordinary user may ask for on Linux; fewer, longer system calls
 
 
@@ -138,6 +141,41 @@ class Sink:
         except OSError:
             pass  # some network file systems have no flock; the protection is a courtesy
         return fd
+
+
+class Spool:
+    """Bytes on their way through: in memory while few, beyond that in an unlinked file in $TMPDIR. Iterate for them, as
+    often as needed. Lets a record of 128 MiB pass through a process that holds a few."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 closed by __exit__
+        self._n_bytes = 0
+
+    def append(self, data: bytes | bytearray | memoryview) -> None:
+        self._file.write(data)
+        self._n_bytes += len(data)
+
+    def clear(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._n_bytes = 0
+
+    def __len__(self) -> int:
+        return self._n_bytes
+
+    def __iter__(self) -> Iterator[memoryview]:
+        self._file.seek(0)
+        while data := self._file.read(_CHUNK_BYTES):
+            yield memoryview(data)
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _reason(error: OSError) -> str:

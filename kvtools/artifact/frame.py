@@ -1,25 +1,28 @@
 """The zstd frames a stream is made of: skippable frames for our own words, one data frame a record.
 
-A data frame has exactly one form for its raw length, so that a reader can tell every header bit: single segment, a
-four-byte content size, no dictionary; a checksum where compressed, none where stored. Stored frames are raw blocks of
-128 KiB around the caller's own memory, which is not copied. Format: RFC 8878; seek table: zstd's
+A data frame's header is fixed by its raw length, so that a reader can tell every bit of it: a content size of four bytes,
+no dictionary; stored, a single segment without checksum; compressed, a checksum, and a window of 1 MiB or, where the
+whole is no larger, a single segment. Stored frames are raw blocks of 128 KiB around the caller's own memory, which is
+not copied; both kinds are made piece by piece, so a record need never lie in memory whole. Format: RFC 8878; seek table: zstd's
 contrib/seekable_format/zstd_seekable_compression_format.md.
 
 Not here: what the frames mean (stream.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import zstandard
 
 HEAD, KEYS, MARK, SEEK = 0x184D2A50, 0x184D2A51, 0x184D2A52, 0x184D2A5E  # skippable magics; SEEK is zstd's own
 SEEK_MAGIC = 0x8F92EAB1
-MAX_RAW_BYTES = 128 << 20  # a record; also the largest window a stock `zstd -d` accepts
+MAX_RAW_BYTES = 128 << 20  # a record
 PREFIX_BYTES = 8  # magic and length of a skippable frame
 _MAGIC = 0xFD2FB528
 _BLOCK = 128 << 10
-_STORED, _COMPRESSED = 0xA0, 0xA4  # frame header descriptor: content size in 4 bytes, single segment; +4: checksum
+_STORED, _COMPRESSED = 0xA0, 0x84  # frame header descriptor: content size in 4 bytes; 0x20 single segment, 4 checksum
+_WINDOW_LOG = 20  # 1 MiB: what compressing and decompressing a record of any length hold of it
+_MAX_HEADER_BYTES = 14
 
 
 def skippable(magic: int, payload: bytes) -> bytes:
@@ -27,39 +30,43 @@ def skippable(magic: int, payload: bytes) -> bytes:
     return magic.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
 
 
-def store(pieces: Sequence[memoryview]) -> tuple[list[memoryview], int]:
-    """The pieces as one uncompressed zstd frame: buffers to write in order, and their total length.
-
-    The pieces' memory is sliced, never copied. Raises ValueError where they exceed MAX_RAW_BYTES.
-    """
-    n_raw = sum(len(piece) for piece in pieces)
-    _check_raw(n_raw)
-    buffers = [memoryview(_header(_STORED, n_raw))]
+def store(pieces: Iterable[memoryview], n_raw: int) -> Iterator[memoryview]:
+    """The pieces, n_raw bytes in all, as one uncompressed zstd frame of `stored_length(n_raw)` bytes: buffers to write
+    in order. The pieces' memory is sliced, never copied."""
+    yield memoryview(_header(_STORED, n_raw))
     left, room = n_raw, 0
     for piece in pieces:
         begin = 0
         while begin < len(piece):
             if room == 0:
                 room = min(left, _BLOCK)
-                buffers.append(memoryview(_raw_block_header(room, is_last=left <= _BLOCK)))
+                yield memoryview(_raw_block_header(room, is_last=left <= _BLOCK))
             end = min(len(piece), begin + room)
-            buffers.append(piece[begin:end])
+            yield piece[begin:end]
             left, room, begin = left - (end - begin), room - (end - begin), end
-    return buffers, stored_length(n_raw)
+    assert left == 0, "n_raw is the pieces' length"
 
 
-def compress(pieces: Sequence[memoryview], level: int) -> bytes:
-    """The pieces as one compressed zstd frame; same pieces, level and library version give the same bytes."""
-    raw = b"".join(pieces)
-    _check_raw(len(raw))
-    # the window is the whole record, which makes the header canonical (single segment) at no cost in memory here
-    window_log = max(10, (len(raw) - 1).bit_length())
+def compress(pieces: Iterable[memoryview], n_raw: int, level: int) -> Iterator[bytes]:
+    """The pieces as one compressed zstd frame, in parts; same bytes, level and library version give the same frame."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        level, source_size=len(raw), window_log=window_log, write_checksum=True, write_content_size=True
+        level, source_size=n_raw, window_log=_WINDOW_LOG, write_checksum=True, write_content_size=True
     )
     # one frame per record and no threads: output bytes must not depend on the thread count
-    frame = zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
-    return _widen_content_size(frame, len(raw))
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=n_raw)
+    parts = (part for piece in pieces if (part := compressor.compress(piece)))
+    first = b""
+    for part in parts:
+        first += part
+        if len(first) > _MAX_HEADER_BYTES:
+            break
+    else:
+        first += compressor.flush()
+        yield _widen_content_size(first, n_raw)
+        return
+    yield _widen_content_size(first, n_raw)
+    yield from parts
+    yield compressor.flush()
 
 
 def extract(frame: memoryview, n_raw: int) -> np.ndarray:
@@ -67,13 +74,15 @@ def extract(frame: memoryview, n_raw: int) -> np.ndarray:
 
     Returns uint8 (n_raw,). Allocates n_raw bytes, no more; raises ValueError for anything else.
     """
-    if bytes(frame[:9]) == _header(_STORED, n_raw):
+    header = _header(_STORED, n_raw)
+    if frame[: len(header)] == header:
         return _extract_stored(frame, n_raw)
-    if bytes(frame[:9]) != _header(_COMPRESSED, n_raw):
+    header = _header(_COMPRESSED, n_raw)
+    if frame[: len(header)] != header:
         raise ValueError("zstd frame header differs from the one that its length calls for")
     try:
         # one frame, output bounded by the size just checked; decompressobj would not bound it
-        raw = zstandard.ZstdDecompressor(max_window_size=MAX_RAW_BYTES).decompress(
+        raw = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG).decompress(
             frame, max_output_size=n_raw, allow_extra_data=False
         )
     except zstandard.ZstdError as error:
@@ -100,24 +109,26 @@ def seek_table(sizes: Iterable[tuple[int, int]]) -> bytes:
     return skippable(SEEK, entries.tobytes() + footer)
 
 
-def _check_raw(n_raw: int) -> None:
-    if not 0 < n_raw <= MAX_RAW_BYTES:
-        raise ValueError(f"a record of {n_raw} bytes found, at most {MAX_RAW_BYTES} expected")
-
-
 def _header(descriptor: int, n_raw: int) -> bytes:
-    return _MAGIC.to_bytes(4, "little") + bytes([descriptor]) + n_raw.to_bytes(4, "little")
+    window = b""
+    if descriptor == _COMPRESSED:
+        if n_raw <= 1 << _WINDOW_LOG:
+            descriptor |= 0x20  # libzstd makes a single segment of what its window holds
+        else:
+            window = bytes([(_WINDOW_LOG - 10) << 3])
+    return _MAGIC.to_bytes(4, "little") + bytes([descriptor]) + window + n_raw.to_bytes(4, "little")
 
 
 def _raw_block_header(n_bytes: int, *, is_last: bool) -> bytes:
     return (n_bytes << 3 | is_last).to_bytes(3, "little")
 
 
-def _widen_content_size(frame: bytes, n_raw: int) -> bytes:
-    # libzstd writes the content size in 1, 2 or 4 bytes; ours is always 4
-    width = {0: 1, 1: 2, 2: 4}[frame[4] >> 6]
-    assert frame[4] & 0x3F == _COMPRESSED & 0x3F, "compressor parameters above promise a single segment with checksum"
-    return _header(_COMPRESSED, n_raw) + frame[5 + width :]
+def _widen_content_size(begin: bytes, n_raw: int) -> bytes:
+    """The beginning of a compressed frame with its content size, 1, 2 or 4 bytes as libzstd likes, made 4."""
+    header = _header(_COMPRESSED, n_raw)
+    assert begin[4] & 0x3F == header[4] & 0x3F, "the compressor's parameters promise this form"
+    length = len(header) - 4 + {0: 1, 1: 2, 2: 4}[begin[4] >> 6]
+    return header + begin[length:]
 
 
 def _extract_stored(frame: memoryview, n_raw: int) -> np.ndarray:

@@ -90,7 +90,9 @@ def check(kind: str, form: str, tensors: Mapping[str, np.ndarray], fields: Mappi
     for axis, (name, divisor) in declared.products.items():
         expected = math.prod(int(n) for n in tensors[name]) // divisor
         if sizes[axis] != expected or int(tensors[name][0]) != sizes.get("T", expected):
-            raise ValueError(f"{name}: {tensors[name].tolist()} does not agree with {sizes[axis]} patches, {sizes.get('T')} frames")
+            raise ValueError(
+                f"{name}: {tensors[name].tolist()} does not agree with {sizes[axis]} patches, {sizes.get('T')} frames"
+            )
     _check_columns(tensors)
 
 

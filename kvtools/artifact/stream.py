@@ -22,14 +22,15 @@ import os
 import struct
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from kvtools.artifact import blob, frame
-from kvtools.artifact.files import Sink
+from kvtools.artifact.files import Sink, Spool
 from kvtools.faults import Corrupt, Missing, Usage
 
 _T = TypeVar("_T")
@@ -37,6 +38,7 @@ _TAG = b"kvs1"
 _MARK = struct.Struct("<QQQI")
 _MARK_PREFIX = frame.skippable(frame.MARK, bytes(_MARK.size + 4))[: frame.PREFIX_BYTES]
 _MAX_HEAD_BYTES = 16 << 20
+_BATCH = 32  # buffers handed to the system at once: 2 MiB of blocks
 
 
 @dataclass(frozen=True)
@@ -111,24 +113,29 @@ class Writer:
         """Append a record named `key`. Contiguous tensors reach the pipe without being copied."""
         self.write_pieces(key, blob.encode(tensors, {"kind": self._head.kind, "key": key, **fields}))
 
-    def write_pieces(self, key: str, pieces: Sequence[memoryview]) -> None:
-        """Append a record already encoded (blob.encode, blob.allocate), whose fields name it `key`."""
-        self._begin()
-        raw_crc = 0
+    def write_pieces(self, key: str, pieces: Iterable[memoryview]) -> None:
+        """Append a record already encoded (blob.encode, Spool), whose fields name it `key`; pieces are gone through
+        twice. Raises ValueError where they exceed a record's limit."""
+        n_raw = raw_crc = 0
         for piece in pieces:
-            raw_crc = zlib.crc32(piece, raw_crc)
-        n_raw = sum(len(piece) for piece in pieces)
-        buffers: Sequence[memoryview | bytes]
-        if self._level == 0:
-            buffers, n_stored = frame.store(pieces)
-        else:
-            compressed = frame.compress(pieces, self._level)
-            buffers, n_stored = [compressed], len(compressed)
-        stored_crc = 0
-        for buffer in buffers:
-            stored_crc = zlib.crc32(buffer, stored_crc)
-        mark = _MARK.pack(len(self._ledger.keys), n_stored, n_raw, raw_crc)
-        self._sink.write([_MARK_PREFIX + mark + _crc(mark), *buffers])
+            n_raw, raw_crc = n_raw + len(piece), zlib.crc32(piece, raw_crc)
+        if not 0 < n_raw <= frame.MAX_RAW_BYTES:
+            raise ValueError(f"{key}: a record of {n_raw} bytes found, at most {frame.MAX_RAW_BYTES} expected")
+        with Spool() as compressed:
+            if self._level == 0:
+                buffers, n_stored = frame.store(pieces, n_raw), frame.stored_length(n_raw)
+            else:
+                for part in frame.compress(pieces, n_raw, self._level):
+                    compressed.append(part)
+                buffers, n_stored = iter(compressed), len(compressed)
+            self._begin()
+            mark = _MARK.pack(self.n_records, n_stored, n_raw, raw_crc)
+            self._sink.write([_MARK_PREFIX + mark + _crc(mark)])
+            stored_crc = 0
+            while batch := list(islice(buffers, _BATCH)):
+                for buffer in batch:
+                    stored_crc = zlib.crc32(buffer, stored_crc)
+                self._sink.write(batch)
         self._ledger.add_record(key, n_stored, n_raw, stored_crc)
 
     def __enter__(self) -> "Writer":
@@ -341,8 +348,7 @@ class _Part:
         magic = self._file.read(4)
         if len(magic) < 4:
             raise _Torn(
-                f"stream ends {self._after(number)} without its end mark; the producer died or the disk filled. "
-                "Make it again."
+                f"stream ends {self._after(number)} without its end mark; the producer died or the disk filled. Make it again."
             )
         return int.from_bytes(magic, "little")
 

@@ -11,7 +11,9 @@ EXIT_CODES = (0, 2, 65, 66)
 SEE_ALSO = ("kvtools info", "kvtools sum", "kvtools-stream(5)")
 
 
-def main(ctx: typer.Context, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False) -> int:
+def main(
+    ctx: typer.Context, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+) -> int:
     """Read artifacts to their end and hold every record against its checksums and its kind.
 
     Silent where all is well. A fault is told with the record's number; the remaining artifacts are still checked, and the

@@ -11,7 +11,9 @@ EXIT_CODES = (0, 2, 65, 66)
 SEE_ALSO = ("kvtools check", "kvtools cat", "kvtools-stream(5)")
 
 
-def main(ctx: typer.Context, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False) -> int:
+def main(
+    ctx: typer.Context, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+) -> int:
     """Print a digest of each artifact that is equal for the same records in any order.
 
     The digest does not see order, sharding, compression, history or the number of ranks; it differs when a record is

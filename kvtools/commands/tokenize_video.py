@@ -90,18 +90,25 @@ def main(
         done = writer.resume(start_over=force)
         todo = world.broadcast([clip for clip in clips if clip[0] not in done])
         codes: list[int] = []
+        is_stopped = False
         outcomes = spread(todo, recipe, world, stop, **how)
         for outcome in progress(outcomes, total=len(todo), unit="clips", words="tokenize-video", quiet=quiet):
-            if outcome.record is not None:
-                writer.write_pieces(outcome.key, [memoryview(outcome.record)])
-            elif outcome.fault is not None:
+            if not outcome.is_done:
+                is_stopped = True  # what still comes is of ranks that were not asked to stop; the next run makes it again
+            elif is_stopped:
+                continue
+            elif outcome.record is not None:
+                with outcome.record as record:
+                    writer.write_pieces(outcome.key, record)
+            else:
                 ctx.obj.note(f"{outcome.key}: {outcome.fault}.")
                 codes.append(outcome.code)
                 if strict:
                     raise Died(outcome.code)
-            else:
-                raise Stopped(f"stopped after {writer.n_records} of {len(clips)} clips. Run again to continue.")
         code = Corrupt.code if len(set(codes)) > 1 else (codes or [0])[0]
+        world.broadcast(Stopped.code if is_stopped else code)
+        if is_stopped:
+            raise Stopped(f"stopped after {writer.n_records} of {len(clips)} clips. Run again to continue.")
         if codes and writer.n_records == 0:
-            raise Died(code)  # nothing to write: what stands at the output stays as it was
-    return int(world.broadcast(code))
+            raise Died(code, is_agreed=True)  # nothing to write: what stands at the output stays as it was
+    return code

@@ -1,11 +1,12 @@
 """One clip into one `video` record: index it, choose frames, fit them to the budget, decode, resize, cut, encode.
 
-Memory: one frame at a time beside the record itself, which the token budget bounds whatever the clip's length.
+Memory: one frame at a time, whatever the clip's length; the record leaves in pieces.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import numpy as np
 
 from kvtools.artifact import blob
 from kvtools.video import decode, patch, sample
+
+
+Read = Callable[[Sequence[int]], Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -25,50 +29,43 @@ class Recipe:
     decoder: str = "auto"
 
 
-def tokenize(path: str, key: str, recipe: Recipe, *, n_threads: int = 1) -> bytearray:
-    """The encoded `video` record of a video file or a folder of frames. Raises ValueError where it cannot be made right."""
+def tokenize(path: str, key: str, recipe: Recipe, *, n_threads: int = 1, by_decoding: bool = False) -> Iterator[memoryview]:
+    """The encoded `video` record of a video file or a folder of frames, in pieces: its header first, then a frame at a time.
+
+    by_decoding: learn the frames' times by decoding them, for the containers whose packets do not tell. Raises
+    decode.FramesMissing where that is called for, ValueError where the record cannot be made right.
+    """
     if Path(path).is_dir():
         pictures = decode.list_frames(path)
         index = decode.open_frames(pictures, recipe.want.fps)
         return _encode(path, key, recipe, index, lambda positions: decode.read_frames(pictures, positions))
-    index = decode.open_index(path)
+    index = decode.open_index(path, by_decoding=by_decoding)
     if recipe.decoder == "decord":
         return _encode(path, key, recipe, index, lambda positions: decode.read_decord(path, index, positions))
-    try:
-        return _encode(path, key, recipe, index, lambda positions: decode.read_pyav(path, index, positions, n_threads=n_threads))
-    except decode.FramesMissing:
-        # a container whose packet times are not its frames' times: learn the times by decoding, then take every frame
-        exact = decode.open_index(path, by_decoding=True)
-        return _encode(path, key, recipe, exact, lambda positions: decode.read_pyav(path, exact, positions, n_threads=n_threads))
+    return _encode(path, key, recipe, index, lambda positions: decode.read_pyav(path, index, positions, n_threads=n_threads))
 
 
-def _encode(path: str, key: str, recipe: Recipe, index: decode.Index, read: Any) -> bytearray:
-    is_video = index.codec != "pictures"
-    positions, height, width = _plan(index, recipe, is_video=is_video)
-    frames: Iterator[np.ndarray] = read(positions)
-    first = next(frames)
-    if (first.shape[0] < first.shape[1]) != (index.height < index.width) and index.height != index.width:
+def _encode(path: str, key: str, recipe: Recipe, index: decode.Index, read: Read) -> Iterator[memoryview]:
+    positions, height, width = _plan(index, recipe, is_video=index.codec != "pictures")
+    frames = read(positions)
+    frame = next(frames)
+    if (frame.shape[0] < frame.shape[1]) != (index.height < index.width) and index.height != index.width:
         height, width = width, height  # rotation metadata; the budget does not care which side is which
     seconds = np.array([index.seconds(position) for position in positions])
-    rows, cols = height // patch.PATCH, width // patch.PATCH
-    memory, views = blob.allocate(
-        {
-            "pixels": (np.dtype(np.uint8), (len(positions) * rows * cols, 3, patch.PATCH, patch.PATCH)),
-            "grid": (np.dtype(np.int32), (3,)),
-            "seconds": (np.dtype(np.float64), (len(positions),)),
-        },
-        {"kind": "video", "key": key, **_fields(path, index, seconds, recipe, first.shape)},
-    )
-    views["grid"][:] = len(positions), rows, cols
-    views["seconds"][:] = seconds
-    patches = views["pixels"].reshape(len(positions), rows * cols, 3, patch.PATCH, patch.PATCH)
-    patch.cut(patch.resize(first, height, width), patches[0])
-    n_cut = 1
-    for frame in frames:
-        patch.cut(patch.resize(frame, height, width), patches[n_cut])
-        n_cut += 1
-    assert n_cut == len(positions), "a reader gives every frame asked for, or raises"
-    return memory
+    grid = np.array([len(positions), height // patch.PATCH, width // patch.PATCH], np.int32)
+    shape_P3HW = (int(grid.prod()), 3, patch.PATCH, patch.PATCH)
+    specs = {
+        "seconds": (seconds.dtype, seconds.shape),
+        "grid": (grid.dtype, grid.shape),
+        "pixels": (np.dtype(np.uint8), shape_P3HW),
+    }
+    head, order = blob.header(specs, {"kind": "video", "key": key, **_fields(path, index, seconds, recipe, frame.shape)})
+    assert order == ["seconds", "grid", "pixels"], "pixels come last, so that frames can be sent as they are decoded"
+    yield memoryview(head + seconds.tobytes() + grid.tobytes())
+    n_given = 0
+    for n_given, frame in enumerate(chain([frame], frames), start=1):  # noqa: B007
+        yield memoryview(patch.cut(patch.resize(frame, height, width))).cast("B")
+    assert n_given == len(positions), "a reader gives every frame asked for, or raises"
 
 
 def _plan(index: decode.Index, recipe: Recipe, *, is_video: bool) -> tuple[Sequence[int], int, int]:

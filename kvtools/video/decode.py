@@ -156,6 +156,8 @@ def _open(path: str) -> Any:
     av.logging.set_level(av.logging.ERROR)
     try:
         return av.open(path, metadata_errors="replace")
+    except (FileNotFoundError, PermissionError):
+        raise
     except (av.error.FFmpegError, OSError) as error:
         raise ValueError(f"not a readable video ({_reason(error)})") from None
 
@@ -236,7 +238,9 @@ def _index_frames(container: Any, stream: Any) -> Index:
     if not times:
         raise ValueError("no frame in it")
     time_base = stream.time_base
-    rising = all(a is not None and b is not None and a < b for a, b in zip(times, times[1:], strict=False)) and times[0] is not None
+    rising = (
+        all(a is not None and b is not None and a < b for a, b in zip(times, times[1:], strict=False)) and times[0] is not None
+    )
     if not rising:
         # no time at all, or times that contradict the order: the nominal rate is all that is left to go by
         time_base = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
@@ -244,7 +248,16 @@ def _index_frames(container: Any, stream: Any) -> Index:
     whole: list[int] = [time for time in times if time is not None]
     context = stream.codec_context
     everything = range(len(whole))
-    return Index(whole, time_base, context.width, context.height, context.name, _duration(stream, whole, time_base), keys or [0], everything)
+    return Index(
+        whole,
+        time_base,
+        context.width,
+        context.height,
+        context.name,
+        _duration(stream, whole, time_base),
+        keys or [0],
+        everything,
+    )
 
 
 def _duration(stream: Any, times: Sequence[int], time_base: Fraction | None = None) -> float:

@@ -98,11 +98,11 @@ def resize(frame_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(frame_HWC).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def cut(frame_HWC: np.ndarray, out_P3HW: np.ndarray) -> None:
-    """Write a frame's patches, in raster order, into out_P3HW: uint8 (rows * cols, 3, 14, 14)."""
+def cut(frame_HWC: np.ndarray) -> np.ndarray:
+    """A frame's patches in raster order: uint8 (rows * cols, 3, 14, 14) of a frame whose sides are multiples of 14."""
     rows, cols = frame_HWC.shape[0] // PATCH, frame_HWC.shape[1] // PATCH
-    grid = out_P3HW.reshape(rows, cols, 3, PATCH, PATCH)
-    grid[:] = frame_HWC.reshape(rows, PATCH, cols, PATCH, 3).transpose(0, 2, 4, 1, 3)
+    grid = frame_HWC.reshape(rows, PATCH, cols, PATCH, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(grid).reshape(rows * cols, 3, PATCH, PATCH)
 
 
 def _check_ratio(height: int, width: int) -> None:

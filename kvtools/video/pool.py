@@ -1,7 +1,7 @@
 """Clips through isolated worker processes, results in the order of the clips.
 
 A decoder may hang, crash or leak: each worker is a process with a time limit a clip, replaced when it dies. At most two
-results a worker wait for their turn, so memory does not grow with the number of clips.
+results a worker wait for their turn, and they wait in spools, so memory grows neither with clips nor with their length.
 """
 
 import json
@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 from dataclasses import dataclass
 from select import select
+from typing import Any
 
+from kvtools.artifact.files import Spool
 from kvtools.video.clip import Recipe
 from kvtools.video.worker import recipe_to_json
 
 _CLIPS_A_WORKER = 256  # then a fresh process: decoders leak (dmlc/decord#197, #208)
+_CHUNK_BYTES = 1 << 20
 _GLANCE_S = 0.05  # how often the wait for a result looks whether to stop
 
 
@@ -28,9 +31,13 @@ class Outcome:
     """What became of a clip: its encoded record, or the fault that kept it from one; neither if stopped before it."""
 
     key: str
-    record: bytes | bytearray | None = None
+    record: Spool | None = None
     fault: str | None = None
     code: int = 65
+
+    @property
+    def is_done(self) -> bool:
+        return self.record is not None or self.fault is not None
 
 
 class Pool:
@@ -81,12 +88,16 @@ class Pool:
             worker = self._local.worker = _Worker()
             self._workers.append(worker)
         job = {"path": path, "key": key, "recipe": self._recipe, "n_threads": self._n_threads, "timeout_s": self._timeout_s}
+        record = Spool()
         try:
-            answer, record = worker.ask(job, self._timeout_s)
+            answer = worker.ask(job, self._timeout_s, record)
         except _Failure as failure:
             worker.kill()
-            return Outcome(key, fault=str(failure))
-        return Outcome(key, record, answer.get("fault"), answer.get("code", 65))
+            answer = {"fault": str(failure)}
+        if "fault" in answer:
+            record.close()
+            return Outcome(key, None, answer["fault"], answer.get("code", 65))
+        return Outcome(key, record)
 
 
 class _Failure(Exception):
@@ -111,28 +122,32 @@ class _Worker:
             bufsize=0,
         )
         self._n_clips = 0
+        self._ahead = b""  # received, not yet read
 
     @property
     def is_fit(self) -> bool:
         return self._process.poll() is None and self._n_clips < _CLIPS_A_WORKER
 
-    def ask(self, job: dict[str, object], timeout_s: float) -> tuple[dict[str, str], bytearray | None]:
-        """The worker's answer, and the record if there is one. Raises _Failure on a crash or past the time limit."""
+    def ask(self, job: dict[str, object], timeout_s: float, record: Spool) -> dict[str, Any]:
+        """The worker's last word on a clip, its record filled in. Raises _Failure on a crash or past the time limit."""
         self._n_clips += 1
-        deadline = time.monotonic() + timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._too_late = f"not decoded within {timeout_s:g} s; --timeout gives it longer"
         try:
             self._process.stdin.write(json.dumps(job).encode() + b"\n")  # type: ignore[union-attr]
         except BrokenPipeError:
             raise _Failure(self._death()) from None
-        line = bytearray()
-        while not line.endswith(b"\n"):
-            self._fill(line, 1, deadline, timeout_s)
-        answer = json.loads(line)
-        if "fault" in answer:
-            return answer, None
-        record = bytearray()
-        self._fill(record, answer["bytes"], deadline, timeout_s)
-        return answer, record
+        while True:
+            answer: dict[str, Any] = json.loads(self._read_line())
+            if answer.get("restart"):
+                record.clear()
+            elif "bytes" not in answer:
+                return answer
+            else:
+                left = answer["bytes"]
+                while left:
+                    left -= len(data := self._read(left))
+                    record.append(data)
 
     def kill(self) -> None:
         self._process.kill()
@@ -141,19 +156,27 @@ class _Worker:
             if pipe is not None:
                 pipe.close()
 
-    def _fill(self, buffer: bytearray, n_bytes: int, deadline: float, timeout_s: float) -> None:
-        begin = len(buffer)
-        buffer.extend(bytes(n_bytes))
-        view = memoryview(buffer)[begin:]
+    def _read_line(self) -> bytes:
+        while b"\n" not in self._ahead:
+            self._ahead += self._receive()
+        line, _, self._ahead = self._ahead.partition(b"\n")
+        return line
+
+    def _read(self, n_bytes: int) -> bytes:
+        """Up to n_bytes of what the worker sent."""
+        data = self._ahead or self._receive()
+        self._ahead = data[n_bytes:]
+        return data[:n_bytes]
+
+    def _receive(self) -> bytes:
         pipe = self._process.stdout
         assert pipe is not None
-        while view:
-            if not select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise _Failure(f"not decoded within {timeout_s:g} s; --timeout gives it longer")
-            n_read = pipe.readinto(view)  # type: ignore[attr-defined]
-            if not n_read:
-                raise _Failure(self._death())
-            view = view[n_read:]
+        if not select([pipe], [], [], max(0.0, self._deadline - time.monotonic()))[0]:
+            raise _Failure(self._too_late)
+        data: bytes = pipe.read(_CHUNK_BYTES)
+        if not data:
+            raise _Failure(self._death())
+        return data
 
     def _death(self) -> str:
         code = self._process.wait()

@@ -17,7 +17,13 @@ MIN_FRAMES, MAX_FRAMES = 4, 768
 
 
 def smart_nframes(
-    n_total: int, video_fps: float, *, fps: float = 2.0, n_frames: int | None = None, min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES
+    n_total: int,
+    video_fps: float,
+    *,
+    fps: float = 2.0,
+    n_frames: int | None = None,
+    min_frames: int = MIN_FRAMES,
+    max_frames: int = MAX_FRAMES,
 ) -> int:
     """The reference's number of frames: even, between 2 and n_total; ValueError where that cannot be (one frame)."""
     if n_frames is not None:
@@ -73,7 +79,9 @@ def within(times: Sequence[int], time_base: Fraction, want: Want) -> range:
         end = bisect_left(times, origin + math.floor(Fraction(want.end_s) / time_base) + 1)
     if begin >= end:
         last = float((times[-1] - origin) * time_base)
-        raise ValueError(f"no frame between {want.start_s or 0:g} s and {want.end_s if want.end_s is not None else last:g} s; the last is at {last:.3f} s")
+        raise ValueError(
+            f"no frame between {want.start_s or 0:g} s and {want.end_s if want.end_s is not None else last:g} s; the last is at {last:.3f} s"
+        )
     return range(begin, end)
 
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 
+from kvtools.artifact.files import Spool
 from kvtools.video.clip import Recipe
 from kvtools.video.pool import Outcome, Pool
 from kvtools.world import Stop, World
@@ -40,18 +41,27 @@ def spread(
             if world.is_root:
                 for i in range(len(part)):
                     source = i % world.size
-                    yield next(outcomes) if source == 0 else _unpack(world.receive(source))
+                    yield next(outcomes) if source == 0 else _receive(world, source)
             else:
                 for outcome in outcomes:
-                    world.send(_pack(outcome))
+                    _send(outcome, world)
 
 
-def _pack(outcome: Outcome) -> bytes:
-    words = {"key": outcome.key, "fault": outcome.fault, "has_record": outcome.record is not None, "code": outcome.code}
-    return json.dumps(words).encode() + b"\n" + (outcome.record or b"")
+def _send(outcome: Outcome, world: World) -> None:
+    n_bytes = None if outcome.record is None else len(outcome.record)
+    words = {"key": outcome.key, "fault": outcome.fault, "code": outcome.code, "bytes": n_bytes}
+    world.send(json.dumps(words).encode())
+    if outcome.record is not None:
+        for piece in outcome.record:
+            world.send(piece)
+        outcome.record.close()
 
 
-def _unpack(message: bytearray) -> Outcome:
-    at = message.index(b"\n")
-    words = json.loads(message[:at])
-    return Outcome(words["key"], message[at + 1 :] if words["has_record"] else None, words["fault"], words["code"])
+def _receive(world: World, source: int) -> Outcome:
+    words = json.loads(world.receive(source))
+    record = None
+    if words["bytes"] is not None:
+        record = Spool()
+        while len(record) < words["bytes"]:
+            record.append(world.receive(source))
+    return Outcome(words["key"], record, words["fault"], words["code"])

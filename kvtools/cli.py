@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import typer
+import typer.completion
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
@@ -92,13 +93,13 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """The top level: commands come from the table and are imported when named."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         return build(cmd_name) if cmd_name in COMMANDS else None
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
             with formatter.section(section):
                 formatter.write_dl([(name, e.summary) for name, e in COMMANDS.items() if e.section == section])
@@ -114,7 +115,7 @@ def build(name: str) -> Any:
 
 def describe(name: str) -> dict[str, Any]:
     """A command's arguments, options and kinds, for programs: what `kvtools CMD --describe` prints."""
-    parameters = [p for p in build(name).params if p.name not in ("help",)]
+    parameters = [p for p in build(name).params if p.name != "help"]
     entry = COMMANDS[name]
     return {
         "command": name,
@@ -214,9 +215,7 @@ def _write_section(formatter: Any, title: str, lines: list[str]) -> None:
 
 def _enable_completion() -> None:
     if "_KVTOOLS_COMPLETE" in os.environ:  # set by the completion scripts in share/
-        from typer.completion import completion_init
-
-        completion_init()
+        typer.completion.completion_init()  # type: ignore[attr-defined]
 
 
 def _version(*, detailed: bool) -> str:

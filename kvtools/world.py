@@ -60,11 +60,12 @@ class World:
 
     @property
     def is_root(self) -> bool:
+        """Whether this is rank 0, which owns stdin, stdout and words."""
         return self.rank == 0
 
     def any(self, flag: object) -> bool:
         """Whether the flag is set on any rank; the same answer on all. A collective: every rank must call it."""
-        return self.sum(int(bool(flag))) > 0
+        return bool(self.sum(int(bool(flag))) > 0)
 
     def sum(self, value: float) -> Any:
         """The sum over ranks, added in rank order so that every rank gets the same bits."""
@@ -73,7 +74,7 @@ class World:
 
     def max(self, value: int) -> int:
         """The largest value on any rank."""
-        return max(self._gather(value))
+        return int(max(self._gather(value)))
 
     def shard(self, things: Sequence[_T]) -> Sequence[_T]:
         """This rank's share: every size-th thing, so that neighbours, often alike in cost, go to different ranks."""

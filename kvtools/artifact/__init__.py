@@ -8,6 +8,8 @@ from kvtools.artifact.frame import HEAD
 from kvtools.artifact.stream import Reader
 from kvtools.faults import Corrupt
 
+__all__ = ["Bag", "Reader", "is_stream", "open_artifact"]
+
 
 def open_artifact(src: str) -> Reader | Bag:
     """A stream or a bag, told apart by its first bytes, whatever the name says. Bags come verified."""
@@ -22,4 +24,4 @@ def open_artifact(src: str) -> Reader | Bag:
 
 def is_stream(file: BinaryIO) -> bool:
     """Whether a stream's head lies ahead; nothing is consumed."""
-    return file.peek(4)[:4] == HEAD.to_bytes(4, "little")  # type: ignore[attr-defined]
+    return bytes(file.peek(4)[:4]) == HEAD.to_bytes(4, "little")  # type: ignore[attr-defined]

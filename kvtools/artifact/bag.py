@@ -27,11 +27,12 @@ class Bag:
 
     @property
     def kind(self) -> str | None:
-        return self.fields.get("kind")
+        kind = self.fields.get("kind")
+        return kind if isinstance(kind, str) else None
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        return self.fields.get("history", [])
+        return list(self.fields.get("history", []))
 
 
 def write_bag(
@@ -39,7 +40,7 @@ def write_bag(
 ) -> None:
     """Write a bag and commit the sink; the sink is abandoned where that fails."""
     try:
-        crcs = {name: zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for name, array in tensors.items()}
+        crcs = {name: zlib.crc32(blob.bytes_of(np.ascontiguousarray(array))) for name, array in tensors.items()}
         words = {**fields, "kind": kind, "config": dict(config), "history": history, "crc32": crcs}
         sink.write(blob.encode(tensors, words))
     except BaseException:
@@ -71,5 +72,5 @@ def _verify(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> Non
     if not isinstance(crcs, dict) or set(crcs) != set(tensors):
         raise ValueError("crc32 of every tensor expected in the header")
     for name, array in tensors.items():
-        if zlib.crc32(array.reshape(-1).view(np.uint8)) != crcs[name]:
+        if zlib.crc32(blob.bytes_of(array)) != crcs[name]:
             raise ValueError(f"{name}: content differs from its crc32")

@@ -69,7 +69,7 @@ def encode(tensors: Tensors, fields: Mapping[str, Any]) -> list[memoryview]:
     """The blob as consecutive pieces: the header, then each tensor's own memory (contiguous arrays are not copied)."""
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     head, order = header({name: (a.dtype, a.shape) for name, a in arrays.items()}, fields)
-    return [memoryview(head), *(_bytes_of(arrays[name]) for name in order if arrays[name].size)]
+    return [memoryview(head), *(bytes_of(arrays[name]) for name in order if arrays[name].size)]
 
 
 def decode(memory: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -108,8 +108,9 @@ def fields_of(memory: Any) -> tuple[dict[str, tuple[str, list[int]]], dict[str, 
     return {name: (NAMES[a.dtype], list(a.shape)) for name, a in sorted(tensors.items())}, fields
 
 
-def _bytes_of(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+def bytes_of(array: np.ndarray) -> memoryview:
+    """The memory of a contiguous array, byte by byte."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _parse_header(view: memoryview) -> tuple[dict[str, Any], int]:

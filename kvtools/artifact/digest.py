@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvtools.artifact.blob import NAMES, canonical
+from kvtools.artifact.blob import NAMES, bytes_of, canonical
 
 _MODULUS = 1 << 128
 
@@ -26,7 +26,7 @@ class Digest:
         shapes = {name: [NAMES[a.dtype], list(a.shape)] for name, a in tensors.items()}
         state = hashlib.blake2b(canonical([shapes, dict(fields)]), digest_size=16)
         for name in sorted(tensors):
-            state.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
+            state.update(bytes_of(np.ascontiguousarray(tensors[name])))
         self._total = (self._total + int.from_bytes(state.digest(), "little")) % _MODULUS
 
     def __add__(self, other: "Digest") -> "Digest":

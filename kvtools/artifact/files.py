@@ -14,14 +14,15 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from kvtools.faults import CannotCreate, Missing, Usage
 
 _IOV_MAX = 1024  # buffers a writev call takes on Linux
 _SPOOL_BYTES = 4 << 20
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 128 << 10
 _PIPE_BYTES = 1 << 20  # the largest pipe an ordinary user may ask for on Linux; fewer, longer system calls
 
 
@@ -168,7 +169,7 @@ class Spool:
         while data := self._file.read(_CHUNK_BYTES):
             yield memoryview(data)
 
-    def __enter__(self) -> "Spool":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -183,10 +184,9 @@ def _reason(error: OSError) -> str:
 
 
 def _widen_pipe(fd: int) -> None:
-    try:
+    # not a pipe, not Linux, or the user's quota is spent: only speed is lost
+    with suppress(OSError, AttributeError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    except (OSError, AttributeError):
-        pass  # not a pipe, not Linux, or the user's quota is spent: only speed is lost
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,8 +1,8 @@
 """How an artifact came to be: a list of steps, each naming the steps before it, that travels inside the artifact.
 
 A step is {id, command, version, argv, inputs, parents}: `inputs` are digests of the artifacts at rest that were read
-(streams through a pipe have none, their steps are the parents), `parents` the ids of the last steps of the inputs. No time, host,
-user or absolute path, and no option that does not change the result, so that the same work gives the same bytes.
+(streams have none: their own last step stands for them), `parents` the ids of the last steps of the inputs. No time,
+host, user or absolute path, and no option that does not change the result, so that the same work gives the same bytes.
 """
 
 import getpass

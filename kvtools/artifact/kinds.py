@@ -20,6 +20,8 @@ from kvtools.artifact.blob import NAMES
 
 @dataclass(frozen=True)
 class Kind:
+    """What records of a kind hold: tensors as declared above, JSON fields, and how they hang together."""
+
     form: str  # "stream" or "bag"
     tensors: Mapping[str, str]
     fields: tuple[str, ...] = ()  # JSON fields every record must have

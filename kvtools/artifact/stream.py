@@ -25,7 +25,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 
@@ -85,8 +85,8 @@ class Writer:
     def resume(self, *, start_over: bool = False) -> set[str]:
         """Take up what an earlier run left in the sink: keys of the whole records found, which are kept.
 
-        A partial file with another head (other flags, other version) raises Usage, or is dropped if `start_over`. Whatever follows the last whole
-        record is cut off.
+        A partial file with another head (other options, other version) raises Usage, or is dropped if `start_over`.
+        What follows the last whole record is cut off.
         """
         partial = self._sink.partial()
         if partial is None:
@@ -138,7 +138,7 @@ class Writer:
                 self._sink.write(batch)
         self._ledger.add_record(key, n_stored, n_raw, stored_crc)
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
@@ -170,7 +170,7 @@ class Reader:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
         self._name = name
-        self._part = self._refused(lambda: _Part(file, 0))
+        self._part = self._refused(_Part, file, 0)
         self.head = self._part.head
         self.heads = [self.head]
         self.n_bytes = 0
@@ -179,23 +179,22 @@ class Reader:
         number = 0
         while True:
             records = self._part.records()
-            while (record := self._refused(lambda: next(records, None))) is not None:
+            while (record := self._refused(next, records, None)) is not None:
                 yield record
                 number += 1
             self.n_bytes += self._part.ledger.n_bytes
             if not self._file.peek(1):  # type: ignore[attr-defined]
                 return
-            first = number
-            self._part = self._refused(lambda: _Part(self._file, first))
+            self._part = self._refused(_Part, self._file, number)
             if self._part.head.kind != self.head.kind:
                 raise Corrupt(
                     f"{self._name}: {self._part.head.kind} records follow {self.head.kind} records; one kind expected."
                 )
             self.heads.append(self._part.head)
 
-    def _refused(self, read: Callable[[], _T]) -> _T:
+    def _refused(self, read: Callable[..., _T], *arguments: Any) -> _T:
         try:
-            return read()
+            return read(*arguments)
         except _Torn as fault:
             raise Corrupt(f"{self._name}: {fault}") from None
 
@@ -246,7 +245,7 @@ class Index:
         offset, in_part, n_stored, crc = self._places[number]
         data = self._pread(offset, len(_MARK_PREFIX) + _MARK.size + 4 + n_stored)
         try:
-            part = _Part(io.BufferedReader(io.BytesIO(data)), number - in_part, head=self.heads[0])  # type: ignore[arg-type]
+            part = _Part(io.BufferedReader(io.BytesIO(data)), number - in_part, head=self.heads[0])
             record, stored_crc = part.one_record(in_part)
         except _Torn as fault:
             raise Corrupt(f"{self._name}: {fault}") from None
@@ -275,7 +274,7 @@ class Index:
 
     def _add(self, start: int, sizes: np.ndarray) -> None:
         offsets = start + np.concatenate([[0], np.cumsum(sizes[:, 0])])
-        head = _Part(io.BufferedReader(io.BytesIO(self._pread(start, int(sizes[0, 0])))), 0).head  # type: ignore[arg-type]
+        head = _Part(io.BufferedReader(io.BytesIO(self._pread(start, int(sizes[0, 0])))), 0).head
         keys = self._pread(int(offsets[-2]), int(sizes[-1, 0]))
         self._digest.update(keys)
         crcs, numbers = _parse_keys(keys)
@@ -370,7 +369,7 @@ class _Part:
         if self._file.readinto(stored) != n_stored:  # type: ignore[attr-defined]
             raise _Torn(f"stream ends within {where}; the producer died or the disk filled. Make it again.")
         try:
-            raw = frame.extract(stored, n_raw)
+            raw = frame.extract(stored, n_raw).data
             if zlib.crc32(raw) != raw_crc:
                 raise ValueError("content differs from its crc32")
             tensors, fields = blob.decode(raw)
@@ -380,7 +379,7 @@ class _Part:
             raise _Torn(f"{where}: {fault}") from None
         stored_crc = zlib.crc32(stored)
         self.ledger.add_record(fields["key"], n_stored, n_raw, stored_crc)
-        return Record(self._first + number, fields["key"], tensors, fields, memoryview(raw)), stored_crc
+        return Record(self._first + number, fields["key"], tensors, fields, raw), stored_crc
 
     def _read_keys(self, number: int) -> None:
         n_bytes = int.from_bytes(self._file.read(4), "little")
@@ -443,7 +442,7 @@ class _Ledger:
 
 
 def _keys_payload(keys: Sequence[str], crcs: Sequence[int]) -> bytes:
-    """count u64; crc32 of each record's stored frame u32 (count); then in sorted order of the keys' UTF-8 bytes:
+    """The count u64; crc32 of each record's stored frame u32 (count); then in sorted order of the keys' UTF-8 bytes:
     record number u64 (count), where each key ends u64 (count), the keys themselves."""
     names = [key.encode("utf-8") for key in keys]
     order = sorted(range(len(names)), key=lambda i: (names[i], i))

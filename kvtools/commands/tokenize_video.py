@@ -16,20 +16,46 @@ SEE_ALSO = ("kvtools info", "kvtools cat", "kvtools check", "kvtools-stream(5)")
 
 def main(
     ctx: typer.Context,
-    videos: Annotated[list[str] | None, typer.Argument(metavar="[VIDEO|DIR]...", help="Videos, and folders of videos or of frames.")] = None,
-    list_file: Annotated[str | None, typer.Option("--list", metavar="FILE", help="Read paths from FILE, one a line; - is stdin.")] = None,
-    fps: Annotated[float, typer.Option(metavar="RATE", help="Frames to take a second; of a folder of frames, the rate they were taken at.")] = 2.0,
-    frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Take N frames a clip instead, evenly spread.", show_default=False)] = None,
-    min_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Take at least so many frames, where the clip has them.")] = 4,
+    videos: Annotated[
+        list[str] | None, typer.Argument(metavar="[VIDEO|DIR]...", help="Videos, and folders of videos or of frames.")
+    ] = None,
+    list_file: Annotated[
+        str | None, typer.Option("--list", metavar="FILE", help="Read paths from FILE, one a line; - is stdin.")
+    ] = None,
+    fps: Annotated[
+        float, typer.Option(metavar="RATE", help="Frames to take a second; of a folder of frames, the rate they were taken at.")
+    ] = 2.0,
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Take N frames a clip instead, evenly spread.", show_default=False)
+    ] = None,
+    min_frames: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Take at least so many frames, where the clip has them.")
+    ] = 4,
     max_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Take at most so many frames.")] = 768,
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a clip may cost, at 28x28 pixels each; never exceeded.")] = 24_576,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Tokens a clip may cost, at 28x28 pixels each; never exceeded.")
+    ] = 24_576,
     frame_tokens: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Tokens a frame should cost.")] = "128:768",
-    start: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Begin so many seconds after the first frame.", show_default=False)] = None,
-    end: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="End so many seconds after the first frame.", show_default=False)] = None,
-    pick: Annotated[Literal["any", "reference", "key"], typer.Option(help="Take the nearest of all frames, of those others refer to, or of key frames.")] = "any",
-    decoder: Annotated[Literal["auto", "decord", "pyav"], typer.Option(help="Who decodes; auto is pyav, which was never slower.")] = "auto",
+    start: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="Begin so many seconds after the first frame.", show_default=False),
+    ] = None,
+    end: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="End so many seconds after the first frame.", show_default=False),
+    ] = None,
+    pick: Annotated[
+        Literal["any", "reference", "key"],
+        typer.Option(help="Take the nearest of all frames, of those others refer to, or of key frames."),
+    ] = "any",
+    decoder: Annotated[
+        Literal["auto", "decord", "pyav"], typer.Option(help="Who decodes; auto is pyav, which was never slower.")
+    ] = "auto",
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Give a clip up after so long.")] = 60.0,
-    jobs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Clips decoded at once. Default: the cores there are.", show_default=False)] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Clips decoded at once. Default: the cores there are.", show_default=False),
+    ] = None,
     shard: Shard = None,
     output: Output = "-",
     compress: Compress = None,
@@ -39,7 +65,7 @@ def main(
     stamp: Stamp = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-) -> int:  # fmt: skip
+) -> int:
     """Turn videos into a stream of `video` records: patches, their grid, and when each frame is shown.
 
     A bad video is told on stderr and the others are written; the exit code is then 65. Written to a file, a run that was
@@ -78,9 +104,8 @@ def main(
     if dry_run:
         return 0
     stop = Stop()
-    how = {"n_jobs": jobs, "timeout_s": timeout}
     if not world.is_root:
-        for _ in spread(world.broadcast(None), recipe, world, stop, **how):
+        for _ in spread(world.broadcast(None), recipe, world, stop, n_jobs=jobs, timeout_s=timeout):
             raise AssertionError("outcomes go to rank 0")
         return int(world.broadcast(None))
 
@@ -91,7 +116,7 @@ def main(
         todo = world.broadcast([clip for clip in clips if clip[0] not in done])
         codes: list[int] = []
         is_stopped = False
-        outcomes = spread(todo, recipe, world, stop, **how)
+        outcomes = spread(todo, recipe, world, stop, n_jobs=jobs, timeout_s=timeout)
         for outcome in progress(outcomes, total=len(todo), unit="clips", words="tokenize-video", quiet=quiet):
             if not outcome.is_done:
                 is_stopped = True  # what still comes is of ranks that were not asked to stop; the next run makes it again

@@ -15,7 +15,6 @@ import numpy as np
 from kvtools.artifact import blob
 from kvtools.video import decode, patch, sample
 
-
 Read = Callable[[Sequence[int]], Iterator[np.ndarray]]
 
 
@@ -63,8 +62,8 @@ def _encode(path: str, key: str, recipe: Recipe, index: decode.Index, read: Read
     assert order == ["seconds", "grid", "pixels"], "pixels come last, so that frames can be sent as they are decoded"
     yield memoryview(head + seconds.tobytes() + grid.tobytes())
     n_given = 0
-    for n_given, frame in enumerate(chain([frame], frames), start=1):  # noqa: B007
-        yield memoryview(patch.cut(patch.resize(frame, height, width))).cast("B")
+    for n_given, each in enumerate(chain([frame], frames), start=1):  # noqa: B007
+        yield blob.bytes_of(patch.cut(patch.resize(each, height, width)))
     assert n_given == len(positions), "a reader gives every frame asked for, or raises"
 
 

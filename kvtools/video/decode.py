@@ -14,7 +14,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import av
@@ -69,7 +71,7 @@ def read_pyav(path: str, index: Index, positions: Sequence[int], *, n_threads: i
 
     Raises FramesMissing where one did not come out, ValueError where FFmpeg found damage on the way.
     """
-    with _open(path) as container, _faults_in_log():
+    with _open(path) as container, _FaultsInLog():
         stream = _video_stream(container)
         stream.codec_context.thread_count = n_threads
         if index.packets is None:
@@ -172,14 +174,14 @@ def _video_stream(container: Any) -> Any:
     return stream
 
 
-class _faults_in_log:
+class _FaultsInLog:
     """Turns FFmpeg's errors, raised or only logged, into ValueError; the first logged line says what began it."""
 
     def __enter__(self) -> None:
         self._capture = av.logging.Capture(local=False)  # decoder threads log too
         self._lines = self._capture.__enter__()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._capture.__exit__(kind, error, trace)
         logged = [text.strip() for level, _, text in self._lines if level <= av.logging.ERROR]
         if isinstance(error, av.error.FFmpegError):
@@ -193,7 +195,7 @@ def _index_packets(container: Any, stream: Any) -> Index | None:
     packets: list[tuple[int, int]] = []
     nal = _Nal(stream.codec_context)
     codec = stream.codec_context.name
-    with _faults_in_log():
+    with _FaultsInLog():
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
@@ -202,7 +204,7 @@ def _index_packets(container: Any, stream: Any) -> Index | None:
             packets.append((packet.pts, nal.flags(packet, codec)))
     by_time = sorted(packets)
     times = [time for time, _ in by_time]
-    if any(a == b for a, b in zip(times, times[1:], strict=False)):
+    if any(a == b for a, b in pairwise(times)):
         return None
     if not times:
         raise ValueError("no frame in it")
@@ -230,7 +232,7 @@ def _index_frames(container: Any, stream: Any) -> Index:
     """The index from decoding everything once, for containers that do not time their packets."""
     times: list[int | None] = []
     keys: list[int] = []
-    with _faults_in_log():
+    with _FaultsInLog():
         for frame in container.decode(stream):
             if frame.key_frame:
                 keys.append(len(times))
@@ -238,9 +240,7 @@ def _index_frames(container: Any, stream: Any) -> Index:
     if not times:
         raise ValueError("no frame in it")
     time_base = stream.time_base
-    rising = (
-        all(a is not None and b is not None and a < b for a, b in zip(times, times[1:], strict=False)) and times[0] is not None
-    )
+    rising = all(a is not None and b is not None and a < b for a, b in pairwise(times)) and times[0] is not None
     if not rising:
         # no time at all, or times that contradict the order: the nominal rate is all that is left to go by
         time_base = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
@@ -312,7 +312,7 @@ class _Nal:
     def __init__(self, context: Any) -> None:
         extradata = bytes(context.extradata or b"")
         # avcC and hvcC begin with version 1 and tell how long the length before each NAL unit is; Annex B has start codes
-        is_sized = len(extradata) > 22 and extradata[0] == 1 or len(extradata) > 6 and extradata[0] == 1
+        is_sized = (len(extradata) > 22 and extradata[0] == 1) or (len(extradata) > 6 and extradata[0] == 1)
         position = 4 if context.name == "h264" else 21
         self._length_bytes = (extradata[position] & 3) + 1 if is_sized and len(extradata) > position else 0
         self._layers: list[int] = []

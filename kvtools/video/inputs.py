@@ -13,7 +13,8 @@ from kvtools.faults import Corrupt
 from kvtools.video.order import IMAGE_SUFFIXES, natural_order
 
 VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".3gp", ".ogv", ".gif",
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mts", ".m2ts",
+    ".mpg", ".mpeg", ".wmv", ".3gp", ".ogv", ".gif",
 )  # fmt: skip
 
 

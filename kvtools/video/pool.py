@@ -12,10 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from select import select
-from typing import Any
+from typing import Any, Self
 
 from kvtools.artifact.files import Spool
 from kvtools.video.clip import Recipe
@@ -63,7 +63,7 @@ class Pool:
         while waiting:
             yield self._await(*waiting.popleft(), stop)
 
-    def __enter__(self) -> "Pool":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -79,9 +79,8 @@ def within(times: Sequence[int], time_base: Fraction, want: Want) -> range:
         end = bisect_left(times, origin + math.floor(Fraction(want.end_s) / time_base) + 1)
     if begin >= end:
         last = float((times[-1] - origin) * time_base)
-        raise ValueError(
-            f"no frame between {want.start_s or 0:g} s and {want.end_s if want.end_s is not None else last:g} s; the last is at {last:.3f} s"
-        )
+        upto = last if want.end_s is None else want.end_s
+        raise ValueError(f"no frame between {want.start_s or 0:g} s and {upto:g} s; the last is at {last:.3f} s")
     return range(begin, end)
 
 
@@ -100,9 +99,7 @@ def choose(times: Sequence[int], candidates: Sequence[int], n_frames: int) -> li
         right = min(bisect_left(shown, wanted), len(shown) - 1)
         left = max(0, right - 1)
         before, after = abs(wanted - shown[left]), abs(shown[right] - wanted)
-        if before == after:
-            nearest = left if candidates[left] % 2 == 0 else right
-        else:
-            nearest = left if before < after else right
+        is_left = candidates[left] % 2 == 0 if before == after else before < after
+        nearest = left if is_left else right
         chosen[candidates[nearest]] = None
     return list(chosen)

@@ -11,17 +11,16 @@ import json
 import os
 import signal
 import sys
-import textwrap
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 import typer
 import typer.completion
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from kvtools import __version__
+from kvtools import __version__, help_text
 from kvtools.faults import Died, Fault, Usage
 from kvtools.options import Invocation
 from kvtools.world import World
@@ -51,12 +50,6 @@ COMMANDS = {
     "sum": Entry("Plumbing", "Digest records in whatever order they come.", ("any",)),
 }
 
-EXIT_CODES = {
-    0: "done", 1: "the answer is no, or unexpected", 2: "usage", 65: "input corrupt, truncated or of the wrong kind",
-    66: "input missing", 73: "cannot create the output", 74: "input/output error", 75: "stopped on request: run again",
-    141: "the reader of stdout went away",
-}  # fmt: skip
-
 
 class Command(TyperCommand):
     """A subcommand whose help reads: sentence, usage, examples, options, exit codes, see also."""
@@ -78,16 +71,7 @@ class Command(TyperCommand):
             raise Died(130) from None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        module = COMMANDS[self.name or ""].load(self.name or "")
-        sentence, _, rest = (self.help or "").partition("\n")
-        formatter.write(sentence + "\n\n")
-        self.format_usage(ctx, formatter)
-        _write_section(formatter, "Examples", module.EXAMPLES)
-        if rest.strip():
-            formatter.write("\n" + textwrap.fill(" ".join(rest.split()), formatter.width) + "\n")
-        self.format_options(ctx, formatter)
-        _write_section(formatter, "Exit codes", [f"{code}  {EXIT_CODES[code]}" for code in module.EXIT_CODES])
-        _write_section(formatter, "See also", [", ".join(module.SEE_ALSO)])
+        help_text.write(self, ctx, formatter, COMMANDS[self.name or ""].load(self.name or ""))
 
 
 class Group(TyperGroup):
@@ -114,38 +98,10 @@ def build(name: str) -> Any:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """A command's arguments, options and kinds, for programs: what `kvtools CMD --describe` prints."""
-    parameters = [p for p in build(name).params if p.name != "help"]
+    """What `kvtools CMD --describe` prints: a command's arguments, options and kinds, for programs."""
     entry = COMMANDS[name]
-    return {
-        "command": name,
-        "summary": entry.summary,
-        "reads": list(entry.reads),
-        "writes": list(entry.writes),
-        "arguments": [
-            {"name": p.metavar or p.name, "many": p.nargs == -1, "required": p.required, "help": p.help}
-            for p in parameters
-            if p.param_type_name == "argument"
-        ],
-        "options": [
-            {
-                "names": [*p.opts, *p.secondary_opts],
-                "type": "flag" if p.is_flag else _type_of(p.type_descriptor.annotation),
-                "metavar": p.metavar,
-                "default": p.default if isinstance(p.default, bool | int | float | str) else None,
-                "help": p.help,
-            }
-            for p in parameters
-            if p.param_type_name == "option"
-        ],
-    }
-
-
-def _type_of(annotation: Any) -> str | list[str]:
-    """A type's name, or the choices there are."""
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
+    kinds = {"reads": list(entry.reads), "writes": list(entry.writes)}
+    return {"command": name, "summary": entry.summary, **kinds, **help_text.describe(build(name))}
 
 
 def run(words: list[str]) -> int:
@@ -205,12 +161,6 @@ def _tell(fault: Fault, invocation: Invocation) -> None:
     # a usage error is every rank's error: one of them says it
     if str(fault) and not (isinstance(fault, Usage) and os.environ.get("PMI_RANK", "0") != "0"):
         invocation.note(str(fault))
-
-
-def _write_section(formatter: Any, title: str, lines: list[str]) -> None:
-    with formatter.section(title):
-        for line in lines:
-            formatter.write(" " * formatter.current_indent + line + "\n")
 
 
 def _enable_completion() -> None:

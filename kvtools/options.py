@@ -28,7 +28,7 @@ class Invocation:
             typer.echo(f"{rank}kvtools {self.command}: {words}", err=True)
 
 
-Inputs = Annotated[list[str] | None, typer.Argument(metavar="[INPUT]...", help="Artifacts to read; - is stdin, the default.")]
+Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Artifacts to read; - is stdin, the default.")]
 Output = Annotated[str, typer.Option("-o", "--output", metavar="DST", help="Where to write; - is stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Compress = Annotated[

@@ -17,7 +17,7 @@ SEE_ALSO = ("kvtools info", "kvtools cat", "kvtools check", "kvtools-stream(5)")
 def main(
     ctx: typer.Context,
     videos: Annotated[
-        list[str] | None, typer.Argument(metavar="[VIDEO|DIR]...", help="Videos, and folders of videos or of frames.")
+        list[str] | None, typer.Argument(metavar="VIDEO|DIR", help="Videos, and folders of videos or of frames.")
     ] = None,
     list_file: Annotated[
         str | None, typer.Option("--list", metavar="FILE", help="Read paths from FILE, one a line; - is stdin.")

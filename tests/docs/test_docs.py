@@ -1,0 +1,211 @@
+"""What is said of the program, held against the program: man pages, help, completion."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvtools import cli
+from kvtools.artifact.kinds import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+MAN = ROOT / "man"
+PAGES = sorted(MAN.glob("*.[1-9]"))
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def load_generate():
+    spec = importlib.util.spec_from_file_location("generate", MAN / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load_generate()
+
+
+def run(words, directory=ROOT):
+    return subprocess.run(
+        words, cwd=directory, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+
+def bash(script, directory):
+    return run(["bash", "-euo", "pipefail", "-c", script], directory)
+
+
+def section(page, title):
+    """The mdoc source of one section of a page."""
+    match = re.search(rf"^\.Sh {title}\n(.*?)(?=^\.Sh |\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
+    return match[1] if match else ""
+
+
+def plain(mdoc):
+    return mdoc.replace(r"\-", "-").replace(r"\e", "\\")
+
+
+def examples_of(page):
+    return [plain(line.removeprefix(".Dl ")) for line in section(page, "EXAMPLES").splitlines() if line.startswith(".Dl ")]
+
+
+def literals_of(page):
+    """The texts shown as they are in the examples of a page."""
+    return [
+        plain(text)
+        for text in re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed", section(page, "EXAMPLES"), re.MULTILINE | re.DOTALL)
+    ]
+
+
+def make_video(path, n_frames):
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(n_frames):
+            picture = np.full((48, 64, 3), 10 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def worktop(tmp_path_factory):
+    """A folder with what the examples speak of."""
+    top = tmp_path_factory.mktemp("worktop")
+    (top / "videos").mkdir()
+    make_video(top / "clip.mp4", 20)
+    make_video(top / "videos" / "yoga.mp4", 15)
+    make_video(top / "videos" / "friday.mp4", 12)
+    made = bash(
+        "kvtools tokenize-video videos/ -o clips.kvs; "
+        "for i in 0 1; do kvtools tokenize-video --shard $i/2 videos/ -o part-0$i.kvs; done",
+        top,
+    )
+    assert (made.returncode, made.stderr) == (0, "")
+    return top
+
+
+def test_every_command_has_a_page_with_its_generated_parts():
+    assert generate.faults() == []
+
+
+def test_generated_parts_and_completions_are_up_to_date():
+    assert [str(path) for path in generate.stale()] == []
+
+
+def test_a_command_without_a_page_is_named(tmp_path, monkeypatch):
+    shutil.copytree(MAN, tmp_path / "man")
+    (tmp_path / "man" / "kvtools-info.1").unlink()
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(generate, "MAN", tmp_path / "man")
+    assert generate.faults() == ["man/kvtools-info.1: missing. Write it, after the pattern of man/kvtools-info.1."]
+
+
+def test_mandoc_finds_no_fault():
+    complaints = generate.lint()
+    if complaints is None:
+        pytest.skip("mandoc is not installed")
+    assert complaints == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_have_the_sections_of_the_house(page):
+    expected = ["NAME", "DESCRIPTION", "EXAMPLES", "SEE ALSO"]
+    if page.suffix == ".1":
+        expected += ["SYNOPSIS", "EXIT STATUS", *(["OPTIONS"] if page.stem != "kvtools" else [])]
+    titles = re.findall(r"^\.Sh (.*)$", page.read_text(), re.MULTILINE)
+    assert set(expected) <= set(titles)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_refer_to_pages_that_exist(page):
+    named = re.findall(r"^(?:\.|\.It )Xr (kvtools\S*) (\d)", page.read_text(), re.MULTILINE)
+    assert [f"{name}.{number}" for name, number in named if not (MAN / f"{name}.{number}").exists()] == []
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_tells_examples_exit_codes_and_see_also(name):
+    module = cli.COMMANDS[name].load(name)
+    shown = run([sys.executable, "-m", "kvtools", name, "--help"])
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for title in ("Usage:", "Examples:", "Options:", "Exit codes:", "See also:"):
+        assert f"\n{title}" in shown.stdout
+    assert len(module.EXAMPLES) >= 2
+    assert any(" | " in example for example in module.EXAMPLES)
+    for example in module.EXAMPLES:
+        assert f"  {example}\n" in shown.stdout
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_refers_to_pages_that_exist(name):
+    for reference in cli.COMMANDS[name].load(name).SEE_ALSO:
+        page = re.sub(r"\((\d)\)$", r".\1", reference) if reference.endswith(")") else reference.replace(" ", "-", 1) + ".1"
+        assert (MAN / page).exists(), reference
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_examples_in_help_stand_in_the_page_too(name):
+    examples = cli.COMMANDS[name].load(name).EXAMPLES
+    assert [example for example in examples if example not in examples_of(generate.page_of(name))] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples_of(page)], ids=lambda page: page.name)
+def test_examples_run_as_printed(page, worktop, tmp_path):
+    shutil.copytree(worktop, tmp_path, dirs_exist_ok=True)
+    for example in examples_of(page):
+        done = bash(example, tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), example
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in cli.COMMANDS)], ids=" ".join)
+def test_help_imports_nothing_heavy(words):
+    script = (
+        "import sys\nfrom kvtools import cli\ncode = cli.run([*sys.argv[1:], '--help'])\n"
+        "heavy = sorted({'torch', 'numpy', 'av', 'decord', 'mpi4py', 'zstandard'} & set(sys.modules))\n"
+        "sys.exit(f'imports {heavy}' if heavy else code)"
+    )
+    done = run([sys.executable, "-c", script, *words])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("kvtools inf", ["info"]),
+        ("kvtools ''", [*cli.COMMANDS]),
+        ("kvtools cat --comp", ["--compress"]),
+        ("kvtools tokenize-video --pick re", ["reference"]),
+    ],
+)
+def test_bash_completes_commands_options_and_choices(words, expected, tmp_path):
+    script = (
+        f"source {ROOT}/completions/kvtools.bash; COMP_WORDS=({words}); "
+        "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _kvtools_completion kvtools; printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    done = bash(script, tmp_path)
+    assert (done.stdout.split(), done.stderr) == (expected, "")
+
+
+def test_the_stream_page_explains_every_kind():
+    text = section(MAN / "kvtools-stream.5", "KINDS")
+    assert re.findall(r"^\.It Cm (\S+)$", text, re.MULTILINE) == list(KINDS)
+
+
+def test_the_program_in_the_stream_page_writes_the_bytes_it_shows(tmp_path):
+    program, *dumps = literals_of(MAN / "kvtools-stream.5")
+    done = run([sys.executable, "-c", program], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = b""
+    for line in "".join(dumps).splitlines():
+        offset, hexadecimal = line[:4], line[6:54]
+        assert int(offset, 16) == len(shown), line
+        shown += bytes.fromhex(hexadecimal)
+    assert (tmp_path / "tiny.kvs").read_bytes() == shown
+    checked = bash("kvtools check tiny.kvs", tmp_path)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")

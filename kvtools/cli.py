@@ -111,10 +111,10 @@ def run(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if name in COMMANDS and "--describe" in words:
-            print(json.dumps(describe(name), indent=2, ensure_ascii=False))
+            print(json.dumps(describe(name), indent=2, ensure_ascii=False), flush=True)
             return 0
         if "--version" in words and name not in COMMANDS:
-            print(_version(detailed="-v" in words))
+            print(_version(detailed="-v" in words), flush=True)
             return 0
         group = Group(name="kvtools", help=_TAGLINE, no_args_is_help=False, rich_markup_mode=None,
                       context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)  # fmt: skip
@@ -128,9 +128,11 @@ def run(words: list[str]) -> int:
         fault: Fault = Usage(error.format_message().rstrip(".") + ". See --help.")
     except Fault as error:
         fault = error
+    except BrokenPipeError:
+        fault = Died(141)
     except OSError as error:
         fault = Fault(f"{error.filename or 'input/output'}: {(error.strerror or str(error)).lower()}.")
-        fault.code = 141 if error.errno == errno.EPIPE else 74
+        fault.code = 74
     except Exception as error:
         if "-v" in words or "--verbose" in words:
             raise

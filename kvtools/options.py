@@ -3,13 +3,15 @@
 One declaration serves parsing, `--help`, `--describe` and the man pages. Imports nothing heavy: every `--help` loads it.
 """
 
+import json
 import re
+import tomllib
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from kvtools.faults import Usage
+from kvtools.faults import Missing, Usage
 from kvtools.world import World
 
 
@@ -48,9 +50,46 @@ Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad in
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON Lines instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check inputs and options, print the plan, do nothing.")]
 Stamp = Annotated[bool, typer.Option("--stamp", help="Record time, host, user and full arguments in the history.")]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        callback=lambda ctx, value: load_recipe(ctx, value),  # noqa: PLW0108 it is defined below
+        help="Take options from a TOML recipe; those on the command line override it.",
+        show_default=False,
+    ),
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the recipe that would be followed, as TOML; do nothing.")
+]
 Shard = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Take part I of N of the inputs, I from 0.", show_default=False)
 ]
+
+
+def load_recipe(ctx: typer.Context, src: str | None) -> str | None:
+    """Make a recipe's values the defaults of this command's options. Raises Usage for what is not a recipe."""
+    if src is None:
+        return None
+    try:
+        with open(src, "rb") as file:
+            words = tomllib.load(file)
+    except OSError as error:
+        raise Missing(f"--config {src}: {(error.strerror or str(error)).lower()}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Usage(f"--config {src}: {error}; TOML expected.") from None
+    unknown = sorted(set(words) - {parameter.name for parameter in ctx.command.params})
+    if unknown:
+        raise Usage(f"--config {src}: {unknown[0]} is no option of {ctx.command.name}. See --help.")
+    ctx.default_map = words
+    return src
+
+
+def to_toml(recipe: dict[str, Any]) -> str:
+    """A recipe as TOML. Recipes are flat, and JSON's numbers, strings, flags and lists are TOML's too."""
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in sorted(recipe.items()) if value is not None)
 
 
 def band(words: str, option: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from typing import BinaryIO
 
 from kvtools.artifact.bag import Bag, read_bag
+from kvtools.artifact.blob import MAX_HEADER_BYTES
 from kvtools.artifact.files import open_source
 from kvtools.artifact.frame import HEAD
 from kvtools.artifact.stream import Reader
@@ -19,6 +20,9 @@ def open_artifact(src: str) -> Reader | Bag:
         return Reader(file, name)
     if not file.peek(1):  # type: ignore[attr-defined]
         raise Corrupt(f"{name}: closed before any record arrived; look at the stage before this one.")
+    begin = file.peek(9)  # type: ignore[attr-defined]
+    if begin[8:9] != b"{" or int.from_bytes(begin[:8], "little") > MAX_HEADER_BYTES:
+        raise Corrupt(f"{name}: neither a stream nor a bag.")
     return read_bag(file, name)
 
 

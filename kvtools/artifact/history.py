@@ -23,7 +23,6 @@ Step = dict[str, Any]
 _SILENT = {
     "-o": True, "--output": True, "--jobs": True, "--timeout": True, "--state": True, "--log": True, "--list": True,
     "--force": False, "-q": False, "--quiet": False, "-v": False, "--verbose": False, "--stamp": False, "--strict": False,
-    "--compress": True,
 }  # fmt: skip
 
 

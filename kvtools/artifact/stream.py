@@ -202,20 +202,23 @@ class Reader:
 class Index:
     """Random access to a stream in a seekable file, by record number or key; safe to use from many threads.
 
-    Reads KEYS and END only; each record is verified when it is fetched. Raises Corrupt where they disagree.
+    Reads KEYS and END only, each record where a part has no KEYS; a record is verified when it is fetched. Raises
+    Corrupt where they disagree.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file  # kept open as long as the index is
         self._fd = file.fileno()
         self._name = name
-        self._places: list[tuple[int, int, int, int]] = []  # mark offset, number in its part, stored length, crc32
+        self._places: list[tuple[int, int, int, int | None]] = []  # mark offset, number in its part, stored length, crc32
         self._numbers: dict[str, int] = {}
         self.heads: list[Head] = []
         self._digest = hashlib.blake2b(digest_size=8)
         end = os.fstat(self._fd).st_size
         parts = []
         try:
+            if end == 0:
+                raise _Torn("empty. Make it again.")
             while end > 0:  # parts of a concatenated file are found from the last to the first
                 parts.append(self._locate(end))
                 end = parts[-1][0]
@@ -226,6 +229,9 @@ class Index:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._numbers
 
     @property
     def keys(self) -> list[str]:
@@ -249,7 +255,7 @@ class Index:
             record, stored_crc = part.one_record(in_part)
         except _Torn as fault:
             raise Corrupt(f"{self._name}: {fault}") from None
-        if stored_crc != crc:
+        if crc is not None and stored_crc != crc:
             raise Corrupt(f"{self._name}: record {number}: stored bytes changed since they were written")
         return record
 
@@ -275,17 +281,22 @@ class Index:
     def _add(self, start: int, sizes: np.ndarray) -> None:
         offsets = start + np.concatenate([[0], np.cumsum(sizes[:, 0])])
         head = _Part(io.BufferedReader(io.BytesIO(self._pread(start, int(sizes[0, 0])))), 0).head
-        keys = self._pread(int(offsets[-2]), int(sizes[-1, 0]))
-        self._digest.update(keys)
-        crcs, numbers = _parse_keys(keys)
-        if len(crcs) != (len(sizes) - 2) // 2:
-            raise _Torn(f"{len(crcs)} keys found for {(len(sizes) - 2) // 2} records")
-        first = len(self._places)
-        for key, number in numbers:
-            self._numbers.setdefault(key, first + number)
+        first, n_records = len(self._places), (len(sizes) - 1) // 2
+        has_keys = len(sizes) % 2 == 0  # HEAD, then two frames a record, then perhaps KEYS
+        crcs: Sequence[int | None] = [None] * n_records
+        if has_keys:
+            keys = self._pread(int(offsets[-2]), int(sizes[-1, 0]))
+            self._digest.update(keys)
+            crcs, named = _parse_keys(keys)
+            if len(crcs) != n_records:
+                raise _Torn(f"{len(crcs)} keys found for {n_records} records")
         for number, crc in enumerate(crcs):
             self._places.append((int(offsets[1 + 2 * number]), number, int(sizes[2 + 2 * number, 0]), crc))
         self.heads.append(head)
+        if not has_keys:
+            named = [(self.fetch(first + number).key, number) for number in range(n_records)]
+        for key, number in named:
+            self._numbers.setdefault(key, first + number)
 
 
 class _Torn(ValueError):

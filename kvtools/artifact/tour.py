@@ -1,6 +1,6 @@
 """Records of many streams, one after the other, with the house's rule for bad inputs.
 
-A bad file is told and passed over, and the tour goes on: `code` is then 65 or 66. A bad stdin ends the tour with its
+A bad file is told and passed over, and the tour goes on: `code` tells in the end. A bad stdin ends the tour with its
 fault, because the stage that feeds it has failed. Costs one open of each file ahead, for its head.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Head, Index, Reader, Record
-from kvtools.faults import Corrupt, Fault
+from kvtools.faults import Corrupt, Fault, Missing
 
 
 class Tour:
@@ -24,18 +24,26 @@ class Tour:
         tell: Callable[[str], None],
     ) -> None:
         self.heads: list[Head] = []
-        self.code = 0
+        self._n_records = 0
+        self._codes: list[int] = []
+        self._found: set[str] = set()
         self._keys = keys
         self._limit = limit
         self._strict = strict
         self._tell = tell
-        self._readers = {src: reader for src in sources if (reader := self._look_at(src)) is not None}
+        self._readers = [(src, reader) for src in sources if (reader := self._look_at(src)) is not None]
+
+    @property
+    def code(self) -> int:
+        """What to exit with: 0, or the inputs' fault where nothing was delivered, or 65."""
+        if not self._codes:
+            return 0
+        return self._codes[0] if self._n_records == 0 and len(set(self._codes)) == 1 else Corrupt.code
 
     def __iter__(self) -> Iterator[Record]:
-        n_records = 0
-        for src, reader in self._readers.items():
+        for src, reader in self._readers:
             records = self._select(src, reader)
-            while n_records != self._limit:
+            while self._n_records != self._limit:
                 try:
                     record = next(records, None)
                 except Fault as fault:
@@ -45,8 +53,12 @@ class Tour:
                     break
                 if record is None:
                     break
+                self._found.add(record.key)
                 yield record
-                n_records += 1
+                self._n_records += 1
+        for key in self._keys or []:
+            if key not in self._found:
+                self._blame(Missing(f"--key {key}: in none of the inputs."))
 
     def _look_at(self, src: str) -> Reader | None:
         try:
@@ -73,7 +85,7 @@ class Tour:
                 yield from self._wanted(Reader(file, src))
             else:
                 index = Index(file, src)
-                yield from (index.fetch(key) for key in self._keys)
+                yield from (index.fetch(key) for key in self._keys if key in index)
 
     def _wanted(self, reader: Reader) -> Iterator[Record]:
         return (record for record in reader if self._keys is None or record.key in self._keys)
@@ -82,4 +94,4 @@ class Tour:
         if self._strict:
             raise fault
         self._tell(str(fault))
-        self.code = max(self.code, fault.code)
+        self._codes.append(fault.code)

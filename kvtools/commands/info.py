@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvtools.options import AsJson, Inputs, Quiet, Verbose
+from kvtools.options import AsJson, Inputs, Quiet, Verbose, to_toml
 
 EXAMPLES = ["kvtools info clips.kvs", "kvtools tokenize-video clip.mp4 | kvtools info --records -"]
 EXIT_CODES = (0, 2, 65, 66)
@@ -35,7 +35,7 @@ def main(
         try:
             for line in lines_of(src) if records else [summarize(src)]:
                 if config:
-                    typer.echo(_as_toml(line.get("config", {})), nl=False)
+                    typer.echo(to_toml(line.get("config", {})), nl=False)
                 elif as_json:
                     typer.echo(json.dumps(line, ensure_ascii=False))
                 elif records:
@@ -63,8 +63,3 @@ def _row(line: dict[str, Any]) -> str:
     shapes = "  ".join(f"{name} {dtype}({','.join(map(str, shape))})" for name, (dtype, shape) in line["tensors"].items())
     seconds = f"  {line['duration']:.2f} s" if isinstance(line.get("duration"), float) else ""
     return f"{line['record']:>6}  {line['key']}  {shapes}{seconds}"
-
-
-def _as_toml(config: dict[str, Any]) -> str:
-    # a recipe is flat: names to numbers, strings, flags and lists, whose JSON is TOML too; absent values are left out
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in sorted(config.items()) if value is not None)

@@ -1,10 +1,31 @@
 """`kvtools tokenize-video`: videos in, a stream of patches with true timestamps out."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kvtools.options import Compress, DryRun, Force, Output, Quiet, Shard, Stamp, Strict, Verbose, band, require
+from kvtools.faults import Corrupt, Died, Stopped
+from kvtools.options import (
+    Compress,
+    Config,
+    DryRun,
+    Force,
+    Output,
+    PrintConfig,
+    Quiet,
+    Shard,
+    Stamp,
+    Strict,
+    Verbose,
+    band,
+    require,
+    to_toml,
+)
+
+if TYPE_CHECKING:
+    from kvtools.artifact.stream import Writer
+    from kvtools.video.pool import Outcome
 
 EXAMPLES = [
     "kvtools tokenize-video clip.mp4 -o clip.kvs",
@@ -61,6 +82,8 @@ def main(
     compress: Compress = None,
     force: Force = False,
     strict: Strict = False,
+    config: Config = None,
+    print_config: PrintConfig = False,
     dry_run: DryRun = False,
     stamp: Stamp = False,
     quiet: Quiet = False,
@@ -75,24 +98,24 @@ def main(
     from kvtools.artifact.files import Sink
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Writer
-    from kvtools.faults import Corrupt, Died, Stopped
     from kvtools.progress import progress
-    from kvtools.video.clip import Recipe
     from kvtools.video.inputs import find_clips, read_list
     from kvtools.video.patch import Budget
+    from kvtools.video.recipe import Recipe
     from kvtools.video.sample import Want
     from kvtools.video.spread import spread
-    from kvtools.video.worker import recipe_to_json
     from kvtools.world import Stop
     from kvtools.world import shard as take_shard
 
     require(fps > 0, "--fps", fps, "a rate above 0")
     require(max_tokens <= 57_000, "--max-tokens", max_tokens, "at most 57000, what a record of 128 MiB holds,")
     require(start is None or end is None or start <= end, "--start", start, f"at most --end, {end},")
-    require(min_frames <= max_frames, "--min-frames", min_frames, f"at most --max-frames, {max_frames},")
     budget = Budget(max_tokens, *band(frame_tokens, "--frame-tokens"))
-    recipe = Recipe(Want(fps, frames, min_frames, max_frames, start, end), budget, pick, decoder)
+    recipe = Recipe(Want(fps, frames, min(min_frames, max_frames), max_frames, start, end), budget, pick, decoder)
     world = ctx.obj.world
+    if print_config:
+        typer.echo(to_toml(recipe.to_json()), nl=False)
+        return 0
     if world.is_root:
         named = [*(videos or []), *(read_list(list_file) if list_file else [])]
         require(bool(named), "VIDEO", "none", "a video, a folder, or --list")
@@ -100,7 +123,7 @@ def main(
     if dry_run and world.is_root:
         for key, path in clips:
             typer.echo(f"{key}\t{path}")
-        typer.echo(f"{len(clips)} clips to {output}: {recipe_to_json(recipe)}", err=True)
+        typer.echo(f"{len(clips)} clips to {output}", err=True)
     if dry_run:
         return 0
     stop = Stop()
@@ -109,31 +132,41 @@ def main(
             raise AssertionError("outcomes go to rank 0")
         return int(world.broadcast(None))
 
-    head = Head("video", extend("tokenize-video", ctx.obj.argv, stamp=stamp), recipe_to_json(recipe))
+    head = Head("video", extend("tokenize-video", ctx.obj.argv, stamp=stamp), recipe.to_json())
     sink = Sink(output, force=force, keep_partial=True)
     with Writer(sink, head, level=compress) as writer:
         done = writer.resume(start_over=force)
         todo = world.broadcast([clip for clip in clips if clip[0] not in done])
-        codes: list[int] = []
-        is_stopped = False
         outcomes = spread(todo, recipe, world, stop, n_jobs=jobs, timeout_s=timeout)
-        for outcome in progress(outcomes, total=len(todo), unit="clips", words="tokenize-video", quiet=quiet):
-            if not outcome.is_done:
-                is_stopped = True  # what still comes is of ranks that were not asked to stop; the next run makes it again
-            elif is_stopped:
-                continue
-            elif outcome.record is not None:
-                with outcome.record as record:
-                    writer.write_pieces(outcome.key, record)
-            else:
-                ctx.obj.note(f"{outcome.key}: {outcome.fault}.")
-                codes.append(outcome.code)
-                if strict:
-                    raise Died(outcome.code)
-        code = Corrupt.code if len(set(codes)) > 1 else (codes or [0])[0]
+        told = progress(outcomes, total=len(todo), unit="clips", words="tokenize-video", quiet=quiet)
+        codes, is_stopped = _write(writer, told, ctx.obj.note, strict=strict)
+        is_mixed = writer.n_records > 0 or len(set(codes)) > 1
+        code = 0 if not codes else Corrupt.code if is_mixed else codes[0]
         world.broadcast(Stopped.code if is_stopped else code)
         if is_stopped:
             raise Stopped(f"stopped after {writer.n_records} of {len(clips)} clips. Run again to continue.")
         if codes and writer.n_records == 0:
             raise Died(code, is_agreed=True)  # nothing to write: what stands at the output stays as it was
     return code
+
+
+def _write(
+    writer: "Writer", outcomes: Iterable["Outcome"], tell: Callable[[str], None], *, strict: bool
+) -> tuple[list[int], bool]:
+    """Write the records there are and tell the faults; returns the faults' codes, and whether the work was stopped."""
+    codes: list[int] = []
+    is_stopped = False
+    for outcome in outcomes:
+        if not outcome.is_done:
+            is_stopped = True  # what still comes is of ranks that were not asked to stop; the next run makes it again
+        elif is_stopped:
+            continue
+        elif outcome.record is not None:
+            with outcome.record as record:
+                writer.write_pieces(outcome.key, record)
+        else:
+            tell(f"{outcome.key}: {outcome.fault}.")
+            codes.append(outcome.code)
+            if strict:
+                raise Died(outcome.code)
+    return codes, is_stopped

@@ -5,7 +5,6 @@ Memory: one frame at a time, whatever the clip's length; the record leaves in pi
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,9 @@ import numpy as np
 
 from kvtools.artifact import blob
 from kvtools.video import decode, patch, sample
+from kvtools.video.recipe import Recipe
 
 Read = Callable[[Sequence[int]], Iterator[np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that shapes a record, and nothing else; stored in the stream's head."""
-
-    want: sample.Want
-    budget: patch.Budget
-    pick: str = "any"
-    decoder: str = "auto"
 
 
 def tokenize(path: str, key: str, recipe: Recipe, *, n_threads: int = 1, by_decoding: bool = False) -> Iterator[memoryview]:

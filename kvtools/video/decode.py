@@ -29,6 +29,7 @@ from kvtools.video.order import IMAGE_SUFFIXES, natural_order
 START, LEADING, REFERENCE = 1, 2, 4  # what a packet is: a random access point; needs the group before; others need it
 
 _INTRA_RESETS = {"vp8", "vp9", "mjpeg", "png", "rawvideo"}  # key frames after which nothing earlier is referred to
+_UNTIMED_FORMATS = {"avi"}  # keeps the order of decoding only; the presentation times FFmpeg makes up for it are guesses
 _RANDOM_ACCESS_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 
 
@@ -81,19 +82,15 @@ def read_pyav(path: str, index: Index, positions: Sequence[int], *, n_threads: i
             feed = _needed(index, positions) if skip else None
             frames = ((frame.pts, frame) for frame in _decode_packets(container, stream, feed))
             wanted = [index.times[position] for position in positions]
-        held: dict[int, np.ndarray] = {}
-        n_given = 0
+        n_given, last = 0, None
         for name, frame in frames:
             if n_given == len(wanted):
                 return
+            if name is None or (last is not None and name <= last):
+                raise FramesMissing("frames are shown in another order than their times tell")
+            last = name
             if name == wanted[n_given]:
                 yield _upright(frame)
-                n_given += 1
-                continue
-            if name in wanted:  # out of order: kept until its turn, which is at most the reordering depth away
-                held[name] = _upright(frame)
-            while n_given < len(wanted) and wanted[n_given] in held:
-                yield held.pop(wanted[n_given])
                 n_given += 1
         if n_given < len(wanted):
             raise FramesMissing(f"{len(wanted) - n_given} of {len(wanted)} frames did not come out of the decoder")
@@ -192,6 +189,8 @@ class _FaultsInLog:
 
 def _index_packets(container: Any, stream: Any) -> Index | None:
     """The index from packet times alone; None where they do not tell each frame's time."""
+    if container.format.name in _UNTIMED_FORMATS:
+        return None
     packets: list[tuple[int, int]] = []
     nal = _Nal(stream.codec_context)
     codec = stream.codec_context.name
@@ -230,31 +229,35 @@ def _index_packets(container: Any, stream: Any) -> Index | None:
 
 def _index_frames(container: Any, stream: Any) -> Index:
     """The index from decoding everything once, for containers that do not time their packets."""
-    times: list[int | None] = []
+    clocks: dict[str, list[int | None]] = {"pts": [], "dts": []}
     keys: list[int] = []
     with _FaultsInLog():
-        for frame in container.decode(stream):
+        for position, frame in enumerate(container.decode(stream)):
             if frame.key_frame:
-                keys.append(len(times))
-            times.append(frame.pts)
-    if not times:
+                keys.append(position)
+            clocks["pts"].append(frame.pts)
+            clocks["dts"].append(frame.dts)
+    if not clocks["pts"]:
         raise ValueError("no frame in it")
-    time_base = stream.time_base
-    rising = all(a is not None and b is not None and a < b for a, b in pairwise(times)) and times[0] is not None
-    if not rising:
-        # no time at all, or times that contradict the order: the nominal rate is all that is left to go by
-        time_base = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
-        times = list(range(len(times)))
-    whole: list[int] = [time for time in times if time is not None]
+    if container.format.name in _UNTIMED_FORMATS:
+        del clocks["pts"]
+    # no time at all, or times that contradict the order: then the nominal rate is all there is to go by
+    nominal = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+    times, time_base = list(range(len(clocks["dts"]))), nominal
+    for clock in clocks.values():
+        known = [time for time in clock if time is not None]
+        if len(known) == len(clock) and all(a < b for a, b in pairwise(known)):
+            times, time_base = known, stream.time_base
+            break
     context = stream.codec_context
-    everything = range(len(whole))
+    everything = range(len(times))
     return Index(
-        whole,
+        times,
         time_base,
         context.width,
         context.height,
         context.name,
-        _duration(stream, whole, time_base),
+        _duration(stream, times, time_base),
         keys or [0],
         everything,
     )

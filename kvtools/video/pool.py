@@ -18,8 +18,7 @@ from select import select
 from typing import Any, Self
 
 from kvtools.artifact.files import Spool
-from kvtools.video.clip import Recipe
-from kvtools.video.worker import recipe_to_json
+from kvtools.video.recipe import Recipe
 
 _CLIPS_A_WORKER = 256  # then a fresh process: decoders leak (dmlc/decord#197, #208)
 _CHUNK_BYTES = 1 << 20
@@ -44,7 +43,7 @@ class Pool:
     """`n_jobs` workers; use as a context manager and call `run` for the outcomes."""
 
     def __init__(self, recipe: Recipe, *, n_jobs: int, n_threads: int, timeout_s: float) -> None:
-        self._recipe = recipe_to_json(recipe)
+        self._recipe = recipe.to_json()
         self._n_jobs = n_jobs
         self._n_threads = n_threads
         self._timeout_s = timeout_s

@@ -90,6 +90,8 @@ def choose(times: Sequence[int], candidates: Sequence[int], n_frames: int) -> li
     times: rising presentation times of all frames in the span. candidates: positions into times that may be taken. Ties
     go to the even position, as the reference's rounding does. A candidate is taken once, so fewer may come back.
     """
+    if n_frames >= len(candidates):
+        return list(candidates)
     first, last = times[0], times[-1]
     steps = max(1, n_frames - 1)
     chosen: dict[int, None] = {}

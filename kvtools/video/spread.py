@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterator, Sequence
 
 from kvtools.artifact.files import Spool
-from kvtools.video.clip import Recipe
 from kvtools.video.pool import Outcome, Pool
+from kvtools.video.recipe import Recipe
 from kvtools.world import Stop, World
 
 _BLOCK = 8  # clips a worker between two agreements; the wait at its end is a clip's time at most

@@ -13,19 +13,9 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
-from kvtools.video import patch, sample
-from kvtools.video.clip import Recipe, tokenize
+from kvtools.video.clip import tokenize
 from kvtools.video.decode import FramesMissing
-
-
-def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain JSON; `recipe_from_json` undoes it."""
-    return {"want": vars(recipe.want), "budget": vars(recipe.budget), "pick": recipe.pick, "decoder": recipe.decoder}
-
-
-def recipe_from_json(words: dict[str, Any]) -> Recipe:
-    """The recipe that `recipe_to_json` wrote."""
-    return Recipe(sample.Want(**words["want"]), patch.Budget(**words["budget"]), words["pick"], words["decoder"])
+from kvtools.video.recipe import Recipe
 
 
 def main() -> None:
@@ -59,7 +49,7 @@ def _answer(answers: BinaryIO, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _send(answers: BinaryIO, job: dict[str, Any], *, by_decoding: bool) -> None:
-    recipe = recipe_from_json(job["recipe"])
+    recipe = Recipe.from_json(job["recipe"])
     for piece in tokenize(job["path"], job["key"], recipe, n_threads=job["n_threads"], by_decoding=by_decoding):
         _say(answers, {"bytes": len(piece)})
         while piece:  # a write to a pipe may take a part

@@ -1,0 +1,228 @@
+"""What a user types, and what comes back: stdout, stderr, exit code."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.fixture
+def stream(sh, clip):
+    assert sh("kvtools tokenize-video clip.mp4 -o clip.kvs").code == 0
+    return clip.with_name("clip.kvs")
+
+
+def test_silence_is_success(sh, clip):
+    done = sh("kvtools tokenize-video clip.mp4 -o a.kvs && kvtools check a.kvs")
+    assert (done.code, done.out, done.err) == (0, b"", "")
+
+
+def test_a_stream_passes_through_every_tool(sh, clip):
+    done = sh("kvtools tokenize-video clip.mp4 | kvtools cat - | tee a.kvs | kvtools sum - && kvtools sum a.kvs")
+    assert done.code == 0, done.err
+    piped, filed = done.out.decode().split("\n")[:2]
+    assert piped.startswith("kvs1_")
+    assert piped.split()[0] == filed.split()[0]
+
+
+def test_concatenated_files_are_a_stream(sh, stream):
+    assert (
+        sh("cat clip.kvs clip.kvs | kvtools check --json -").out == b'{"ok": true, "records": 2, "fault": null, "name": "-"}\n'
+    )
+
+
+def test_info_tells_form_kind_records_and_history(sh, stream):
+    line = json.loads(sh("kvtools info --json clip.kvs").out)
+    assert (line["form"], line["kind"], line["records"]) == ("stream", "video", 1)
+    assert line["bytes"] == stream.stat().st_size
+    assert [step["command"] for step in line["history"]] == ["tokenize-video"]
+    through = json.loads(sh("kvtools cat clip.kvs | kvtools info --json -").out)
+    assert [step["command"] for step in through["history"]] == ["tokenize-video", "cat"]
+    assert through["history"][1]["parents"] == [through["history"][0]["id"]]
+
+
+def test_info_records_tells_shapes(sh, stream):
+    line = json.loads(sh("kvtools info --json --records clip.kvs").out)
+    assert (line["record"], line["key"], line["kind"]) == (0, "clip.mp4", "video")
+    assert line["tensors"]["grid"] == ["I32", [3]]
+    assert line["tensors"]["pixels"][1][1:] == [3, 14, 14]
+
+
+def test_info_config_is_toml(sh, stream):
+    import tomllib
+
+    config = tomllib.loads(sh("kvtools info --config clip.kvs").out.decode())
+    assert config["fps"] == 2.0
+    assert config["max_tokens"] == 24_576
+
+
+def test_cat_selects_by_key_and_keeps_digests(sh, stream):
+    sh("cp clip.mp4 b.mp4; kvtools tokenize-video clip.mp4 b.mp4 -o two.kvs")
+    assert sh("kvtools cat --key clip.mp4 two.kvs | kvtools sum -").out[:37] == sh("kvtools sum clip.kvs").out[:37]
+    missing = sh("kvtools cat --key nobody --key b.mp4 two.kvs clip.kvs | kvtools sum -; echo ${PIPESTATUS[0]}", pipefail=False)
+    assert "nobody: in none of the inputs" in missing.err
+    assert missing.out.split()[-1] == b"65"
+    assert sh("kvtools cat --json two.kvs | wc -l").out.strip() == b"2"
+    assert sh("kvtools cat -n 1 two.kvs | kvtools cat --json - | wc -l").out.strip() == b"1"
+
+
+def test_the_digest_sees_loss_doubling_and_change_but_not_order(sh, clip):
+    sh("cp clip.mp4 b.mp4; kvtools tokenize-video clip.mp4 b.mp4 -o ab.kvs; kvtools tokenize-video b.mp4 clip.mp4 -o ba.kvs")
+    digest = {line: sh(f"{line} | kvtools sum -").out for line in (
+        "kvtools cat ab.kvs", "kvtools cat ba.kvs", "kvtools cat --compress 9 ab.kvs",
+        "kvtools cat -n 1 ab.kvs", "cat ab.kvs ab.kvs", "kvtools tokenize-video --fps 3 clip.mp4 b.mp4",
+    )}  # fmt: skip
+    same, reordered, compressed, *others = digest.values()
+    assert same == reordered == compressed
+    assert len({same, *others}) == 4
+
+
+def test_a_bag_is_summed_checked_and_told(sh, tmp_path):
+    import numpy as np
+
+    from kvtools.artifact.bag import write_bag
+    from kvtools.artifact.files import Sink
+    from kvtools.artifact.history import extend
+
+    tensors = {"parent": np.zeros(3, np.int32), "level": np.zeros(3, np.int32), "device": np.arange(3, dtype=np.int32)}
+    tensors["ratios"] = np.ones(2, np.int32)
+    write_bag(Sink(str(tmp_path / "t.safetensors")), "tree", tensors, config={"k": 2}, history=extend("made-here", []))
+    assert sh("kvtools check t.safetensors").code == 0
+    line = json.loads(sh("kvtools info --json t.safetensors").out)
+    assert (line["form"], line["kind"], line["records"]) == ("bag", "tree", 1)
+    assert sh("kvtools sum t.safetensors").out == sh("cat t.safetensors | kvtools sum - | sed s/-$/t.safetensors/").out
+    raw = bytearray((tmp_path / "t.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "t.safetensors").write_bytes(raw)
+    assert sh("kvtools check t.safetensors").code == 65
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 100, 5000])
+def test_a_cut_stream_is_refused_downstream(sh, stream, n_bytes):
+    for reader in ("check", "sum", "info", "info --records", "cat"):
+        done = sh(f"head -c {n_bytes} clip.kvs | kvtools {reader} - > /dev/null")
+        assert done.code == 65, (reader, done.err)
+        assert done.err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_ends_the_writer_with_141(sh, stream):
+    done = sh('kvtools cat clip.kvs | head -c 1000 | kvtools check - ; echo "${PIPESTATUS[@]}"', pipefail=False)
+    assert done.out.split() == [b"141", b"0", b"65"]
+    done = sh('kvtools tokenize-video clip.mp4 | head -c 1000 | kvtools check - ; echo "${PIPESTATUS[@]}"', pipefail=False)
+    assert done.out.split() == [b"141", b"0", b"65"]
+
+
+@pytest.mark.parametrize(
+    "line", ["kvtools cat clip.kvs", "kvtools info clip.kvs", "kvtools tokenize-video clip.mp4", "kvtools --help"]
+)
+def test_a_full_disk_is_told(sh, stream, line):
+    done = sh(f"{line} > /dev/full")
+    assert done.code == 74, done.err
+
+
+def test_a_full_disk_by_name_is_told(sh, stream):
+    assert sh("kvtools cat clip.kvs -o /dev/full").code == 74
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("kvtools info nothing.kvs", 66, "no such file"),
+        ("kvtools info .", 66, "a directory"),
+        ("kvtools frobnicate", 2, "No such command"),
+        ("kvtools info --frob clip.kvs", 2, "No such option"),
+        ("kvtools cat clip.kvs -o clip.kvs", 2, "both input and output"),
+        ("kvtools cat clip.kvs -o clip.kvs --force", 2, "both input and output"),
+        ("kvtools cat clip.kvs -o there.kvs", 73, "--force"),
+        ("kvtools cat clip.kvs -o no/such/folder.kvs", 73, "no such file"),
+        ("kvtools tokenize-video", 2, "VIDEO"),
+        ("kvtools tokenize-video nothing.mp4", 66, "nothing.mp4"),
+        ("kvtools tokenize-video clip.mp4 --frame-tokens 9", 2, "--frame-tokens 9"),
+        ("kvtools tokenize-video clip.mp4 --fps 0", 2, "--fps 0"),
+        ("kvtools tokenize-video clip.mp4 --start 3 --end 2", 2, "--start 3"),
+        ("kvtools tokenize-video clip.mp4 --shard 3/2", 2, "--shard 3/2"),
+        ("kvtools cat clip.mp4", 65, "not a kvtools stream"),
+        ("kvtools check clip.mp4", 65, "clip.mp4"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_with_their_code(sh, stream, line, code, words):
+    sh("cp clip.kvs there.kvs")
+    done = sh(line)
+    assert done.code == code, done.err
+    assert words in done.err
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("kvtools ")
+    assert done.out == b""
+
+
+def test_one_bad_input_does_not_lose_the_others(sh, stream):
+    done = sh("head -c 3000 clip.kvs > cut.kvs; kvtools cat clip.kvs cut.kvs nothing.kvs clip.kvs -o all.kvs", pipefail=False)
+    assert done.code == 65
+    assert sh("kvtools info --json all.kvs").out.count(b'"records": 2') == 1
+    assert sh("kvtools cat --strict cut.kvs clip.kvs -o some.kvs").code == 65
+    assert sh("test -e some.kvs").code == 1
+
+
+def test_binary_is_not_written_to_a_terminal(stream):
+    leader, follower = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "kvtools", "cat", str(stream)], stdout=follower, stderr=subprocess.PIPE, check=False
+    )
+    os.close(leader)
+    os.close(follower)
+    assert done.returncode == 2
+    assert b"-o FILE" in done.stderr
+
+
+def test_a_terminal_on_stdin_is_not_waited_for(stream):
+    leader, follower = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "kvtools", "info"], stdin=follower, capture_output=True, timeout=20, check=False
+    )
+    os.close(leader)
+    os.close(follower)
+    assert done.returncode == 2
+
+
+def test_dry_run_writes_nothing(sh, clip):
+    done = sh("kvtools tokenize-video --dry-run clip.mp4 -o a.kvs")
+    assert done.code == 0
+    assert done.out == b"clip.mp4\tclip.mp4\n"
+    assert sh("test -e a.kvs").code == 1
+
+
+def test_describe_is_json_and_version_is_a_line(sh):
+    described = json.loads(sh("kvtools tokenize-video --describe").out)
+    assert described["writes"] == ["video"]
+    names = {name for option in described["options"] for name in option["names"]}
+    assert {"--fps", "--frames", "--max-tokens", "--frame-tokens", "--start", "--end", "--timeout", "--jobs"} <= names
+    assert sh("kvtools --version").out.startswith(b"kvtools 0.")
+    assert b"torch 2.13.0" in sh("kvtools -v --version").out
+
+
+def test_same_inputs_give_same_bytes_wherever_they_go(sh, clip):
+    sh("mkdir d; kvtools tokenize-video clip.mp4 -o a.kvs; kvtools tokenize-video $PWD/clip.mp4 -o d/b.kvs --jobs 1")
+    assert json.loads(sh("kvtools info --json d/b.kvs").out)["history"][0]["argv"] == ["clip.mp4"]
+    assert sh("cmp a.kvs d/b.kvs").code == 0
+    assert b"directory" in sh("kvtools tokenize-video --stamp clip.mp4 | kvtools info --json -").out
+
+
+def test_sigterm_leaves_no_temporary_file(sh, stream, tmp_path):
+    os.mkfifo(tmp_path / "slow")
+    reader = subprocess.Popen([sys.executable, "-m", "kvtools", "cat", "slow", "-o", "out.kvs"], cwd=tmp_path)
+    with open(tmp_path / "slow", "wb") as pipe:
+        pipe.write(stream.read_bytes()[:3000])
+        pipe.flush()
+        deadline = time.monotonic() + 20
+        while reader.poll() is None and time.monotonic() < deadline:
+            reader.terminate()
+            try:
+                reader.wait(0.5)
+            except subprocess.TimeoutExpired:
+                continue
+    assert reader.returncode in (143, -15)  # -15: before Python could take the signal over
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".out")]

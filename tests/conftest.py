@@ -1,0 +1,82 @@
+"""What all tests share: the command as a user runs it, the real data folder, and small clips made here."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("KVTOOLS_DATA", ROOT.parent / "shared" / "data"))
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Result:
+    code: int
+    out: bytes
+    err: str
+
+
+@pytest.fixture
+def sh(tmp_path):
+    """Run a shell pipeline in a scratch folder, `kvtools` on the PATH; the exit code is the pipeline's last failure."""
+
+    def run(line, *, timeout=120, stdin=None, pipefail=True, **env):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | env
+        environment["PATH"] = f"{BIN}:{os.environ['PATH']}"
+        flags = ["-euo", "pipefail", "-c"] if pipefail else ["-c"]
+        done = subprocess.run(
+            ["bash", *flags, line],
+            cwd=tmp_path,
+            env=environment,
+            input=stdin,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data():
+    """The folder of real data, or a skip that says what was not tested."""
+    if not (DATA / "video" / "clips").is_dir():
+        pytest.skip(f"no real data at {DATA}; set KVTOOLS_DATA")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def clips(data):
+    return sorted((data / "video" / "clips").iterdir())
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """clip.mp4: two seconds of a moving square, 25 frames a second, made here with a seed."""
+    return make_clip(tmp_path / "clip.mp4")
+
+
+def make_clip(path, n_frames=50, width=160, height=120, rate=25):
+    import av
+
+    rng = np.random.default_rng(7)
+    background = rng.integers(0, 255, (height, width, 3), dtype=np.uint8) // 4
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"threads": "1", "bf": "2", "g": "12"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, rate)
+        for i in range(n_frames):
+            picture = background.copy()
+            picture[20:60, 2 * i % (width - 40) : 2 * i % (width - 40) + 40] = (250, 3 * i % 255, 90)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    return path

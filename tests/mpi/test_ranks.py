@@ -1,0 +1,95 @@
+"""Ranks: the same records for any number of them, and one rank's end is everybody's."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import BIN, make_clip
+
+pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not (BIN / "mpiexec").exists(), reason="no mpiexec; install the mpich extra")]
+
+
+@pytest.fixture
+def clips_here(tmp_path):
+    for i in range(7):
+        make_clip(tmp_path / f"c{i}.mp4", n_frames=5 + 11 * i)
+    (tmp_path / "c3.mp4").write_text("no video at all")
+
+
+def test_records_and_order_do_not_depend_on_the_number_of_ranks(sh, clips_here):
+    outs = {}
+    for n in (1, 2, 4):
+        done = sh(f"mpiexec -n {n} kvtools tokenize-video c?.mp4 -o r{n}.kvs --jobs 1", pipefail=False)
+        assert done.code == 65, done.err
+        assert done.err.count("c3.mp4") == 1
+        outs[n] = sh(f"cat r{n}.kvs").out
+    assert outs[1] == outs[2] == outs[4]
+
+
+def test_real_clips_give_one_digest(sh, data):
+    names = " ".join(
+        str(data / "video" / "clips" / n) for n in ("yoga.mp4", "h265_video.mp4", "mllm_2_cooking.avi", "av1_video.mkv")
+    )
+    digests = {sh(f"mpiexec -n {n} kvtools tokenize-video {names} | kvtools sum -").out for n in (1, 2, 4)}
+    assert len(digests) == 1
+
+
+def test_a_fault_on_rank_0_ends_all_with_its_code(sh, clips_here):
+    sh("touch there.kvs")
+    begun = time.monotonic()
+    done = sh("mpiexec -n 3 kvtools tokenize-video c0.mp4 -o there.kvs", timeout=30)
+    assert done.code == 73
+    assert "--force" in done.err
+    assert time.monotonic() - begun < 5
+
+
+def test_one_rank_raising_ends_all_within_seconds(sh, clips_here, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if os.environ.get('PMI_RANK') == '2' and 'tokenize-video' in sys.orig_argv:\n"
+        "    import kvtools.video.spread as s\n"
+        "    def broken(*_): raise RuntimeError('disk on fire')\n"
+        "    s._send = broken\n"
+    )
+    begun = time.monotonic()
+    done = sh("mpiexec -n 3 kvtools tokenize-video c?.mp4 -o a.kvs", PYTHONPATH=str(tmp_path), timeout=30)
+    assert done.code == 1
+    assert "[r2/3] kvtools tokenize-video: unexpected: RuntimeError: disk on fire" in done.err
+    assert time.monotonic() - begun < 10
+    assert not (tmp_path / "a.kvs").exists()
+
+
+def test_plumbing_under_mpi_speaks_once(sh, tmp_path):
+    make_clip(tmp_path / "clip.mp4")
+    sh("kvtools tokenize-video clip.mp4 -o a.kvs")
+    assert sh("mpiexec -n 3 kvtools sum a.kvs").out == sh("kvtools sum a.kvs").out
+
+
+def test_a_signal_stops_all_ranks_together_and_the_run_resumes(sh, tmp_path):
+    for i in range(16):
+        make_clip(tmp_path / f"c{i:02}.mp4", n_frames=60)
+    sh("kvtools tokenize-video c??.mp4 -o whole.kvs")
+    words = [
+        "-n",
+        "2",
+        str(BIN / "kvtools"),
+        "tokenize-video",
+        *(f"c{i:02}.mp4" for i in range(16)),
+        "--jobs",
+        "1",
+        "-o",
+        "a.kvs",
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    run = subprocess.Popen([str(BIN / "mpiexec"), *words], cwd=tmp_path, stderr=subprocess.PIPE, env=environment)
+    partial = tmp_path / ".a.kvs.part"
+    while run.poll() is None and (not partial.exists() or partial.stat().st_size < 1000):
+        time.sleep(0.005)
+    ranks = subprocess.run(["pgrep", "-P", str(run.pid), "-a"], capture_output=True, text=True, check=False).stdout
+    assert ranks  # the launcher's proxy; the ranks are below it
+    subprocess.run(["pkill", "-USR2", "-f", f"^{sys.executable} {BIN}/kvtools tokenize-video c00.mp4"], check=True)
+    assert run.wait(20) == 75
+    assert sh("mpiexec -n 2 kvtools tokenize-video c??.mp4 -o a.kvs --jobs 1").code == 0
+    assert sh("cmp a.kvs whole.kvs").code == 0

@@ -1,0 +1,90 @@
+"""Batch jobs on a real Slurm of two nodes; skipped, and said so, where none is running."""
+
+import shutil
+import subprocess
+import time
+
+import pytest
+from conftest import BIN, make_clip
+
+
+def has_two_nodes():
+    if shutil.which("sinfo") is None:
+        return False
+    idle = subprocess.run(["sinfo", "-h", "-N", "-o", "%N"], capture_output=True, text=True, check=False)
+    return len(set(idle.stdout.split())) >= 2
+
+
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not has_two_nodes(), reason="no Slurm with two nodes is running")]
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Submit a script, wait for its end, give its exit code and its log."""
+
+    def run(body, *options):
+        script = tmp_path / "job.sbatch"
+        script.write_text(f"#!/bin/bash\nset -uo pipefail\nexport PATH={BIN}:$PATH\n{body}\n")
+        words = [
+            "sbatch",
+            "--parsable",
+            f"--chdir={tmp_path}",
+            "--output=log-%A-%a.txt",
+            "--open-mode=append",
+            *options,
+            str(script),
+        ]
+        number = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip().split(";")[0]
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if not subprocess.run(["squeue", "-h", "-j", number], capture_output=True, text=True, check=False).stdout.strip():
+                break
+            time.sleep(0.3)
+        else:
+            subprocess.run(["scancel", number], check=False)
+            pytest.fail(f"job {number} did not end")
+        return "".join(path.read_text() for path in sorted(tmp_path.glob(f"log-{number}-*.txt")))
+
+    return run
+
+
+@pytest.fixture
+def many(tmp_path, sh):
+    for i in range(12):
+        make_clip(tmp_path / f"c{i:02}.mp4", n_frames=60 + 5 * i)
+    assert sh("kvtools tokenize-video c??.mp4 -o serial.kvs").code == 0
+    return sh("kvtools sum serial.kvs").out.split()[0]
+
+
+def test_two_nodes_give_the_serial_digest(job, many, sh):
+    log = job("srun -N2 -n2 --input=0 kvtools tokenize-video c??.mp4 -o a.kvs; echo code $?", "-N2", "-n2")
+    assert "code 0" in log, log
+    assert sh("kvtools sum a.kvs").out.split()[0] == many
+
+
+def test_an_array_of_shards_gives_the_serial_digest(job, many, sh):
+    job("kvtools tokenize-video c??.mp4 --shard $SLURM_ARRAY_TASK_ID/3 -o p-$SLURM_ARRAY_TASK_ID.kvs", "--array=0-2")
+    assert sh("kvtools cat p-0.kvs p-1.kvs p-2.kvs | kvtools sum -").out.split()[0] == many
+
+
+def test_tasks_that_cannot_see_each_other_are_refused(job, many):
+    log = job("srun --mpi=none -n2 kvtools tokenize-video c00.mp4 -o a.kvs; echo code $?", "-n2", "-N2")
+    assert "code 2" in log
+    assert "--mpi=pmi2" in log
+
+
+def test_a_signalled_job_ends_with_75_and_run_again_ends_the_same(job, many, sh, tmp_path):
+    command = "srun -N2 -n2 --input=0 kvtools tokenize-video --jobs 1 c??.mp4 -o a.kvs"
+    # the signal reaches every task of the step, as --signal=USR2@300 would send it; then the job looks at its code
+    body = f"""
+    {command} & step=$!
+    until [ -s .a.kvs.part ]; do sleep 0.01; done
+    scancel --signal=USR2 $SLURM_JOB_ID.0
+    wait $step; echo code $?
+    """
+    first = job(body, "-N2", "-n2")
+    assert "code 75" in first, first
+    assert not (tmp_path / "a.kvs").exists()
+    again = job(f"{command}; echo code $?", "-N2", "-n2")
+    assert "code 0" in again, again
+    assert sh("kvtools sum a.kvs").out.split()[0] == many

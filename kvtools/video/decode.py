@@ -245,8 +245,8 @@ def _index_frames(container: Any, stream: Any) -> Index:
     nominal = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
     times, time_base = list(range(len(clocks["dts"]))), nominal
     for clock in clocks.values():
-        known = [time for time in clock if time is not None]
-        if len(known) == len(clock) and all(a < b for a, b in pairwise(known)):
+        known = _complete(clock)
+        if known is not None and all(a < b for a, b in pairwise(known)):
             times, time_base = known, stream.time_base
             break
     context = stream.codec_context
@@ -261,6 +261,15 @@ def _index_frames(container: Any, stream: Any) -> Index:
         keys or [0],
         everything,
     )
+
+
+def _complete(clock: Sequence[int | None]) -> list[int] | None:
+    """The clock with its end filled in, since frames that leave the decoder last may carry no time; None if more lacks."""
+    known = [time for time in clock if time is not None]
+    if not known or None in clock[: len(known)]:
+        return None
+    step = known[-1] - known[-2] if len(known) > 1 else 1
+    return known + [known[-1] + step * (i + 1) for i in range(len(clock) - len(known))]
 
 
 def _duration(stream: Any, times: Sequence[int], time_base: Fraction | None = None) -> float:

@@ -5,12 +5,12 @@ can, so opening a large bag costs its header. Not here: models too large for one
 """
 
 import mmap
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from kvtools.artifact import blob
 from kvtools.artifact.files import Sink
@@ -40,7 +40,7 @@ def write_bag(
 ) -> None:
     """Write a bag and commit the sink; the sink is abandoned where that fails."""
     try:
-        crcs = {name: zlib.crc32(blob.bytes_of(np.ascontiguousarray(array))) for name, array in tensors.items()}
+        crcs = {name: crc32(blob.bytes_of(np.ascontiguousarray(array))) for name, array in tensors.items()}
         words = {**fields, "kind": kind, "config": dict(config), "history": history, "crc32": crcs}
         sink.write(blob.encode(tensors, words))
     except BaseException:
@@ -72,5 +72,5 @@ def _verify(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> Non
     if not isinstance(crcs, dict) or set(crcs) != set(tensors):
         raise ValueError("crc32 of every tensor expected in the header")
     for name, array in tensors.items():
-        if zlib.crc32(blob.bytes_of(array)) != crcs[name]:
+        if crc32(blob.bytes_of(array)) != crcs[name]:
             raise ValueError(f"{name}: content differs from its crc32")

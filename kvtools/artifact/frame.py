@@ -10,9 +10,11 @@ Not here: what the frames mean (stream.py).
 """
 
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 import zstandard
+from zlib_ng.zlib_ng import crc32
 
 HEAD, KEYS, MARK, SEEK = 0x184D2A50, 0x184D2A51, 0x184D2A52, 0x184D2A5E  # skippable magics; SEEK is zstd's own
 SEEK_MAGIC = 0x8F92EAB1
@@ -69,14 +71,17 @@ def compress(pieces: Iterable[memoryview], n_raw: int, level: int) -> Iterator[b
     yield compressor.flush()
 
 
-def extract(frame: memoryview, n_raw: int) -> np.ndarray:
-    """The raw bytes of a data frame, which must be one of the two forms above and decode to exactly `n_raw` bytes.
+def read(file: BinaryIO, n_stored: int, n_raw: int) -> tuple[np.ndarray, int]:
+    """The raw bytes of the data frame that a buffered file stands before, uint8 (n_raw,), and the frame's own crc32.
 
-    Returns uint8 (n_raw,). Allocates n_raw bytes, no more; raises ValueError for anything else.
+    The frame must be n_stored bytes of one of the two forms above and hold exactly n_raw bytes, else ValueError; EOFError
+    where the file ends first. Allocates n_raw bytes, and n_stored more for a compressed frame.
     """
     header = _header(_STORED, n_raw)
-    if frame[: len(header)] == header:
-        return _extract_stored(frame, n_raw)
+    begin = _exactly(file, min(len(header), n_stored))
+    if begin == header and n_stored == stored_length(n_raw):
+        return _read_stored(file, n_raw, crc32(begin))
+    frame = begin + _exactly(file, n_stored - len(begin))
     header = _header(_COMPRESSED, n_raw)
     if frame[: len(header)] != header:
         raise ValueError("zstd frame header differs from the one that its length calls for")
@@ -89,7 +94,7 @@ def extract(frame: memoryview, n_raw: int) -> np.ndarray:
         raise ValueError(f"zstd frame does not decode ({error})") from None
     if len(raw) != n_raw:
         raise ValueError(f"{len(raw)} bytes decoded, {n_raw} expected")
-    return np.frombuffer(raw, np.uint8)
+    return np.frombuffer(raw, np.uint8), crc32(frame)
 
 
 def stored_length(n_raw: int) -> int:
@@ -131,18 +136,23 @@ def _widen_content_size(begin: bytes, n_raw: int) -> bytes:
     return header + begin[length:]
 
 
-def _extract_stored(frame: memoryview, n_raw: int) -> np.ndarray:
-    if len(frame) != stored_length(n_raw):
-        raise ValueError(f"stored frame of {len(frame)} bytes found, {stored_length(n_raw)} expected")
-    body = np.frombuffer(frame[9:], np.uint8)
-    n_whole = (n_raw - 1) // _BLOCK  # blocks before the last, all full
-    whole = body[: n_whole * (_BLOCK + 3)].reshape(n_whole, _BLOCK + 3)
-    last = body[n_whole * (_BLOCK + 3) :]
-    full_header = np.frombuffer(_raw_block_header(_BLOCK, is_last=False), np.uint8)
-    last_header = _raw_block_header(n_raw - n_whole * _BLOCK, is_last=True)
-    if (whole[:, :3] != full_header).any() or bytes(last[:3]) != last_header:
-        raise ValueError("stored frame is not made of whole raw blocks")
+def _read_stored(file: BinaryIO, n_raw: int, crc: int) -> tuple[np.ndarray, int]:
+    # block by block: each is copied, summed and checked while it is in the cache, which is what makes pipes fast
     raw = np.empty(n_raw, np.uint8)
-    raw[: n_whole * _BLOCK].reshape(n_whole, _BLOCK)[:] = whole[:, 3:]
-    raw[n_whole * _BLOCK :] = last[3:]
-    return raw
+    view = raw.data
+    for begin in range(0, n_raw, _BLOCK):
+        block = view[begin : begin + _BLOCK]
+        header = _exactly(file, 3)
+        if header != _raw_block_header(len(block), is_last=begin + _BLOCK >= n_raw):
+            raise ValueError("stored frame is not made of whole raw blocks")
+        if file.readinto(block) != len(block):  # type: ignore[attr-defined]
+            raise EOFError
+        crc = crc32(block, crc32(header, crc))
+    return raw, crc
+
+
+def _exactly(file: BinaryIO, n_bytes: int) -> bytes:
+    data = file.read(n_bytes)
+    if len(data) != n_bytes:
+        raise EOFError
+    return data

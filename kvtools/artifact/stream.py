@@ -20,7 +20,6 @@ import io
 import json
 import os
 import struct
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from itertools import islice
 from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from kvtools.artifact import blob, frame
 from kvtools.artifact.files import Sink, Spool
@@ -118,7 +118,7 @@ class Writer:
         twice. Raises ValueError where they exceed a record's limit."""
         n_raw = raw_crc = 0
         for piece in pieces:
-            n_raw, raw_crc = n_raw + len(piece), zlib.crc32(piece, raw_crc)
+            n_raw, raw_crc = n_raw + len(piece), crc32(piece, raw_crc)
         if not 0 < n_raw <= frame.MAX_RAW_BYTES:
             raise ValueError(f"{key}: a record of {n_raw} bytes found, at most {frame.MAX_RAW_BYTES} expected")
         with Spool() as compressed:
@@ -134,7 +134,7 @@ class Writer:
             stored_crc = 0
             while batch := list(islice(buffers, _BATCH)):
                 for buffer in batch:
-                    stored_crc = zlib.crc32(buffer, stored_crc)
+                    stored_crc = crc32(buffer, stored_crc)
                 self._sink.write(batch)
         self._ledger.add_record(key, n_stored, n_raw, stored_crc)
 
@@ -376,19 +376,18 @@ class _Part:
             raise _Torn(f"{where}: mark damaged")
         if found != number:
             raise _Torn(f"{where}: numbered {found}, {number} expected; records are lost or out of order")
-        stored = memoryview(bytearray(n_stored))
-        if self._file.readinto(stored) != n_stored:  # type: ignore[attr-defined]
-            raise _Torn(f"stream ends within {where}; the producer died or the disk filled. Make it again.")
         try:
-            raw = frame.extract(stored, n_raw).data
-            if zlib.crc32(raw) != raw_crc:
+            data, stored_crc = frame.read(self._file, n_stored, n_raw)
+            raw = data.data
+            if crc32(raw) != raw_crc:
                 raise ValueError("content differs from its crc32")
             tensors, fields = blob.decode(raw)
             if not isinstance(fields.get("key"), str):
                 raise ValueError("no key")
+        except EOFError:
+            raise _Torn(f"stream ends within {where}; the producer died or the disk filled. Make it again.") from None
         except ValueError as fault:
             raise _Torn(f"{where}: {fault}") from None
-        stored_crc = zlib.crc32(stored)
         self.ledger.add_record(fields["key"], n_stored, n_raw, stored_crc)
         return Record(self._first + number, fields["key"], tensors, fields, raw), stored_crc
 
@@ -486,7 +485,7 @@ def _parse_keys(keys_frame: bytes) -> tuple[list[int], list[tuple[str, int]]]:
 
 
 def _crc(payload: bytes) -> bytes:
-    return zlib.crc32(payload).to_bytes(4, "little")
+    return crc32(payload).to_bytes(4, "little")
 
 
 def _json_object(text: bytes) -> Mapping[str, Any]:

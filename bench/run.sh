@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Every figure of bench/README.md, as Markdown on stdout. Minutes; wants an otherwise idle machine.
+# Usage: make bench            real clips are looked for in ../shared/data or $KVTOOLS_DATA
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export KVTOOLS_DATA=${KVTOOLS_DATA:-$PWD/../shared/data}
+
+peers=bench/.venv
+if [ ! -e $peers/.ready ]; then
+  python -m venv $peers
+  $peers/bin/pip install --quiet -c constraints.txt -r bench/requirements.txt
+  $peers/bin/pip install --quiet --no-deps keye-vl-utils==1.0.0 qwen-vl-utils==0.0.14 torchvision==0.28.0 \
+    "requests==2.*" "packaging==26.*" "urllib3==2.*" "idna==3.*" "certifi" "charset-normalizer==3.*"
+  touch $peers/.ready
+fi
+python bench/make_clips.py bench/work
+python bench/video.py bench/work $peers/bin/python
+python bench/pipe.py
+python bench/start.py

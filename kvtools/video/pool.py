@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from select import select
 from typing import Any, Self
 
-from kvtools.artifact.files import Spool
+from kvtools.artifact.files import Spool, widen_pipe
 from kvtools.video.recipe import Recipe
 
 _CLIPS_A_WORKER = 256  # then a fresh process: decoders leak (dmlc/decord#197, #208)
@@ -120,6 +120,7 @@ class _Worker:
             start_new_session=True,  # a Ctrl-C at the terminal is the parent's to answer
             bufsize=0,
         )
+        widen_pipe(self._process.stdout.fileno())  # type: ignore[union-attr]
         self._n_clips = 0
         self._ahead = b""  # received, not yet read
 

@@ -118,10 +118,8 @@ def run(words: list[str]) -> int:
             return 0
         group = Group(name="kvtools", help=_TAGLINE, no_args_is_help=False, rich_markup_mode=None,
                       context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)  # fmt: skip
-        if not words:
-            words = ["--help"]
         _enable_completion()
-        code = group.main(words, prog_name="kvtools", standalone_mode=False, obj=invocation)
+        code = group.main(words or ["--help"], prog_name="kvtools", standalone_mode=False, obj=invocation)
         sys.stdout.flush()
         return int(code or 0)
     except TyperException as error:
@@ -145,6 +143,7 @@ def run(words: list[str]) -> int:
 
 def main() -> NoReturn:
     """The console script."""
+    _occupy_standard_streams()
     code = run(sys.argv[1:])
     try:
         # a full disk shows only when the last bytes are flushed; without this it would be a silent success
@@ -157,6 +156,18 @@ def main() -> NoReturn:
 
 _TAGLINE = "Composable tools for Keye-VL, OneRec and E-Tree learning: each does one job, and they pipe into one another."
 _EPILOG = "kvtools COMMAND --help tells more; --describe says it in JSON; kvtools --version, with -v, what it stands on."
+
+
+def _occupy_standard_streams() -> None:
+    """Put something in the place of closed descriptors 0, 1 and 2, which the next file opened would take otherwise."""
+    for fd, name, path in ((0, "stdin", os.devnull), (1, "stdout", "/dev/full"), (2, "stderr", os.devnull)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # a closed stdout becomes a full disk: whoever writes to it is told, and nobody else need know
+            assert os.open(path, os.O_RDWR) == fd, "the lowest free descriptor is taken"
+            if fd:
+                setattr(sys, name, os.fdopen(fd, "w", closefd=False))
 
 
 def _tell(fault: Fault, invocation: Invocation) -> None:

@@ -226,3 +226,21 @@ def test_sigterm_leaves_no_temporary_file(sh, stream, tmp_path):
                 continue
     assert reader.returncode in (143, -15)  # -15: before Python could take the signal over
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".out")]
+
+
+def test_closed_standard_streams_are_survived(sh, stream):
+    for line in ("kvtools info clip.kvs", "kvtools cat clip.kvs", "kvtools tokenize-video clip.mp4"):
+        done = sh(f"{line} >&-")
+        assert done.code == 74, done.err
+        assert done.err.count("\n") == 1
+    assert sh("kvtools tokenize-video clip.mp4 -o new.kvs >&- 2>&- <&-").code == 0
+    assert sh("kvtools info <&-").code == 66
+
+
+def test_names_with_spaces_and_newlines_keep_messages_on_one_line(sh, stream):
+    done = sh(
+        "cp clip.mp4 'a b é.mp4'; printf bad > $'ba\\nd.mp4'; kvtools tokenize-video -o n.kvs -- 'a b é.mp4' $'ba\\nd.mp4'"
+    )
+    assert done.code == 65
+    assert done.err.count("\n") == 1
+    assert json.loads(sh("kvtools info --json --records n.kvs").out)["key"] == "a b é.mp4"

@@ -32,7 +32,8 @@ def floor_pyav(path, seconds, threads):
         return sum(
             frame.to_ndarray(format="rgb24").size > 0
             for frame in container.decode(stream)
-            if frame.pts is not None and round(float(frame.pts * frame.time_base), 4) in wanted
+            if (time := frame.dts if container.format.name == "avi" else frame.pts) is not None
+            and round(float(time * frame.time_base), 4) in wanted
         )
 
 

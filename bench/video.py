@@ -67,7 +67,8 @@ def measure(title, clips, python):
 
     def run_theirs(name):
         result, whole = theirs(python, name, wanted)
-        assert result["frames"] == n_frames or name in ("keye", "qwen"), (name, result)
+        # the last frame of an AVI has no time to be recognised by; the peers choose frames of their own
+        assert abs(result["frames"] - n_frames) <= 2 or name in ("keye", "qwen"), (name, result)
         return result["seconds"], whole
 
     start_up = statistics.median(ours([smallest], "--frames", "1") for _ in range(5))

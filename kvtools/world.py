@@ -22,6 +22,7 @@ from kvtools.faults import Usage
 _T = TypeVar("_T")
 _POLL_S = 0.002  # MPICH's blocking calls spin on a core that a decoder could use; we look this often instead
 _NUMBER_BYTES = 64
+_LAST_WORDS_S = 0.5
 _RANK_AND_SIZE = (
     ("PMI_RANK", "PMI_SIZE"),
     ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -108,6 +109,8 @@ class World:
         """End all ranks now with this exit code; does nothing in a world of one."""
         if self._comm is not None:
             sys.stderr.flush()
+            # the launcher forwards stderr when it gets to it, and drops what it has not read when it sees the abort
+            time.sleep(_LAST_WORDS_S)
             self._comm.Abort(code)
 
     def _finish(self, request: Any) -> None:

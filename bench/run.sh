@@ -13,7 +13,7 @@ if [ ! -e $peers/.ready ]; then
     "requests==2.*" "packaging==26.*" "urllib3==2.*" "idna==3.*" "certifi" "charset-normalizer==3.*"
   touch $peers/.ready
 fi
-python bench/make_clips.py bench/work
-python bench/video.py bench/work $peers/bin/python
+python bench/make_clips.py bench/.clips
+python bench/video.py bench/.clips $peers/bin/python
 python bench/pipe.py
 python bench/start.py

@@ -1,17 +1,15 @@
-"""The command line: the table of commands, loaded one at a time; exit codes, signals, and how a run ends.
+"""The command line: commands loaded one at a time (table.py), exit codes, signals, and how a run ends.
 
-`kvtools --help` and `kvtools CMD --help` load neither torch nor numpy: the table below holds what the first needs, and
-a command module imports its machinery inside its function. Whatever ends a run, this module says so once and chooses
+`kvtools --help` and `kvtools CMD --help` load neither torch nor numpy: the table holds what the first needs, and a
+command module imports its machinery inside its function. Whatever ends a run, this module says so once and chooses
 the exit code (faults.py); under MPI it ends the other ranks too.
 """
 
 import errno
-import importlib
 import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -23,32 +21,8 @@ from typer.exceptions import TyperException
 from kvtools import __version__, help_text
 from kvtools.faults import Died, Fault, Usage
 from kvtools.options import Invocation
+from kvtools.table import COMMANDS, Entry
 from kvtools.world import World
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the table: where the command lives, what it is for, and the kinds it reads and writes."""
-
-    section: str
-    summary: str
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
-    is_parallel: bool = False  # works on many ranks; the others run on rank 0 alone
-
-    def load(self, name: str) -> Any:
-        return importlib.import_module(f"kvtools.commands.{name.replace('-', '_')}")
-
-
-COMMANDS = {
-    "tokenize-video": Entry(
-        "Keye-VL", "Turn videos into patches with true timestamps.", ("video files",), ("video",), is_parallel=True
-    ),
-    "info": Entry("Plumbing", "Tell what artifacts hold and how they were made.", ("any",)),
-    "cat": Entry("Plumbing", "Join streams into one, select records, or show them as text.", ("any stream",), ("same",)),
-    "check": Entry("Plumbing", "Hold artifacts against their checksums and their kind.", ("any",)),
-    "sum": Entry("Plumbing", "Digest records in whatever order they come.", ("any",)),
-}
 
 
 class Command(TyperCommand):

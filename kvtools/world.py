@@ -22,6 +22,7 @@ from kvtools.faults import Usage
 _T = TypeVar("_T")
 _POLL_S = 0.002  # MPICH's blocking calls spin on a core that a decoder could use; we look this often instead
 _NUMBER_BYTES = 64
+_BLOCK_BYTES = 1 << 20
 _LAST_WORDS_S = 0.5
 _RANK_AND_SIZE = (
     ("PMI_RANK", "PMI_SIZE"),
@@ -72,6 +73,24 @@ class World:
         """The sum over ranks, added in rank order so that every rank gets the same bits."""
         first, *others = self._gather(value)
         return sum(others, start=first)
+
+    def sum_array(self, array: Any) -> Any:
+        """The element-wise sum of every rank's numpy array (equal shapes and dtypes), added in rank order: the same bits
+        on all. Holds size * 1 MiB beside the result."""
+        if self._comm is None:
+            return array
+        import numpy as np
+
+        total = np.empty_like(array, order="C")
+        flat, out = np.ascontiguousarray(array).reshape(-1), total.reshape(-1)
+        step = max(1, _BLOCK_BYTES // flat.itemsize)
+        everyone = np.empty((self.size, min(step, len(flat))), flat.dtype)
+        for begin in range(0, len(flat), step):
+            mine = flat[begin : begin + step]
+            rows = everyone.reshape(-1)[: self.size * len(mine)].reshape(self.size, len(mine))
+            self._finish(self._comm.Iallgather([mine.view(np.uint8), self._byte()], [rows.view(np.uint8), self._byte()]))
+            out[begin : begin + step] = rows.sum(axis=0) if len(mine) else 0
+        return total
 
     def max(self, value: int) -> int:
         """The largest value on any rank."""

@@ -23,6 +23,9 @@ COMMANDS = {
     "tokenize-video": Entry(
         "Keye-VL", "Turn videos into patches with true timestamps.", ("video files",), ("video",), is_parallel=True
     ),
+    "semid-build": Entry(
+        "OneRec", "Turn embeddings into semantic IDs.", ("embedding", "video", ".npy"), ("semantic-id",), is_parallel=True
+    ),
     "info": Entry("Plumbing", "Tell what artifacts hold and how they were made.", ("any",)),
     "cat": Entry("Plumbing", "Join streams into one, select records, or show them as text.", ("any stream",), ("same",)),
     "check": Entry("Plumbing", "Hold artifacts against their checksums and their kind.", ("any",)),

@@ -45,8 +45,9 @@ def read_keys(src: str) -> list[str]:
 
 def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
     """The rows of an (N, D) array of float16, float32 or float64, in blocks; a file is mapped, a pipe is read whole."""
+    is_path = file.seekable() and isinstance(file.name, str)  # standard input, a file though it be, goes by number
     try:
-        matrix: Any = np.load(name, mmap_mode="r") if file.seekable() else np.lib.format.read_array(file)
+        matrix: Any = np.load(file.name, mmap_mode="r") if is_path else np.lib.format.read_array(file)
     except (ValueError, EOFError) as fault:  # a pickle is a ValueError too: none is ever opened
         raise Corrupt(f"{name}: {str(fault).splitlines()[0].rstrip('.')}.") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:

@@ -23,6 +23,7 @@ COMMANDS = {
     "tokenize-video": Entry(
         "Keye-VL", "Turn videos into patches with true timestamps.", ("video files",), ("video",), is_parallel=True
     ),
+    "embed": Entry("Plumbing", "Turn what is said of items into vectors.", ("items", "embedding", "video"), ("embedding",)),
     "info": Entry("Plumbing", "Tell what artifacts hold and how they were made.", ("any",)),
     "cat": Entry("Plumbing", "Join streams into one, select records, or show them as text.", ("any stream",), ("same",)),
     "check": Entry("Plumbing", "Hold artifacts against their checksums and their kind.", ("any",)),

@@ -1,0 +1,21 @@
+"""A column of strings as two tensors, as in Arrow: `x.bytes`, their UTF-8 one after the other, and `x.offsets` into it."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+
+def pack(name: str, strings: Sequence[str]) -> dict[str, np.ndarray]:
+    """{name.bytes: uint8 (B,), name.offsets: int64 (n+1,)}."""
+    words = [string.encode("utf-8") for string in strings]
+    offsets = np.concatenate([[0], np.cumsum([len(word) for word in words], dtype=np.int64)]).astype(np.int64)
+    return {f"{name}.bytes": np.frombuffer(b"".join(words), np.uint8), f"{name}.offsets": offsets}
+
+
+def unpack(name: str, tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """The strings of a column. Raises ValueError where it is not there, or is not UTF-8 (kinds.check tells the rest)."""
+    if f"{name}.bytes" not in tensors or f"{name}.offsets" not in tensors:
+        raise ValueError(f"{name}: no such column of strings")
+    data, ends = tensors[f"{name}.bytes"].tobytes(), tensors[f"{name}.offsets"].tolist()
+    return [data[begin:end].decode("utf-8") for begin, end in pairwise(ends)]

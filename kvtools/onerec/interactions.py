@@ -120,33 +120,32 @@ def _read_rows(
     wanted = {role: column for role, column in chosen.items() if column is not None}
     read = table.read_table(file, name, form, list(dict.fromkeys(wanted.values())))
     cells = {role: read.columns[column] for role, column in wanted.items()}
-    findings = read.findings
     good = np.ones(read.n_rows, bool)
     for role in wanted:
-        _drop(f"rows without {role} left out", cells[role].is_null().to_numpy(), good, findings)
+        _drop(f"rows without {role} left out", cells[role].is_null().to_numpy(), good, read)
     numbers: dict[str, np.ndarray] = {}
     for role in ("time", "rating"):
         if role in cells:
             numbers[role], bad = table.numbers(cells[role])
-            _drop(f"rows whose {role} is no number left out", bad, good, findings)
+            _drop(f"rows whose {role} is no number left out", bad, good, read)
     if "part" in cells:
         numbers["part"], bad = _parts(cells["part"])
-        _drop(f"rows whose part is none of {', '.join(_PARTS)} left out", bad, good, findings)
+        _drop(f"rows whose part is none of {', '.join(_PARTS)} left out", bad, good, read)
     is_whole = bool(good.all())
     users, user_keys = table.encode(cells["user"] if is_whole else cells["user"].filter(pa.array(good)))
     items, item_keys = table.encode(cells["item"] if is_whole else cells["item"].filter(pa.array(good)))
     numbers = {role: array if is_whole else array[good] for role, array in numbers.items()}
     if "time" in numbers:
-        keep = _look_at_order(users, items, numbers["time"], findings, np.flatnonzero(good))
+        keep = _look_at_order(users, items, numbers["time"], np.flatnonzero(good), read)
         users, items = users[keep], items[keep]
         numbers = {role: array[keep] for role, array in numbers.items()}
-    return _arrange(users, user_keys, items, item_keys, numbers), findings
+    return _arrange(users, user_keys, items, item_keys, numbers), read.findings
 
 
-def _drop(what: str, bad: np.ndarray, good: np.ndarray, findings: Findings) -> None:
-    """Count the rows that are bad and not yet left out, and leave them out. Rows count from 1, after the header."""
+def _drop(what: str, bad: np.ndarray, good: np.ndarray, read: table.Table) -> None:
+    """Count the rows that are bad and not yet left out, and leave them out."""
     fresh = np.flatnonzero(bad & good)
-    findings.add(what, len(fresh), (f"row {row + 1}" for row in fresh))
+    read.findings.add(what, len(fresh), map(read.row, fresh.tolist()))
     good[fresh] = False
 
 
@@ -157,21 +156,21 @@ def _parts(cells: Any) -> tuple[np.ndarray, np.ndarray]:
     return parts, parts < 0
 
 
-def _look_at_order(users: np.ndarray, items: np.ndarray, times: np.ndarray, findings: Findings, rows: np.ndarray) -> np.ndarray:
+def _look_at_order(users: np.ndarray, items: np.ndarray, times: np.ndarray, rows: np.ndarray, read: table.Table) -> np.ndarray:
     """Numbers of the rows that are no copies, in file order; counts copies, and rows earlier than the row of the same user
     before them."""
     by_user = np.argsort(users, kind="stable")
     late = by_user[1:][(np.diff(users[by_user]) == 0) & (np.diff(times[by_user]) < 0)]
-    named = (f"row {row + 1}" for row in np.sort(rows[late]))
-    findings.add("rows out of time order, sorted", len(late), named, is_lost=False)
+    named = map(read.row, np.sort(rows[late]).tolist())
+    read.findings.add("rows out of time order, sorted", len(late), named, is_lost=False)
     order = np.lexsort((times, users))
     same = (np.diff(users[order]) == 0) & (np.diff(times[order]) == 0)
     # copies can only lie where user and time are shared, and few rows are there: only they are sorted by item
     shared = order[np.concatenate([same, [False]]) | np.concatenate([[False], same])]
     shared = shared[np.lexsort((shared, items[shared], times[shared], users[shared]))]
     copies = shared[1:][_equal(users, shared) & _equal(times, shared) & _equal(items, shared)]
-    named = (f"row {row + 1}" for row in np.sort(rows[copies]))
-    findings.add("copies of a row left out", len(copies), named, is_lost=False)
+    named = map(read.row, np.sort(rows[copies]).tolist())
+    read.findings.add("copies of a row left out", len(copies), named, is_lost=False)
     keep = np.ones(len(users), bool)
     keep[copies] = False
     return np.flatnonzero(keep)

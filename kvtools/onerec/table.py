@@ -37,6 +37,16 @@ class Table:
     columns: dict[str, Any]  # pyarrow chunked arrays of strings
     types: dict[str, str]
     findings: Findings
+    ragged: list[int]  # the rows left out, counted as in `row`
+
+    def row(self, n: int) -> str:
+        """What row n here, from 0, is called in the file: rows count from 1 after the header."""
+        n += 1
+        for other in self.ragged:
+            if other > n:
+                break
+            n += 1
+        return f"row {n}"
 
     @property
     def n_rows(self) -> int:
@@ -74,16 +84,18 @@ def read_table(file: BinaryIO, name: str, form: Format, wanted: list[str]) -> Ta
             raise Corrupt(f"{name}: no column {column!r} among {', '.join(types)}. Name the right one.")
     titles = {column: f"{column}:{types[column]}" if types[column] else column for column in wanted}
     findings = Findings()
+    ragged: list[int] = []
     table = _parse(
-        file, name, findings, delimiter="," if form == "csv" else "\t", is_quoted=form == "csv", include=list(titles.values())
-    )
+        file, name, ragged, findings, delimiter="," if form == "csv" else "\t", is_quoted=form == "csv",
+        include=list(titles.values())
+    )  # fmt: skip
     columns = {column: table[title] for column, title in titles.items()}
-    return Table(columns, {column: types[column] for column in wanted}, findings)
+    return Table(columns, {column: types[column] for column in wanted}, findings, ragged)
 
 
 def read_words(file: BinaryIO, name: str) -> tuple[Any, np.ndarray]:
     """Lines of words between spaces: all words (a pyarrow array of strings), and int64 (lines + 1,) where each begins."""
-    column = _parse(file, name, Findings(), delimiter=_NO_SEPARATOR, is_quoted=False, include=[])["f0"]
+    column = _parse(file, name, [], Findings(), delimiter=_NO_SEPARATOR, is_quoted=False, include=[])["f0"]
     words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(column))
     counts = pc.list_value_length(words).to_numpy()
     return pc.list_flatten(words), np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -129,11 +141,13 @@ def _first_line(file: BinaryIO, name: str) -> str:
     return line.decode("utf-8", "replace")
 
 
-def _parse(file: BinaryIO, name: str, findings: Findings, *, delimiter: str, is_quoted: bool, include: list[str]) -> Any:
-    ragged: list[Any] = []
-
+def _parse(
+    file: BinaryIO, name: str, ragged: list[int], findings: Findings, *, delimiter: str, is_quoted: bool, include: list[str]
+) -> Any:
     def leave_out(row: Any) -> str:
-        ragged.append(row)
+        ragged.append(row.number - 1)  # pyarrow counts the header
+        cells = f"row {row.number - 1} has {row.actual_columns}, not {row.expected_columns}"
+        findings.add("rows with too many or too few cells left out", 1, [cells])
         return "skip"
 
     try:
@@ -157,9 +171,4 @@ def _parse(file: BinaryIO, name: str, findings: Findings, *, delimiter: str, is_
         )
     except pa.ArrowInvalid as fault:
         raise Corrupt(f"{name}: {str(fault).splitlines()[0].rstrip('.')}. Mend the file.") from None
-    findings.add(
-        "rows with too many or too few cells left out",
-        len(ragged),
-        (f"row {row.number} has {row.actual_columns}, not {row.expected_columns}" for row in ragged),
-    )
     return table

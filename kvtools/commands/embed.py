@@ -12,7 +12,7 @@ EXAMPLES = [
     "kvtools embed --dim 8 films.item | kvtools info --records -",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
-SEE_ALSO = ("kvtools info", "kvtools-stream(5)")
+SEE_ALSO = ("kvtools pairs", "kvtools info", "kvtools-stream(5)")
 
 
 def main(

@@ -76,12 +76,19 @@ def make_video(path, n_frames):
 
 
 def make_items(top):
-    """keywords.json and films.item: made-up items with enough terms for the dimensions that the examples ask for."""
+    """keywords.json, films.item, clicks.csv and clicks.inter: made-up items with enough terms for the dimensions that the
+    examples ask for, and users who share some."""
     terms = {f"item {n}": [f"term {m}.{n % m}" for m in (5, 7, 11)] for n in range(60)}
     (top / "keywords.json").write_text(json.dumps(terms))
     rows = [f"{n}\tFilm {n % 13}\t{1950 + n}\tClass{n % 5} Class{n % 3}\n" for n in range(60)]
     title = "item_id:token\ttitle:token_seq\trelease_year:token\tclass:token_seq\n"
     (top / "films.item").write_text(title + "".join(rows))
+    clicks = [(user, (user * step) % 11, step, 3 + step % 3) for user in range(20) for step in range(8)]
+    for name, mark, title in (
+        ("clicks.csv", ",", "user_id,item_id,timestamp,rating"),
+        ("clicks.inter", "\t", "user_id:token\titem_id:token\ttimestamp:float\trating:float"),
+    ):
+        (top / name).write_text("\n".join([title, *(mark.join(map(str, click)) for click in clicks)]) + "\n")
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ def read_catalogue(
     column of an atomic file. numeric: those to take numbers from. key: the column that names the item, where it is not
     one of the usual names. Lost: items without a key, items named before, and those with a cell that is no number.
     """
+    file = table.whole(file)
     # JSON alone begins with a brace; a table's header that does is not worth guessing at
     if bytes(file.peek(1)).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):  # type: ignore[attr-defined]
         return _read_json(file, name, text, numeric)

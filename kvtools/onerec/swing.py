@@ -5,7 +5,8 @@ items are alike where many pairs of users clicked both, and the more so the less
 
 Legend: U users, I items, P pairs of users, n clicks. Costs as many steps as there are pairs of users for each item, and for
 each pair of users that shares c items c^2 more; so a few items that everybody clicked decide it (`cap`). 98,114 clicks of
-ML-100k took 8 s, 149,961 of Amazon Beauty 1 s, on one core. Not here: what is a click, and which are for training.
+ML-100k took 3 s and 0.7 GiB, 149,961 of Amazon Beauty 0.2 s, on one core. Not here: what is a click, and which are
+for training.
 """
 
 import hashlib

@@ -9,7 +9,9 @@ Atomic files (recbole.io, "Atomic Files") are tab-separated, unquoted, and have 
 UTF-8.
 """
 
+import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -24,8 +26,11 @@ from kvtools.onerec.findings import Findings
 Format = Literal["auto", "csv", "tsv", "atomic", "sequence"]
 
 _BLOCK_BYTES = 8 << 20
+_MAX_LINE_BYTES = 1 << 20
 _TYPED = re.compile(r"^(?P<name>.+):(?P<type>token|token_seq|float|float_seq)$")
 _NUMBER = r"^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?$"
+_DATE = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])([ T]([01][0-9]|2[0-3])(:[0-5][0-9]){1,2}([.][0-9]{1,6})?)?Z?$"
+_KINDS = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _BOM = b"\xef\xbb\xbf"
 _NO_SEPARATOR = "\x1f"  # the ASCII unit separator, which text does not hold
 
@@ -51,6 +56,11 @@ class Table:
     @property
     def n_rows(self) -> int:
         return min((len(column) for column in self.columns.values()), default=0)
+
+
+def whole(file: BinaryIO) -> BinaryIO:
+    """The same text, seekable: a pipe is read to its end first, since its first line may come in pieces."""
+    return file if file.seekable() else io.BufferedReader(io.BytesIO(file.read()))
 
 
 def sniff(file: BinaryIO, name: str) -> Format:
@@ -116,15 +126,14 @@ def numbers(column: Any) -> tuple[np.ndarray, np.ndarray]:
     """A column of strings as numbers: int64 where every cell is whole, else float64; and bool (n,) where a cell is bad:
     no number, or not finite. Bad and empty cells are 0. Dates in ISO 8601 are seconds since 1970, in UTC."""
     empty = column.is_null()
-    for kind in (pa.int64(), pa.float64(), pa.timestamp("us")):
-        try:
-            values = column.cast(kind)
-            break
-        except pa.ArrowInvalid:
-            continue
-    else:
-        is_number = pc.fill_null(pc.match_substring_regex(column, _NUMBER), fill_value=False)
-        values = pc.if_else(is_number, column, None).cast(pa.float64())
+    values = _cast(column, _KINDS)
+    if values is None:
+        # some cells are bad: what most look like is what all should be
+        looks = [pc.fill_null(pc.match_substring_regex(column, pattern), fill_value=False) for pattern in (_NUMBER, _DATE)]
+        like = max(looks, key=lambda look: int(pc.sum(look).as_py() or 0))
+        values = _cast(pc.if_else(like, column, None), _KINDS)
+    if values is None:
+        values = pa.nulls(len(column), pa.float64())  # such as the 31st of June
     bad = pc.and_not(values.is_null(), empty).to_numpy()
     if pa.types.is_timestamp(values.type):
         return pc.fill_null(values.cast(pa.int64()), 0).to_numpy() / 1e6, bad
@@ -133,11 +142,23 @@ def numbers(column: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.where(finite, array, 0), bad | ~finite
 
 
+def _cast(column: Any, kinds: Sequence[Any]) -> Any:
+    """The column as the first of the types that takes all its cells; None where none does."""
+    for kind in kinds:
+        try:
+            return column.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+    return None
+
+
 def _first_line(file: BinaryIO, name: str) -> str:
-    head = bytes(file.peek(1)).removeprefix(_BOM)  # type: ignore[attr-defined]
-    line = head.split(b"\n", 1)[0].rstrip(b"\r")
+    begin = file.tell()
+    head = file.readline(_MAX_LINE_BYTES)
+    file.seek(begin)
+    line = head.removeprefix(_BOM).rstrip(b"\r\n")
     if not line.strip() or b"\0" in line:
-        raise Corrupt(f"{name}: {'nothing' if not head else 'no text'} found, a table expected.")
+        raise Corrupt(f"{name}: {'no text' if head else 'nothing'} found, a table expected.")
     return line.decode("utf-8", "replace")
 
 

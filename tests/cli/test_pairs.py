@@ -98,7 +98,7 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
     assert done.code == 65
     assert done.err.splitlines() == [
         f"kvtools pairs: bad.csv: 1 rows without user left out: row {len(rows) + 1}.",
-        f"kvtools pairs: bad.csv: 1 rows whose time is no number left out: row {len(rows) + 2}.",
+        f"kvtools pairs: bad.csv: 1 rows whose time cannot be read left out: row {len(rows) + 2}.",
     ]
     assert sh("kvtools sum - < p.kvs").out == sh("kvtools pairs good.csv | kvtools sum -").out
     strict = sh("kvtools pairs --strict bad.csv -o q.kvs")

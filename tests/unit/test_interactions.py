@@ -83,6 +83,30 @@ def test_columns_are_named_by_the_caller():
         read("who,what\nu,a\n", columns={"user": "whom", "item": "what"})
 
 
+def test_one_bad_date_does_not_lose_the_others():
+    log = "user,item,time\nu,b,2020-01-01T10:00:00Z\nu,a,2019-12-31T23:59:59Z\nu,c,2020-01-02T00:00:00Z\n"
+    expected = {"u": [("a", 1577836799.0), ("b", 1577872800.0), ("c", 1577923200.0)]}
+    assert sequences(read(log)[0]) == expected
+    found, findings = read(log + "u,d,yesterday\nv,d,7\n")
+    assert sequences(found) == expected
+    assert findings.lines(lost=True) == ["2 rows whose time cannot be read left out: row 4, row 5"]
+
+
+def test_a_pipe_may_bring_the_header_in_pieces():
+    class Pipe(io.RawIOBase):
+        left = b"user_id,item_id\nu,a\nu,b\n"
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            piece, self.left = self.left[:3], self.left[3:]
+            buffer[: len(piece)] = piece
+            return len(piece)
+
+    assert sequences(read_interactions(io.BufferedReader(Pipe()), "x")[0]) == {"u": [("a", 0), ("b", 1)]}
+
+
 def test_bad_rows_are_counted_and_named_and_the_others_kept():
     found, findings = read(
         "user_id,item_id,timestamp,rating,part\n"
@@ -107,8 +131,8 @@ def test_bad_rows_are_counted_and_named_and_the_others_kept():
         "1 rows without user left out: row 2",
         "1 rows without item left out: row 3",
         "1 rows without time left out: row 5",
-        "1 rows whose time is no number left out: row 4",
-        "1 rows whose rating is no number left out: row 6",
+        "1 rows whose time cannot be read left out: row 4",
+        "1 rows whose rating cannot be read left out: row 6",
         "1 rows whose part is none of train, valid, validation, val, test left out: row 7",
     ]
     assert findings.lines(lost=False) == ["1 rows out of time order, sorted: row 10", "1 copies of a row left out: row 11"]

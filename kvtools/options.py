@@ -7,7 +7,7 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -50,6 +50,19 @@ Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad in
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON Lines instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check inputs and options, print the plan, do nothing.")]
 Stamp = Annotated[bool, typer.Option("--stamp", help="Record time, host, user and full arguments in the history.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of all that is left to chance.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute; auto is cuda where there is one.")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Keep what is larger, as 2GiB, in a file in $TMPDIR. Default: half of what there is.",
+        show_default=False,
+    ),
+]
 Config = Annotated[
     str | None,
     typer.Option(
@@ -98,6 +111,14 @@ def band(words: str, option: str) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise Usage(f"{option} {words}: LOW:HIGH with 1 <= LOW <= HIGH expected, as in 128:768.")
     return int(match[1]), int(match[2])
+
+
+def size(words: str, option: str) -> int:
+    """`64MiB`, `2GiB`, `500kB` or a bare count, in bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]?)(i?)B?", words)
+    if not match or (match[3] and not match[2]):
+        raise Usage(f"{option} {words}: a size expected, as 64MiB or 2GiB.")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** ("KMGT".find(match[2].upper()) + 1 if match[2] else 0))
 
 
 def require(condition: bool, option: str, found: object, expected: str) -> None:

@@ -23,6 +23,9 @@ COMMANDS = {
     "tokenize-video": Entry(
         "Keye-VL", "Turn videos into patches with true timestamps.", ("video files",), ("video",), is_parallel=True
     ),
+    "semid-build": Entry(
+        "OneRec", "Turn embeddings into semantic IDs.", ("embedding", "video", ".npy"), ("semantic-id",), is_parallel=True
+    ),
     "embed": Entry("Plumbing", "Turn what is said of items into vectors.", ("items", "embedding", "video"), ("embedding",)),
     "pairs": Entry("Plumbing", "Find items that go together in interactions.", ("interactions",), ("pair",)),
     "info": Entry("Plumbing", "Tell what artifacts hold and how they were made.", ("any",)),

@@ -92,6 +92,20 @@ class World:
             out[begin : begin + step] = rows.sum(axis=0) if len(mine) else 0
         return total
 
+    def gather_array(self, array: Any) -> Any:
+        """Every rank's numpy array, one after the other along the first axis, in rank order; lengths may differ."""
+        if self._comm is None:
+            return array
+        import numpy as np
+
+        lengths = self._gather(len(array))
+        mine = np.zeros((max(lengths), *array.shape[1:]), array.dtype)
+        mine[: len(array)] = array
+        everyone = np.empty((self.size, *mine.shape), array.dtype)
+        if everyone.nbytes:
+            self._finish(self._comm.Iallgather([mine.view(np.uint8), self._byte()], [everyone.view(np.uint8), self._byte()]))
+        return np.concatenate([rows[:n] for rows, n in zip(everyone, lengths, strict=True)])
+
     def max(self, value: int) -> int:
         """The largest value on any rank."""
         return int(max(self._gather(value)))
@@ -109,12 +123,12 @@ class World:
         self._finish(self._comm.Ibcast([text, self._byte()], root=0))
         return json.loads(text)
 
-    def send(self, message: bytes | memoryview) -> None:
-        """Hand bytes to rank 0; returns when rank 0 has taken them."""
-        self._finish(self._comm.Isend([message, self._byte()], dest=0))
+    def send(self, message: bytes | memoryview, to: int = 0) -> None:
+        """Hand bytes to a rank, rank 0 unless told; returns when it has taken them."""
+        self._finish(self._comm.Isend([message, self._byte()], dest=to))
 
     def receive(self, source: int) -> bytearray:
-        """The next bytes that rank `source` handed to rank 0."""
+        """The next bytes that rank `source` handed to this one."""
         from mpi4py import MPI
 
         status = MPI.Status()

@@ -27,6 +27,7 @@ class Kind:
     fields: tuple[str, ...] = ()  # JSON fields every record must have
     products: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # axis → (tensor whose product it is, divisor)
     is_open: bool = False
+    open_prefix: str | None = None  # tensors of that prefix are somebody else's
 
 
 _STRINGS = {"keys.bytes": "U8 B", "keys.offsets": "I64 O"}
@@ -54,7 +55,8 @@ KINDS: dict[str, Kind] = {
         },
         ("key",),
     ),
-    "semantic-id": Kind("bag", {"codebooks": "F32 L,K,D", "codes": "U16|I32 N,L", **_STRINGS}),
+    # S is L, or L + 1 where one more token tells items with the same codes apart; `encoder.` holds what aligned the items
+    "semantic-id": Kind("bag", {"codebooks": "F32 L,K,D", "codes": "U16|I32 N,S", **_STRINGS}, open_prefix="encoder."),
     "model": Kind("bag", {}, is_open=True),
     "recommendation": Kind("stream", {"items": "I32|I64 k", "scores": "F32 k", "codes": "U16|I32 k,L"}, ("key",)),
     "rollout": Kind(
@@ -87,7 +89,7 @@ def check(kind: str, form: str, tensors: Mapping[str, np.ndarray], fields: Mappi
             _check_tensor(name, tensors[name], declared.tensors[declaration], sizes)
         elif declaration == name:
             raise ValueError(f"{name}: missing from a {kind}")
-    foreign = sorted(set(tensors) - set(names))
+    foreign = sorted(name for name in set(tensors) - set(names) if not name.startswith(declared.open_prefix or "\0"))
     if foreign and not declared.is_open:
         raise ValueError(f"{foreign[0]}: no tensor of a {kind}")
     for axis, (name, divisor) in declared.products.items():

@@ -5,7 +5,6 @@ five power iterations, is as fast here and leaves vectors that depend on its see
 the bytes do not depend on how many there are; they may differ between machines in the last bits.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,8 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from threadpoolctl import threadpool_limits
+
+from kvtools.chance import generator
 
 _NOTHING = 1e-6  # of a row's norm: what is left below this is rounding, measured at 1e-15 and far from real rows at 1e-3
 
@@ -96,8 +97,7 @@ def unit(x_ND: np.ndarray) -> np.ndarray:
 
 def direction(key: str, n_dims: int, seed: int) -> np.ndarray:
     """float64 (D,): a random unit vector that depends on the key and the seed alone."""
-    digest = hashlib.blake2b(f"{seed}\0{key}\0embed".encode(), digest_size=16).digest()
-    x_D = np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(n_dims)
+    x_D = generator(seed, "direction", key).standard_normal(n_dims)
     return np.asarray(x_D / np.linalg.norm(x_D))
 
 

@@ -9,12 +9,13 @@ ML-100k took 3 s and 0.7 GiB, 149,961 of Amazon Beauty 0.2 s, on one core. Not h
 for training.
 """
 
-import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
+
+from kvtools.chance import generator
 
 _BLOCK = 1 << 22  # entries of an intermediate sparse matrix; a block costs some 200 MiB
 
@@ -45,8 +46,7 @@ def cap(
     begins = np.cumsum(per_item) - per_item
     for item in crowded.tolist():
         mine = by_item[begins[item] : begins[item] + per_item[item]]
-        digest = hashlib.blake2b(f"{seed}\0{keys[item]}\0pairs".encode(), digest_size=16).digest()
-        chosen = np.random.default_rng(int.from_bytes(digest, "little")).permutation(len(mine))[:max_users]
+        chosen = generator(seed, "users of", keys[item]).permutation(len(mine))[:max_users]
         keep[mine] = False
         keep[mine[chosen]] = True
     return keep, np.flatnonzero(users_per > max_items), crowded

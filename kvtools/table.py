@@ -32,4 +32,5 @@ COMMANDS = {
     "cat": Entry("Plumbing", "Join streams into one, select records, or show them as text.", ("any stream",), ("same",)),
     "check": Entry("Plumbing", "Hold artifacts against their checksums and their kind.", ("any",)),
     "sum": Entry("Plumbing", "Digest records in whatever order they come.", ("any",)),
+    "plot": Entry("Plumbing", "Draw what people would rather look at than read.", ("semantic-id",)),
 }

@@ -1,0 +1,148 @@
+"""semid-build against faiss and scikit-learn: same vectors, same first codes, same iterations, two threads; Markdown on stdout.
+
+Usage: semid.py PEERS_PYTHON. Vectors: 200,000 patches of real clips on their first 256 principal components, and as many
+of pure Gaussian noise, which has no structure that anybody could make use of. Everybody gets the vectors as an .npy, reads
+them before the clock starts, and makes codebooks and codes of three levels. Ours is timed as the library call that the
+command makes; the whole command, start-up, reading and writing included, is a row of its own.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kvtools.artifact import open_artifact
+from kvtools.artifact.rows import Rows
+from kvtools.chance import generator
+from kvtools.onerec.nearest import fastest
+from kvtools.onerec.rqkmeans import RqKMeans
+
+N, D, LEVELS, ITERATIONS, SEED = 200_000, 256, 3, 20, 0
+THREADS = 2
+HERE = Path(__file__).parent
+
+
+def patches():
+    """N patches of real clips, centred, on their first D principal components, float32."""
+    clips = Path(os.environ["KVTOOLS_DATA"]) / "video" / "clips"
+    with tempfile.NamedTemporaryFile(suffix=".kvs") as file:
+        subprocess.run(["kvtools", "tokenize-video", "-q", "--force", "--compress", "0", clips, "-o", file.name], check=True)
+        pixels = [record.tensors["pixels"].reshape(-1, 588) for record in open_artifact(file.name)]
+    n_all = sum(map(len, pixels))
+    chosen = np.sort(generator(SEED, "patches").choice(n_all, N, replace=False))
+    starts = np.cumsum([0, *map(len, pixels)])
+    parts = [p[chosen[(chosen >= a) & (chosen < b)] - a] for p, a, b in zip(pixels, starts, starts[1:], strict=False)]
+    x = np.concatenate(parts).astype(np.float32) / 255
+    x -= x.mean(axis=0)
+    _, axes = np.linalg.eigh(x.T @ x)
+    return np.ascontiguousarray(x @ axes[:, ::-1][:, :D])
+
+
+def noise():
+    return generator(SEED, "noise").standard_normal((N, D), dtype=np.float32)
+
+
+def ceiling(n_codes):
+    """GFLOP/s of the products alone: blocks of the rows by all codes, float32 (the better of numpy and torch) and bfloat16."""
+    x, c = torch.randn(4096, D), torch.randn(n_codes, D)
+    best = {}
+    for name, multiply in {
+        "numpy float32": lambda a=x.numpy(), b=c.numpy().T: a @ b,
+        "torch float32": lambda a=x, b=c.T: a @ b,
+        "torch bfloat16": lambda a=x.bfloat16(), b=c.bfloat16().T: a @ b,
+    }.items():
+        seconds = []
+        for _ in range(20):
+            begun = time.perf_counter()
+            multiply()
+            seconds.append(time.perf_counter() - begun)
+        best[name] = 2 * 4096 * D * n_codes / min(seconds) / 1e9
+    return best
+
+
+def ours(x, n_codes, n_levels, init):
+    rows = Rows(D)
+    rows.append(0, x)
+    fit = RqKMeans(n_levels, n_codes, ITERATIONS, SEED, init)
+    begun = time.perf_counter()
+    steps = list(fit.fit(rows, fastest("cpu", D, n_codes)))
+    return {"seconds": time.perf_counter() - begun, "mse": fit.mse, "passes": len(steps)}
+
+
+def theirs(python, name, path, n_codes, n_levels, starts):
+    words = {"name": name, "x": path, "codes": n_codes, "levels": n_levels, "iterations": ITERATIONS, "starts": starts}
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "OPENBLAS_NUM_THREADS": str(THREADS)}
+    done = subprocess.run(
+        [python, HERE / "semid_peers.py"], input=json.dumps(words), capture_output=True, text=True, check=True, env=environment
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def command(path, n_codes, n_levels, init):
+    with tempfile.TemporaryDirectory() as folder:
+        keys = Path(folder) / "keys"
+        keys.write_text("".join(f"{i}\n" for i in range(N)))
+        words = f"kvtools semid-build {path} --keys {keys} --codes {n_codes} --levels {n_levels} --iterations {ITERATIONS}"
+        begun = time.perf_counter()
+        subprocess.run([*words.split(), "--init", init, "-q", "-o", f"{folder}/x.ids"], check=True)
+        return {"seconds": time.perf_counter() - begun}
+
+
+def measure(title, x, python, n_codes, n_levels, contestants, n_rounds):
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/x.npy"
+        np.save(path, x)
+        # the rows that kvtools draws for its first codes on each level, by number, for those that can be told
+        starts = [
+            np.sort(generator(SEED, "semid-build", "init", level).choice(N, size=n_codes, replace=False)).tolist()
+            for level in range(n_levels)
+        ]
+        runs = {"kvtools": lambda: ours(x.copy(), n_codes, n_levels, "random")}
+        if "command" in contestants:
+            runs["kvtools semid-build, whole command"] = lambda: command(path, n_codes, n_levels, "random")
+        runs |= {
+            name: lambda name=name: theirs(python, name, path, n_codes, n_levels, starts)
+            for name in contestants
+            if name != "command"
+        }
+        figures = {name: [] for name in runs}
+        for _ in range(n_rounds):
+            for name, run in runs.items():
+                figures[name].append(run())
+    gemm = ceiling(n_codes)
+    seconds = {name: statistics.median(f["seconds"] for f in values) for name, values in figures.items()}
+    flop = 2 * N * D * n_codes
+    print(f"\n### {title}: N={N:,} D={D} K={n_codes:,} L={n_levels}, {ITERATIONS} iterations\n")
+    print("Products alone: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in gemm.items()) + ".\n")
+    print("| contestant | s, median (least – most) | kvtools is | MSE a dimension | against kvtools | GFLOP/s |")
+    print("|---|---|---|---|---|---|")
+    for name, values in figures.items():
+        least, most = min(f["seconds"] for f in values), max(f["seconds"] for f in values)
+        mse = values[0].get("mse")
+        error = f"{mse:.6g} | {(mse / figures['kvtools'][0]['mse'] - 1) * 100:+.3f} %" if mse else "– | –"
+        passes = values[0].get("passes")
+        rate = f"{passes * flop / seconds[name] / 1e9:.0f}" if passes else "–"
+        print(
+            f"| {name} | {seconds[name]:.1f} ({least:.1f} – {most:.1f}) | {seconds[name] / seconds['kvtools']:.2f}× | {error} | {rate} |"
+        )
+    sys.stdout.flush()
+
+
+def main():
+    torch.set_num_threads(THREADS)
+    python = sys.argv[1]
+    everyone = ("command", "faiss.Kmeans", "faiss.ResidualQuantizer", "MiniBatchKMeans")
+    real = patches()
+    measure("Patches of real clips", real, python, 1024, LEVELS, everyone, 3)
+    measure("Gaussian noise", noise(), python, 1024, LEVELS, everyone[:2], 3)
+    measure("Patches of real clips, one level of 8192", real, python, 8192, 1, ("faiss.Kmeans",), 1)
+
+
+main()

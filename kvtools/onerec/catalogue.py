@@ -1,8 +1,8 @@
 """Items as people keep them, read as terms and numbers: JSON, RecBole's `.item`, CSV and TSV.
 
 JSON is one object, {id: [term, …]}, {id: text} or {id: {field: text or terms or number}}. Terms that come as a list, and the
-words of a `token_seq`, are taken whole; a `token` is one term; other text is cut into words of two or more letters or
-digits. All are lower-cased. Not here: languages written without spaces, stop words, stems.
+words of a `token_seq`, are taken whole; a `token` is one term; other text, and all of it where that is asked, is cut into
+words of two or more letters or digits. All are lower-cased. Not here: languages written without spaces, stop words, stems.
 """
 
 import json
@@ -28,6 +28,10 @@ class Catalogue:
     keys: list[str]  # N
     terms: list[list[str]]  # N lists; empty where nothing is said of an item
     numbers: np.ndarray  # float64 (N, C), NaN where a cell is empty
+
+    def words(self) -> list[list[str]]:
+        """The terms cut into words."""
+        return [[word for term in terms for word in _WORD.findall(term)] for terms in self.terms]
 
 
 def read_catalogue(

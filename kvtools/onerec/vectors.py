@@ -3,6 +3,7 @@
 Read in blocks, so that what does not fit in memory passes through. Not here: what the vectors mean.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -45,7 +46,8 @@ def read_keys(src: str) -> list[str]:
 def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
     """The rows of an (N, D) array of float16, float32 or float64, in blocks; a file is mapped, a pipe is read whole."""
     try:
-        matrix: Any = np.load(file.name, mmap_mode="r") if _has_path(file) else np.lib.format.read_array(file)
+        # numpy reads real files and file-likes; a pipe's descriptor is neither, and is read whole
+        matrix: Any = np.load(file.name, mmap_mode="r") if _has_path(file) else np.load(io.BytesIO(file.read()))
     except (ValueError, EOFError) as fault:  # a pickle is a ValueError too: none is ever opened
         raise Corrupt(f"{name}: {str(fault).splitlines()[0].rstrip('.')}.") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:

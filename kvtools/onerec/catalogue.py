@@ -44,8 +44,11 @@ def read_catalogue(
     one of the usual names. Lost: items without a key, items named before, and those with a cell that is no number.
     """
     file = table.whole(file)
-    # JSON alone begins with a brace; a table's header that does is not worth guessing at
-    if bytes(file.peek(1)).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):  # type: ignore[attr-defined]
+    # JSON alone begins with a brace or a bracket; a table's header that does is not worth guessing at
+    begin = bytes(file.peek(1)).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]  # type: ignore[attr-defined]
+    if begin == b"[":
+        raise Corrupt(f"{name}: a JSON list found, one object {{id: ...}} expected.")
+    if begin == b"{":
         return _read_json(file, name, text, numeric)
     return _read_table(file, name, text, numeric, key)
 

@@ -39,6 +39,16 @@ def main(
     keys: Annotated[
         str | None, typer.Option("--keys", metavar="FILE", help="Names of the rows of an .npy, one a line or a JSON list.")
     ] = None,
+    words: Annotated[bool, typer.Option("--words", help="Cut terms into words too: hair-mask says hair, and mask.")] = False,
+    power_iterations: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Decompose coarsely, by N power iterations. Default: until it converges.",
+            show_default=False,
+        ),
+    ] = None,
     normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Make every vector unit norm.")] = True,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is left to chance.")] = 0,
     report: Annotated[
@@ -78,7 +88,7 @@ def main(
     findings, told, before = Findings(), {}, []
     config: dict[str, Any] = {"normalize": normalize, "seed": seed}
     if vectors.is_npy(file) or is_stream(file):
-        for option, value in (("--dim", dim), ("--text", text), ("--numeric", numeric), ("--id", key)):
+        for option, value in (("--dim", dim), ("--text", text), ("--numeric", numeric), ("--id", key), ("--words", words)):
             if value:
                 raise Usage(f"{option}: {name} holds vectors, which keep their width and have no fields. Leave it out.")
         if is_stream(file):
@@ -96,9 +106,14 @@ def main(
             blocks = ((batch, lsa.unit(x_nD.astype("float64")).astype("float32")) for batch, x_nD in blocks)
     else:
         catalogue, findings = read_catalogue(file, name, text=text or [], numeric=numeric or [], key=key)
-        config |= {"dim": dim or 128, "text": text or [], "numeric": numeric or []}
+        config |= {"dim": dim or 128, "text": text or [], "numeric": numeric or [], "words": words}
+        config |= {"power_iterations": power_iterations}
+        terms = catalogue.words() if words else catalogue.terms
         try:
-            made = lsa.embed(catalogue.keys, catalogue.terms, catalogue.numbers, dim or 128, is_unit=normalize, seed=seed)
+            made = lsa.embed(
+                catalogue.keys, terms, catalogue.numbers, dim or 128,
+                is_unit=normalize, n_powers=power_iterations, seed=seed,
+            )  # fmt: skip
         except ValueError as fault:
             raise Usage(f"--dim {dim or 128}: {fault}. Give a smaller --dim.") from None
         silent = sorted(set(range(len(catalogue.keys))) - {*made.kept.tolist(), *made.lonely.tolist()})
@@ -119,7 +134,7 @@ def main(
         for batch, x_nD in vectors.batches(blocks):
             writer.write(f"{writer.n_records:08d}", {"vectors": x_nD, **pack("keys", batch)})
             n_items, width = n_items + len(batch), x_nD.shape[1]
-        code = findings.settle(name, lambda words: ctx.obj.note(words, quiet=quiet), strict=strict)
+        code = findings.settle(name, lambda line: ctx.obj.note(line, quiet=quiet), strict=strict)
         if not n_items:
             raise Corrupt(f"{name}: no item left to write.")
     if report:

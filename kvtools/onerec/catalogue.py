@@ -1,8 +1,8 @@
 """Items as people keep them, read as terms and numbers: JSON, RecBole's `.item`, CSV and TSV.
 
 JSON is one object, {id: [term, …]}, {id: text} or {id: {field: text or terms or number}}. Terms that come as a list, and the
-words of a `token_seq`, are taken whole; a `token` is one term; other text is cut into words of two or more letters or
-digits. All are lower-cased. Not here: languages written without spaces, stop words, stems.
+words of a `token_seq`, are taken whole; a `token` is one term; other text, and all of it where that is asked, is cut into
+words of two or more letters or digits. All are lower-cased. Not here: languages written without spaces, stop words, stems.
 """
 
 import json
@@ -29,6 +29,10 @@ class Catalogue:
     terms: list[list[str]]  # N lists; empty where nothing is said of an item
     numbers: np.ndarray  # float64 (N, C), NaN where a cell is empty
 
+    def words(self) -> list[list[str]]:
+        """The terms cut into words."""
+        return [[word for term in terms for word in _WORD.findall(term)] for terms in self.terms]
+
 
 def read_catalogue(
     file: BinaryIO, name: str, *, text: Sequence[str] = (), numeric: Sequence[str] = (), key: str | None = None
@@ -40,8 +44,11 @@ def read_catalogue(
     one of the usual names. Lost: items without a key, items named before, and those with a cell that is no number.
     """
     file = table.whole(file)
-    # JSON alone begins with a brace; a table's header that does is not worth guessing at
-    if bytes(file.peek(1)).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):  # type: ignore[attr-defined]
+    # JSON alone begins with a brace or a bracket; a table's header that does is not worth guessing at
+    begin = bytes(file.peek(1)).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]  # type: ignore[attr-defined]
+    if begin == b"[":
+        raise Corrupt(f"{name}: a JSON list found, one object {{id: ...}} expected.")
+    if begin == b"{":
         return _read_json(file, name, text, numeric)
     return _read_table(file, name, text, numeric, key)
 

@@ -58,7 +58,7 @@ class Findings:
         }
 
     def line(self, what: str) -> str:
-        """One finding in words: how many, what, and the first few."""
+        """One finding in words: what, how many, and the first few."""
         named = self.names[what]
         more = ", …" if self.counts[what] > len(named) else ""
-        return f"{self.counts[what]} {what}{': ' if named else ''}{', '.join(named)}{more if named else ''}"
+        return f"{what}: {self.counts[what]}{' (' + ', '.join(named) + more + ')' if named else ''}"

@@ -136,10 +136,13 @@ class RqKMeans:
         """Iterate until nothing moves; the codes of the last assignment, which are of the codebook as it then stands."""
         cells = _Cells(self.n_codes, rows.n_width, grid)
         codes_N: np.ndarray | None = None
+        stage = 0
         while True:
             assert self.begun is not None, "a level begins with its seeds"
             iteration, codebook_KD = self.begun
-            before_N, codes_N = codes_N, assign(rows, Codebook(codebook_KD, chosen), codes_N, cells)
+            search = Codebook(codebook_KD, chosen, stage=stage)
+            before_N, codes_N = codes_N, assign(rows, search, codes_N, cells)
+            stage = search.stage
             is_moved = np.ones(len(rows), bool) if before_N is None else codes_N != before_N
             n_changed = int(self.peers.sum_array(np.array([is_moved.sum()]))[0])
             sums_KD, counts_K = self.peers.sum_array(cells.sums_KD), self.peers.sum_array(cells.counts_K)

@@ -80,8 +80,8 @@ def test_only_good_ratings_and_frequent_items_count(sh, top):
 def test_caps_are_told(sh, top):
     done = sh("kvtools pairs --max-users 4 --max-items 3 --report r.json log.txt -o p.kvs")
     assert done.code == 0
-    assert "3 users with more than 3 clicks, compared by their latest: u0, u2, u4." in done.err
-    assert "items with more than 4 users, sampled: b, c, d." in done.err
+    assert "users with more than 3 clicks, compared by their latest: 3 (u0, u2, u4)." in done.err
+    assert "items with more than 4 users, sampled: 3 (b, c, d)." in done.err
     report = json.loads((top / "r.json").read_text())
     assert report["findings"]["items with more than 4 users, sampled"]["count"] == 3
     assert report["pairs"] == len(pairs_of(top / "p.kvs"))
@@ -97,8 +97,8 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
     done = sh("kvtools pairs bad.csv -o p.kvs")
     assert done.code == 65
     assert done.err.splitlines() == [
-        f"kvtools pairs: bad.csv: 1 rows without user left out: row {len(rows) + 1}.",
-        f"kvtools pairs: bad.csv: 1 rows whose time cannot be read left out: row {len(rows) + 2}.",
+        f"kvtools pairs: bad.csv: rows without user left out: 1 (row {len(rows) + 1}).",
+        f"kvtools pairs: bad.csv: rows whose time cannot be read left out: 1 (row {len(rows) + 2}).",
     ]
     assert sh("kvtools sum - < p.kvs").out == sh("kvtools pairs good.csv | kvtools sum -").out
     strict = sh("kvtools pairs --strict bad.csv -o q.kvs")
@@ -115,7 +115,7 @@ def test_copies_and_disorder_are_put_right_and_told_when_asked(sh, top):
     assert pairs_of(top / "p.kvs") == pytest.approx(pairs_of_log(sh, top))
     verbose = sh("kvtools pairs -v mixed.csv | kvtools check -")
     assert "rows out of time order, sorted" in verbose.err
-    assert f"1 copies of a row left out: row {len(rows) + 1}." in verbose.err
+    assert f"copies of a row left out: 1 (row {len(rows) + 1})." in verbose.err
 
 
 def pairs_of_log(sh, top):

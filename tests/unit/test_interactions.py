@@ -89,7 +89,7 @@ def test_one_bad_date_does_not_lose_the_others():
     assert sequences(read(log)[0]) == expected
     found, findings = read(log + "u,d,yesterday\nv,d,7\n")
     assert sequences(found) == expected
-    assert findings.lines(lost=True) == ["2 rows whose time cannot be read left out: row 4, row 5"]
+    assert findings.lines(lost=True) == ["rows whose time cannot be read left out: 2 (row 4, row 5)"]
 
 
 def test_a_pipe_may_bring_the_header_in_pieces():
@@ -127,15 +127,15 @@ def test_bad_rows_are_counted_and_named_and_the_others_kept():
     assert split(found) is found.parts
     assert findings.n_lost == 7
     assert findings.lines(lost=True) == [
-        "1 rows with too many or too few cells left out: row 8 has 2, not 5",
-        "1 rows without user left out: row 2",
-        "1 rows without item left out: row 3",
-        "1 rows without time left out: row 5",
-        "1 rows whose time cannot be read left out: row 4",
-        "1 rows whose rating cannot be read left out: row 6",
-        "1 rows whose part is none of train, valid, validation, val, test left out: row 7",
+        "rows with too many or too few cells left out: 1 (row 8 has 2, not 5)",
+        "rows without user left out: 1 (row 2)",
+        "rows without item left out: 1 (row 3)",
+        "rows without time left out: 1 (row 5)",
+        "rows whose time cannot be read left out: 1 (row 4)",
+        "rows whose rating cannot be read left out: 1 (row 6)",
+        "rows whose part is none of train, valid, validation, val, test left out: 1 (row 7)",
     ]
-    assert findings.lines(lost=False) == ["1 rows out of time order, sorted: row 10", "1 copies of a row left out: row 11"]
+    assert findings.lines(lost=False) == ["rows out of time order, sorted: 1 (row 10)", "copies of a row left out: 1 (row 11)"]
 
 
 def test_keys_are_never_taken_for_numbers():

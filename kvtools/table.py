@@ -26,6 +26,8 @@ COMMANDS = {
     "semid-build": Entry(
         "OneRec", "Turn embeddings into semantic IDs.", ("embedding", "video", ".npy"), ("semantic-id",), is_parallel=True
     ),
+    "embed": Entry("Plumbing", "Turn what is said of items into vectors.", ("items", "embedding", "video"), ("embedding",)),
+    "pairs": Entry("Plumbing", "Find items that go together in interactions.", ("interactions",), ("pair",)),
     "info": Entry("Plumbing", "Tell what artifacts hold and how they were made.", ("any",)),
     "cat": Entry("Plumbing", "Join streams into one, select records, or show them as text.", ("any stream",), ("same",)),
     "check": Entry("Plumbing", "Hold artifacts against their checksums and their kind.", ("any",)),

@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
         {"P": ("grid", 1)},
     ),
     "embedding": Kind("stream", {"vectors": "F32 N,D", **_STRINGS}, ("key",)),
+    "pair": Kind("stream", {"pairs": "I32 n,2", "scores": "F32 n", **_STRINGS}, ("key",)),
     "conversation": Kind("stream", {"json": "U8 B"}, ("key",)),
     "sequence": Kind(
         "stream",

@@ -68,6 +68,7 @@ def balanced(x_ND: np.ndarray, codebook_KD: np.ndarray, n_iterations: int) -> It
     """
     sizes_K = np.full(len(codebook_KD), len(x_ND) // len(codebook_KD))
     sizes_K[: len(x_ND) % len(codebook_KD)] += 1
+    half_N = np.square(x_ND).sum(axis=1) / 2
     codebook_KD = codebook_KD.copy()
     codes_N = np.full(len(x_ND), -1, np.int32)
     for _ in range(n_iterations):
@@ -75,7 +76,8 @@ def balanced(x_ND: np.ndarray, codebook_KD: np.ndarray, n_iterations: int) -> It
         left = np.arange(len(x_ND))
         for begin in range(0, len(codebook_KD), _AT_ONCE):
             some_CD = codebook_KD[begin : begin + _AT_ONCE].copy()
-            apart_NC = np.square(some_CD).sum(axis=1) / 2 - x_ND[left] @ some_CD.T
+            # half the squared distance, but for the code's own norm: rows are compared for one code at a time
+            apart_NC = half_N[left, None] - x_ND[left] @ some_CD.T
             for column in range(len(some_CD)):
                 is_free = codes_N[left] < 0
                 near = _least(np.where(is_free, apart_NC[:, column], np.inf), int(sizes_K[begin + column]))

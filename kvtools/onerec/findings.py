@@ -37,9 +37,9 @@ class Findings:
         the first finding of either sort is a Corrupt fault."""
         for what in self.counts:
             if strict:
-                raise Corrupt(f"{name}: {self._line(what)}; --strict expects none.")
+                raise Corrupt(f"{name}: {self.line(what)}; --strict expects none.")
             if what in self.lost or is_told:
-                tell(f"{name}: {self._line(what)}.")
+                tell(f"{name}: {self.line(what)}.")
         return Corrupt.code if self.lost else 0
 
     @property
@@ -49,7 +49,7 @@ class Findings:
 
     def lines(self, *, lost: bool) -> list[str]:
         """A line a finding, those that cost rows or those that were mended."""
-        return [self._line(what) for what in self.counts if (what in self.lost) is lost]
+        return [self.line(what) for what in self.counts if (what in self.lost) is lost]
 
     def to_json(self) -> dict[str, Any]:
         """{what: {"count", "first", "lost"}}."""
@@ -57,7 +57,8 @@ class Findings:
             what: {"count": count, "first": self.names[what], "lost": what in self.lost} for what, count in self.counts.items()
         }
 
-    def _line(self, what: str) -> str:
+    def line(self, what: str) -> str:
+        """One finding in words: how many, what, and the first few."""
         named = self.names[what]
         more = ", …" if self.counts[what] > len(named) else ""
         return f"{self.counts[what]} {what}{': ' if named else ''}{', '.join(named)}{more if named else ''}"

@@ -11,7 +11,7 @@ from kvtools.artifact import Bag, open_artifact
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
 from kvtools.artifact.rows import Rows, deal, room_bytes
-from kvtools.faults import Corrupt, Stopped, Usage
+from kvtools.faults import Corrupt, Died, Stopped, Usage
 from kvtools.onerec.balanced import Balanced
 from kvtools.onerec.intake import Intake
 from kvtools.onerec.nearest import fastest
@@ -41,8 +41,10 @@ class Fitting:
             if isinstance(fit, RqKMeans):
                 pause.take_up(fit, start_over=start_over)
             self._fit(fit, rows, pause, world, is_quiet=is_quiet or not world.is_root, is_told=is_told and world.is_root)
-        except ValueError as fault:
-            raise Corrupt(f"{fault}. Give fewer --codes, or more items.") from None
+        except ValueError as fault:  # found on all ranks at once; one of them says it
+            if intake is None:
+                raise Died(Corrupt.code, is_agreed=True) from None
+            raise Corrupt(f"{intake.name}: {fault}. Give fewer --codes, or more items.") from None
         pause.forget()
         return finish(rows, self.recipe, fit, world)
 

@@ -22,25 +22,25 @@ class Intake:
 
     def __init__(self, src: str, keys_src: str | None) -> None:
         """Raises Corrupt for other files, Usage for an .npy without keys."""
-        self._name = "stdin" if src == "-" else src
+        self.name = "stdin" if src == "-" else src
         self.keys = Keys()
         self.findings = Findings()
         self.history: list[dict[str, Any]] = []
         file = open_source(src)
         if is_stream(file):
-            reader = Reader(file, self._name)
+            reader = Reader(file, self.name)
             if reader.head.kind not in ("embedding", "video"):
-                raise Corrupt(f"{self._name}: {reader.head.kind} records found, embedding or video expected.")
+                raise Corrupt(f"{self.name}: {reader.head.kind} records found, embedding or video expected.")
             self.history = reader.head.history
-            self._blocks = vectors.read_stream(reader, self._name, self.findings)
+            self._blocks = vectors.read_stream(reader, self.name, self.findings)
         elif vectors.is_npy(file):
             if keys_src is None:
-                raise Usage(f"{self._name}: an array without names for its rows. Give them with --keys FILE.")
-            self._blocks = vectors.read_npy(file, self._name, vectors.read_keys(keys_src))
+                raise Usage(f"{self.name}: an array without names for its rows. Give them with --keys FILE.")
+            self._blocks = vectors.read_npy(file, self.name, vectors.read_keys(keys_src))
         else:
             begin = bytes(file.peek(1)[:1])  # type: ignore[attr-defined]
             found = "neither a stream nor an .npy" if begin else "closed before any record arrived"
-            raise Corrupt(f"{self._name}: {found}. Make embeddings with kvtools embed.")
+            raise Corrupt(f"{self.name}: {found}. Make embeddings with kvtools embed.")
 
     def __iter__(self) -> Iterator[np.ndarray]:
         is_empty = True
@@ -49,20 +49,20 @@ class Intake:
             self.keys.append(keys)
             yield x_nD
         if is_empty:
-            raise Corrupt(f"{self._name}: no vectors in it. Look at the stage before this one.")
+            raise Corrupt(f"{self.name}: no vectors in it. Look at the stage before this one.")
         if (again := self.keys.twice()) is not None:
-            raise Corrupt(f"{self._name}: key {again!r} found twice, once expected. Give every item one vector.")
+            raise Corrupt(f"{self.name}: key {again!r} found twice, once expected. Give every item one vector.")
 
     def _checked(self) -> Iterator[vectors.Block]:
         width = None
         for keys, x_nD in self._blocks:
             width = width or x_nD.shape[1]
             if x_nD.shape[1] != width or width == 0:
-                raise Corrupt(f"{self._name}: key {keys[0]!r}: {x_nD.shape[1]} dimensions found, {width or 'some'} expected.")
+                raise Corrupt(f"{self.name}: key {keys[0]!r}: {x_nD.shape[1]} dimensions found, {width or 'some'} expected.")
             # a value that is no number fails every comparison, so one test finds all three faults
             is_bad = ~(np.abs(x_nD).max(axis=1, initial=0.0) < HUGE)
             if is_bad.any():
                 row = int(np.flatnonzero(is_bad)[0])
                 worst = "NaN" if np.isnan(x_nD[row]).any() else str(float(np.abs(x_nD[row]).max()))
-                raise Corrupt(f"{self._name}: key {keys[row]!r}: {worst} found, finite numbers below 1e15 expected.")
+                raise Corrupt(f"{self.name}: key {keys[row]!r}: {worst} found, finite numbers below 1e15 expected.")
             yield keys, np.asarray(x_nD, np.float32)

@@ -42,6 +42,8 @@ def fastest(device: str, n_width: int, n_codes: int) -> Filter:
     """bfloat16 or float32, whichever multiplies a block of this shape sooner on this device; tried on the spot."""
     seconds: dict[torch.dtype, float] = {}
     place = torch.device(device)
+    if place.type == "cuda":  # sums must be kept in float32, or no bound on them holds
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     n_rows = max(256, min(2048, (1 << 28) // (n_width * n_codes)))
     for dtype in _KEYS:
         x_BD, c_KD = (torch.ones((n, n_width), dtype=dtype, device=place) for n in (n_rows, n_codes))
@@ -153,7 +155,8 @@ class Codebook:
         rows_BE[:, :n_width] = centred_BD
         norm_B = centred_BD.norm(dim=1).double() * (1 + self._sums)
         wrong_B = (centred_BD - rows_BE[:, :n_width]).norm(dim=1).double() * (1 + self._sums)
-        least = score_B - self._parts * (score_B.abs() + self._reach**2) - 2 * self._sums * self._reach * norm_B - 1e-30
+        least = score_B - (self._parts + self._sums) * (score_B.abs() + self._reach**2)
+        least -= 2 * self._sums * self._reach * norm_B + 1e-30
         for column, values in enumerate([*_two_parts(-least, dtype), _up(wrong_B), _up(norm_B)], start=n_width + 2):
             rows_BE[:, column] = values
         return torch.mm(rows_BE, self._rounded_KE.T, out=self._scores_BK[: len(centred_BD)])

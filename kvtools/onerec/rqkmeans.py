@@ -110,29 +110,30 @@ class RqKMeans:
         n_rows = int(self.peers.sum_array(np.array([len(rows)]))[0])
         if n_rows < self.n_codes:
             raise ValueError(f"{n_rows} rows found, at least one for each of {self.n_codes} codes expected")
-        total_square = _Grid.of(rows, n_rows, self.peers).total_square
-        if self.total_square not in (None, total_square):
+        grid = _Grid.of(rows, n_rows, self.peers)
+        if self.total_square not in (None, grid.total_square):
             raise ValueError("an unfinished run with other vectors found, the same expected")
-        self.total_square = total_square
+        self.total_square = grid.total_square
         for codebook_KD in self.codebooks:
             self._finish(rows, codebook_KD, assign(rows, Codebook(codebook_KD, chosen)))
+            grid = _Grid.of(rows, n_rows, self.peers)
         for level in range(len(self.codebooks), self.n_levels):
             if self.begun is None:
                 self.begun = (0, seeds(rows, n_rows, self.n_codes, self.init, self.seed, level, self.peers))
                 self.reseeds.append(0)
-            codes_N = yield from self._lloyd(rows, level, chosen, n_rows)
+            codes_N = yield from self._lloyd(rows, level, grid, chosen, n_rows)
             codebook_KD, self.begun = self.begun[1], None
             self.codebooks.append(codebook_KD)
             self._finish(rows, codebook_KD, codes_N)
-        self.mse = _Grid.of(rows, n_rows, self.peers).total_square / (n_rows * rows.n_width)
+            grid = _Grid.of(rows, n_rows, self.peers)
+        self.mse = grid.total_square / (n_rows * rows.n_width)
 
     def _finish(self, rows: Rows, codebook_KD: np.ndarray, codes_N: np.ndarray) -> None:
         rows.take_away(codes_N, codebook_KD)
         self._codes.append(codes_N)
 
-    def _lloyd(self, rows: Rows, level: int, chosen: Filter, n_rows: int) -> Generator[Step, None, np.ndarray]:
+    def _lloyd(self, rows: Rows, level: int, grid: "_Grid", chosen: Filter, n_rows: int) -> Generator[Step, None, np.ndarray]:
         """Iterate until nothing moves; the codes of the last assignment, which are of the codebook as it then stands."""
-        grid = _Grid.of(rows, n_rows, self.peers)
         cells = _Cells(self.n_codes, rows.n_width, grid)
         codes_N: np.ndarray | None = None
         while True:

@@ -3,6 +3,7 @@
 Read in blocks, so that what does not fit in memory passes through. Not here: what the vectors mean.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -20,7 +21,6 @@ Block = tuple[list[str], np.ndarray]  # n keys, float (n, D)
 
 _ROWS = 4096
 _NPY = b"\x93NUMPY"
-_TINY = 1e-30  # norms below this overflow when divided by
 
 
 def is_npy(file: BinaryIO) -> bool:
@@ -46,7 +46,8 @@ def read_keys(src: str) -> list[str]:
 def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
     """The rows of an (N, D) array of float16, float32 or float64, in blocks; a file is mapped, a pipe is read whole."""
     try:
-        matrix: Any = np.load(name, mmap_mode="r") if file.seekable() else np.lib.format.read_array(file)
+        # numpy reads real files and file-likes; a pipe's descriptor is neither, and is read whole
+        matrix: Any = np.load(file.name, mmap_mode="r") if _has_path(file) else np.load(io.BytesIO(file.read()))
     except (ValueError, EOFError) as fault:  # a pickle is a ValueError too: none is ever opened
         raise Corrupt(f"{name}: {str(fault).splitlines()[0].rstrip('.')}.") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
@@ -87,7 +88,7 @@ def sieve(blocks: Iterator[Block], name: str, findings: Findings) -> Iterator[Bl
         with np.errstate(over="ignore"):
             narrow = np.asarray(x_nD, np.float32)
         is_finite = np.isfinite(narrow).all(axis=1)
-        is_zero = is_finite & (np.abs(narrow).max(axis=1, initial=0) < _TINY)
+        is_zero = ~narrow.any(axis=1)
         is_again = np.zeros(len(keys), bool)
         for row in np.flatnonzero(is_finite & ~is_zero):
             is_again[row] = keys[row] in seen
@@ -120,3 +121,7 @@ def batches(blocks: Iterator[Block], n_rows: int = _ROWS) -> Iterator[Block]:
         keys, pending = keys[begin:], [x_mD[begin:]]
     if keys:
         yield keys, np.concatenate(pending)
+
+
+def _has_path(file: BinaryIO) -> bool:
+    return isinstance(file.name, str) and file.seekable()  # stdin's name is its descriptor

@@ -1,6 +1,7 @@
 """What is said of the program, held against the program: man pages, help, completion."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -74,11 +75,28 @@ def make_video(path, n_frames):
         container.mux(stream.encode(None))
 
 
+def make_items(top):
+    """keywords.json, films.item, clicks.csv and clicks.inter: made-up items with enough terms for the dimensions that the
+    examples ask for, and users who share some."""
+    terms = {f"item {n}": [f"term {m}.{n % m}" for m in (5, 7, 11)] for n in range(60)}
+    (top / "keywords.json").write_text(json.dumps(terms))
+    rows = [f"{n}\tFilm {n % 13}\t{1950 + n}\tClass{n % 5} Class{n % 3}\n" for n in range(60)]
+    title = "item_id:token\ttitle:token_seq\trelease_year:token\tclass:token_seq\n"
+    (top / "films.item").write_text(title + "".join(rows))
+    clicks = [(user, (user * step) % 11, step, 3 + step % 3) for user in range(20) for step in range(8)]
+    for name, mark, title in (
+        ("clicks.csv", ",", "user_id,item_id,timestamp,rating"),
+        ("clicks.inter", "\t", "user_id:token\titem_id:token\ttimestamp:float\trating:float"),
+    ):
+        (top / name).write_text("\n".join([title, *(mark.join(map(str, click)) for click in clicks)]) + "\n")
+
+
 @pytest.fixture(scope="module")
 def worktop(tmp_path_factory):
     """A folder with what the examples speak of."""
     top = tmp_path_factory.mktemp("worktop")
     (top / "videos").mkdir()
+    make_items(top)
     make_video(top / "clip.mp4", 20)
     make_video(top / "videos" / "yoga.mp4", 15)
     make_video(top / "videos" / "friday.mp4", 12)

@@ -8,7 +8,14 @@ import pytest
 ROOT = Path(__file__).parents[2] / "kvtools"
 LAYERS = {"cli": 0, "commands": 1, "keye": 2, "onerec": 2, "etree": 2, "learn": 3, "video": 3, "artifact": 4, "world": 4}
 GROUND = {"", "faults", "options", "progress", "help_text", "__main__", "chance", "table"}
-OWNERS = {"zstandard": "artifact", "safetensors": "artifact", "mpi4py": "world", "decord": "video", "av": "video"}
+OWNERS = {
+    "zstandard": "artifact",
+    "safetensors": "artifact",
+    "mpi4py": "world",
+    "decord": "video",
+    "av": "video",
+    "pyarrow": "onerec",
+}
 BUDGETS = {"cli.py": 200, "options.py": 150, "world.py": 250}
 SYSTEMS = {"keye", "onerec", "etree"}
 

@@ -1,0 +1,217 @@
+"""Items become semantic IDs: what a user types, what comes out, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import BIN
+from safetensors.numpy import load_file
+
+
+@pytest.fixture
+def items(tmp_path):
+    """items.npy and items.keys: 600 vectors in 40 clumps, made here with a seed."""
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=(40, 16))[rng.integers(0, 40, 600)] + 0.3 * rng.normal(size=(600, 16))
+    np.save(tmp_path / "items.npy", x.astype(np.float32))
+    (tmp_path / "items.keys").write_text("".join(f"item {i}\n" for i in range(600)))
+    return x.astype(np.float32)
+
+
+BUILD = "kvtools semid-build items.npy --keys items.keys"
+
+
+def bag(path):
+    tensors = load_file(path)
+    ends = tensors["keys.offsets"]
+    names = tensors["keys.bytes"].tobytes()
+    return tensors, [names[a:b].decode() for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def test_vectors_become_ids_that_reconstruct_them(sh, items, tmp_path):
+    done = sh(f"{BUILD} --codes 32 -o items.ids && kvtools check items.ids && kvtools info --json items.ids")
+    assert (done.code, done.err) == (0, "")
+    tensors, keys = bag(tmp_path / "items.ids")
+    assert keys == [f"item {i}" for i in range(600)]
+    assert tensors["codes"].dtype == np.uint16
+    assert tensors["codebooks"].shape == (3, 32, 16)
+    rebuilt = sum(tensors["codebooks"][level][tensors["codes"][:, level]] for level in range(3))
+    told = json.loads(done.out.splitlines()[-1])
+    assert told["quality"]["mse"] == pytest.approx(np.square(items - rebuilt, dtype=np.float64).mean(), rel=1e-4)
+    assert "seconds" not in told["quality"], "the same work must give the same bytes"
+
+
+def test_the_report_has_the_keys_that_scripts_rely_on(sh, items):
+    done = sh(f"{BUILD} --codes 32 -o items.ids --report report.json --json && cat report.json")
+    printed, filed = (json.loads(line) for line in done.out.splitlines())
+    assert printed == filed
+    wanted = {
+        "method",
+        "levels",
+        "codes",
+        "mse",
+        "utilisation",
+        "entropy_nats",
+        "distinct_share",
+        "max_bucket",
+        "reseeds",
+        "seconds",
+    }
+    assert wanted <= set(printed)
+    assert printed["levels"] == 3
+    assert len(printed["utilisation"]) == len(printed["entropy_nats"]) == len(printed["reseeds"]) == 3
+
+
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(sh, items):
+    sh(f"{BUILD} --codes 32 -o a.ids; {BUILD} --codes 32 > b.ids; {BUILD} --codes 32 --seed 1 -o c.ids")
+    assert sh("cmp a.ids b.ids").code == 0
+    assert sh("cmp a.ids c.ids").code == 1
+
+
+def test_embeddings_come_through_the_pipe(sh, items):
+    write = (
+        "import numpy as np; from kvtools.artifact.files import Sink; from kvtools.artifact.stream import Head, Writer;"
+        "from kvtools.artifact.strings import pack; x = np.load('items.npy');"
+        "w = Writer(Sink('-'), Head('embedding')); w.__enter__();"
+        "[w.write(str(b), {'vectors': x[b:b+100], **pack('keys', [f'item {i}' for i in range(b, b + 100)])})"
+        " for b in range(0, 600, 100)]; w.__exit__(None, None, None)"
+    )
+    piped = sh(f'python -c "{write}" | kvtools semid-build --codes 32 | kvtools sum -')
+    assert piped.code == 0, piped.err
+    assert piped.out.split()[0] == sh(f"{BUILD} --codes 32 | kvtools sum -").out.split()[0]
+
+
+@pytest.mark.parametrize("method", ["rq-kmeans", "balanced"])
+@pytest.mark.parametrize("way_out", ["extend", "nearest"])
+def test_every_way_out_of_collisions_leaves_none(sh, items, tmp_path, method, way_out):
+    sh(f"{BUILD} --codes 8 --levels 2 --method {method} -o kept.ids")
+    kept = bag(tmp_path / "kept.ids")[0]["codes"]
+    assert len(np.unique(kept, axis=0)) < 600
+    room = 600 if way_out == "extend" else 8 * 8
+    done = sh(
+        f"{BUILD} --codes 8 --levels 2 --method {method} --collisions {way_out} -o out.ids --json && kvtools check out.ids"
+    )
+    codes = bag(tmp_path / "out.ids")[0]["codes"]
+    told = json.loads(done.out.splitlines()[0])
+    assert len(np.unique(codes, axis=0)) == min(600, room) == round(told["distinct_share"] * 600)
+    if way_out == "nearest":  # 64 IDs for 600 items: the others are told to be stuck
+        assert told["stuck"] == 600 - 64
+
+
+def test_newcomers_get_ids_and_old_ones_never_change(sh, items, tmp_path):
+    np.save(tmp_path / "old.npy", items[:500])
+    np.save(tmp_path / "new.npy", items[500:])
+    sh("head -500 items.keys > old.keys; tail -100 items.keys > new.keys")
+    for way_out in ("keep", "extend", "nearest"):
+        sh(f"kvtools semid-build old.npy --keys old.keys --codes 64 --collisions {way_out} -o old.ids --force")
+        done = sh(
+            f"kvtools semid-build --codebook old.ids --append --collisions {way_out} new.npy --keys new.keys -o all.ids --force"
+        )
+        assert done.code == 0, done.err
+        old, _ = bag(tmp_path / "old.ids")
+        everything, keys = bag(tmp_path / "all.ids")
+        assert keys == [f"item {i}" for i in range(600)]
+        assert np.array_equal(everything["codes"][:500], old["codes"])
+        assert np.array_equal(everything["codebooks"], old["codebooks"])
+        if way_out != "keep":
+            assert len(np.unique(everything["codes"], axis=0)) == 600
+
+
+def test_encoding_gives_the_items_of_the_fit_their_own_codes(sh, items):
+    sh(f"{BUILD} --codes 32 -o fit.ids; {BUILD} --codebook fit.ids -o encoded.ids")
+    fit, encoded = sh("kvtools sum fit.ids encoded.ids").out.split()[::2]
+    assert fit == encoded
+
+
+BAD = {
+    "a row with NaN, by its key": ("x[7, 3] = np.nan", "", 65, "items.npy: key 'item 7': NaN found"),
+    "a row with infinity": ("x[599] = np.inf", "", 65, "key 'item 599': inf found"),
+    "a row too large to square": ("x[0, 0] = 1e20", "", 65, "key 'item 0'"),
+    "fewer rows than codes": ("x = x[:20]; keys = keys[:20]", "", 65, "20 rows found, at least one for each of 32 codes"),
+    "keys that name two rows": ("keys[3] = keys[77]", "", 65, "key 'item 77' found twice"),
+    "keys that are too few": ("keys = keys[:-1]", "", 65, "600 rows and 599 keys found"),
+    "no rows": ("x = x[:0]; keys = []", "", 65, "no vectors"),
+    "integers": ("x = x.astype(int)", "", 65, "int64 [600, 16] found"),
+    "a vector": ("x = x[0]", "", 65, "float32 [16] found"),
+    "a codebook of another width": ("x = x[:, :9]", "--codebook fit.ids", 65, "fit.ids: codebooks of 16 dimensions found, 9"),
+    "a codebook that is none": ("", "--codebook items.keys", 65, "items.keys"),
+    "a codebook that is not there": ("", "--codebook nosuch", 66, "nosuch"),
+    "appending what is there already": ("", "--codebook fit.ids --append", 65, "found twice"),
+    "appending to nothing": ("", "--append", 2, "--append alone"),
+    "a size that is none": ("", "--memory lots", 2, "--memory lots: a size expected"),
+    "json where the IDs go": ("", "--json -o -", 2, "--json"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_refused_on_one_line_and_leaves_no_file(sh, items, tmp_path, what):
+    change, options, code, words = BAD[what]
+    sh(f"{BUILD} --codes 32 -o fit.ids")
+    scope = {"np": np, "x": items.copy(), "keys": [f"item {i}" for i in range(600)]}
+    exec(change, scope)
+    np.save(tmp_path / "items.npy", scope["x"])
+    (tmp_path / "items.keys").write_text("".join(f"{key}\n" for key in scope["keys"]))
+    done = sh(f"{BUILD} --codes 32 -o out.ids {options}", pipefail=False)
+    assert (done.code, done.out) == (code, b""), done.err
+    assert len(done.err.splitlines()) == 1, done.err
+    assert words in done.err
+    assert not (tmp_path / "out.ids").exists()
+
+
+def test_an_npy_may_come_from_stdin_and_what_is_missing_is_told(sh, items):
+    assert sh("kvtools semid-build - --keys items.keys --codes 32 < items.npy | kvtools sum -").code == 0
+    done = sh(": | kvtools semid-build - -o out.ids", pipefail=False)
+    assert (done.code, len(done.err.splitlines())) == (65, 1)
+    done = sh("kvtools semid-build items.npy -o out.ids", pipefail=False)
+    assert done.code == 2
+    assert "--keys FILE" in done.err
+
+
+def test_an_array_of_objects_is_never_unpickled(sh, tmp_path):
+    np.save(tmp_path / "items.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    (tmp_path / "items.keys").write_text("a\n")
+    done = sh(f"{BUILD} --codes 1 -o out.ids", pipefail=False)
+    assert done.code == 65
+    assert not (tmp_path / "out.ids").exists()
+
+
+def test_what_exceeds_the_memory_waits_on_disk_and_gives_the_same(sh, items):
+    here, there = (sh(f"{BUILD} --codes 32 {option} | kvtools sum -").out for option in ("", "--memory 1kB"))
+    assert here == there
+
+
+def test_stopped_on_request_and_run_again_it_ends_with_the_same_bytes(sh, tmp_path):
+    rng = np.random.default_rng(3)
+    np.save(tmp_path / "items.npy", rng.normal(size=(60_000, 64)).astype(np.float32))
+    (tmp_path / "items.keys").write_text("".join(f"{i}\n" for i in range(60_000)))
+    whole = "kvtools semid-build items.npy --keys items.keys --codes 512 --iterations 12 -o"
+    command = [str(BIN / "kvtools"), *whole.split()[1:], "out.ids", "-v"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    for line in running.stderr:
+        if "level 1" in line:
+            break
+    running.send_signal(signal.SIGUSR2)
+    words = running.stderr.read()
+    assert running.wait(60) == 75, words
+    assert "Run again to continue" in words
+    assert not (tmp_path / "out.ids").exists()
+    other = sh(f"{whole} out.ids --seed 5", pipefail=False)
+    assert (other.code, "other options" in other.err) == (2, True)
+    again = sh(f"{whole} out.ids -v")
+    assert again.code == 0
+    assert "level 0 pass 2" not in again.err, "the levels that were done are not done again"
+    sh(f"{whole} serial.ids")
+    assert sh("kvtools sum out.ids").out.split()[0] == sh("kvtools sum serial.ids").out.split()[0]
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".state")]
+
+
+def test_a_fault_while_reading_leaves_the_old_file(sh, items, tmp_path):
+    sh(f"{BUILD} --codes 32 -o out.ids")
+    before = (tmp_path / "out.ids").read_bytes()
+    items[9, 9] = np.nan
+    np.save(tmp_path / "items.npy", items)
+    assert sh(f"{BUILD} --codes 32 -o out.ids --force", pipefail=False).code == 65
+    assert (tmp_path / "out.ids").read_bytes() == before

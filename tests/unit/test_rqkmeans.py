@@ -1,0 +1,175 @@
+"""RQ-KMeans against twenty obvious lines in float64; and what must hold of it whatever the rows."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtools.artifact.rows import Rows
+from kvtools.onerec import rqkmeans
+from kvtools.onerec.nearest import Codebook, Filter
+from kvtools.onerec.rqkmeans import RqKMeans, encode, plus_plus
+
+CHOSEN = Filter(torch.device("cpu"), torch.bfloat16)
+
+
+def slow_lloyd(x_ND, start_KD, n_iterations):
+    """Plain Lloyd in float64; an empty cell stays where it is. Returns codes of a last assignment, and the cells."""
+    x_ND, codes_KD = x_ND.astype(np.float64), start_KD.astype(np.float64)
+    for iteration in range(n_iterations + 1):
+        distances = np.stack([np.square(x_ND - code).sum(axis=1) for code in codes_KD], axis=1)
+        nearest = distances.argmin(axis=1)
+        if iteration < n_iterations:
+            for k in range(len(codes_KD)):
+                if (nearest == k).any():
+                    codes_KD[k] = x_ND[nearest == k].mean(axis=0)
+    return nearest, codes_KD
+
+
+def held(x_ND, n_at_once=1000, **options):
+    rows = Rows(x_ND.shape[1], **options)
+    for begin in range(0, len(x_ND), n_at_once):
+        rows.append(begin, x_ND[begin : begin + n_at_once])
+    return rows
+
+
+def fitted(x_ND, fit, **options):
+    rows = held(x_ND, **options)
+    steps = list(fit.fit(rows, CHOSEN))
+    return steps, rows
+
+
+def clustered(seed, n=1500, width=12, n_centres=40):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n_centres, width))[rng.integers(0, n_centres, n)] * 3 + rng.normal(size=(n, width))).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_codes_are_those_of_plain_lloyd_in_float64_level_by_level(seed):
+    x = clustered(seed)
+    fit = RqKMeans(3, 16, 12, seed)
+    left = x.copy()
+    starts = []
+    original = rqkmeans.seeds
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rqkmeans, "seeds", lambda *a: starts.append(original(*a)) or starts[-1])
+        fitted(x, fit)
+    assert fit.reseeds == [0, 0, 0], "the slow version does not re-seed"
+    for level in range(3):
+        codes, cells = slow_lloyd(left, starts[level], 12)
+        assert np.array_equal(fit.codes_NL[:, level], codes)
+        # a mean of about a hundred float32 values, rounded to float32 in each of twelve iterations
+        np.testing.assert_allclose(fit.codebooks[level], cells, rtol=0, atol=1e-5)
+        left -= fit.codebooks[level][codes]
+    assert fit.mse == pytest.approx(np.square(left, dtype=np.float64).mean(), rel=1e-9)
+
+
+def test_the_objective_never_rises_within_a_level():
+    steps, _ = fitted(clustered(3), RqKMeans(2, 24, 30, 0))
+    for level in (0, 1):
+        costs = [step.objective for step in steps if step.level == level]
+        assert len(costs) > 3
+        assert all(b <= a * (1 + 1e-6) for a, b in zip(costs, costs[1:], strict=False)), costs
+
+
+def test_the_fit_ends_when_nothing_moves_and_more_iterations_change_nothing():
+    x = clustered(4)
+    short, long = (RqKMeans(1, 8, n, 0) for n in (60, 200))
+    steps, _ = fitted(x, short)
+    fitted(x, long)
+    assert len(steps) < 60
+    assert np.array_equal(short.codebooks_LKD, long.codebooks_LKD)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(8, 300),
+    width=st.integers(1, 9),
+    n_codes=st.integers(1, 8),
+    grain=st.sampled_from([0.0, 1.0]),
+)
+def test_every_row_reconstructs_and_every_code_is_the_nearest(seed, n, width, n_codes, grain):
+    x = np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32)
+    if grain:
+        x = np.round(x)  # few distinct rows, often fewer than codes
+    fit = RqKMeans(2, n_codes, 4, seed)
+    _, rows = fitted(x, fit)
+    left = x.copy()
+    for level in range(2):
+        distances = np.square(left[:, None].astype(np.float64) - fit.codebooks[level]).sum(axis=2)
+        assert np.array_equal(fit.codes_NL[:, level], distances.argmin(axis=1))
+        left -= fit.codebooks[level][fit.codes_NL[:, level]]
+    assert np.array_equal(left, np.concatenate([block for _, block in rows]))
+    codes, rest = encode(x, [Codebook(c, CHOSEN) for c in fit.codebooks])
+    assert np.array_equal(codes, fit.codes_NL)
+    assert np.array_equal(rest, left)
+
+
+def test_empty_cells_are_put_where_rows_lie_farthest_and_are_counted():
+    # three lumps; seeds that all lie in one of them leave cells empty as soon as they move
+    x = np.concatenate([clustered(5, 300, 4, 1) + offset for offset in (0, 50, 100)]).astype(np.float32)
+    x[-1] += 500
+    fit = RqKMeans(1, 4, 20, 0)
+    fit.begun, fit.reseeds = (0, np.stack([x[0], x[0], x[0] + 1e4, x[0] + 2e4]).astype(np.float32)), [0]
+    steps, _ = fitted(x, fit)
+    assert fit.reseeds[0] == sum(step.n_reseeded for step in steps) >= 3
+    assert len(np.unique(fit.codes_NL)) == 4
+    costs = [step.objective for step in steps]
+    assert all(b <= a * (1 + 1e-6) for a, b in zip(costs, costs[1:], strict=False))
+
+
+def test_rows_fewer_than_codes_are_refused():
+    with pytest.raises(ValueError, match="5 rows found, at least one for each of 6 codes expected"):
+        list(RqKMeans(1, 6, 3, 0).fit(held(np.zeros((5, 2), np.float32)), CHOSEN))
+
+
+def test_rows_on_disk_and_blocks_of_any_size_give_the_same(monkeypatch):
+    x = clustered(6, n=3000)
+    whole = RqKMeans(3, 32, 8, 1)
+    fitted(x, whole)
+    monkeypatch.setattr("kvtools.artifact.rows._BLOCK_BYTES", 1 << 14)
+    pieces = RqKMeans(3, 32, 8, 1)
+    _, rows = fitted(x, pieces, n_at_once=77, limit_bytes=1 << 15)
+    assert rows.is_on_disk
+    assert np.array_equal(whole.codebooks_LKD, pieces.codebooks_LKD)
+    assert np.array_equal(whole.codes_NL, pieces.codes_NL)
+    assert whole.mse == pieces.mse
+
+
+def test_a_fit_taken_up_anywhere_ends_as_if_never_left():
+    x = clustered(7)
+    whole = RqKMeans(2, 16, 6, 2)
+    steps, _ = fitted(x, whole)
+    for n_done in range(1, len(steps)):
+        first = RqKMeans(2, 16, 6, 2)
+        running = first.fit(held(x), CHOSEN)
+        for _ in range(n_done):
+            next(running)
+        second = RqKMeans(2, 16, 6, 2, codebooks=list(first.codebooks), begun=first.begun, reseeds=list(first.reseeds))
+        fitted(x, second)
+        assert np.array_equal(second.codebooks_LKD, whole.codebooks_LKD)
+        assert np.array_equal(second.codes_NL, whole.codes_NL)
+        assert (second.mse, second.reseeds) == (whole.mse, whole.reseeds)
+
+
+def test_a_fit_is_not_taken_up_with_other_rows():
+    first = RqKMeans(1, 4, 3, 0)
+    fitted(clustered(8, 50), first)
+    second = RqKMeans(1, 4, 3, 0, total_square=first.total_square)
+    with pytest.raises(ValueError, match="other vectors"):
+        fitted(clustered(9, 50), second)
+
+
+def test_seeding_draws_distinct_rows_and_far_ones_more_often():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(990, 3)), rng.normal(size=(10, 3)) + 1000]).astype(np.float32)
+    for seed in range(20):
+        chosen = plus_plus(x, 5, np.random.default_rng(seed))
+        assert len(set(chosen.tolist())) == 5
+        assert (chosen >= 990).any(), "the far lump holds nearly all of the squared distance"
+    same = plus_plus(np.ones((6, 2), np.float32), 4, np.random.default_rng(0))
+    assert len(set(same.tolist())) == 4

@@ -13,7 +13,7 @@ import numpy as np
 
 from kvtools.world import World
 
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 32 << 20
 
 
 class Rows:

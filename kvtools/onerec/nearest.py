@@ -26,9 +26,8 @@ _COLUMNS = 64  # groups, at least: torch reduces shorter rows ten times slower
 _EXTRA = 8  # columns: bias and threshold in two parts each, two bounds, two of padding for the kernels' sake
 _KEYS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 _MANY = 4  # candidates a row, from which a better guess costs less than looking at them
-_TOO_MANY = 1.0  # candidates a row, from which it pays to look closer; of at least so many rows:
+_TOO_MANY = (1.5, 8.0)  # candidates a row on stages 0 and 1, from which the next stage is cheaper; of so many rows at least:
 _JURY = 1 << 13
-_LAST_STAGE = 2
 _VIEWS = 16
 _VIEW_STEPS = 3
 _VIEWS_BYTES = 96 << 20
@@ -72,7 +71,7 @@ class Codebook:
 
     Rounding is felt in proportion to how far rows and codes lie from the centre that both are told from. Where that leaves
     too many candidates, `stage` rises: codes are told from several centres, each row from the one its guess belongs to, and
-    in the end in float32. A stage that served one codebook well is a good one to begin the next with.
+    in the end in float32. Which stage a search ended on tells where to begin the next.
     """
 
     def __init__(self, codes_KD: np.ndarray, chosen: Filter, *, stage: int = 0) -> None:
@@ -123,7 +122,7 @@ class Codebook:
             rows, codes = view.rivals(x_BD, guess_B)
         self._n_rows += len(x_BD)
         self._n_rivals += len(rows)
-        if self._n_rivals > _TOO_MANY * max(_JURY, self._n_rows) and self.stage < _LAST_STAGE:
+        if self.stage < len(_TOO_MANY) and self._n_rivals > _TOO_MANY[self.stage] * max(_JURY, self._n_rows):
             self.stage += 1
             self._look_closer()
             return False
@@ -136,7 +135,7 @@ class Codebook:
 
     def _look_closer(self) -> None:
         """Take views from several centres, found by a few steps of Lloyd on the codes; each code belongs to one."""
-        dtype = self._filter.dtype if self.stage < _LAST_STAGE else torch.float32
+        dtype = self._filter.dtype if self.stage < len(_TOO_MANY) else torch.float32
         n_views = max(1, min(_VIEWS, _VIEWS_BYTES // (self.codes_KD.size * dtype.itemsize), len(self.codes_KD) // 8))
         centres_GD = self._codes_KD[:: len(self.codes_KD) // n_views][:n_views].clone()
         for _ in range(_VIEW_STEPS):

@@ -30,6 +30,7 @@ _SAMPLE_BYTES = 64 << 20  # of rows that seeds are drawn from
 _SAMPLE_ROWS = 64  # for each code, at most
 _SEEDING_BYTES = 8e9  # memory traffic a level's seeding may cost; beyond, several seeds are drawn at once
 _INT = 2**15 - 1
+_PART_ROWS = 1 << 12
 
 
 class Rows(Protocol):
@@ -142,7 +143,7 @@ class RqKMeans:
             iteration, codebook_KD = self.begun
             search = Codebook(codebook_KD, chosen, stage=stage)
             before_N, codes_N = codes_N, assign(rows, search, codes_N, cells)
-            stage = search.stage
+            stage = max(0, search.stage - 1)  # what was hard may have become easier; to find out costs a few rows
             is_moved = np.ones(len(rows), bool) if before_N is None else codes_N != before_N
             n_changed = int(self.peers.sum_array(np.array([is_moved.sum()]))[0])
             sums_KD, counts_K = self.peers.sum_array(cells.sums_KD), self.peers.sum_array(cells.counts_K)
@@ -170,8 +171,10 @@ class RqKMeans:
             return 0
         distance_N = np.empty(len(rows))
         for begin, block_BD in rows:
-            apart_BD = block_BD.astype(np.float64) - codebook_KD[codes_N[begin : begin + len(block_BD)]]
-            distance_N[begin : begin + len(block_BD)] = np.square(apart_BD).sum(axis=1)
+            for part_BD in _parts(block_BD):
+                some = slice(begin, begin + len(part_BD))
+                distance_N[some] = np.square(part_BD.astype(np.float64) - codebook_KD[codes_N[some]]).sum(axis=1)
+                begin += len(part_BD)
         numbers = _farthest(distance_N, rows.numbers, len(empty), self.peers)
         moved_KD[empty[: len(numbers)]] = self.peers.sum_array(rows.pick(numbers))
         return len(numbers)
@@ -251,7 +254,7 @@ class _Grid:
         largest, squares = 0.0, []
         for _, block_BD in rows:
             largest = max(largest, float(np.abs(block_BD).max(initial=0.0)))
-            squares.append(np.square(block_BD.astype(np.float64)).sum(axis=1))
+            squares += [np.square(part_BD, dtype=np.float64).sum(axis=1) for part_BD in _parts(block_BD)]
         largest = _power_above(largest, peers)
         total = sum(float(_rounded(square_B, _magic(rows.n_width * largest**2, n_rows)).sum()) for square_B in squares)
         return _Grid(_magic(largest, n_rows), float(peers.sum_array(np.array([total]))[0]))
@@ -277,12 +280,17 @@ class _Cells:
 
     def move(self, x_BD: np.ndarray, old_B: np.ndarray | None, new_B: np.ndarray) -> None:
         """Rows leave their old cells, where they had one, for their new ones."""
-        moved = slice(None) if old_B is None else np.flatnonzero(old_B != new_B)
-        values = torch.from_numpy(x_BD[moved]).double().add_(self._magic).sub_(self._magic)
-        for cells, sign in ((new_B, 1), (old_B, -1)):
-            if cells is not None:
-                self._sums_KD.index_add_(0, torch.from_numpy(cells[moved]), values, alpha=sign)
-                self.counts_K += sign * np.bincount(cells[moved], minlength=len(self.counts_K))
+        for moved in _parts(np.arange(len(x_BD)) if old_B is None else np.flatnonzero(old_B != new_B)):
+            values = torch.from_numpy(x_BD[moved]).double().add_(self._magic).sub_(self._magic)
+            for cells, sign in ((new_B, 1), (old_B, -1)):
+                if cells is not None:
+                    self._sums_KD.index_add_(0, torch.from_numpy(cells[moved]), values, alpha=sign)
+                    self.counts_K += sign * np.bincount(cells[moved], minlength=len(self.counts_K))
+
+
+def _parts(array: np.ndarray) -> list[np.ndarray]:
+    """An array in pieces of which float64 copies are small."""
+    return [array[begin : begin + _PART_ROWS] for begin in range(0, len(array), _PART_ROWS)]
 
 
 def _magic(largest: float, n_rows: int) -> float:

@@ -9,7 +9,10 @@ from kvtools.options import AsJson, Inputs, Quiet, Verbose, to_toml
 
 EXAMPLES = ["kvtools info clips.kvs", "kvtools tokenize-video clip.mp4 | kvtools info --records -"]
 EXIT_CODES = (0, 2, 65, 66)
+
 SEE_ALSO = ("kvtools check", "kvtools cat", "kvtools-stream(5)")
+
+_N_TENSORS = 12  # of which a table tells
 
 
 def main(
@@ -53,10 +56,21 @@ def _print_table(src: str, line: dict[str, Any], steps: list[str]) -> None:
         typer.echo(f"{title:<8} {value}")
     typer.echo(f"{'records':<8} {line['records']}")
     typer.echo(f"{'bytes':<8} {line['bytes']:,}")
-    for name, (dtype, shape) in line.get("tensors", {}).items():
+    tensors = list(line.get("tensors", {}).items())
+    for name, (dtype, shape) in tensors[:_N_TENSORS]:
         typer.echo(f"{'tensor':<8} {name} {dtype} {tuple(shape)}")
+    if len(tensors) > _N_TENSORS:
+        typer.echo(f"{'tensor':<8} and {len(tensors) - _N_TENSORS} more; --json names them")
+    for name, value in line.get("quality", {}).items():
+        if name not in line["config"]:
+            typer.echo(f"{'quality':<8} {name:<16} {_rounded(value)}")
     for step in steps:
         typer.echo(f"{'history':<8} {step}")
+
+
+def _rounded(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return "  ".join(f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v) for v in values)
 
 
 def _row(line: dict[str, Any]) -> str:

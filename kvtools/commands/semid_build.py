@@ -49,6 +49,18 @@ def main(
         Literal["keep", "extend", "nearest"],
         typer.Option(help="Items with one ID: keep it, tell them apart by one more token, or move to the nearest free code."),
     ] = "keep",
+    pairs: Annotated[
+        str | None,
+        typer.Option(metavar="PAIRS", help="Align the items by these pairs first, from kvtools pairs.", show_default=False),
+    ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(metavar="ITEMS", help="With --pairs: keep to what is said there of each item.", show_default=False),
+    ] = None,
+    align_steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Steps of alignment. Default: 300.", show_default=False),
+    ] = None,
     codebook: Annotated[
         str | None,
         typer.Option(
@@ -88,6 +100,8 @@ def main(
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
+    from kvtools.onerec.align import Settings
+    from kvtools.onerec.aligning import Aligned
     from kvtools.onerec.encoding import Encoder
     from kvtools.onerec.fitting import Fitting
     from kvtools.onerec.intake import Intake
@@ -95,10 +109,14 @@ def main(
     from kvtools.onerec.tokenizer import Recipe
     from kvtools.world import World
 
-    recipe = Recipe(levels, codes, iterations, method, init, collisions, seed)
+    steps = None if pairs is None else align_steps or Settings().n_steps
+    recipe = Recipe(levels, codes, iterations, method, init, collisions, seed, steps)
     if print_config:
         typer.echo(to_toml(recipe.to_json()), nl=False)
         return 0
+    require(pairs is None or codebook is None, "--pairs", "with --codebook", "one of the two")
+    for option, value in (("--captions", captions), ("--align-steps", align_steps)):
+        require(value is None or pairs is not None, option, "alone", "--pairs PAIRS beside it")
     require(codebook is not None or not append, "--append", "alone", "--codebook IDS beside it")
     require(not (as_json and output == "-"), "--json", "with IDs on stdout", "-o FILE beside it")
     require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
@@ -112,7 +130,9 @@ def main(
     for dst in (output, report or "-"):
         refuse_existing(dst, force=force)
     begun = time.monotonic()
-    intake = Intake(embeddings, keys) if world.is_root else None
+    intake: Intake | Aligned | None = Intake(embeddings, keys) if world.is_root else None
+    if pairs is not None and steps is not None and isinstance(intake, Intake):
+        intake = Aligned(intake, pairs, captions, Settings(n_steps=steps), seed, is_quiet=quiet)
     before: list[dict[str, Any]] = []
     if codebook is None:
         fitting = Fitting(recipe, output, size(memory, "--memory") if memory else None, place, ctx.obj.note)
@@ -125,15 +145,17 @@ def main(
         ids = encoder.encode(intake, device=place, way_out=collisions, is_appended=append)
     if intake is None:
         return 0
-    steps = extend("semid-build", ctx.obj.argv, before=[intake.history, before], stamp=stamp)
+    history = extend("semid-build", ctx.obj.argv, before=[intake.history, before], stamp=stamp)
     is_narrow = int(ids.codes_NS.max()) < 1 << 16
     tensors = {
         "codebooks": ids.codebooks_LKD,
         "codes": ids.codes_NS.astype("uint16" if is_narrow else "int32"),
         **intake.keys.column("keys"),
+        **ids.weights,
     }
+    words = {"quality": ids.report} | ({"encoder": ids.encoder} if ids.encoder else {})
     made = recipe.to_json() if codebook is None else encoder.config
-    write_bag(Sink(output, force=force), "semantic-id", tensors, config=made, history=steps, quality=ids.report)
+    write_bag(Sink(output, force=force), "semantic-id", tensors, config=made, history=history, **words)
     line = json.dumps({**ids.report, "seconds": round(time.monotonic() - begun, 3)})
     if report:
         sink = Sink(report, force=force)

@@ -227,7 +227,7 @@ def encode(
     if x_NTD.shape[2] != n_width:
         raise ValueError(f"width {x_NTD.shape[2]} found, {n_width} expected, as the encoder was trained on")
     model = QFormer(n_width, settings)
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
     return _encoded(model, x_NTD, mask_NT)
 
 

@@ -1,6 +1,6 @@
 """IDs for new items by codebooks that stand: old codes never change, and vectors stream through."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ from kvtools.artifact import Bag
 from kvtools.artifact.strings import unpack
 from kvtools.faults import Corrupt
 from kvtools.onerec import collisions, quality
+from kvtools.onerec.aligning import lens_of
 from kvtools.onerec.nearest import Codebook, fastest
 from kvtools.onerec.rqkmeans import encode
 from kvtools.onerec.tokenizer import SemanticIds
@@ -25,6 +26,9 @@ class Encoder:
     codes_MS: np.ndarray
     config: dict[str, Any]
     history: list[dict[str, Any]]
+    weights: dict[str, np.ndarray]  # of what comes before the codebooks, and how it is made
+    encoder: dict[str, Any] | None
+    lens: Callable[[np.ndarray], np.ndarray] | None
 
     @classmethod
     def of(cls, bag: Any, name: str) -> Self:
@@ -33,7 +37,17 @@ class Encoder:
             kind = bag.kind if isinstance(bag, Bag) else bag.head.kind
             raise Corrupt(f"{name}: {kind or 'a foreign bag'} found, semantic-id expected. Make one with semid-build.")
         codes_MS = bag.tensors["codes"].astype(np.int32)
-        return cls(name, bag.tensors["codebooks"], unpack("keys", bag.tensors), codes_MS, bag.fields["config"], bag.history)
+        return cls(
+            name,
+            bag.tensors["codebooks"],
+            unpack("keys", bag.tensors),
+            codes_MS,
+            bag.fields["config"],
+            bag.history,
+            {tensor: array for tensor, array in bag.tensors.items() if tensor.startswith("encoder.")},
+            bag.fields.get("encoder"),
+            lens_of(bag.tensors, bag.fields),
+        )
 
     def encode(self, blocks: Iterable[np.ndarray], *, device: str, way_out: str, is_appended: bool) -> SemanticIds:
         """IDs of the vectors, after those of the old items where they are appended, and the report on them.
@@ -45,9 +59,8 @@ class Encoder:
         chosen = fastest(device, n_width, n_codes)
         searches = [Codebook(codebook_KD, chosen) for codebook_KD in self.codebooks_LKD]
         codes, lefts, square = [np.empty((0, n_levels), np.int32)], [np.empty((0, n_width), np.float32)], 0.0
-        for x_BD in blocks:
-            if x_BD.shape[1] != n_width:
-                raise Corrupt(f"{self.name}: codebooks of {n_width} dimensions found, {x_BD.shape[1]} as the vectors expected.")
+        for raw_BD in blocks:
+            x_BD = self._seen(raw_BD)
             codes_BL, left_BD = encode(x_BD, searches)
             codes.append(codes_BL)
             square += float(np.square(left_BD, dtype=np.float64).sum())
@@ -68,7 +81,19 @@ class Encoder:
         whole_NS = np.concatenate([old_MS, codes_NS]) if is_appended else codes_NS
         mse = square / (len(codes_NL) * n_width)
         report = {**self.config, "collisions": way_out, "dim": n_width, "mse": mse, **told}
-        return SemanticIds(self.codebooks_LKD, whole_NS, report | quality.describe(whole_NS, n_levels, n_codes))
+        report |= quality.describe(whole_NS, n_levels, n_codes)
+        return SemanticIds(self.codebooks_LKD, whole_NS, report, self.weights, self.encoder)
+
+    def _seen(self, x_BD: np.ndarray) -> np.ndarray:
+        """Vectors as the codebooks know them. Raises Corrupt for another width."""
+        try:
+            x_BD = x_BD if self.lens is None else self.lens(x_BD)
+        except ValueError as fault:
+            raise Corrupt(f"{self.name}: {fault}.") from None
+        n_width = self.codebooks_LKD.shape[2]
+        if x_BD.shape[1] != n_width:
+            raise Corrupt(f"{self.name}: codebooks of {n_width} dimensions found, {x_BD.shape[1]} as the vectors expected.")
+        return x_BD
 
     def _move(
         self, codes_NL: np.ndarray, old_ML: np.ndarray, left_ND: np.ndarray, square: float

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
 from kvtools.artifact.rows import Rows, deal, room_bytes
 from kvtools.faults import Corrupt, Died, Stopped, Usage
+from kvtools.onerec.aligning import Aligned, settings_to_json
 from kvtools.onerec.balanced import Balanced
 from kvtools.onerec.intake import Intake
 from kvtools.onerec.nearest import fastest
@@ -31,7 +32,9 @@ class Fitting:
     device: str
     tell: Callable[[str], None]
 
-    def run(self, intake: Intake | None, world: World, *, start_over: bool, is_quiet: bool, is_told: bool) -> SemanticIds:
+    def run(
+        self, intake: Intake | Aligned | None, world: World, *, start_over: bool, is_quiet: bool, is_told: bool
+    ) -> SemanticIds:
         """IDs of all that rank 0 takes in; a collective. Raises Stopped when asked to stop on the way into a file."""
         held_bytes = room_bytes() // 2 if self.held_bytes is None else self.held_bytes
         rows = deal(intake or (), world, limit_bytes=held_bytes // world.local_size)
@@ -46,7 +49,10 @@ class Fitting:
                 raise Died(Corrupt.code, is_agreed=True) from None
             raise Corrupt(f"{intake.name}: {fault}. Give fewer --codes, or more items.") from None
         pause.forget()
-        return finish(rows, self.recipe, fit, world)
+        ids = finish(rows, self.recipe, fit, world)
+        if isinstance(intake, Aligned):
+            return replace(ids, weights=intake.weights, encoder=settings_to_json(intake.settings))
+        return ids
 
     def _fit(
         self, fit: RqKMeans | Balanced, rows: Rows, pause: "Pause", world: World, *, is_quiet: bool, is_told: bool

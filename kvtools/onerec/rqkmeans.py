@@ -171,10 +171,10 @@ class RqKMeans:
             return 0
         distance_N = np.empty(len(rows))
         for begin, block_BD in rows:
-            for part_BD in _parts(block_BD):
-                some = slice(begin, begin + len(part_BD))
-                distance_N[some] = np.square(part_BD.astype(np.float64) - codebook_KD[codes_N[some]]).sum(axis=1)
-                begin += len(part_BD)
+            for row in range(0, len(block_BD), _PART_ROWS):
+                part_BD = block_BD[row : row + _PART_ROWS].astype(np.float64)
+                some = slice(begin + row, begin + row + len(part_BD))
+                distance_N[some] = np.square(part_BD - codebook_KD[codes_N[some]]).sum(axis=1)
         numbers = _farthest(distance_N, rows.numbers, len(empty), self.peers)
         moved_KD[empty[: len(numbers)]] = self.peers.sum_array(rows.pick(numbers))
         return len(numbers)

@@ -25,18 +25,23 @@ class Recipe:
     init: Init = "k-means++"
     collisions: Literal["keep", "extend", "nearest"] = "keep"
     seed: int = 0
+    align_steps: int | None = None  # of alignment before quantising, where there are pairs
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Option names to values; what does not apply is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class SemanticIds:
-    """Codebooks float32 (L, K, D), codes int32 (N, S) of all items, and the report."""
+    """Codebooks float32 (L, K, D), codes int32 (N, S) of all items, the report; and what vectors go through before the
+    codebooks, if anything: weights named `encoder.…`, and how to use them."""
 
     codebooks_LKD: np.ndarray
     codes_NS: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    encoder: dict[str, Any] | None = None
 
 
 def fit_of(recipe: Recipe, peers: Peers) -> RqKMeans | Balanced:

@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "kvtools"
-LAYERS = {"cli": 0, "commands": 1, "keye": 2, "onerec": 2, "etree": 2, "learn": 3, "video": 3, "draw": 3, "artifact": 4, "world": 4}
+LAYERS = {
+    "cli": 0,
+    "commands": 1,
+    "keye": 2,
+    "onerec": 2,
+    "etree": 2,
+    "learn": 3,
+    "video": 3,
+    "draw": 3,
+    "artifact": 4,
+    "world": 4,
+}
 GROUND = {"", "faults", "options", "progress", "help_text", "__main__", "chance", "table"}
 OWNERS = {
     "zstandard": "artifact",

@@ -9,7 +9,6 @@ from kvtools.options import AsJson, Inputs, Quiet, Verbose, to_toml
 
 EXAMPLES = ["kvtools info clips.kvs", "kvtools tokenize-video clip.mp4 | kvtools info --records -"]
 EXIT_CODES = (0, 2, 65, 66)
-
 SEE_ALSO = ("kvtools check", "kvtools cat", "kvtools-stream(5)")
 
 _N_TENSORS = 12  # of which a table tells

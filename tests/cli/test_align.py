@@ -1,0 +1,90 @@
+"""Alignment before quantising, as a user has it: embeddings and pairs in, IDs out that newcomers can be given too."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+WORDS = {f"item {i}": [f"colour {i % 7}", f"shape {i % 5}", f"brand {i % 11}"] for i in range(120)}
+
+
+@pytest.fixture
+def shop(sh, tmp_path):
+    """items.kvs, items.json and pairs.kvs of 120 items that people take by colour."""
+    (tmp_path / "items.json").write_text(json.dumps(WORDS))
+    rng = np.random.default_rng(5)
+    lines = []
+    for user in range(200):
+        own = [i for i in range(120) if i % 7 == user % 7]
+        lines.append(" ".join([f"u{user}", *(f"item_{i}" for i in rng.choice(own, 8, replace=False))]))
+    (tmp_path / "clicks.txt").write_text("\n".join(lines) + "\n")
+    text = json.dumps({name.replace(" ", "_"): words for name, words in WORDS.items()})
+    (tmp_path / "items.json").write_text(text)
+    done = sh("kvtools embed --dim 16 items.json -o items.kvs && kvtools pairs clicks.txt -o pairs.kvs")
+    assert done.code == 0, done.err
+
+
+def test_pairs_move_items_and_newcomers_are_moved_alike(sh, shop, tmp_path):
+    done = sh(
+        "kvtools semid-build items.kvs --pairs pairs.kvs --align-steps 60 --codes 8 --levels 2 -o a.ids && kvtools check a.ids"
+    )
+    assert (done.code, done.err) == (0, "")
+    tensors = load_file(tmp_path / "a.ids")
+    assert tensors["codebooks"].shape == (2, 8, 64), "four queries of sixteen"
+    assert any(name.startswith("encoder.align.") for name in tensors)
+    sh("kvtools semid-build items.kvs --codebook a.ids -o b.ids")
+    assert np.array_equal(load_file(tmp_path / "b.ids")["codes"], tensors["codes"])
+    sh("kvtools semid-build items.kvs --codebook b.ids -o c.ids")
+    assert sh("kvtools sum b.ids").out.split()[0] == sh("kvtools sum c.ids").out.split()[0], "what encodes is handed on"
+    sh("kvtools semid-build items.kvs --codes 8 --levels 2 -o plain.ids")
+    plain = load_file(tmp_path / "plain.ids")["codes"]
+    colour = np.arange(120) % 7
+    pairs = [(i, j) for i in range(120) for j in range(i) if colour[i] == colour[j]]
+    shared = {name: np.mean([c[i, 0] == c[j, 0] for i, j in pairs]) for name, c in (("plain", plain), ("a", tensors["codes"]))}
+    assert shared["a"] > shared["plain"] + 0.1, shared
+
+
+def test_the_same_alignment_gives_the_same_bytes(sh, shop):
+    line = "kvtools semid-build items.kvs --pairs pairs.kvs --align-steps 5 --codes 8"
+    assert sh(f"{line} -o a.ids && {line} -o b.ids && cmp a.ids b.ids").code == 0
+    assert "align_steps = 5" in sh("kvtools info --config a.ids").out.decode()
+
+
+def test_ranks_share_what_comes_after_the_alignment(sh, shop):
+    line = "kvtools semid-build items.kvs --pairs pairs.kvs --align-steps 5 --codes 8 -o"
+    assert sh(f"OMP_NUM_THREADS=1 {line} a.ids && OMP_NUM_THREADS=1 mpiexec -n 2 {line} b.ids && cmp a.ids b.ids").code == 0
+
+
+def test_captions_are_read_and_change_the_outcome(sh, shop):
+    line = "kvtools semid-build items.kvs --pairs pairs.kvs --align-steps 8 --codes 8"
+    assert sh(f"{line} -o a.ids && {line} --captions items.json -o b.ids").code == 0
+    assert sh("cmp a.ids b.ids").code == 1
+
+
+def test_pairs_of_unknown_items_are_told_and_left_out(sh, shop):
+    sh(
+        "kvtools embed --dim 8 <(python3 -c \"import json; w = json.load(open('items.json')); w.pop('item_3'); print(json.dumps(w))\") -o fewer.kvs"
+    )
+    done = sh("kvtools semid-build fewer.kvs --pairs pairs.kvs --align-steps 2 --codes 4 -o a.ids")
+    assert done.code == 0
+    assert "of items without a vector left out" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ("--pairs items.kvs", 65, "items.kvs: embedding found, pair expected"),
+        ("--pairs nosuch", 66, "nosuch"),
+        ("--pairs pairs.kvs --captions clicks.txt", 65, "clicks.txt"),
+        ("--captions items.json", 2, "--captions"),
+        ("--align-steps 3", 2, "--align-steps"),
+        ("--pairs pairs.kvs --codebook nosuch", 2, "--pairs"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_on_one_line(sh, shop, tmp_path, options, code, words):
+    done = sh(f"kvtools semid-build items.kvs --codes 8 {options} -o a.ids", pipefail=False)
+    assert done.code == code, done.err
+    assert words in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "a.ids").exists()

@@ -1,0 +1,33 @@
+"""Pictures: drawn for those who look, the same for the same numbers, refused where there is nothing to draw."""
+
+import pytest
+
+MAGIC = {"png": b"\x89PNG\r\n", "svg": b"<?xml", "pdf": b"%PDF"}
+
+
+@pytest.fixture
+def ids(sh, tmp_path):
+    import numpy as np
+
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(200, 6)).astype("float32"))
+    (tmp_path / "keys").write_text("".join(f"{i}\n" for i in range(200)))
+    assert sh("kvtools semid-build x.npy --keys keys --codes 8 -o x.ids").code == 0
+
+
+@pytest.mark.parametrize("form", MAGIC)
+def test_ids_are_drawn_in_the_form_that_the_name_tells(sh, ids, tmp_path, form):
+    done = sh(f"kvtools plot x.ids -o a.{form} && kvtools plot - -o b.{form} < x.ids && cmp a.{form} b.{form}")
+    assert (done.code, done.err) == (0, "")
+    assert (tmp_path / f"a.{form}").read_bytes().startswith(MAGIC[form])
+
+
+def test_a_pipe_gets_png(sh, ids):
+    assert sh("kvtools plot x.ids | head -c 6").out == MAGIC["png"]
+
+
+def test_other_artifacts_and_other_forms_are_refused(sh, ids, clip):
+    sh("kvtools tokenize-video clip.mp4 -o clip.kvs")
+    done = sh("kvtools plot clip.kvs -o a.png", pipefail=False)
+    assert (done.code, "video found" in done.err) == (65, True)
+    done = sh("kvtools plot x.ids -o a.gif", pipefail=False)
+    assert (done.code, ".png, .svg or .pdf" in done.err) == (2, True)

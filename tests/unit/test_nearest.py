@@ -25,7 +25,16 @@ def rows(seed, n, width, offset=0.0, scale=1.0):
 @pytest.mark.parametrize("chosen", FILTERS, ids=str)
 @pytest.mark.parametrize(
     ("width", "n_codes", "offset", "scale"),
-    [(1, 1, 0, 1), (1, 7, 0, 1), (3, 64, 0, 1), (17, 100, 5, 1), (64, 130, 300, 1), (256, 1024, 0, 1e-6), (96, 300, -40, 1e4)],
+    [
+        (1, 1, 0, 1),
+        (1, 7, 0, 1),
+        (3, 64, 0, 1),
+        (56, 64, 0, 1),
+        (17, 100, 5, 1),
+        (64, 130, 300, 1),
+        (256, 1024, 0, 1e-6),
+        (96, 300, -40, 1e4),
+    ],
 )
 def test_nearest_code_is_the_exact_one(chosen, width, n_codes, offset, scale):
     x = rows(1, 3000, width, offset * scale, scale)

@@ -52,16 +52,17 @@ def noise():
 def ceiling(n_codes):
     """GFLOP/s of the products alone: blocks of the rows by all codes, float32 (the better of numpy and torch) and bfloat16."""
     x, c = torch.randn(4096, D), torch.randn(n_codes, D)
+    factors = {
+        "numpy float32": (x.numpy(), c.numpy().T),
+        "torch float32": (x, c.T),
+        "torch bfloat16": (x.bfloat16(), c.bfloat16().T),
+    }
     best = {}
-    for name, multiply in {
-        "numpy float32": lambda a=x.numpy(), b=c.numpy().T: a @ b,
-        "torch float32": lambda a=x, b=c.T: a @ b,
-        "torch bfloat16": lambda a=x.bfloat16(), b=c.bfloat16().T: a @ b,
-    }.items():
+    for name, (left, right) in factors.items():
         seconds = []
         for _ in range(20):
             begun = time.perf_counter()
-            multiply()
+            left @ right
             seconds.append(time.perf_counter() - begun)
         best[name] = 2 * 4096 * D * n_codes / min(seconds) / 1e9
     return best
@@ -129,9 +130,8 @@ def measure(title, x, python, n_codes, n_levels, contestants, n_rounds):
         error = f"{mse:.6g} | {(mse / figures['kvtools'][0]['mse'] - 1) * 100:+.3f} %" if mse else "– | –"
         passes = values[0].get("passes")
         rate = f"{passes * flop / seconds[name] / 1e9:.0f}" if passes else "–"
-        print(
-            f"| {name} | {seconds[name]:.1f} ({least:.1f} – {most:.1f}) | {seconds[name] / seconds['kvtools']:.2f}× | {error} | {rate} |"
-        )
+        times = f"{seconds[name]:.1f} ({least:.1f} – {most:.1f}) | {seconds[name] / seconds['kvtools']:.2f}×"
+        print(f"| {name} | {times} | {error} | {rate} |")
     sys.stdout.flush()
 
 

@@ -140,7 +140,7 @@ def main():
     python = sys.argv[1]
     everyone = ("command", "faiss.Kmeans", "faiss.ResidualQuantizer", "MiniBatchKMeans")
     real = patches()
-    measure("Patches of real clips", real, python, 1024, LEVELS, everyone, 3)
+    measure("Patches of real clips", real, python, 1024, LEVELS, everyone, 2)
     measure("Gaussian noise", noise(), python, 1024, LEVELS, everyone[:2], 3)
     measure("Patches of real clips, one level of 8192", real, python, 8192, 1, ("faiss.Kmeans",), 1)
 

@@ -229,17 +229,6 @@ def test_beauty_is_embedded_whole(sh, top, data):
     assert json.loads((top / "r.json").read_text())["explained_share"] == pytest.approx(0.2979, abs=1e-4)
 
 
-def test_words_and_two_power_iterations_give_the_reference_error_of_quantisation(sh, top, data):
-    items = data / "rec" / "amazon_beauty_2014" / "item_keywords.json"
-    line = f"kvtools embed {items} --words --power-iterations 2 | kvtools semid-build - --levels 3 --codes 256"
-    done = sh(f"{line} --report r.json -o ids.safetensors")
-    assert done.code == 0, done.err
-    report = json.loads((top / "r.json").read_text())
-    # the reference: 0.001135 and 18.4 % of items without an ID of their own; seeds of either step move these by 2 %
-    assert report["mse"] == pytest.approx(0.001135, rel=0.02)
-    assert 1 - report["distinct_share"] == pytest.approx(0.184, abs=0.01)
-
-
 def test_a_coarse_decomposition_comes_near_to_the_converged_one(sh, top, data):
     items = data / "rec" / "amazon_beauty_2014" / "item_keywords.json"
     shares = []

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import time
 
+import numpy as np
 import pytest
 from conftest import BIN, make_clip
 
@@ -88,3 +89,34 @@ def test_a_signalled_job_ends_with_75_and_run_again_ends_the_same(job, many, sh,
     again = job(f"{command}; echo code $?", "-N2", "-n2")
     assert "code 0" in again, again
     assert sh("kvtools sum a.kvs").out.split()[0] == many
+
+
+@pytest.fixture
+def items(tmp_path, sh):
+    rng = np.random.default_rng(31)
+    np.save(tmp_path / "items.npy", rng.normal(size=(30_000, 48)).astype(np.float32))
+    (tmp_path / "items.keys").write_text("".join(f"{i}\n" for i in range(30_000)))
+    assert sh(f"{IDS} -o serial.ids").code == 0
+    return sh("kvtools sum serial.ids").out.split()[0]
+
+
+IDS = "kvtools semid-build items.npy --keys items.keys --codes 256 --iterations 10"
+
+
+def test_ids_from_two_nodes_are_the_serial_ones(job, items, sh):
+    log = job(f"srun -N2 -n2 --mpi=pmi2 --input=0 {IDS} -o a.ids; echo code $?", "-N2", "-n2")
+    assert "code 0" in log, log
+    assert sh("kvtools sum a.ids").out.split()[0] == items
+
+
+def test_a_fit_stopped_by_the_batch_system_goes_on_where_it_was(job, items, sh, tmp_path):
+    line = f"{IDS} --iterations 40 --levels 8 -o b.ids -v"
+    log = job(f"kvtools {line.removeprefix('kvtools ')} & pid=$!; until grep -q 'level 1' log-*-*.txt; do sleep 0.1; done; "
+              "kill -USR2 $pid; wait $pid; echo code $?", "-n1")  # fmt: skip
+    assert "code 75" in log, log
+    assert not (tmp_path / "b.ids").exists()
+    log = job(f"{line}; echo code $?", "-n1")
+    assert "code 0" in log, log
+    assert "level 0 pass 2" not in log
+    sh(f"{IDS} --iterations 40 --levels 8 -o whole.ids")
+    assert sh("cmp b.ids whole.ids").code == 0

@@ -109,7 +109,7 @@ def test_every_row_reconstructs_and_every_code_is_the_nearest(seed, n, width, n_
     assert np.array_equal(rest, left)
 
 
-def test_empty_cells_are_put_where_rows_lie_farthest_and_are_counted():
+def test_empty_cells_go_where_the_error_is_largest_and_are_counted():
     # three lumps; seeds that all lie in one of them leave cells empty as soon as they move
     x = np.concatenate([clustered(5, 300, 4, 1) + offset for offset in (0, 50, 100)]).astype(np.float32)
     x[-1] += 500

@@ -1,69 +1,83 @@
-"""Does alignment bring held-out pairs under one first-level code? A Markdown table. Usage: align.py [validation|test] STEPS...
+"""Does alignment bring held-out pairs under one first-level code? A Markdown table on stdout.
 
-Amazon Beauty's 5-core of 2014 in $KVTOOLS_DATA/rec: keywords -> TF-IDF -> SVD 128 -> unit length; pairs are neighbours, up to
-3 apart, in each user's training part (all but the last two items). Held out: (last training item, validation item) while
-choosing settings, (last training item, test item) once. First level: scikit-learn's KMeans, K 256. Chance: the sum of
-squared shares of the codes, weighted by nothing. Lift: shared over chance.
+Usage: align.py validation|test [NAME=VALUE,...]...   each word is one set of align.Settings to try beside no alignment
+
+Amazon Beauty's 5-core of 2014 in $KVTOOLS_DATA/rec, vectors by `kvtools embed`, pairs by `kvtools pairs`, which sees the
+training part alone (all but a user's last two items). Held out: (last training item, validation item) while settings are
+chosen, (last training item, test item) once. First-level codes by RQ-KMeans, K 256. Chance: the sum of the codes' squared
+shares, which an uneven histogram raises. Lift: shared over chance.
 """
 
-import json
 import os
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
+from kvtools.artifact import open_artifact
+from kvtools.artifact.rows import Rows
+from kvtools.artifact.strings import unpack
 from kvtools.onerec.align import Settings, align
+from kvtools.onerec.nearest import fastest
+from kvtools.onerec.rqkmeans import RqKMeans
+
+K, SEEDS = 256, (0, 1, 2)
+FOLDER = Path(os.environ["KVTOOLS_DATA"]) / "rec" / "amazon_beauty_2014"
 
 
-def beauty():
-    folder = Path(os.environ["KVTOOLS_DATA"]) / "rec" / "amazon_beauty_2014"
-    words = json.loads((folder / "item_keywords.json").read_text())
-    users = [[int(n) - 1 for n in line.split()[1:]] for line in (folder / "sequential_data.txt").read_text().splitlines()]
-    n_items = max(map(max, users)) + 1
-    texts = [words.get(str(i + 1), []) for i in range(n_items)]
-    tfidf = TfidfVectorizer(analyzer=lambda terms: terms).fit_transform(texts)
-    x_ND = TruncatedSVD(128, random_state=0).fit_transform(tfidf)
-    return (x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)).astype(np.float32), users
+def made(command, *options):
+    with tempfile.NamedTemporaryFile(suffix=".kvs") as file:
+        subprocess.run(["kvtools", command, *options, "-q", "--force", "-o", file.name], check=True)
+        return [{name: np.array(a) for name, a in record.tensors.items()} for record in open_artifact(file.name)]
+
+
+def first_codes(x_ND, seed):
+    rows = Rows(x_ND.shape[1])
+    rows.append(0, x_ND)
+    fit = RqKMeans(1, K, 25, seed)
+    for _ in fit.fit(rows, fastest("cpu", x_ND.shape[1], K)):
+        pass
+    return fit.codes_NL[:, 0]
 
 
 def main():
-    which, steps = sys.argv[1], [int(n) for n in sys.argv[2:]]
-    x_ND, users = beauty()
-    pairs_P2 = np.array(
+    which, tries = sys.argv[1], [{}, *(dict(pair.split("=") for pair in word.split(",")) for word in sys.argv[2:])]
+    batches = made("embed", FOLDER / "item_keywords.json")
+    x_ND = np.concatenate([batch["vectors"] for batch in batches])
+    keys = [key for batch in batches for key in unpack("keys", batch)]
+    row_of = {key: row for row, key in enumerate(keys)}
+    pairs_P2 = np.concatenate(
         [
-            (a, b)
-            for items in users
-            for i, a in enumerate(items[:-2])
-            for b in items[max(0, i - 3) : min(i + 4, len(items) - 2)]
-            if a != b
+            np.array([row_of.get(key, -1) for key in unpack("keys", record)])[record["pairs"]]
+            for record in made("pairs", FOLDER / "sequential_data.txt")
         ]
     )
-    held_P2 = np.array([(items[-3], items[-2 if which == "validation" else -1]) for items in users])
-    print(f"{len(x_ND)} items, {len(pairs_P2)} training pairs, {len(held_P2)} held-out ({which})\n", flush=True)
-    print(
-        "| steps | seed | shared | chance | lift | entropy, nats | first and last loss | s |\n|---|---|---|---|---|---|---|---|"
-    )
-    for seed in range(3):
-        for n_steps in (0, *steps):
-            begun, vectors, losses = time.monotonic(), x_ND, [np.nan]
-            if n_steps:
-                result = align(x_ND, pairs_P2, settings=Settings(n_steps=n_steps), seed=seed)
-                vectors, losses = result.vectors, result.losses
-            seconds = time.monotonic() - begun
-            codes_N = KMeans(256, n_init=1, max_iter=25, random_state=seed).fit_predict(vectors)
-            share_K = np.bincount(codes_N, minlength=256) / len(codes_N)
-            shared, chance = np.mean(codes_N[held_P2[:, 0]] == codes_N[held_P2[:, 1]]), np.sum(share_K**2)
-            entropy = -np.sum(share_K[share_K > 0] * np.log(share_K[share_K > 0]))
-            print(
-                f"| {n_steps} | {seed} | {shared:.4f} | {chance:.4f} | {shared / chance:.1f} | {entropy:.3f} "
-                f"| {losses[0]:.3f} to {np.mean(losses[-20:]):.3f} | {seconds:.0f} |",
-                flush=True,
-            )
+    pairs_P2 = pairs_P2[(pairs_P2 >= 0).all(axis=1)]
+    lines = [line.split()[1:] for line in (FOLDER / "sequential_data.txt").read_text().splitlines()]
+    held_P2 = np.array([(row_of[items[-3]], row_of[items[-2 if which == "validation" else -1]]) for items in lines])
+    print(f"\n{len(x_ND):,} items, {len(pairs_P2):,} training pairs, {len(held_P2):,} held-out pairs ({which})\n", flush=True)
+    print("| settings | shared, mean (seeds) | chance | lift | entropy, nats | s |\n|---|---|---|---|---|---|")
+    for words in tries:
+        settings = Settings(**{name: type(getattr(Settings, name))(value) for name, value in words.items()})
+        shared, chances, entropies, seconds = [], [], [], []
+        for seed in SEEDS if which == "test" else SEEDS[:1]:
+            begun = time.monotonic()
+            vectors = align(x_ND, pairs_P2, settings=settings, seed=seed).vectors if words else x_ND
+            seconds.append(time.monotonic() - begun)
+            codes_N = first_codes(vectors, seed)
+            share_K = np.bincount(codes_N, minlength=K) / len(codes_N)
+            shared.append(float(np.mean(codes_N[held_P2[:, 0]] == codes_N[held_P2[:, 1]])))
+            chances.append(float(np.sum(share_K**2)))
+            entropies.append(float(-(share_K[share_K > 0] * np.log(share_K[share_K > 0])).sum()))
+        name = ", ".join(f"{n} {v}" for n, v in words.items()) or "no alignment"
+        each = ", ".join(f"{value:.4f}" for value in shared)
+        mean, chance = statistics.mean(shared), statistics.mean(chances)
+        cells = f"{mean:.4f} ({each}) | {chance:.4f} | {mean / chance:.1f} | {statistics.mean(entropies):.3f}"
+        print(f"| {name} | {cells} | {statistics.mean(seconds):.0f} |", flush=True)
 
 
 main()

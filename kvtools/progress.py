@@ -29,3 +29,13 @@ def _lines(things: Iterable[_T], total: int, unit: str, words: str) -> Iterator[
         if now - begun > 10 and (n & (n - 1) == 0 or now - told >= 60):
             print(f"{words}: {n} of {total} {unit}, {now - begun:.0f} s", file=sys.stderr, flush=True)
             told = now
+
+
+class Ticker:
+    """Progress of work that reports each step by calling us, whatever else it says."""
+
+    def __init__(self, *, total: int, unit: str, words: str, quiet: bool = False) -> None:
+        self._steps = progress(range(total), total=total, unit=unit, words=words, quiet=quiet)
+
+    def __call__(self, *_: object) -> None:
+        next(self._steps, None)

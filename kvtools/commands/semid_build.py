@@ -40,8 +40,9 @@ def main(
     codes: Annotated[int, typer.Option(metavar="K", min=1, max=1 << 24, help="Codes to choose from on each level.")] = 8192,
     iterations: Annotated[int, typer.Option(metavar="N", min=1, help="Lloyd iterations a level, at most.")] = 25,
     method: Annotated[
-        Literal["rq-kmeans", "balanced"], typer.Option(help="How codebooks are fitted; the report's is rq-kmeans.")
+        Literal["rq-kmeans", "balanced", "rq-vae"], typer.Option(help="How codebooks are fitted; the report's is rq-kmeans.")
     ] = "rq-kmeans",
+    epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Epochs of rq-vae.")] = 200,
     init: Annotated[
         Literal["k-means++", "random"], typer.Option(help="How the first codes of a level are drawn.")
     ] = "k-means++",
@@ -110,7 +111,7 @@ def main(
     from kvtools.world import World
 
     steps = None if pairs is None else align_steps or Settings().n_steps
-    recipe = Recipe(levels, codes, iterations, method, init, collisions, seed, steps)
+    recipe = Recipe(levels, codes, iterations, method, init, collisions, seed, epochs if method == "rq-vae" else None, steps)
     if print_config:
         typer.echo(to_toml(recipe.to_json()), nl=False)
         return 0

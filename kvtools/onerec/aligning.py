@@ -15,7 +15,7 @@ from kvtools.faults import Corrupt
 from kvtools.onerec.align import Settings, align, encode
 from kvtools.onerec.catalogue import read_catalogue
 from kvtools.onerec.intake import Intake
-from kvtools.progress import progress
+from kvtools.progress import Ticker
 
 _BLOCK_ROWS = 4096
 _N_WORDS = 8192  # ids of caption terms: the most frequent ones
@@ -49,7 +49,7 @@ class Aligned:
         numbers = {self.keys[row]: row for row in range(len(self.keys))}
         pairs_P2 = self._read_pairs(numbers)
         captions = None if self._captions_src is None else self._read_captions(self._captions_src)
-        steps = _Ticker(self.settings.n_steps, is_quiet=self._is_quiet)
+        steps = Ticker(total=self.settings.n_steps, unit="steps", words="align", quiet=self._is_quiet)
         try:
             found = align(x_ND, pairs_P2, settings=self.settings, seed=self._seed, captions=captions, tell=steps)
         except ValueError as fault:
@@ -104,13 +104,3 @@ def settings_to_json(settings: Settings) -> dict[str, Any]:
     """What a bag keeps of how its items were aligned."""
     words: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
     return words
-
-
-class _Ticker:
-    """Tells progress of work that reports each step by a call."""
-
-    def __init__(self, total: int, *, is_quiet: bool) -> None:
-        self._steps = progress(range(total), total=total, unit="steps", words="align", quiet=is_quiet)
-
-    def __call__(self, _step: int, _loss: float) -> None:
-        next(self._steps, None)

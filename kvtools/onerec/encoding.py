@@ -13,7 +13,10 @@ from kvtools.onerec import collisions, quality
 from kvtools.onerec.aligning import lens_of
 from kvtools.onerec.nearest import Codebook, fastest
 from kvtools.onerec.rqkmeans import encode
+from kvtools.onerec.rqvae import decode, latents_of
 from kvtools.onerec.tokenizer import SemanticIds
+
+_NETWORKS = "encoder.rq-vae."
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Encoder:
     history: list[dict[str, Any]]
     weights: dict[str, np.ndarray]  # of what comes before the codebooks, and how it is made
     encoder: dict[str, Any] | None
-    lens: Callable[[np.ndarray], np.ndarray] | None
+    lens: Callable[[np.ndarray], np.ndarray] | None  # what aligns vectors
+    networks: dict[str, np.ndarray]  # of rq-vae
 
     @classmethod
     def of(cls, bag: Any, name: str) -> Self:
@@ -47,6 +51,7 @@ class Encoder:
             {tensor: array for tensor, array in bag.tensors.items() if tensor.startswith("encoder.")},
             bag.fields.get("encoder"),
             lens_of(bag.tensors, bag.fields),
+            {name.removeprefix(_NETWORKS): array for name, array in bag.tensors.items() if name.startswith(_NETWORKS)},
         )
 
     def encode(self, blocks: Iterable[np.ndarray], *, device: str, way_out: str, is_appended: bool) -> SemanticIds:
@@ -59,11 +64,14 @@ class Encoder:
         chosen = fastest(device, n_width, n_codes)
         searches = [Codebook(codebook_KD, chosen) for codebook_KD in self.codebooks_LKD]
         codes, lefts, square = [np.empty((0, n_levels), np.int32)], [np.empty((0, n_width), np.float32)], 0.0
+        n_numbers = 0
         for raw_BD in blocks:
-            x_BD = self._seen(raw_BD)
-            codes_BL, left_BD = encode(x_BD, searches)
+            x_BD, latent_BD = self._seen(raw_BD)
+            codes_BL, left_BD = encode(latent_BD, searches)
             codes.append(codes_BL)
-            square += float(np.square(left_BD, dtype=np.float64).sum())
+            apart_BD = left_BD if not self.networks else x_BD - decode(codes_BL, self.codebooks_LKD, self.networks)
+            square += float(np.square(apart_BD, dtype=np.float64).sum())
+            n_numbers += x_BD.size
             if way_out == "nearest":
                 lefts.append(left_BD)
         codes_NL = np.concatenate(codes)
@@ -79,21 +87,22 @@ class Encoder:
         elif way_out == "nearest":
             codes_NS, square, told = self._move(codes_NL, old_MS, np.concatenate(lefts), square)
         whole_NS = np.concatenate([old_MS, codes_NS]) if is_appended else codes_NS
-        mse = square / (len(codes_NL) * n_width)
+        mse = square / n_numbers
         report = {**self.config, "collisions": way_out, "dim": n_width, "mse": mse, **told}
         report |= quality.describe(whole_NS, n_levels, n_codes)
         return SemanticIds(self.codebooks_LKD, whole_NS, report, self.weights, self.encoder)
 
-    def _seen(self, x_BD: np.ndarray) -> np.ndarray:
-        """Vectors as the codebooks know them. Raises Corrupt for another width."""
+    def _seen(self, x_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors as they were quantised, and as the codebooks know them. Raises Corrupt for another width."""
         try:
             x_BD = x_BD if self.lens is None else self.lens(x_BD)
+            latent_BD = latents_of(x_BD, self.networks) if self.networks else x_BD
         except ValueError as fault:
             raise Corrupt(f"{self.name}: {fault}.") from None
         n_width = self.codebooks_LKD.shape[2]
-        if x_BD.shape[1] != n_width:
+        if latent_BD.shape[1] != n_width:
             raise Corrupt(f"{self.name}: codebooks of {n_width} dimensions found, {x_BD.shape[1]} as the vectors expected.")
-        return x_BD
+        return x_BD, latent_BD
 
     def _move(
         self, codes_NL: np.ndarray, old_ML: np.ndarray, left_ND: np.ndarray, square: float

@@ -13,12 +13,11 @@ from kvtools.artifact.files import Sink
 from kvtools.artifact.rows import Rows, deal, room_bytes
 from kvtools.faults import Corrupt, Died, Stopped, Usage
 from kvtools.onerec.aligning import Aligned, settings_to_json
-from kvtools.onerec.balanced import Balanced
 from kvtools.onerec.intake import Intake
 from kvtools.onerec.nearest import fastest
 from kvtools.onerec.rqkmeans import RqKMeans, Step
-from kvtools.onerec.tokenizer import Recipe, SemanticIds, finish, fit_of
-from kvtools.progress import progress
+from kvtools.onerec.tokenizer import Fit, Recipe, SemanticIds, finish, fit_of
+from kvtools.progress import Ticker, progress
 from kvtools.world import Stop, World
 
 
@@ -38,7 +37,8 @@ class Fitting:
         """IDs of all that rank 0 takes in; a collective. Raises Stopped when asked to stop on the way into a file."""
         held_bytes = room_bytes() // 2 if self.held_bytes is None else self.held_bytes
         rows = deal(intake or (), world, limit_bytes=held_bytes // world.local_size)
-        fit = fit_of(self.recipe, world)
+        ticker = Ticker(total=self.recipe.epochs or 1, unit="epochs", words="semid-build", quiet=is_quiet)
+        fit = fit_of(self.recipe, world, ticker)
         pause = Pause(self.dst, self.recipe)
         try:
             if isinstance(fit, RqKMeans):
@@ -51,12 +51,10 @@ class Fitting:
         pause.forget()
         ids = finish(rows, self.recipe, fit, world)
         if isinstance(intake, Aligned):
-            return replace(ids, weights=intake.weights, encoder=settings_to_json(intake.settings))
+            return replace(ids, weights=intake.weights | ids.weights, encoder=settings_to_json(intake.settings))
         return ids
 
-    def _fit(
-        self, fit: RqKMeans | Balanced, rows: Rows, pause: "Pause", world: World, *, is_quiet: bool, is_told: bool
-    ) -> None:
+    def _fit(self, fit: Fit, rows: Rows, pause: "Pause", world: World, *, is_quiet: bool, is_told: bool) -> None:
         chosen = fastest(self.device, rows.n_width, self.recipe.codes)
         if is_told:
             self.tell(f"{len(rows)} vectors of {rows.n_width} on this rank{', on disk' * rows.is_on_disk}; {chosen}.")

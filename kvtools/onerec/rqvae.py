@@ -10,7 +10,7 @@ Not here: Sinkhorn or uniqueness tricks. Legend: N rows, B a batch, D width, E l
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -41,8 +41,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class RqVae:
-    """codes int32 (N, L), codebooks float32 (L, K, E), latents float32 (N, E), reconstruction float32 (N, D), and the mean
-    reconstruction loss of each epoch.
+    """codes int32 (N, L), codebooks float32 (L, K, E), latents float32 (N, E), reconstruction float32 (N, D), the mean
+    reconstruction loss of each epoch, and the networks' weights, `encoder.…` and `decoder.…`.
     """
 
     codes: np.ndarray
@@ -50,6 +50,7 @@ class RqVae:
     latents: np.ndarray
     reconstruction: np.ndarray
     losses: list[float]
+    weights: dict[str, np.ndarray]
 
 
 def nearest(r_BE: torch.Tensor, codebook_KE: torch.Tensor) -> torch.Tensor:
@@ -157,7 +158,36 @@ def fit_rqvae(
         codes_NL, chosen_NLE, _ = quantise(z_NE, codebooks_LKE)
         found_ND = decoder(chosen_NLE.sum(1))
     codes = codes_NL.numpy().astype(np.int32)
-    return RqVae(codes, codebooks_LKE.detach().numpy(), z_NE.numpy(), found_ND.numpy(), losses)
+    both = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).state_dict()
+    weights = {name: array.numpy().copy() for name, array in both.items()}
+    return RqVae(codes, codebooks_LKE.detach().numpy(), z_NE.numpy(), found_ND.numpy(), losses, weights)
+
+
+def latents_of(x_ND: np.ndarray, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What the codebooks quantise, float32 (N, E), of rows by networks trained before. Raises ValueError for another width."""
+    return _through("encoder", x_ND, weights)
+
+
+def decode(codes_NL: np.ndarray, codebooks_LKE: np.ndarray, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Rows as their codes tell them, float32 (N, D)."""
+    levels = range(len(codebooks_LKE))
+    return _through("decoder", np.sum([codebooks_LKE[level][codes_NL[:, level]] for level in levels], axis=0), weights)
+
+
+def _through(network: str, x_ND: np.ndarray, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+    layers = sorted(
+        (int(name.split(".")[1]), name.removesuffix(".weight"))
+        for name in weights
+        if name.startswith(f"{network}.") and name.endswith(".weight")
+    )
+    if x_ND.shape[1] != weights[f"{layers[0][1]}.weight"].shape[1]:
+        n_width = weights[f"{layers[0][1]}.weight"].shape[1]
+        raise ValueError(f"width {x_ND.shape[1]} found, {n_width} expected, as the networks were trained on")
+    h_NH = torch.from_numpy(np.ascontiguousarray(x_ND, np.float32))
+    for number, (_, name) in enumerate(layers):
+        weight, bias = torch.tensor(weights[f"{name}.weight"]), torch.tensor(weights[f"{name}.bias"])
+        h_NH = nf.linear(h_NH if number == 0 else h_NH.relu(), weight, bias)
+    return h_NH.numpy()
 
 
 def _revive(

@@ -8,7 +8,7 @@ import typer
 from kvtools.options import Compress, Force, Output, Quiet, Stamp, Strict, Verbose
 
 EXAMPLES = [
-    "kvtools embed --dim 16 keywords.json -o items.kvs",
+    "kvtools embed --dim 16 keywords.json -o words.kvs",
     "kvtools embed --dim 8 films.item | kvtools info --records -",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)

@@ -24,8 +24,8 @@ from kvtools.options import (
 )
 
 EXAMPLES = [
-    "kvtools semid-build --codes 64 items.kvs -o items.ids",
-    "kvtools embed --dim 16 keywords.json | kvtools semid-build --codes 32 - -o items.ids",
+    "kvtools semid-build --codes 64 items.kvs -o plain.ids",
+    "kvtools embed --dim 16 keywords.json | kvtools semid-build --codes 32 - -o words.ids",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools embed", "kvtools pairs", "kvtools plot", "kvtools-stream(5)")
@@ -60,7 +60,7 @@ def main(
     ] = None,
     align_steps: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Steps of alignment. Default: 300.", show_default=False),
+        typer.Option(metavar="N", min=1, help="Steps of alignment. Default: 1000.", show_default=False),
     ] = None,
     codebook: Annotated[
         str | None,

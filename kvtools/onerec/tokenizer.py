@@ -14,6 +14,7 @@ from kvtools.onerec import collisions, quality
 from kvtools.onerec.autoencoder import AutoEncoder
 from kvtools.onerec.balanced import Balanced
 from kvtools.onerec.rqkmeans import Init, Peers, Rows, RqKMeans
+from kvtools.onerec.rqvae import Settings
 
 
 @dataclass(frozen=True)

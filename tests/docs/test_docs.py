@@ -80,6 +80,9 @@ def make_items(top):
     examples ask for, and users who share some."""
     terms = {f"item {n}": [f"term {m}.{n % m}" for m in (5, 7, 11)] for n in range(60)}
     (top / "keywords.json").write_text(json.dumps(terms))
+    for name, prefix, n_items in (("shop", "", 80), ("later", "new ", 9)):
+        terms = {f"{prefix}{n}": [f"term {m}.{n % m}" for m in (5, 7, 11)] for n in range(n_items)}
+        (top / f"{name}.json").write_text(json.dumps(terms))
     rows = [f"{n}\tFilm {n % 13}\t{1950 + n}\tClass{n % 5} Class{n % 3}\n" for n in range(60)]
     title = "item_id:token\ttitle:token_seq\trelease_year:token\tclass:token_seq\n"
     (top / "films.item").write_text(title + "".join(rows))
@@ -102,7 +105,9 @@ def worktop(tmp_path_factory):
     make_video(top / "videos" / "friday.mp4", 12)
     made = bash(
         "kvtools tokenize-video videos/ -o clips.kvs; "
-        "for i in 0 1; do kvtools tokenize-video --shard $i/2 videos/ -o part-0$i.kvs; done",
+        "for i in 0 1; do kvtools tokenize-video --shard $i/2 videos/ -o part-0$i.kvs; done; "
+        "kvtools embed --dim 8 shop.json -o items.kvs; kvtools embed --dim 8 later.json -o new.kvs; "
+        "kvtools semid-build --codes 8 --collisions extend items.kvs -o items.ids",
         top,
     )
     assert (made.returncode, made.stderr) == (0, "")

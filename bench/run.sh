@@ -17,3 +17,6 @@ python bench/make_clips.py bench/.clips
 python bench/video.py bench/.clips $peers/bin/python
 python bench/pipe.py
 python bench/start.py
+python bench/semid.py $peers/bin/python
+python bench/tokenizers.py
+python bench/align.py test n_steps=1000

@@ -1,6 +1,6 @@
 """semid-build against faiss and scikit-learn: same vectors, same first codes, same iterations, two threads; Markdown on stdout.
 
-Usage: semid.py PEERS_PYTHON. Vectors: 200,000 patches of real clips on their first 256 principal components, and as many
+Usage: semid.py PEERS_PYTHON [ROUNDS]. Vectors: 200,000 patches of real clips on their first 256 principal components, and as many
 of pure Gaussian noise, which has no structure that anybody could make use of. Everybody gets the vectors as an .npy, reads
 them before the clock starts, and makes codebooks and codes of three levels. Ours is timed as the library call that the
 command makes; the whole command, start-up, reading and writing included, is a row of its own.
@@ -137,11 +137,11 @@ def measure(title, x, python, n_codes, n_levels, contestants, n_rounds):
 
 def main():
     torch.set_num_threads(THREADS)
-    python = sys.argv[1]
+    python, n_rounds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 3
     everyone = ("command", "faiss.Kmeans", "faiss.ResidualQuantizer", "MiniBatchKMeans")
     real = patches()
-    measure("Patches of real clips", real, python, 1024, LEVELS, everyone, 2)
-    measure("Gaussian noise", noise(), python, 1024, LEVELS, everyone[:2], 3)
+    measure("Patches of real clips", real, python, 1024, LEVELS, everyone, n_rounds)
+    measure("Gaussian noise", noise(), python, 1024, LEVELS, everyone[:2], n_rounds)
     measure("Patches of real clips, one level of 8192", real, python, 8192, 1, ("faiss.Kmeans",), 1)
 
 

@@ -84,7 +84,7 @@ def test_embeddings_come_through_the_pipe(sh, items):
     assert piped.out.split()[0] == sh(f"{BUILD} --codes 32 | kvtools sum -").out.split()[0]
 
 
-@pytest.mark.parametrize("method", ["rq-kmeans", "balanced"])
+@pytest.mark.parametrize("method", ["rq-kmeans", "balanced", "rq-vae --epochs 4"])
 @pytest.mark.parametrize("way_out", ["extend", "nearest"])
 def test_every_way_out_of_collisions_leaves_none(sh, items, tmp_path, method, way_out):
     sh(f"{BUILD} --codes 8 --levels 2 --method {method} -o kept.ids")
@@ -123,6 +123,9 @@ def test_newcomers_get_ids_and_old_ones_never_change(sh, items, tmp_path):
 def test_encoding_gives_the_items_of_the_fit_their_own_codes(sh, items):
     sh(f"{BUILD} --codes 32 -o fit.ids; {BUILD} --codebook fit.ids -o encoded.ids")
     fit, encoded = sh("kvtools sum fit.ids encoded.ids").out.split()[::2]
+    assert fit == encoded
+    sh(f"{BUILD} --codes 32 --method rq-vae --epochs 4 -o vae.ids; {BUILD} --codebook vae.ids -o again.ids")
+    fit, encoded = sh("kvtools sum vae.ids again.ids").out.split()[::2]
     assert fit == encoded
 
 

@@ -1,7 +1,7 @@
 """semid-build against faiss and scikit-learn: same vectors, same first codes, same iterations, two threads; Markdown on stdout.
 
-Usage: semid.py PEERS_PYTHON [ROUNDS]. Vectors: 200,000 patches of real clips on their first 256 principal components, and as many
-of pure Gaussian noise, which has no structure that anybody could make use of. Everybody gets the vectors as an .npy, reads
+Usage: semid.py PEERS_PYTHON [ROUNDS]. Vectors: 200,000 patches of real clips on their first 256 principal components, and as
+many of pure Gaussian noise, which has no structure that anybody could make use of. Everybody gets the vectors as an .npy, reads
 them before the clock starts, and makes codebooks and codes of three levels. Ours is timed as the library call that the
 command makes; the whole command, start-up, reading and writing included, is a row of its own.
 """

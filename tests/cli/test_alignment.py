@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-WORDS = {f"item {i}": [f"colour {i % 7}", f"shape {i % 5}", f"brand {i % 11}"] for i in range(120)}
+WORDS = {
+    f"item {i}": [f"colour {i % 7}", f"shape {i % 5}", f"brand {i % 11}", f"size {i % 4}", f"maker {i % 9}"] for i in range(120)
+}
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from typer.exceptions import TyperException
 from kvtools import __version__, help_text
 from kvtools.faults import Died, Fault, Usage
 from kvtools.options import Invocation
-from kvtools.table import COMMANDS, Entry
+from kvtools.table import COMMANDS, Entry, below, find
 from kvtools.world import World
 
 
@@ -49,22 +49,27 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The top level: commands come from the table and are imported when named."""
+    """The commands that begin with its name, all where it has none; from the table, and imported when named."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        return list(COMMANDS)
+        return list(dict.fromkeys(rest.split()[0] for rest in below(self.name or "")))
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        return build(cmd_name) if cmd_name in COMMANDS else None
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return build(f"{self.name} {cmd_name}".lstrip()) if cmd_name in self.list_commands(ctx) else None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
+        rows = below(self.name or "")
+        for section in dict.fromkeys(entry.section for entry in rows.values()):
             with formatter.section(section):
-                formatter.write_dl([(name, e.summary) for name, e in COMMANDS.items() if e.section == section])
+                formatter.write_dl([(rest, e.summary) for rest, e in rows.items() if e.section == section])
 
 
 def build(name: str) -> Any:
-    """The parser of one command, from its module's `main`."""
+    """The parser of one command, from its module's `main`; of a word that commands begin with, or of them all."""
+    if name not in COMMANDS:
+        about = f"The next word says which: {' or '.join(below(name))}." if name else _TAGLINE
+        return Group(name=name, help=about, rich_markup_mode=None, epilog="" if name else _EPILOG,
+                     context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]})(COMMANDS[name].load(name).main)
     command: Any = typer.main.get_command(app)
@@ -80,8 +85,8 @@ def describe(name: str) -> dict[str, Any]:
 
 def run(words: list[str]) -> int:
     """Do what the words say and return the exit code; every fault has been told when this returns."""
-    name = next((word for word in words if not word.startswith("-")), "")
-    invocation = Invocation(name, words[words.index(name) + 1 :] if name in COMMANDS else [])
+    name, argv = find(words)
+    invocation = Invocation(name, argv)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if name in COMMANDS and "--describe" in words:
@@ -90,14 +95,13 @@ def run(words: list[str]) -> int:
         if "--version" in words and name not in COMMANDS:
             print(_version(detailed="-v" in words), flush=True)
             return 0
-        group = Group(name="kvtools", help=_TAGLINE, no_args_is_help=False, rich_markup_mode=None,
-                      context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)  # fmt: skip
         _enable_completion()
-        code = group.main(words or ["--help"], prog_name="kvtools", standalone_mode=False, obj=invocation)
+        code = build("").main(words or ["--help"], prog_name="kvtools", standalone_mode=False, obj=invocation)
         sys.stdout.flush()
         return int(code or 0)
     except TyperException as error:
-        fault: Fault = Usage(error.format_message().rstrip(".") + ". See --help.")
+        expected = f"; {' or '.join(below(name))} expected" if name and below(name) else ""
+        fault: Fault = Usage(f"{error.format_message().rstrip('.')}{expected}. See --help.")
     except Fault as error:
         fault = error
     except BrokenPipeError:

@@ -7,7 +7,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: where the command lives, what it is for, and the kinds it reads and writes."""
+    """A row of the table: where the command lives, what it is for, and the kinds it reads and writes.
+
+    A name is one word or two: `pretrain onerec` lives in `commands/pretrain_onerec.py`, its page is
+    `kvtools-pretrain-onerec(1)`, and `kvtools pretrain` alone tells which second words there are.
+    """
 
     section: str
     summary: str
@@ -16,7 +20,7 @@ class Entry:
     is_parallel: bool = False  # works on many ranks; the others run on rank 0 alone
 
     def load(self, name: str) -> Any:
-        return importlib.import_module(f"kvtools.commands.{name.replace('-', '_')}")
+        return importlib.import_module(f"kvtools.commands.{name.replace('-', '_').replace(' ', '_')}")
 
 
 COMMANDS = {
@@ -34,3 +38,19 @@ COMMANDS = {
     "sum": Entry("Plumbing", "Digest records in whatever order they come.", ("any",)),
     "plot": Entry("Plumbing", "Draw what people would rather look at than read.", ("semantic-id",)),
 }
+
+
+def below(word: str) -> dict[str, Entry]:
+    """The rows whose names begin with the word, each under the rest of its name; every row where the word is empty."""
+    start = f"{word} " if word else ""
+    return {name.removeprefix(start): entry for name, entry in COMMANDS.items() if name.startswith(start)}
+
+
+def find(words: list[str]) -> tuple[str, list[str]]:
+    """The command that the words call and the words after its name, or where there is none the first word and nothing."""
+    places = [place for place, word in enumerate(words) if not word.startswith("-")][:2]
+    for n_words in range(1, len(places) + 1):
+        name = " ".join(words[place] for place in places[:n_words])
+        if name in COMMANDS:
+            return name, words[places[n_words - 1] + 1 :]
+    return words[places[0]] if places else "", []

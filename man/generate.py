@@ -30,7 +30,7 @@ _COMPLETIONS = {"bash": "kvtools.bash", "zsh": "_kvtools", "fish": "kvtools.fish
 
 def page_of(command: str) -> Path:
     """Where the page of a command is, or should be."""
-    return MAN / f"kvtools-{command}.1"
+    return MAN / f"kvtools-{command.replace(' ', '-')}.1"
 
 
 def pages() -> list[Path]:
@@ -147,7 +147,7 @@ def _commands() -> list[str]:
         lines += [f".Ss {section}", ".Bl -tag -width Ds"]
         for name, entry in cli.COMMANDS.items():
             if entry.section == section:
-                lines += [f".It Xr kvtools-{name} 1", *_prose(entry.summary)]
+                lines += [f".It Xr {page_of(name).stem} 1", *_prose(entry.summary)]
                 flow = [
                     f"{verb}: {', '.join(kinds)}."
                     for verb, kinds in (("Reads", entry.reads), ("Writes", entry.writes))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvtools.options import Compress, Force, Output, Quiet, Stamp, Strict, Verbose, require
+from kvtools.options import Compress, Force, Output, Quiet, Stamp, Strict, Verbose
 
 EXAMPLES = [
     "kvtools pairs clicks.csv -o pairs.kvs",
@@ -20,7 +20,10 @@ _BATCH = 65_536  # pairs a record
 def main(
     ctx: typer.Context,
     interactions: Annotated[
-        str, typer.Argument(metavar="INTERACTIONS", help="CSV, TSV, RecBole .inter, or lines USER ITEM ITEM ...; - is stdin.")
+        str,
+        typer.Argument(
+            metavar="INTERACTIONS", help="CSV, TSV, RecBole .inter, lines USER ITEM ITEM ..., or a stream; - is stdin."
+        ),
     ] = "-",
     method: Annotated[
         Literal["swing", "u2i", "both"],
@@ -71,23 +74,21 @@ def main(
     """
     import numpy as np
 
-    from kvtools.artifact.files import Sink, is_same_file, open_source, refuse_existing
+    from kvtools.artifact.files import Sink, is_same_file, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Writer
     from kvtools.artifact.strings import pack
     from kvtools.faults import Corrupt, Usage
     from kvtools.onerec import swing
-    from kvtools.onerec.interactions import NAMES, TRAIN, read_interactions, split
+    from kvtools.onerec.interaction_stream import open_interactions, roles
+    from kvtools.onerec.interactions import TRAIN, split
 
     if is_same_file(interactions, output):
         raise Usage(f"{interactions}: both input and output. Name another output.")
     for dst in (output, report):
         refuse_existing(dst or "-", force=force)
-    named = dict(word.partition("=")[::2] for word in columns or [])
-    for role, column in named.items():
-        require(role in NAMES and bool(column), "--column", f"{role}={column}", f"ROLE=COL with ROLE one of {', '.join(NAMES)}")
     name = "stdin" if interactions == "-" else interactions
-    log, findings = read_interactions(open_source(interactions), name, columns=named)
+    log, findings, history = open_interactions(interactions, columns=roles(columns or []))
     code = findings.settle(name, lambda words: ctx.obj.note(words, quiet=quiet), strict=strict, is_told=verbose)
 
     is_used = np.ones(len(log.items), bool) if all_parts else split(log) == TRAIN
@@ -125,7 +126,7 @@ def main(
         "method": method, "top": top, "latest": latest, "alpha": alpha, "weigh_users": weigh_users, "min_count": min_count,
         "min_rating": min_rating, "max_users": max_users, "max_items": max_items, "all": all_parts, "seed": seed,
     }  # fmt: skip
-    head = Head("pair", extend("pairs", ctx.obj.argv, stamp=stamp), recipe)
+    head = Head("pair", extend("pairs", ctx.obj.argv, before=[history], stamp=stamp), recipe)
     with Writer(Sink(output, force=force), head, level=compress) as writer:
         for begin in range(0, len(pairs), _BATCH):
             batch = slice(begin, begin + _BATCH)

@@ -4,11 +4,11 @@ Legend: n interactions, U users, I items. The invariant: the interactions of a u
 times keep the order of the file. Users and items are numbered as they first appear in the file.
 
 All is held in memory: ten million rows of a CSV out of time order took 10 s and 1.5 GiB on one core. Not here: features of
-users and of items, and negative feedback.
+users, and negative feedback.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,7 +28,14 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "time": ("timestamp", "time", "t"),
     "rating": ("rating", "label"),
     "part": ("part",),
+    # what a model takes as further features where it is there; a cell that is empty or bad is unknown, and loses no row
+    "author": ("author_id", "author", "aid"),
+    "tag": ("tag", "category"),
+    "playtime": ("playtime", "play_time_ms", "play_time", "watch_time"),
+    "duration": ("duration", "duration_ms", "video_duration"),
 }
+_CORE = ("user", "item", "time", "rating", "part")
+_WORDS = ("author", "tag")
 _PARTS = {"train": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "test": TEST}
 
 
@@ -43,6 +50,9 @@ class Interactions:
     times: np.ndarray  # int64 or float64 (n,), as in the file (dates: seconds since 1970); the place where there is none
     ratings: np.ndarray | None = None  # float32 (n,)
     parts: np.ndarray | None = None  # int8 (n,): TRAIN, VALID or TEST, where the file says
+    has_times: bool = True  # whether times are the file's
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,): playtime, duration float64, NaN where unknown;
+    words: Mapping[str, np.ndarray] = field(default_factory=dict)  # author, tag int32 into their words, "" where unknown
 
     def users(self) -> np.ndarray:
         """int32 (n,): the user of each interaction."""
@@ -58,6 +68,7 @@ class Interactions:
             times=self.times[mask],
             ratings=None if self.ratings is None else self.ratings[mask],
             parts=None if self.parts is None else self.parts[mask],
+            extras={name: array[mask] for name, array in self.extras.items()},
         )
 
 
@@ -81,7 +92,7 @@ def read_interactions(
 ) -> tuple[Interactions, Findings]:
     """Interactions from an open, buffered file, and what was found wrong with it.
 
-    columns: the names of the "user", "item", "time", "rating" and "part" columns, where they are not among NAMES.
+    columns: the names of the columns of each role in NAMES, where they are not among those.
     Lost: ragged rows, rows without user or item, with a bad or empty time, rating or part. Mended: rows out of time order,
     and copies of a row (same user, item and time), of which one stays. In a file without times the order of the rows is
     that of time, and a repetition is no copy. Raises Corrupt where there is no user or item column, or nothing is left.
@@ -108,7 +119,7 @@ def _read_sequences(file: BinaryIO, name: str) -> tuple[Interactions, Findings]:
     findings.add("lines of a user who had one already, joined to it", again, is_lost=False)
     users = np.repeat(users_L, counts)
     order = np.argsort(users, kind="stable")
-    return _arrange(users[order], user_keys, items[order], item_keys, {}), findings
+    return _arrange(users[order], user_keys, items[order], item_keys, {}, {}), findings
 
 
 def _read_rows(
@@ -123,7 +134,7 @@ def _read_rows(
     read = table.read_table(file, name, form, list(dict.fromkeys(wanted.values())))
     cells = {role: read.columns[column] for role, column in wanted.items()}
     good = np.ones(read.n_rows, bool)
-    for role in wanted:
+    for role in (role for role in wanted if role in _CORE):
         _drop(f"rows without {role} left out", cells[role].is_null().to_numpy(), good, read)
     numbers: dict[str, np.ndarray] = {}
     for role in ("time", "rating"):
@@ -133,6 +144,13 @@ def _read_rows(
     if "part" in cells:
         numbers["part"], bad = _parts(cells["part"])
         _drop(f"rows whose part is none of {', '.join(_PARTS)} left out", bad, good, read)
+    words: dict[str, np.ndarray] = {}
+    for role in (role for role in wanted if role not in _CORE):
+        if role in _WORDS:
+            numbers[role], words[role] = table.encode(pc.fill_null(cells[role], ""))
+        else:
+            values, bad = table.numbers(cells[role])
+            numbers[role] = np.where(bad | cells[role].is_null().to_numpy(), np.nan, values)
     is_whole = bool(good.all())
     users, user_keys = table.encode(cells["user"] if is_whole else cells["user"].filter(pa.array(good)))
     items, item_keys = table.encode(cells["item"] if is_whole else cells["item"].filter(pa.array(good)))
@@ -141,7 +159,7 @@ def _read_rows(
     if "time" in numbers:
         order = _by_time(order, users, items, numbers["time"], np.flatnonzero(good), read)
     numbers = {role: array[order] for role, array in numbers.items()}
-    return _arrange(users[order], user_keys, items[order], item_keys, numbers), read.findings
+    return _arrange(users[order], user_keys, items[order], item_keys, numbers, words), read.findings
 
 
 def _drop(what: str, bad: np.ndarray, good: np.ndarray, read: table.Table) -> None:
@@ -185,7 +203,12 @@ def _equal(column: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _arrange(
-    users: np.ndarray, user_keys: np.ndarray, items: np.ndarray, item_keys: np.ndarray, numbers: Mapping[str, np.ndarray]
+    users: np.ndarray,
+    user_keys: np.ndarray,
+    items: np.ndarray,
+    item_keys: np.ndarray,
+    numbers: Mapping[str, np.ndarray],
+    words: Mapping[str, np.ndarray],
 ) -> Interactions:
     """Interactions that come in the order of the invariant; users and items without any go, and the others are renumbered."""
     users, user_keys = _renumber(users, user_keys)
@@ -201,6 +224,9 @@ def _arrange(
         numbers.get("time", place),
         None if ratings is None else ratings.astype(np.float32),
         parts,
+        "time" in numbers,
+        {role: numbers[role] for role in numbers if role not in _CORE},
+        words,
     )
 
 

@@ -1,0 +1,182 @@
+"""Interactions through a stream and back; numbers that cannot be meant are refused with their record."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtools.artifact.files import Sink
+from kvtools.artifact.stream import Head, Reader, Writer
+from kvtools.artifact.strings import pack
+from kvtools.faults import Corrupt, Usage
+from kvtools.onerec import interaction_stream
+from kvtools.onerec.interaction_stream import open_interactions, read_stream, roles, write_interactions
+from kvtools.onerec.interactions import read_interactions
+
+TITLE = "user_id,item_id,timestamp,rating,part,author,tag,playtime,duration\n"
+cells = st.tuples(
+    st.sampled_from("uvwxyz"),
+    st.sampled_from(["a", "b", "007", "7", "é"]),
+    st.integers(0, 9),
+    st.sampled_from(["1", "2.5"]),
+    st.sampled_from(["train", "valid", "test"]),
+    st.sampled_from(["", "p", "q"]),
+    st.sampled_from(["", "r", "s"]),
+    st.sampled_from(["", "3", "0.5", "long"]),
+    st.sampled_from(["", "60"]),
+)
+
+
+def text_of(rows):
+    return TITLE + "".join(",".join(map(str, row)) + "\n" for row in rows)
+
+
+def same(one, two):
+    for name in (field.name for field in dataclasses.fields(one)):
+        a, b = getattr(one, name), getattr(two, name)
+        assert type(a) is type(b), name
+        for x, y in [(a[role], b[role]) for role in a.keys() | b.keys()] if isinstance(a, dict) else [(a, b)]:
+            np.testing.assert_array_equal(x, y, err_msg=name)
+            assert getattr(x, "dtype", None) == getattr(y, "dtype", None), name
+
+
+def write(path, found):
+    with Writer(Sink(str(path), force=True), Head("interaction")) as writer:
+        write_interactions(found, writer)
+    return writer.n_records
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(cells, min_size=1, max_size=40), st.integers(1, 12), st.sets(st.sampled_from(range(2, 9))))
+def test_text_and_stream_hold_the_same_whatever_the_batch(tmp_path_factory, rows, batch, without):
+    top = tmp_path_factory.mktemp("stream")
+    lines = [TITLE.strip().split(","), *rows]
+    kept = [[str(cell) for place, cell in enumerate(line) if place not in without] for line in lines]
+    (top / "x.csv").write_text("".join(",".join(line) + "\n" for line in kept))
+    text, _, history = open_interactions(str(top / "x.csv"))
+    assert history == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interaction_stream, "_BATCH", batch)
+        n_records = write(top / "x.kvs", text)
+    assert n_records <= len(text.user_keys)
+    stream, findings, _ = open_interactions(str(top / "x.kvs"))
+    same(text, stream)
+    assert findings.counts == {}
+
+
+def test_what_is_taken_up_first_is_numbered_first():
+    text = "v b 7\nu a b\nv c b\n"
+    file = io.BufferedReader(io.BytesIO(text.encode()))
+    found = interaction_stream._in_order(read_interactions(file, "x")[0])
+    assert found.user_keys.tolist() == ["v", "u"]
+    assert found.item_keys.tolist() == ["b", "7", "c", "a"]
+    assert found.items.tolist() == [0, 1, 2, 0, 3, 0]
+
+
+def test_users_without_interactions_stay_and_items_without_users_go(tmp_path):
+    (tmp_path / "x.txt").write_text("u a b\nv c\nw a\n")
+    found, _, _ = open_interactions(str(tmp_path / "x.txt"))
+    write(tmp_path / "x.kvs", found.keep(found.items != 2))
+    again, _, _ = open_interactions(str(tmp_path / "x.kvs"))
+    assert (again.user_keys.tolist(), again.item_keys.tolist()) == (["u", "v", "w"], ["a", "b"])
+    assert (again.offsets.tolist(), again.items.tolist(), again.times.tolist()) == ([0, 2, 2, 3], [0, 1, 0], [0, 1, 0])
+    write(tmp_path / "none.kvs", found.keep(found.items < 0))
+    with pytest.raises(Corrupt, match="no interactions in it"):
+        open_interactions(str(tmp_path / "none.kvs"))
+
+
+def test_records_are_bounded_but_for_their_last_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(interaction_stream, "_BATCH", 10)
+    (tmp_path / "x.txt").write_text("".join(f"u{n} {'a ' * (n % 5 + 1)}\n" for n in range(50)) + f"v {'b ' * 99}\n")
+    write(tmp_path / "x.kvs", open_interactions(str(tmp_path / "x.txt"))[0])
+    with open(tmp_path / "x.kvs", "rb", buffering=1 << 16) as file:
+        records = [(len(r.tensors["items"]), len(r.tensors["offsets"]) - 1) for r in Reader(file, "x")]
+    assert sum(n for n, _ in records) == 150 + 99
+    assert all(n + users <= 10 + 6 for n, users in records[:-1])
+
+
+def test_a_user_with_too_many_interactions_for_a_record_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvtools.artifact.frame.MAX_RAW_BYTES", 4000)
+    (tmp_path / "x.txt").write_text(f"u a b\nv {'a ' * 2000}\n")
+    with pytest.raises(Corrupt, match="user 'v': 00000000: a record of"):
+        write(tmp_path / "x.kvs", open_interactions(str(tmp_path / "x.txt"))[0])
+    assert not (tmp_path / "x.kvs").exists()
+
+
+def record(users=("u", "v"), keys=("a", "b"), **columns):
+    tensors = {"offsets": np.array([0, 2, 3]), "items": np.array([0, 1, 1], np.int32), "times": np.array([5, 6, 1])}
+    return {**tensors, **pack("users", users), **pack("keys", keys), **columns}
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"offsets": np.array([0, 2, 2])}, "offsets: they do not run"),
+        ({"offsets": np.array([1, 2, 3])}, "offsets: they do not run"),
+        ({"offsets": np.array([0, 5, 3])}, "offsets: they do not run"),
+        ({"offsets": np.array([0, 3])}, "users.offsets|offsets: I64"),
+        ({"items": np.array([0, 2, 1], np.int32)}, "items: 2 found at 1, numbers below 2 expected"),
+        ({"items": np.array([0, 1, -1], np.int32)}, "items: -1 found at 2"),
+        ({"items": np.array([0, 1], np.int32)}, "I32|I64"),
+        ({"times": np.array([6, 5, 1])}, "times: 6 found at 0, none earlier after it expected"),
+        ({"times": np.array([5, np.nan, 1])}, "times: nan found at 1, finite numbers expected"),
+        ({"ratings": np.array([5, np.inf, 1], np.float32)}, "ratings: inf found at 1"),
+        ({"parts": np.array([0, 2, 3], np.uint8)}, "parts: 3 found at 2, 0 train, 1 valid or 2 test expected"),
+        ({"parts": np.array([0, -1, 2], np.int8)}, "parts: -1 found at 1"),
+        ({"playtime": np.array([0, np.nan, -np.inf])}, "playtime: -inf found at 2"),
+        ({"author": np.zeros(3, np.int32)}, "author: numbers without the authors"),
+        ({"tag": np.array([0, 0, 1], np.int32), **pack("tags", ["t"])}, "tag: 1 found at 2, numbers below 1"),
+        (pack("users", ["u", "u"]), "users: 'u' found a second time"),
+        ({"users.bytes": np.array([117, 255], np.uint8)}, "utf-8"),
+        ({"keys.bytes": np.array([97, 255], np.uint8)}, "utf-8"),
+        ({"more": np.zeros(3)}, "more: no tensor of a interaction"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_with_their_record(tmp_path, bad, words):
+    with Writer(Sink(str(tmp_path / "x.kvs")), Head("interaction")) as writer:
+        writer.write("0", record(users=["w", "x"]))
+        writer.write("1", record(**bad))
+    with pytest.raises(Corrupt, match=f"x.kvs: record 1: .*({words})"):
+        open_interactions(str(tmp_path / "x.kvs"))
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (record(users=["x", "u"]), "users: 'u' found a second time, each user in one place expected"),
+        (record(users=["x", "y"], ratings=np.ones(3, np.float32)), "items int32, times int64, ratings float32 found"),
+        (record(users=["x", "y"], times=np.array([5.0, 6, 1])), "items int32, times float64 found, .* times int64 expected"),
+    ],
+)
+def test_records_that_do_not_go_together_are_refused(tmp_path, second, words):
+    for name, tensors in (("a.kvs", record()), ("b.kvs", second)):
+        with Writer(Sink(str(tmp_path / name)), Head("interaction")) as writer:
+            writer.write("0", tensors)
+    both = io.BufferedReader(io.BytesIO((tmp_path / "a.kvs").read_bytes() + (tmp_path / "b.kvs").read_bytes()))
+    with pytest.raises(Corrupt, match=f"x: record 1: .*{words}"):
+        read_stream(Reader(both, "x"), "x")
+
+
+def test_records_of_any_number_of_parts_are_joined(tmp_path):
+    with Writer(Sink(str(tmp_path / "x.kvs")), Head("interaction")) as writer:
+        writer.write("0", record())
+        writer.write("1", record(users=["w", "x"], keys=["c", "a"]))
+    found, _, _ = open_interactions(str(tmp_path / "x.kvs"))
+    assert found.item_keys[found.items].tolist() == ["a", "b", "b", "c", "a", "a"]
+    assert found.item_keys.tolist() == ["a", "b", "c"]
+    assert found.user_keys[found.users()].tolist() == ["u", "u", "v", "w", "w", "x"]
+
+
+def test_roles_are_said_as_role_and_column(tmp_path):
+    assert roles([]) == {}
+    assert roles(["user=who", "time=a=b", "user=whom"]) == {"user": "whom", "time": "a=b"}
+    for word in ("what=item", "user=", "user", ""):
+        with pytest.raises(Usage, match=f"--column {word}: ROLE=COL with ROLE one of user, item, time"):
+            roles([word])
+    with Writer(Sink(str(tmp_path / "x.kvs")), Head("interaction")) as writer:
+        writer.write("0", record())
+    with pytest.raises(Usage, match="is a stream, whose columns need no names"):
+        open_interactions(str(tmp_path / "x.kvs"), columns={"user": "who"})

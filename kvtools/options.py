@@ -121,6 +121,14 @@ def size(words: str, option: str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** ("KMGT".find(match[2].upper()) + 1 if match[2] else 0))
 
 
+def duration(words: str, option: str) -> tuple[float, str]:
+    """`500` steps, `3ep` epochs, `2%` of the run or `1e9tok` tokens: the number, and one of "", "ep", "%" and "tok"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)(ep|%|tok|)", words)
+    if not match or float(match[1]) < 0:
+        raise Usage(f"{option} {words}: a duration expected, as 500 (steps), 3ep, 2% or 1e9tok.")
+    return float(match[1]), match[2]
+
+
 def require(condition: bool, option: str, found: object, expected: str) -> None:
     """Raise Usage in the house form unless the condition holds."""
     if not condition:

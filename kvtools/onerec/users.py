@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kvtools.artifact.files import open_source
 from kvtools.faults import Corrupt
 from kvtools.onerec import table
 from kvtools.onerec.findings import Findings
@@ -123,6 +124,11 @@ def read_users(
         raise Corrupt(f"{name}: nothing left that tells of a user. {told}".strip())
     codes = [_encode(vocabulary, cells[vocabulary.name], read, rows) for vocabulary in vocabularies]
     return Users(keys, np.stack(codes, axis=1), tuple(vocabularies)), read.findings
+
+
+def open_users(src: str | None, vocabularies: Sequence[Vocabulary] | None = None) -> tuple[Users | None, Findings]:
+    """Users from a path or `-`; none, and nothing found, where src is None."""
+    return (None, Findings()) if src is None else read_users(open_source(src), src, vocabularies=vocabularies)
 
 
 def _latest(read: table.Table, key: str) -> tuple[np.ndarray, np.ndarray]:

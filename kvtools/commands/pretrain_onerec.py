@@ -1,0 +1,183 @@
+"""`kvtools pretrain onerec`: interactions and semantic IDs in, a generator of recommendations out."""
+
+import json
+import os
+from typing import Annotated, Any, Literal
+
+import typer
+
+from kvtools.options import (
+    Config,
+    Device,
+    Force,
+    Output,
+    PrintConfig,
+    Quiet,
+    Seed,
+    Stamp,
+    Strict,
+    Verbose,
+    require,
+    to_toml,
+)
+
+EXAMPLES = [
+    "kvtools pretrain onerec clicks.csv --items items.ids --steps 2ep -o shop.safetensors",
+    "kvtools convert clicks.csv | kvtools pretrain onerec - --items items.ids --near 8 --steps 1ep | kvtools info -",
+]
+EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
+SEE_ALSO = ("kvtools recgen", "kvtools semid-build", "kvtools pairs", "kvtools convert")
+
+
+def main(
+    ctx: typer.Context,
+    interactions: Annotated[
+        str, typer.Argument(metavar="INTERACTIONS", help="CSV, TSV, RecBole .inter, lines of words, or a stream; - is stdin.")
+    ] = "-",
+    items: Annotated[
+        str | None, typer.Option(metavar="IDS", help="The catalogue: semantic IDs from semid-build.", show_default=False)
+    ] = None,
+    users: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="What is known of users: CSV, TSV or RecBole .user.", show_default=False),
+    ] = None,
+    size: Annotated[
+        Literal["tiny", "0.015b", "0.121b", "0.935b", "2.633b"], typer.Option(help="The report's sizes; tiny for two cores.")
+    ] = "tiny",
+    decoder: Annotated[
+        Literal["cross", "lazy"], typer.Option(help="Decoder with an encoder, or OneRec-V2's, without one.")
+    ] = "cross",
+    near: Annotated[
+        int, typer.Option(metavar="N", min=0, max=64, help="Show N items that go with the last ones, from training counts.")
+    ] = 0,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATHWAY", help="Switch off static, positive or lifelong; may be repeated."),
+    ] = None,
+    architecture: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=N", help="Change the size, as width=256; may be repeated.")
+    ] = None,
+    steps: Annotated[str, typer.Option(metavar="DURATION", help="How long: 500, 20ep or 1e9tok.")] = "20ep",
+    lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate, at its peak.")] = 2e-3,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Targets a step, padding included.")] = 2048,
+    training: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=X", help="Change the training, as dropout=0.2; may be repeated.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", metavar="ROLE=COL", help="Name a column, as in kvtools pairs.")
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where a stopped run is kept. Default: .NAME.state beside the output.", show_default=False
+        ),
+    ] = None,
+    log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Append a line of JSON a step and an epoch.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision of products; auto is bfloat16 on cuda.")
+    ] = "auto",
+    device: Device = "auto",
+    seed: Seed = 0,
+    output: Output = "-",
+    force: Force = False,
+    config: Config = None,
+    print_config: PrintConfig = False,
+    strict: Strict = False,
+    stamp: Stamp = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Train a generator that names the next item of a user, code by code.
+
+    Of each user's interactions the last is for testing and never looked at, and the one before says when to stop; a `part`
+    column overrides this. Pathways whose features are missing are off, and kvtools info says so. A run that was stopped goes
+    on when the same command is run again. The ranks of mpiexec or srun share each step.
+    """
+    import torch
+
+    from kvtools.artifact.files import Sink, refuse_existing
+    from kvtools.artifact.history import extend
+    from kvtools.learn.cost import measured_peak
+    from kvtools.learn.loop import DTYPES, Training
+    from kvtools.learn.state import State
+    from kvtools.onerec import generator
+    from kvtools.onerec.histories import join
+    from kvtools.onerec.ids import Ids
+    from kvtools.onerec.interaction_stream import open_interactions, roles
+    from kvtools.onerec.nearest import share_cores
+    from kvtools.onerec.preparing import prepare
+    from kvtools.onerec.recipe import Recipe
+    from kvtools.onerec.training import Pretraining
+    from kvtools.onerec.users import open_users
+    from kvtools.progress import Ticker
+    from kvtools.world import Stop
+
+    recipe = Recipe.of(
+        size=size, decoder=decoder, near=near, without=without or [], architecture=architecture or [], steps=steps, lr=lr,
+        batch=batch, training=training or [], seed=seed,
+    )  # fmt: skip
+    if print_config:
+        typer.echo(to_toml(recipe.to_json()), nl=False)
+        return 0
+    world = ctx.obj.world
+    require(items is not None, "--items", "missing", "semantic IDs, from kvtools semid-build,")
+    require(
+        interactions != "-" or world.size == 1, "INTERACTIONS", f"- on {world.size} ranks", "a file, which every rank reads,"
+    )
+    require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
+    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    chosen = ("bfloat16" if place == "cuda" else "float32") if dtype == "auto" else dtype
+    refuse_existing(output, force=force)
+    share_cores(world.local_size)
+
+    def tell(words: str) -> None:
+        ctx.obj.note(words, quiet=quiet or not world.is_root)
+
+    name = "stdin" if interactions == "-" else interactions
+    ids, before_ids = Ids.open(items or "")
+    log_of, findings, before = open_interactions(interactions, columns=roles(columns or []))
+    code = findings.settle(name, tell, strict=strict, is_told=verbose)
+    histories, codings, findings = join(log_of, ids, items or "", positive_from=recipe.positive_from)
+    code = findings.settle(name, tell, strict=strict, is_told=verbose) or code
+    table, findings = open_users(users)
+    code = findings.settle(users or "", tell, strict=strict, is_told=verbose) or code
+    made = prepare(histories, codings, ids, table, recipe.arch, without=recipe.without, n_valid=recipe.valid_users, seed=seed)
+    require(len(made.rows) > 0, name, "no two interactions of a user in the training part", "a history to learn from")
+
+    torch.manual_seed(recipe.weights_seed)
+    static = list(table.vocabularies) if table is not None and made.pathways["static"] == "on" else []
+    model = generator.make(made.arch, ids, codings, static).to(place)
+    task = Pretraining(
+        model, made.cutter, made.rows, held=made.held, n_targets=batch, smoothing=recipe.smoothing, device=place
+    )  # fmt: skip
+    plan = recipe.plan(task.n_steps(), task.n_tokens(), chosen)
+    folder = state or (None if output == "-" else os.path.join(os.path.dirname(output), f".{os.path.basename(output)}.state"))
+    peak = measured_peak(place, DTYPES[chosen])
+    run = Training(task, plan, State(folder, {**recipe.to_json(), "items": ids.digest}), world, device=place, peak=peak)
+    if run.take_up(start_over=force):
+        tell(f"{folder}: goes on after step {run.progress.step}.")
+    elif verbose:
+        tell(f"{sum(p.numel() for p in model.parameters()):,} parameters, {plan.n_steps} steps; {made.pathways}.")
+        tell(f"mfu: FLOPs of the model's products / (seconds * {peak:.3g} FLOP/s measured here in {chosen}).")
+    ticker = Ticker(
+        total=plan.n_steps - run.progress.step, unit="steps", words="pretrain onerec", quiet=quiet or not world.is_root
+    )
+    told: dict[str, Any] = {}
+    with open(log if log and world.is_root else os.devnull, "a", encoding="utf-8") as curve:
+        for step in run.run(Stop() if folder else False):
+            if step.validation is None:
+                ticker()
+            elif verbose:
+                tell(f"epoch {step.epoch:g}: " + ", ".join(f"{n} {x:.4g}" for n, x in step.validation.items()) + ".")
+            told = step.figures or told
+            curve.write(json.dumps({"step": step.step, "epoch": step.epoch, **step.figures, **(step.validation or {})}) + "\n")
+    if not world.is_root:
+        return 0
+    model.eval()
+    figures = {"step": run.progress.step, "validation": run.progress.best_score, "loss": told.get("loss")}
+    history = extend("pretrain onerec", ctx.obj.argv, before=[before, before_ids], stamp=stamp)
+    whole = generator.Generator(model.cpu(), ids, codings, static, made.counted, made.pathways, recipe.to_json())
+    generator.save(Sink(output, force=force), whole, told={k: v for k, v in figures.items() if v is not None}, history=history)
+    return code

@@ -1,0 +1,134 @@
+"""`kvtools recgen`: a generator and what users did in, recommendations out."""
+
+import time
+from typing import Annotated, Literal
+
+import typer
+
+from kvtools.options import AsJson, Compress, Device, Force, Output, Quiet, Seed, Shard, Stamp, Strict, Verbose, require
+
+EXAMPLES = [
+    "kvtools recgen --model shop.safetensors -k 5 --beam 32 clicks.csv --json",
+    "kvtools convert clicks.csv | kvtools recgen --model shop.safetensors --beam 32 - | kvtools info --records -",
+    "kvtools recgen --baseline co-occurrence --items items.ids --evaluate test clicks.csv",
+]
+EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
+SEE_ALSO = ("kvtools pretrain onerec", "kvtools semid-build", "kvtools convert", "kvtools-stream(5)")
+
+
+def main(
+    ctx: typer.Context,
+    interactions: Annotated[
+        str, typer.Argument(metavar="INTERACTIONS", help="CSV, TSV, RecBole .inter, lines of words, or a stream; - is stdin.")
+    ] = "-",
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="M", help="A generator; with --evaluate repeat it for a spread.", show_default=False),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Recommendations a user.")] = 10,
+    n_beams: Annotated[int, typer.Option("--beam", metavar="N", min=1, help="IDs followed at a time.")] = 512,
+    users: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Only these: a file, one a line, or names with commas.", show_default=False),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option("--table", metavar="TABLE", help="What is known of users, as in training.", show_default=False)
+    ] = None,
+    evaluate: Annotated[
+        Literal["valid", "test"] | None,
+        typer.Option(help="Recommend what was held out, and tell how often it was found.", show_default=False),
+    ] = None,
+    baseline: Annotated[
+        Literal["popular", "co-occurrence"] | None, typer.Option(help="Count instead of generating.", show_default=False)
+    ] = None,
+    items: Annotated[
+        str | None, typer.Option(metavar="IDS", help="The catalogue of a baseline; of a model, to be sure.", show_default=False)
+    ] = None,
+    within: Annotated[
+        Literal["popular", "recent", "random"], typer.Option(help="How items of one ID share its probability.")
+    ] = "popular",
+    blend: Annotated[
+        str | None,
+        typer.Option(metavar="X", help="Mix in co-occurrence by X of 1; auto calibrates on validation.", show_default=False),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Rank all items instead of searching; for small catalogues.")] = False,
+    no_trie: Annotated[
+        bool, typer.Option("--no-trie", help="Let the model say IDs that no item has; they are dropped.")
+    ] = False,
+    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Recommend items that the user had already, too.")] = False,
+    titles: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --json: what items are called, CSV or .item.", show_default=False)
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", metavar="ROLE=COL", help="Name a column, as in kvtools pairs.")
+    ] = None,
+    shard: Shard = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Precision of products.")] = "float32",
+    seed: Seed = 0,
+    output: Output = "-",
+    compress: Compress = None,
+    force: Force = False,
+    strict: Strict = False,
+    stamp: Stamp = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Recommend items to users: for each its best semantic IDs by beam search, and the items that have them.
+
+    Nothing but items of the catalogue comes out; what a user had already is left out. A user without history gets what is
+    popular, and that is told. Scores are log-probabilities. --evaluate ranks all items for each held-out interaction and
+    prints HR, NDCG and Pass@k. The ranks of mpiexec or srun share the users; results do not depend on how many there are.
+    """
+    import torch
+
+    from kvtools.artifact.files import refuse_existing
+    from kvtools.learn.loop import DTYPES
+    from kvtools.onerec.interaction_stream import roles
+    from kvtools.onerec.nearest import share_cores
+    from kvtools.onerec.recommend import Choice
+    from kvtools.onerec.serving import Serving, write_json, write_stream
+
+    world = ctx.obj.world
+    require(
+        bool(models) != (baseline is not None), "--model", f"{models or 'nothing'} and --baseline {baseline}", "one of the two"
+    )
+    require(len(models or []) <= 1 or evaluate is not None, "--model", "more than one", "--evaluate beside them")
+    require(baseline is None or items is not None, "--baseline", f"{baseline} alone", "--items IDS beside it")
+    require(k <= n_beams or exact or baseline is not None, "-k", f"{k} of --beam {n_beams}", "no more than the beam")
+    require(not (exact and no_trie), "--exact", "with --no-trie", "one of the two")
+    require(not (as_json and evaluate is None and output != "-"), "--json", f"with -o {output}", "lines on stdout alone")
+    require(
+        interactions != "-" or world.size == 1, "INTERACTIONS", f"- on {world.size} ranks", "a file, which every rank reads,"
+    )
+    require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
+    weight = None if blend in (None, "auto") else float(blend or 0)
+    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    refuse_existing(output, force=force)
+    share_cores(world.local_size)
+
+    def tell(words: str) -> None:
+        ctx.obj.note(words, quiet=quiet or not world.is_root)
+
+    choice = Choice(k, n_beams, exact, not no_trie, within, not keep_seen, weight or 0.0, seed)
+    serving = Serving(
+        interactions, roles(columns or []), items, table, choice, world,
+        device=place, dtype=DTYPES[dtype], tell=tell, strict=strict, is_told=verbose, is_quiet=quiet,
+    )  # fmt: skip
+    if evaluate is not None:
+        lines = [serving.evaluate(model, baseline, evaluate, calibrate=blend == "auto") for model in models or [""]]
+        serving.print_figures(lines, as_json=as_json)
+        return serving.code
+    begun = time.monotonic()
+    answers = serving.answers((models or [""])[0], baseline, users, shard)
+    if not world.is_root:
+        for _ in answers:
+            pass
+    elif as_json:
+        write_json(answers, titles)
+    else:
+        write_stream(answers, output, ctx.obj.argv, serving, force=force, level=compress, stamp=stamp)
+    if verbose:
+        tell(f"{serving.n_users:,} users in {time.monotonic() - begun:.1f} s.")
+    return serving.code

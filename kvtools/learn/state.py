@@ -1,0 +1,97 @@
+"""A run put aside between two steps: weights, the best weights so far, the optimiser, and where the data stand.
+
+One file, `train.state` in the state's folder, whole or absent, without pickle. The invariant: a run taken up from it does
+what the uninterrupted one would have done, to the bit on one machine.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kvtools.artifact import Bag, open_artifact
+from kvtools.artifact.bag import write_bag
+from kvtools.artifact.files import Sink
+from kvtools.faults import Corrupt, Usage
+
+_KIND = "train-state"
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0
+    batch: int = 0  # steps done in this epoch
+    step: int = 0
+    tokens: int = 0
+    best_score: float | None = None
+    best_epoch: int = 0
+    is_over: bool = False
+    curves: dict[str, list[float]] = field(default_factory=dict)  # sums since the epoch began
+
+
+class State:
+    """The state of a run, in a folder. folder None: the run keeps none."""
+
+    def __init__(self, folder: str | None, config: dict[str, Any]) -> None:
+        self._path = None if folder is None else os.path.join(folder, "train.state")
+        self._config = config
+
+    @property
+    def is_kept(self) -> bool:
+        return self._path is not None
+
+    def save(
+        self, model: nn.Module, best: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, progress: Progress
+    ) -> None:
+        """Put everything aside; an earlier state is replaced once this one is whole."""
+        if self._path is None:
+            return
+        os.makedirs(os.path.dirname(self._path), exist_ok=True)
+        tensors = {f"model.{name}": _array(x) for name, x in model.state_dict().items()}
+        tensors |= {f"best.{name}": _array(x) for name, x in best.items()}
+        for name, parameter in model.named_parameters():
+            for slot, x in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{slot}.{name}"] = _array(x)
+        write_bag(Sink(self._path, force=True), _KIND, tensors, config=self._config, history=[], progress=vars(progress))
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, torch.Tensor]] | None:
+        """Take up what was put aside; None where nothing was. Raises Usage for a run with other options."""
+        if self._path is None or not os.path.exists(self._path):
+            return None
+        bag = open_artifact(self._path)
+        if not isinstance(bag, Bag) or bag.kind != _KIND:
+            raise Corrupt(f"{self._path}: the state of an unfinished run expected. Give --force to start over.")
+        other = sorted(k for k in {*self._config, *bag.fields["config"]} if self._config.get(k) != bag.fields["config"].get(k))
+        if other:
+            raise Usage(
+                f"{self._path}: an unfinished run with another {other[0]}. "
+                "Run again with the same options to resume it, or give --force to start over."
+            )
+        found = {name: torch.from_numpy(np.array(array)) for name, array in bag.tensors.items()}
+        model.load_state_dict({name: found[f"model.{name}"] for name in model.state_dict()})
+        best = {name.removeprefix("best."): x for name, x in found.items() if name.startswith("best.")}
+        for name, parameter in model.named_parameters():
+            slots = {
+                s: found[f"optimizer.{s}.{name}"] for s in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{s}.{name}" in found
+            }
+            if slots:
+                optimizer.state[parameter] = {s: x if s == "step" else x.to(parameter.device) for s, x in slots.items()}
+        return Progress(**bag.fields["progress"]), best
+
+    def forget(self) -> None:
+        """The run is done, or starts over."""
+        if self._path is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+            with suppress(OSError):
+                os.rmdir(os.path.dirname(self._path))
+
+
+def _array(x: torch.Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy()

@@ -1,0 +1,65 @@
+"""A mixture of SwiGLU experts whose load is kept even by a bias on the choice, without a loss of its own.
+
+Source: OneRec Technical Report section 2.2.2 for the layer; the balancing after Wang et al. 2024 (arXiv 2408.15664): a bias
+an expert is added to the router's scores for the choice only, and after every step goes down by a fixed amount where the
+expert had more than its share, and up where it had less. Our choices, the report being silent: sigmoid scores, gates that
+add up to 1 over the chosen, and the amount. Experts are the same width for all; none is shared.
+
+Legend: M tokens, D width, E experts, A active ones a token, F hidden width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nf
+
+_RATE = 2e-3  # how far the bias goes a step; at 1e-3 the load took twice as long to become even
+
+
+class Experts(nn.Module):
+    """(M, D) -> (M, D): of each token the gated sum over its experts. `load` counts tokens an expert since `rebalance`."""
+
+    router: nn.Linear
+    bias: Tensor
+    load: Tensor
+
+    def __init__(self, width: int, n_experts: int, n_active: int, hidden: int) -> None:
+        super().__init__()
+        self.n_active = n_active
+        self.router = nn.Linear(width, n_experts, bias=False)
+        self.up = nn.Parameter(torch.empty(n_experts, width, 2 * hidden))
+        self.down = nn.Parameter(torch.empty(n_experts, hidden, width))
+        self.register_buffer("bias", torch.zeros(n_experts))
+        self.register_buffer("load", torch.zeros(n_experts, dtype=torch.float64), persistent=False)
+        # small, so that the first choices are not all alike: what the router sees has much in common
+        nn.init.normal_(self.router.weight, std=0.1 * width**-0.5)
+        nn.init.normal_(self.up, std=width**-0.5)
+        nn.init.normal_(self.down, std=hidden**-0.5)
+
+    def forward(self, x_MD: Tensor) -> Tensor:
+        # the choice is made in float32 whatever else is not: a tie broken otherwise would be another expert
+        with torch.autocast(x_MD.device.type, enabled=False):
+            score_ME = nf.linear(x_MD.float(), self.router.weight.float()).sigmoid()
+            chosen_MA = (score_ME.detach() + self.bias).topk(self.n_active, dim=1).indices
+            gate_MA = score_ME.gather(1, chosen_MA)
+            gate_MA = gate_MA / gate_MA.sum(1, keepdim=True)
+        expert_J = chosen_MA.flatten()  # J = M * A jobs
+        count_E = torch.bincount(expert_J, minlength=len(self.bias))
+        if self.training:
+            self.load += count_E
+        order_J = expert_J.argsort(stable=True)
+        parts = torch.split(x_MD[order_J // self.n_active], count_E.tolist())
+        # unbind, not up[e]: the gradient of an index is as large as all experts together
+        outs = []
+        for part, up, down in zip(parts, self.up.unbind(), self.down.unbind(), strict=True):
+            gate, value = (part @ up).chunk(2, dim=1)
+            outs.append((nf.silu(gate) * value) @ down)
+        back_J = torch.empty_like(order_J)
+        back_J[order_J] = torch.arange(len(order_J), device=order_J.device)
+        out_MAD = torch.cat(outs)[back_J].view(*chosen_MA.shape, -1)
+        return (out_MAD * gate_MA.unsqueeze(2).to(out_MAD.dtype)).sum(1)
+
+    def rebalance(self, load_E: Tensor) -> float:
+        """Move the bias by the tokens each expert had; returns max / mean of that load."""
+        mean = load_E.mean()
+        self.bias += (_RATE * torch.sign(mean - load_E)).to(self.bias)
+        return float(load_E.max() / mean) if float(mean) > 0 else 1.0

@@ -1,0 +1,108 @@
+"""From interactions, IDs and users to what training needs: rows, counts, and an architecture of the pathways there are.
+
+A pathway whose features are missing is off, and the model says why. Validation looks at the VALID part, each user's history
+up to there; TEST is never looked at.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from kvtools.chance import generator
+from kvtools.onerec import cooccurrence
+from kvtools.onerec.cooccurrence import Settings
+from kvtools.onerec.generator import Counted
+from kvtools.onerec.histories import Codings, Histories
+from kvtools.onerec.ids import Ids
+from kvtools.onerec.interactions import TRAIN, VALID
+from kvtools.onerec.recommend import Ask, count
+from kvtools.onerec.rows import Cutter, Rows
+from kvtools.onerec.sizes import Architecture
+from kvtools.onerec.training import Held
+from kvtools.onerec.users import Users
+
+PATHWAYS = ("static", "short", "positive", "lifelong", "near")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that stands still while a model learns."""
+
+    arch: Architecture
+    pathways: dict[str, str]
+    counted: Counted
+    cutter: Cutter
+    rows: Rows
+    held: Held | None
+
+
+def prepare(
+    histories: Histories, codings: Codings, ids: Ids, users: Users | None, arch: Architecture, *,
+    without: Sequence[str], n_valid: int, seed: int,
+) -> Prepared:  # fmt: skip
+    """without: pathways switched off by wish. n_valid: users that validation looks at, a seeded sample; 0 is none."""
+    is_train = histories.parts == TRAIN
+    arch, pathways = _switched(histories, codings, users, arch, is_train, without)
+    settings = Settings()
+    offsets, items = histories.only(is_train)
+    near = None
+    if arch.near:
+        found = cooccurrence.leave_own_out(offsets, items, len(ids), arch.near, settings, exclude_seen=True)
+        near = tuple(np.full((len(is_train), arch.near), pad, array.dtype) for pad, array in zip((-1, 0), found, strict=True))
+        for whole, part in zip(near, found, strict=True):
+            whole[is_train] = part
+    counted = count(histories, is_train, len(ids), cooccurrence.fit(offsets, items, len(ids), settings), histories.times)
+    cutter = Cutter(
+        histories,
+        arch,
+        static=None if users is None or pathways["static"] != "on" else users.codes_of(histories.user_keys.tolist()),
+        near=near,  # type: ignore[arg-type]
+        vectors=ids.vectors() if arch.lifelong else None,
+        time_column=list(codings.features).index("time") if "time" in codings.features else None,
+        seed=seed,
+    )
+    held = _held(histories, counted, cutter, arch, n_valid, seed) if n_valid else None
+    return Prepared(arch, pathways, counted, cutter, cutter.training_rows(is_train), held)
+
+
+def _switched(
+    histories: Histories,
+    codings: Codings,
+    users: Users | None,
+    arch: Architecture,
+    is_train: np.ndarray,
+    without: Sequence[str],
+) -> tuple[Architecture, dict[str, str]]:
+    longest = int(np.diff(histories.only(is_train)[0]).max(initial=0))
+    reasons = {
+        "static": "no user table" if users is None or not users.vocabularies else "",
+        "positive": "no ratings" if codings.positive_from is None else "",
+        "lifelong": f"no history is longer than {2 * arch.short}" if longest <= 2 * arch.short else "",
+    }
+    sizes = {"static": 1, "short": arch.short, "positive": arch.positive, "lifelong": arch.lifelong, "near": arch.near}
+    told: dict[str, str] = {}
+    for name, size in sizes.items():
+        reason = "switched off" if name in without or not size else reasons.get(name, "")
+        told[name] = f"off: {reason}" if reason else "on"
+    off: dict[str, Any] = {name: 0 for name in ("positive", "lifelong", "near") if told[name] != "on"}
+    return replace(arch, **off), told
+
+
+def held_out(histories: Histories, part: int) -> tuple[Ask, np.ndarray]:
+    """Every interaction of a part that has one before it: whom to recommend to, knowing what, and the item that came."""
+    users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+    places = np.arange(len(users)) - histories.offsets[users]
+    wanted = np.flatnonzero((histories.parts == part) & (places > 0))
+    return Ask(users[wanted], places[wanted]), histories.items[wanted]
+
+
+def _held(histories: Histories, counted: Counted, cutter: Cutter, arch: Architecture, n_valid: int, seed: int) -> Held | None:
+    ask, targets = held_out(histories, VALID)
+    if not len(ask):
+        return None
+    chosen = np.sort(generator(seed, "validation").permutation(len(ask))[:n_valid])
+    ask, targets = Ask(ask.users[chosen], ask.lengths[chosen]), targets[chosen]
+    near = counted.near.nearest(*ask.past(histories), arch.near, exclude_seen=True) if arch.near else None
+    return Held(cutter.next_rows(ask.users, ask.lengths), targets, near)

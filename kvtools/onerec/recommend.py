@@ -1,0 +1,254 @@
+"""From histories to recommendations: IDs by beam search, items of each ID by a stated rule, seen items left out.
+
+An item's score is log P(ID) + log P(item | ID): an ID that several items share is divided among them by `within`.
+Our choices, the report being silent: popular divides by (training interactions + 1), recent by 1 / rank of the last time an
+item was taken up, random evenly, ties in the order of a shuffle by the seed. So scores stay log-probabilities of items.
+
+Legend: B users, N items, U distinct IDs, W beams, k recommendations.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvtools.chance import generator
+from kvtools.onerec import beam
+from kvtools.onerec.cooccurrence import Cooccurrence, top_popular
+from kvtools.onerec.generator import Counted, Generator
+from kvtools.onerec.histories import Histories
+from kvtools.onerec.rows import Cutter
+from kvtools.onerec.trie import Trie
+
+Within = Literal["popular", "recent", "random"]
+CHUNK = 256  # users in one pass: the unit that ranks share, so that results do not depend on how many there are
+_N_NEAR = 100  # candidates of co-occurrence in a blend
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to recommend."""
+
+    k: int = 10
+    beam: int = 512
+    is_exact: bool = False  # rank all items by full passes; no beams
+    is_legal: bool = True  # by the trie; else the model says what it likes, and what no item has is dropped
+    within: Within = "popular"
+    mask_seen: bool = True
+    blend: float = 0.0  # weight of co-occurrence in a mixture with the generator
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Whom to recommend to: users of the histories, int64 (B,), and how many of their interactions count, int64 (B,)."""
+
+    users: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def chunks(self) -> Iterator["Ask"]:
+        for begin in range(0, len(self), CHUNK):
+            yield Ask(self.users[begin : begin + CHUNK], self.lengths[begin : begin + CHUNK])
+
+    def past(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+        """The interactions that count: offsets int64 (B+1,) and items."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        index = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - histories.offsets[self.users], self.lengths)
+        return offsets, histories.items[index]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Recommendations, best first: items int32 (B, k), -1 where there are no more; scores float32 (B, k); IDs int64 (B, k)
+    by the trie's numbers; how many of the beams were legal."""
+
+    items: np.ndarray
+    scores: np.ndarray
+    ids: np.ndarray
+    n_legal: int = 0
+    n_beams: int = 0
+
+
+class Shares:
+    """P(item | ID) of items that share one: items by ID, the largest share first. log_share float64 (N,) by item."""
+
+    def __init__(self, trie: Trie, counted: Counted, within: Within, seed: int) -> None:
+        n_items = len(trie.id_of_item)
+        order = generator(seed, "within").permutation(n_items)
+        key = np.zeros(n_items)
+        if within == "popular":
+            key = counted.popularity + 1.0
+            order = np.arange(n_items)
+        elif within == "recent":
+            key, order = counted.latest, np.arange(n_items)
+        self.items = (
+            order[np.lexsort((order, -key[order], trie.id_of_item[order]))]
+            if within != "random"
+            else order[np.argsort(trie.id_of_item[order], kind="stable")]
+        )
+        rank = np.arange(n_items) - trie.bucket[trie.id_of_item[self.items]]
+        weight = np.empty(n_items)
+        weight[self.items] = 1 / (rank + 1.0) if within == "recent" else 1.0
+        weight = key if within == "popular" else weight
+        total = np.bincount(trie.id_of_item, weight, minlength=trie.n_ids)
+        self.log_share = np.log(weight / total[trie.id_of_item])
+        self.bucket, self.width = trie.bucket, int(np.diff(trie.bucket).max())
+
+    def spread(self, ids_BW: np.ndarray, scores_BW: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Items (B, X) of the IDs, -1 padding, and their scores, -inf there; of each ID at most its first k."""
+        width = min(self.width, k)
+        at = self.bucket[ids_BW][:, :, None] + np.arange(width)
+        is_there = (at < self.bucket[ids_BW + 1][:, :, None]) & (ids_BW >= 0)[:, :, None]
+        items = np.where(is_there, self.items[at.clip(max=len(self.items) - 1)], -1)
+        scores = np.where(is_there, scores_BW[:, :, None] + self.log_share[items], -np.inf)
+        return items.reshape(len(ids_BW), -1), scores.reshape(len(ids_BW), -1)
+
+
+class Recommender:
+    """Recommends from one generator. cutter: of the histories asked about; device as the model's."""
+
+    def __init__(self, made: Generator, cutter: Cutter, choice: Choice, device: str, dtype: torch.dtype) -> None:
+        self._made, self._cutter, self._choice, self._device, self._dtype = made, cutter, choice, device, dtype
+        self.trie = Trie(made.ids.codes_NS).to(device)
+        self._shares = Shares(self.trie, made.counted, choice.within, choice.seed)
+        self._model = made.model.to(device)
+
+    def recommend(self, ask: Ask) -> Found:
+        """For a chunk of users; those without history get what is popular."""
+        weight = self._choice.blend
+        if not weight:
+            return self._with_popular(ask, lambda known: self._generate(known, self._near(known), self._choice.k))
+        return self._with_popular(ask, lambda known: next(self.blends(known, [weight])))
+
+    def blends(self, ask: Ask, weights: Sequence[float]) -> Iterator[Found]:
+        """Mixtures with co-occurrence by each of the weights, for users with a history; beams are searched once."""
+        near = self._near(ask, _N_NEAR)
+        found = self._generate(ask, near, max(self._choice.k, _N_NEAR))  # it chooses among more than it gives
+        for weight in weights:
+            yield blended(found, near, weight, self._choice.k, self.trie.id_of_item)
+
+    def _with_popular(self, ask: Ask, recommend: Callable[[Ask], Found]) -> Found:
+        is_known = ask.lengths > 0
+        if is_known.all() and len(ask):
+            return recommend(ask)
+        k, popularity = self._choice.k, self._made.counted.popularity
+        items = np.full((len(ask), k), -1, np.int32)
+        scores = np.full((len(ask), k), -np.inf, np.float32)
+        order = np.argsort(-popularity, kind="stable")[:k]
+        items[:, : len(order)] = order
+        scores[:, : len(order)] = np.log((popularity[order] + 1) / (popularity.sum() + len(popularity)))
+        n_legal = n_beams = 0
+        if is_known.any():
+            found = recommend(Ask(ask.users[is_known], ask.lengths[is_known]))
+            items[is_known], scores[is_known], n_legal, n_beams = found.items, found.scores, found.n_legal, found.n_beams
+        return Found(items, scores, self._ids_of(items), n_legal, n_beams)
+
+    def _near(self, ask: Ask, n: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        n = max(n, self._model.arch.near)
+        if not n:
+            return np.empty((len(ask), 0), np.int32), np.empty((len(ask), 0), np.float32)
+        return self._made.counted.near.nearest(*ask.past(self._cutter.histories), n, exclude_seen=True)
+
+    def _generate(self, ask: Ask, near: tuple[np.ndarray, np.ndarray], k: int) -> Found:
+        seen = None
+        if self._choice.mask_seen:
+            items = ask.past(self._cutter.histories)[1]
+            seen = np.repeat(np.arange(len(ask)), ask.lengths) * len(self._made.ids) + items
+        batch = self._cutter.batch(self._cutter.next_rows(ask.users, ask.lengths), near).to(self._device)
+        with torch.inference_mode(), torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32):
+            context = self._model.context(batch)
+            if self._choice.is_exact:
+                return self._exact(beam.rank_all(self._model, context, self.trie), seen, k)
+            if self._choice.is_legal:
+                beams = beam.search(self._model, context, self.trie, self._choice.beam, barred_BU=self._barred(len(ask), seen))
+                ids_BW, scores_BW = beams.ids.cpu().numpy(), beams.scores.cpu().numpy()
+                n_beams = n_legal = int((ids_BW >= 0).sum())
+            else:
+                beams = beam.search_freely(self._model, context, self._choice.beam)
+                codes = beams.codes.cpu().numpy()
+                ids_BW = self.trie.find(codes.reshape(-1, codes.shape[2])).reshape(codes.shape[:2])
+                scores_BW = np.where(ids_BW >= 0, beams.scores.cpu().numpy(), -np.inf)
+                n_beams, n_legal = ids_BW.size, int((ids_BW >= 0).sum())
+        items, scores = self._shares.spread(ids_BW, scores_BW.astype(np.float64), k)
+        found = best(items, scores, seen, len(self._made.ids), k)
+        return Found(*found, self._ids_of(found[0]), n_legal, n_beams)
+
+    def _exact(self, scores_BU: Tensor, seen: np.ndarray | None, k: int) -> Found:
+        scores_BN = scores_BU.cpu().numpy().astype(np.float64)[:, self.trie.id_of_item] + self._shares.log_share
+        items = np.broadcast_to(np.arange(scores_BN.shape[1]), scores_BN.shape)
+        found = best(items, scores_BN, seen, scores_BN.shape[1], k)
+        return Found(*found, self._ids_of(found[0]), scores_BN.size, scores_BN.size)
+
+    def _barred(self, n_users: int, seen: np.ndarray | None) -> Tensor | None:
+        """IDs all of whose items a user has seen, bool (B, U)."""
+        if seen is None:
+            return None
+        rows, items = np.divmod(np.unique(seen), len(self._made.ids))
+        counts = np.bincount(rows * self.trie.n_ids + self.trie.id_of_item[items], minlength=n_users * self.trie.n_ids)
+        return torch.from_numpy(counts.reshape(n_users, -1) >= np.diff(self.trie.bucket)).to(self._device)
+
+    def _ids_of(self, items_Bk: np.ndarray) -> np.ndarray:
+        return np.where(items_Bk >= 0, self.trie.id_of_item[items_Bk], -1)
+
+
+def best(
+    items_BX: np.ndarray, scores_BX: np.ndarray, seen: np.ndarray | None, n_items: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best candidates, int32 (B, k) with -1 where there are no more, and their scores, float32. seen: row * n_items +
+    item of what is left out. Ties go to the lower item."""
+    if seen is not None:
+        keys = np.arange(len(items_BX))[:, None] * n_items + items_BX
+        scores_BX = np.where(np.isin(keys, seen) | (items_BX < 0), -np.inf, scores_BX)
+    order = np.lexsort((items_BX, -scores_BX), axis=1)[:, :k]
+    items, scores = np.take_along_axis(items_BX, order, 1), np.take_along_axis(scores_BX, order, 1)
+    items = np.where(scores > -math.inf, items, -1)
+    short = k - items.shape[1]
+    if short > 0:
+        items = np.pad(items, ((0, 0), (0, short)), constant_values=-1)
+        scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
+    return items.astype(np.int32), scores.astype(np.float32)
+
+
+def blended(found: Found, near: tuple[np.ndarray, np.ndarray], weight: float, k: int, id_of_item: np.ndarray) -> Found:
+    """log((1 - weight) P(item by the generator) + weight P(item by co-occurrence)), each normed over its own candidates."""
+    chance_g = np.exp(found.scores - found.scores.max(axis=1, keepdims=True), dtype=np.float64)
+    chance_c = np.where(near[0] >= 0, near[1], 0).astype(np.float64)
+    items_BX = np.concatenate([found.items, near[0]], axis=1)
+    parts = [(1 - weight) * chance_g / chance_g.sum(1, keepdims=True)]
+    parts.append(weight * chance_c / np.maximum(chance_c.sum(1, keepdims=True), 1e-300))
+    chance_BX = np.concatenate(parts, axis=1)
+    # an item that both propose stands twice: the first place takes the sum, the second nothing
+    order = np.argsort(items_BX, axis=1, kind="stable")
+    ordered, chance = np.take_along_axis(items_BX, order, 1), np.take_along_axis(chance_BX, order, 1)
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    chance[:, :-1] += np.where(twice, chance[:, 1:], 0)
+    chance[:, 1:][twice] = 0
+    with np.errstate(divide="ignore"):
+        scores = np.where(ordered >= 0, np.log(chance), -np.inf)
+    items, told = best(ordered, scores, None, 0, k)
+    return Found(items, told, np.where(items >= 0, id_of_item[items], -1), found.n_legal, found.n_beams)
+
+
+def by_counting(
+    name: Literal["popular", "co-occurrence"], counted: Counted, ask: Ask, histories: Histories, k: int, *, mask_seen: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The baselines, in the form of `Cooccurrence.nearest`: items int32 (B, k) and scores float32 (B, k)."""
+    offsets, items = ask.past(histories)
+    if name == "popular":
+        return top_popular(counted.popularity, offsets, items, k, exclude_seen=mask_seen)
+    return counted.near.nearest(offsets, items, k, exclude_seen=mask_seen)
+
+
+def count(histories: Histories, is_train: np.ndarray, n_items: int, near: Cooccurrence, times: np.ndarray) -> Counted:
+    """What the training part, bool (n,), says of items. times: (n,), when each interaction was."""
+    items = histories.items[is_train]
+    latest = np.full(n_items, -np.inf)
+    np.maximum.at(latest, items, times[is_train].astype(np.float64))
+    return Counted(np.bincount(items, minlength=n_items).astype(np.int64), latest, near)

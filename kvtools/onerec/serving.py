@@ -1,0 +1,257 @@
+"""What `recgen` does between opening and writing: who asks, who answers, and what is told about both.
+
+One rank of several may know a fault alone only where all read the same files, so all find it; findings are told by rank 0.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import typer
+
+from kvtools.artifact import open_artifact
+from kvtools.artifact.files import Sink
+from kvtools.artifact.history import Step, extend
+from kvtools.artifact.stream import Head, Writer
+from kvtools.chance import generator as chance
+from kvtools.faults import Corrupt
+from kvtools.onerec import cooccurrence, evaluating, generator
+from kvtools.onerec.cooccurrence import Settings
+from kvtools.onerec.findings import Findings
+from kvtools.onerec.generator import Counted, Generator
+from kvtools.onerec.histories import Codings, Histories, join
+from kvtools.onerec.ids import Ids
+from kvtools.onerec.interaction_stream import open_interactions
+from kvtools.onerec.interactions import TEST, TRAIN, VALID
+from kvtools.onerec.preparing import held_out
+from kvtools.onerec.recommend import CHUNK, Ask, Choice, Found, Recommender, by_counting, count
+from kvtools.onerec.rows import Cutter
+from kvtools.onerec.titles import read_titles
+from kvtools.onerec.trie import Trie
+from kvtools.onerec.users import open_users
+from kvtools.progress import Ticker
+from kvtools.world import World, shard
+
+Baseline = Literal["popular", "co-occurrence"]
+_CALIBRATION = 4000  # users of the validation part, a seeded sample
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one user is recommended."""
+
+    user: str
+    items: list[str]
+    numbers: np.ndarray  # int32 (k,): the items in the catalogue
+    scores: np.ndarray  # float32 (k,)
+    codes: np.ndarray  # int32 (k, S)
+    is_fallback: bool
+
+
+class Serving:
+    """Interactions that ask, and a model or a baseline that answers. `code` is what to exit with."""
+
+    def __init__(
+        self, src: str, columns: dict[str, str], items: str | None, table: str | None, choice: Choice, world: World, *,
+        device: str, dtype: torch.dtype, tell: Callable[[str], None], strict: bool, is_told: bool, is_quiet: bool,
+    ) -> None:  # fmt: skip
+        self._name = "stdin" if src == "-" else src
+        self._items, self._table, self._choice, self._world = items, table, choice, world
+        self._device, self._dtype, self._tell, self._strict = device, dtype, tell, strict
+        self._is_told, self._is_quiet = is_told, is_quiet or not world.is_root
+        self.code = self.n_users = 0
+        self.history: list[list[Step]] = []
+        self._log, findings, before = open_interactions(src, columns=columns)
+        self.history.append(before)
+        self._settle(self._name, findings)
+
+    # ── evaluation ───────────────────────────────────────────────────────────────────────────────────────────────────
+    def evaluate(self, model: str, baseline: Baseline | None, part: str, *, calibrate: bool) -> dict[str, Any]:
+        """The figures of one model or baseline on a part; a collective."""
+        begun = time.monotonic()
+        k = max(20, *(n for n in evaluating.PASSES if n <= max(self._choice.beam, 20)))
+        choice = _with(self._choice, k=k)
+        told: dict[str, Any] = {"model": model} if baseline is None else {"baseline": baseline}
+        if baseline is not None:
+            ids, histories, counted = self._counted()
+            recommend = self._counting(baseline, counted, histories, ids, choice)
+            ids_of = Trie(ids.codes_NS).id_of_item
+        else:
+            made, histories = self._generator(model)
+            if calibrate:
+                choice = _with(choice, blend=self._calibrated(made, histories, choice))
+            recommender = self._recommender(made, histories, choice)
+            recommend, ids_of = recommender.recommend, recommender.trie.id_of_item
+            told |= {"beam": choice.beam, "blend": choice.blend}
+        ask, targets = held_out(histories, TEST if part == "test" else VALID)
+        if not len(ask):
+            raise Corrupt(f"{self._name}: no {part} interactions of known items found, some expected. See --column part=COL.")
+        ranked = evaluating.rank(ask, targets, ids_of, self._world, self._ticking(recommend, len(ask)))
+        told |= {"part": part, "masked": self._choice.mask_seen, **evaluating.describe(ranked, k)}
+        return {**told, "seconds": round(time.monotonic() - begun, 3)}
+
+    def print_figures(self, lines: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+        """On rank 0: a line each, and their mean where there are several."""
+        if not self._world.is_root:
+            return
+        whole = [*lines, evaluating.spread(lines)] if len(lines) > 1 else list(lines)
+        for line in map(json.dumps, whole) if as_json else evaluating.as_table(whole):
+            typer.echo(line)
+
+    def _calibrated(self, made: Generator, histories: Histories, choice: Choice) -> float:
+        ask, targets = held_out(histories, VALID)
+        chosen = np.sort(chance(choice.seed, "calibration").permutation(len(ask))[:_CALIBRATION])
+        recommender = self._recommender(made, histories, _with(choice, k=10))
+        weight = 0.0
+        if self._world.is_root:
+            weight = evaluating.calibrate(Ask(ask.users[chosen], ask.lengths[chosen]), targets[chosen], recommender)
+            self._tell(f"--blend auto: {weight:g} by NDCG@10 of {len(chosen)} users of the validation part.")
+        return float(self._world.broadcast(weight))
+
+    # ── recommendations ──────────────────────────────────────────────────────────────────────────────────────────────
+    def answers(self, model: str, baseline: Baseline | None, users: str | None, part: str | None) -> Iterator[Answer]:
+        """Each user's recommendations in order, on rank 0; a collective that all ranks go through."""
+        if baseline is not None:
+            ids, histories, counted = self._counted()
+            recommend = self._counting(baseline, counted, histories, ids, self._choice)
+        else:
+            made, histories = self._generator(model)
+            ids, counted = made.ids, made.counted
+            recommend = self._recommender(made, histories, self._choice).recommend
+        ask, names = self._asked(histories, users, part)
+        self.n_users = len(ask)
+        n_cold = int((ask.lengths == 0).sum())
+        if n_cold:
+            some = ", ".join(names[n] for n in np.flatnonzero(ask.lengths == 0)[:3])
+            self._tell(f"{self._name}: {n_cold} users without a known item get what is popular ({some}{', …' * (n_cold > 3)}).")
+        done = 0
+        for some_asked, found in evaluating.over_ranks(ask, self._world, self._ticking(recommend, len(ask))):
+            if self._world.is_root:
+                for row in range(len(some_asked)):
+                    numbers = found.items[row][found.items[row] >= 0]
+                    keys, codes = ids.keys[numbers].tolist(), ids.codes_NS[numbers]
+                    is_cold = bool(some_asked.lengths[row] == 0)
+                    yield Answer(names[done + row], keys, numbers, found.scores[row][: len(numbers)], codes, is_cold)
+                done += len(some_asked)
+
+    def _asked(self, histories: Histories, users: str | None, part: str | None) -> tuple[Ask, list[str]]:
+        lengths = np.diff(histories.offsets)
+        names = [str(key) for key in histories.user_keys.tolist()]
+        numbers = list(range(len(names)))
+        if users is not None:
+            wanted = (
+                [line.strip() for line in Path(users).read_text("utf-8").splitlines()]
+                if Path(users).is_file()
+                else users.split(",")
+            )
+            wanted = [name for name in dict.fromkeys(wanted) if name]
+            known = {name: number for number, name in enumerate(names)}
+            numbers, names = [known.get(name, -1) for name in wanted], wanted
+        chosen = list(shard(range(len(numbers)), part))
+        names = [names[n] for n in chosen]
+        at = np.array([numbers[n] for n in chosen], np.int64)
+        return Ask(np.maximum(at, 0), np.where(at >= 0, lengths[at] if len(lengths) else 0, 0)), names
+
+    # ── who answers ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def _generator(self, src: str) -> tuple[Generator, Histories]:
+        made = generator.load(open_artifact(src), src)
+        self.history.append(made.history)
+        if self._items is not None and Ids.open(self._items)[0].digest != made.ids.digest:
+            raise Corrupt(f"{src}: trained with other IDs than those of {self._items}. Give the IDs it was trained with.")
+        return made, self._join(made.ids, src, made.codings)
+
+    def _recommender(self, made: Generator, histories: Histories, choice: Choice) -> Recommender:
+        static = None
+        if made.static:
+            if self._table is None:
+                self._tell("no --table: the model knows users, and is told nothing of them.")
+                static = np.zeros((len(histories), len(made.static)), np.int64)
+            else:
+                users, findings = open_users(self._table, made.static)
+                self._settle(self._table, findings)
+                assert users is not None, "a table was named"
+                static = users.codes_of(histories.user_keys.tolist()).astype(np.int64)
+        arch = made.model.arch
+        cutter = Cutter(
+            histories, arch, static=static, vectors=made.ids.vectors() if arch.lifelong else None, time_column=made.time_column,
+            seed=int(made.recipe.get("seed", 0)),
+        )  # fmt: skip
+        return Recommender(made, cutter, choice, self._device, self._dtype)
+
+    def _counted(self) -> tuple[Ids, Histories, Counted]:
+        ids, before = Ids.open(self._items or "")
+        self.history.append(before)
+        histories = self._join(ids, self._items or "", None)
+        is_train = histories.parts == TRAIN
+        near = cooccurrence.fit(*histories.only(is_train), len(ids), Settings())
+        return ids, histories, count(histories, is_train, len(ids), near, histories.times)
+
+    def _counting(
+        self, baseline: Baseline, counted: Counted, histories: Histories, ids: Ids, choice: Choice
+    ) -> Callable[[Ask], Found]:
+        id_of_item = Trie(ids.codes_NS).id_of_item
+
+        def recommend(ask: Ask) -> Found:
+            items, scores = by_counting(baseline, counted, ask, histories, choice.k, mask_seen=choice.mask_seen)
+            return Found(items, scores, np.where(items >= 0, id_of_item[items], -1))
+
+        return recommend
+
+    def _join(self, ids: Ids, src: str, codings: Codings | None) -> Histories:
+        histories, _, findings = join(self._log, ids, src, codings)
+        self._settle(self._name, findings)
+        if not len(histories.items):
+            raise Corrupt(f"{self._name}: not one item that {src} knows. Give the interactions that belong to it.")
+        return histories
+
+    def _ticking(self, recommend: Callable[[Ask], Found], n_users: int) -> Callable[[Ask], Found]:
+        n_chunks = -(-n_users // (CHUNK * self._world.size))
+        ticker = Ticker(total=n_chunks, unit="chunks", words="recgen", quiet=self._is_quiet)
+
+        def ticked(ask: Ask) -> Found:
+            found = recommend(ask)
+            ticker()
+            return found
+
+        return ticked
+
+    def _settle(self, name: str, findings: Findings) -> None:
+        self.code = findings.settle(name, self._tell, strict=self._strict, is_told=self._is_told) or self.code
+
+
+def write_json(answers: Iterator[Answer], titles: str | None) -> None:
+    """A line a user on stdout; of a fallback it says so."""
+    called = {} if titles is None else read_titles(titles)
+    for answer in answers:
+        line: dict[str, Any] = {"user": answer.user, "items": answer.items}
+        if titles is not None:
+            line["titles"] = [called.get(key, "") for key in answer.items]
+        line["scores"] = [round(float(score), 6) for score in answer.scores]
+        if answer.is_fallback:
+            line["fallback"] = "popular"
+        typer.echo(json.dumps(line, ensure_ascii=False))
+
+
+def write_stream(
+    answers: Iterator[Answer], dst: str, argv: Sequence[str], serving: Serving, *, force: bool, level: int | None, stamp: bool
+) -> None:
+    """A `recommendation` record a user."""
+    first = next(answers, None)  # the history of all inputs is known once they have been opened
+    head = Head("recommendation", extend("recgen", argv, before=serving.history, stamp=stamp))
+    with Writer(Sink(dst, force=force), head, level=level) as writer:
+        while first is not None:
+            codes = first.codes.astype(np.int32)
+            tensors = {"items": first.numbers.astype(np.int32), "scores": first.scores, "codes": codes}
+            fallback = {"fallback": "popular"} if first.is_fallback else {}
+            writer.write(first.user, tensors, items=first.items, **fallback)
+            first = next(answers, None)
+
+
+def _with(choice: Choice, **changed: Any) -> Choice:
+    """Another choice, whose beam is as wide at least as what is asked for."""
+    return replace(choice, **changed, beam=max(choice.beam, changed.get("k", 0)))

@@ -1,0 +1,83 @@
+"""Sizes of OneRec models: the four of the report's Table 1, and `tiny` for two cores.
+
+Source: OneRec Technical Report (arXiv 2506.13695 v4), Table 1 and sections 2.2 and 2.3. Our reading, which gives Table 1's
+counts within 1 % for 0.121b and 0.935b: code embeddings are shared by input and output, the dense feed-forward has two
+matrices, experts are SwiGLU of 2/3 * 4 * width rounded up to 128, all seven features are there, and the lifelong pathway's
+QFormer and tables of item and author ids are left out of the count. For 0.015b and 2.633b no reading does: the first must
+count tables that the report does not give, and for the second we take experts of half that width in all 24 layers
+(2.68 billion, 1.7 % above).
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+FEATURES = ("author", "tag", "time", "playtime", "duration", "label")  # beside the item itself
+_WIDE = 512  # of an author's embedding; the other features have _NARROW
+_NARROW = 128
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a generator. Our choices where the report is silent: see the comments."""
+
+    width: int = 128
+    encoder_layers: int = 2
+    decoder_layers: int = 2
+    heads: int = 4
+    hidden: int = 256  # of a dense feed-forward
+    experts: int = 0  # 0: dense
+    active: int = 2  # experts a token
+    expert_hidden: int = 0
+    moe: Literal["decoder", "both"] = "decoder"
+    decoder: Literal["cross", "lazy"] = "cross"  # lazy: OneRec-V2, which has no encoder
+    attention: Literal["causal", "full"] = "causal"  # full is the report's; causal lets all targets of a row share one pass
+    short: int = 20
+    positive: int = 256
+    lifelong: int = 2000  # 0: off; items after compression
+    queries: int = 128  # tokens that the lifelong pathway is summed up in
+    near: int = 0  # items that the training part puts beside the last ones, as further context; 0: off
+    near_tokens: bool = True  # whether neighbours are tokens of the context, beside evidence for codes
+    feature_width: int = _NARROW
+    author_width: int = _WIDE
+    static_width: int = 64
+    item_table: bool = False  # an embedding an item beside that of its codes
+    dropout: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+SIZES: dict[str, Architecture] = {
+    "tiny": Architecture(
+        experts=8,
+        expert_hidden=128,
+        positive=32,
+        lifelong=64,
+        queries=16,
+        feature_width=16,
+        author_width=32,
+        static_width=16,
+        item_table=True,
+    ),
+    "0.015b": Architecture(),
+    "0.121b": Architecture(width=1024, encoder_layers=4, decoder_layers=4, heads=8, hidden=2048),
+    "0.935b": Architecture(
+        width=1024, encoder_layers=4, decoder_layers=4, heads=8, hidden=2048, experts=24, active=2, expert_hidden=2816
+    ),
+    "2.633b": Architecture(
+        width=1024,
+        encoder_layers=12,
+        decoder_layers=12,
+        heads=8,
+        hidden=2048,
+        experts=24,
+        active=4,
+        expert_hidden=1408,
+        moe="both",
+    ),
+}
+
+
+def dense_twin(arch: Architecture) -> Architecture:
+    """The dense architecture of equal active work a token: a SwiGLU expert has three matrices, a dense layer two."""
+    return replace(arch, experts=0, hidden=arch.active * arch.expert_hidden * 3 // 2) if arch.experts else arch

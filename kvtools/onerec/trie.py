@@ -1,0 +1,64 @@
+"""Which codes may follow which: the semantic IDs of a catalogue as static tables, looked up without leaving the device.
+
+IDs are sorted; a prefix is then a range of them, and its children a slice of the next level's prefixes. Level by level there
+is an array of prefixes with the last code of each and where its children begin. Following "Vectorizing the trie" (STATIC,
+arXiv 2602.22647) in that every look-up has a fixed shape, the largest number of children of that level; there is no dense
+first level, since slices serve it as well. Memory: 12 bytes a prefix.
+
+Legend: N items, S levels, U distinct IDs, M prefixes asked about, W children at most.
+"""
+
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Trie:
+    """`n_prefixes[l]` prefixes of l + 1 codes, numbered in lexical order; those of the last level are the IDs themselves."""
+
+    def __init__(self, codes_NS: np.ndarray) -> None:
+        """codes_NS: int (N, S), repeated rows allowed."""
+        ids_US, self.id_of_item = np.unique(codes_NS, axis=0, return_inverse=True)
+        self.id_of_item = self.id_of_item.reshape(-1)
+        self.n_ids, self.n_levels = ids_US.shape
+        self.ids_US = torch.from_numpy(ids_US.astype(np.int64))
+        self.codes: list[Tensor] = []  # int64 (n_prefixes,) a level: the last code of each prefix
+        self.starts: list[Tensor] = []  # int64 (n_prefixes of the level before + 1,): where its children begin
+        self.widths: list[int] = []  # children at most
+        above = np.zeros(self.n_ids, np.int64)
+        for level in range(self.n_levels):
+            is_new = np.r_[True, (ids_US[1:, : level + 1] != ids_US[:-1, : level + 1]).any(axis=1)]
+            first = np.flatnonzero(is_new)
+            starts = np.searchsorted(above[first], np.arange(above[-1] + 2))
+            self.codes.append(torch.from_numpy(ids_US[first, level].astype(np.int64)))
+            self.starts.append(torch.from_numpy(starts))
+            self.widths.append(int(np.diff(starts).max()))
+            above = np.cumsum(is_new) - 1
+        # items of each ID, for collisions: item numbers sorted by ID, and where each ID's begin
+        self.items = np.argsort(self.id_of_item, kind="stable")
+        self.bucket = np.concatenate([[0], np.cumsum(np.bincount(self.id_of_item, minlength=self.n_ids))])
+
+    def to(self, device: str) -> Self:
+        self.codes, self.starts = [x.to(device) for x in self.codes], [x.to(device) for x in self.starts]
+        self.ids_US = self.ids_US.to(device)
+        return self
+
+    def children(self, level: int, prefix_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefixes int64 (M, W) of `level` that go on from prefixes of the level before, and which there are, bool (M, W).
+
+        At level 0 there is one prefix to go on from, 0, the empty one.
+        """
+        begin_M1 = self.starts[level][prefix_M].unsqueeze(1)
+        child_MW = begin_M1 + torch.arange(self.widths[level], device=prefix_M.device)
+        is_there = child_MW < self.starts[level][prefix_M + 1].unsqueeze(1)
+        return torch.where(is_there, child_MW, begin_M1), is_there
+
+    def find(self, codes_MS: np.ndarray) -> np.ndarray:
+        """int64 (M,): the number of each ID, -1 where the catalogue has no such ID."""
+        told = self.ids_US.cpu().numpy()
+        both, at = np.unique(np.concatenate([told, codes_MS]), axis=0, return_inverse=True)
+        number = np.full(len(both), -1, np.int64)
+        number[at.reshape(-1)[: len(told)]] = np.arange(len(told))
+        return np.asarray(number[at.reshape(-1)[len(told) :]])

@@ -58,8 +58,8 @@ def main(
         list[str] | None, typer.Option(metavar="NAME=N", help="Change the size, as width=256; may be repeated.")
     ] = None,
     steps: Annotated[str, typer.Option(metavar="DURATION", help="How long: 500, 20ep or 1e9tok.")] = "20ep",
-    lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate, at its peak.")] = 2e-3,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Targets a step, padding included.")] = 2048,
+    lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate, at its peak.")] = 3e-3,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Targets a step, padding included.")] = 512,
     training: Annotated[
         list[str] | None, typer.Option(metavar="NAME=X", help="Change the training, as dropout=0.2; may be repeated.")
     ] = None,

@@ -2,7 +2,7 @@
 
 The context is computed once a user and its keys and values serve all beams; only the few codes of an ID have keys of their
 own. Log-probabilities are the model's over all codes, before what the trie forbids is left out, so that beam scores are
-those of an exact ranking. Ties go to the lower prefix. Source: OneRec Technical Report section 2.5 for the use; its widths
+those of an exact ranking. Equal scores come in any order. Source: OneRec Technical Report section 2.5 for the use; its widths
 are 512, and ours anything from 1.
 
 Legend: B users, W beams, K codes of a level, V children, M = B * W, U distinct IDs, S levels.
@@ -82,10 +82,7 @@ class _Front:
     def logits(self, level: int) -> Tensor:
         """Scores of the next code of all beams, float32 (B * W, K)."""
         h_M1D, self._past = self.model.decode(self._x_M1D, self._attends, self._past)
-        sums_MK = None
-        if self._evidence is not None and self._agree_MN is not None:
-            sums_MK = self._evidence.sums(level, self._users(), self._agree_MN, self.model.vocabulary.codes[level])
-        return self.model.logits(level, h_M1D[:, 0], sums_MK)
+        return self.model.logits(level, h_M1D[:, 0], self._evidence, self._agree_MN)
 
     def choose(self, total_BX: Tensor, n_beams: int) -> Tensor:
         """The places of the best scores, int64 (B, W); they become the beams' scores."""
@@ -101,11 +98,7 @@ class _Front:
         self._past = [(k[parent_M], v[parent_M]) for k, v in self._past]
         self._x_M1D = self.model.after(level, code_BW.flatten())
         if self._evidence is not None and self._agree_MN is not None:
-            self._agree_MN = self._evidence.follow(level, self._users(), self._agree_MN[parent_M], code_BW.flatten())
-
-    def _users(self) -> Tensor:
-        n_beams = len(self._x_M1D) // self.n_users
-        return torch.arange(self.n_users, device=self._x_M1D.device).repeat_interleave(n_beams)
+            self._agree_MN = self._evidence.follow(level, self._agree_MN[parent_M], code_BW.flatten())
 
 
 @torch.inference_mode()
@@ -124,16 +117,13 @@ def rank_all(model: OneRec, context: Context, trie: Trie, *, n_rows: int = 1 << 
         tokens = [first_BD.repeat_interleave(n_stems, 0)]
         tokens += [model.after(level, stems_xS[:, level].repeat(n_users)) for level in range(n_levels - 1)]
         h_MSD, _ = model.decode(torch.cat(tokens, dim=1), model.attends(context))
-        evidence, users_M = context.evidence, torch.arange(n_users, device=h_MSD.device).repeat_interleave(n_stems)
-        agree_MN = evidence.start()[users_M] if evidence else None
+        evidence = context.evidence
+        agree_MN = evidence.start().repeat_interleave(n_stems, 0) if evidence else None
         log_p = []
-        for level, n_codes in enumerate(model.vocabulary.codes):
-            sums_MK = None
-            if evidence is not None and agree_MN is not None:
-                sums_MK = evidence.sums(level, users_M, agree_MN, n_codes)
-                if level < n_levels - 1:
-                    agree_MN = evidence.follow(level, users_M, agree_MN, stems_xS[:, level].repeat(n_users))
-            log_p.append(model.logits(level, h_MSD[:, level], sums_MK).log_softmax(1))
+        for level in range(n_levels):
+            log_p.append(model.logits(level, h_MSD[:, level], evidence, agree_MN).log_softmax(1))
+            if evidence is not None and agree_MN is not None and level < n_levels - 1:
+                agree_MN = evidence.follow(level, agree_MN, stems_xS[:, level].repeat(n_users))
         stem_M1 = torch.arange(n_users * n_stems, device=h_MSD.device).unsqueeze(1) % n_stems
         path_M = sum(log_p[level].gather(1, stems_xS[stem_M1[:, 0], level].unsqueeze(1)) for level in range(n_levels - 1))
         gains.append((path_M + log_p[-1]).view(n_users, n_stems, -1))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as nf
 
 from kvtools.onerec.batch import ALWAYS, Batch, Tokens
-from kvtools.onerec.evidence import Evidence, Trust
-from kvtools.onerec.layers import Attend, DecoderLayer, EncoderLayer, Past, attention, heads_of, norm
+from kvtools.onerec.evidence import Evidence, Neighbours
+from kvtools.onerec.layers import Attend, DecoderLayer, EncoderLayer, Past, attention, dense, heads_of, norm
 from kvtools.onerec.moe import Experts
 from kvtools.onerec.sizes import Architecture
 
@@ -85,9 +85,7 @@ class Summary(nn.Module):
             names = ("query", "key", "value", "out")
             block = nn.ModuleDict({name: nn.Linear(arch.width, arch.width, bias=False) for name in names})
             block["query_norm"], block["norm"] = norm(arch.width), norm(arch.width)
-            block["feed"] = nn.Sequential(
-                nn.Linear(arch.width, arch.hidden, bias=False), nn.GELU(), nn.Linear(arch.hidden, arch.width, bias=False)
-            )
+            block["feed"] = dense(arch.width, arch.hidden)
             self.blocks.append(block)
 
     def forward(self, x_BPD: Tensor, is_token_BP: Tensor) -> Tensor:
@@ -138,7 +136,7 @@ class OneRec(nn.Module):
         if is_lazy:
             self.key_norm = norm(arch.width)
         if arch.near:
-            self.trust = nn.ModuleList(Trust(arch.width) for _ in vocabulary.codes)
+            self.neighbours = Neighbours(arch.width, vocabulary.items, vocabulary.codes)
         if arch.near and arch.near_tokens:
             self.near_dense = nn.Sequential(
                 nn.Linear(arch.width + 1, arch.width), nn.LeakyReLU(), nn.Linear(arch.width, arch.width)
@@ -228,7 +226,8 @@ class OneRec(nn.Module):
     def _own(self, items_BTN: Tensor, alike_BTN: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Keys and values (B, T, H, N, X) a layer of each target's own neighbours, and which there are."""
         rank_ND = self.near_ranks[torch.arange(items_BTN.shape[2], device=items_BTN.device).clamp(max=_N_NEAR_RANKS - 1)]
-        x = torch.cat([self.item_vectors(items_BTN), alike_BTN.unsqueeze(3).log1p()], dim=3)
+        x = self.item_vectors(items_BTN)
+        x = torch.cat([x, alike_BTN.unsqueeze(3).log1p().to(x.dtype)], dim=3)
         x = self.near_dense(x) + rank_ND
         keys, values = self._project(self.context_norm(nf.dropout(x, self.arch.dropout, self.training)))
         mask = items_BTN >= 0
@@ -241,7 +240,9 @@ class OneRec(nn.Module):
 
     def _evidence(self, items_BTN: Tensor, alike_BTN: Tensor) -> Evidence:
         items_RN = items_BTN.flatten(0, 1)
-        return Evidence(self.codes_IS[items_RN.clamp(min=0)], alike_BTN.flatten(0, 1) * (items_RN >= 0))
+        codes_RNS = self.codes_IS[items_RN.clamp(min=0)]
+        dropout = self.arch.dropout if self.training else 0.0
+        return self.neighbours.evidence(items_RN, alike_BTN.flatten(0, 1), codes_RNS, dropout)
 
     # ── decoder ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def first(self, context: Context) -> Tensor:
@@ -262,11 +263,13 @@ class OneRec(nn.Module):
             kept.append(after)
         return x_MPD, kept
 
-    def logits(self, level: int, h_MD: Tensor, sums_MK: Tensor | None = None) -> Tensor:
-        """(M, D) states to (M, K) scores of the codes of a level, float32. sums_MK: what neighbours say for each."""
+    def logits(self, level: int, h_MD: Tensor, evidence: Evidence | None = None, agree_MN: Tensor | None = None) -> Tensor:
+        """(M, D) states to (M, K) scores of the codes of a level, float32. agree_MN: which neighbours go with the prefix."""
         table, normed_MD = cast("nn.Embedding", self.codes[level]), self.head_norms[level](h_MD)
         logits_MK = nf.linear(normed_MD, table.weight).float()
-        return logits_MK if sums_MK is None else logits_MK + self.trust[level](normed_MD, sums_MK)
+        if evidence is None or agree_MN is None:
+            return logits_MK
+        return logits_MK + self.neighbours.added(evidence, level, normed_MD, agree_MN)
 
     def attends(self, context: Context) -> list[Attend]:
         return [context.attend(number) for number in range(self.arch.decoder_layers)]
@@ -280,16 +283,13 @@ class OneRec(nn.Module):
         tokens = [self.first(context), *(self.after(level, codes_MS[:, level]) for level in range(self.n_levels - 1))]
         x_MSD = nf.dropout(torch.cat(tokens, dim=1), self.arch.dropout, self.training)
         h_MSD, _ = self.decode(x_MSD, self.attends(context))
-        h_JSD, codes_JS = h_MSD[is_target], codes_MS[is_target]
-        evidence, sums_JK = context.evidence, None
-        rows_J = is_target.nonzero().squeeze(1)
-        agree_JN = evidence.start()[rows_J] if evidence else None
+        codes_JS, evidence = codes_MS[is_target], context.evidence
+        agree_MN = evidence.start() if evidence else None
         total, told = h_MSD.new_zeros((), dtype=torch.float32), []
-        for level, n_codes in enumerate(self.vocabulary.codes):
-            if evidence is not None and agree_JN is not None:
-                sums_JK = evidence.sums(level, rows_J, agree_JN, n_codes)
-                agree_JN = evidence.follow(level, rows_J, agree_JN, codes_JS[:, level])
-            logits = self.logits(level, h_JSD[:, level], sums_JK)
+        for level in range(self.n_levels):
+            logits = self.logits(level, h_MSD[:, level], evidence, agree_MN)[is_target]
+            if evidence is not None and agree_MN is not None:
+                agree_MN = evidence.follow(level, agree_MN, codes_MS[:, level])
             plain = nf.cross_entropy(logits, codes_JS[:, level], reduction="sum")
             told.append(plain.detach())
             if smoothing and self.training:

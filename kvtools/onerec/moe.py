@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nf
 
-_RATE = 2e-3  # how far the bias goes a step; at 1e-3 the load took twice as long to become even
+_RATE = 1e-2  # how far the bias goes a step; at 2e-3 the load of small models was uneven for several epochs
+_RECENT = 0.05  # weight of a step in the load that is told: single steps overshoot, and what counts is their average
 
 
 class Experts(nn.Module):
@@ -21,6 +22,7 @@ class Experts(nn.Module):
     router: nn.Linear
     bias: Tensor
     load: Tensor
+    recent: Tensor
 
     def __init__(self, width: int, n_experts: int, n_active: int, hidden: int) -> None:
         super().__init__()
@@ -30,6 +32,7 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(n_experts, hidden, width))
         self.register_buffer("bias", torch.zeros(n_experts))
         self.register_buffer("load", torch.zeros(n_experts, dtype=torch.float64), persistent=False)
+        self.register_buffer("recent", torch.zeros(n_experts))
         # small, so that the first choices are not all alike: what the router sees has much in common
         nn.init.normal_(self.router.weight, std=0.1 * width**-0.5)
         nn.init.normal_(self.up, std=width**-0.5)
@@ -59,7 +62,9 @@ class Experts(nn.Module):
         return (out_MAD * gate_MA.unsqueeze(2).to(out_MAD.dtype)).sum(1)
 
     def rebalance(self, load_E: Tensor) -> float:
-        """Move the bias by the tokens each expert had; returns max / mean of that load."""
-        mean = load_E.mean()
-        self.bias += (_RATE * torch.sign(mean - load_E)).to(self.bias)
-        return float(load_E.max() / mean) if float(mean) > 0 else 1.0
+        """Move the bias by the tokens each expert had in a step; returns max / mean of the load of about the last 20 steps."""
+        share_E = load_E / load_E.sum().clamp(min=1)
+        self.bias += (_RATE * torch.sign(share_E.mean() - share_E)).to(self.bias)
+        self.bias -= self.bias.mean()  # only differences choose
+        self.recent.lerp_(share_E.to(self.recent), _RECENT)
+        return float(self.recent.max() / self.recent.mean().clamp(min=1e-9))

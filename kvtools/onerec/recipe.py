@@ -13,7 +13,7 @@ from kvtools.options import duration
 
 # what --training may change, with its defaults: chosen on validation of Amazon Beauty and ML-100k (bench/README.md)
 _TRAINING: dict[str, Any] = {
-    "dropout": 0.1,
+    "dropout": 0.2,
     "smoothing": 0.0,  # of labels
     "weight_decay": 0.1,
     "warmup": "5%",

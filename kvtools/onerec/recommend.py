@@ -115,10 +115,11 @@ class Recommender:
     """Recommends from one generator. cutter: of the histories asked about; device as the model's."""
 
     def __init__(self, made: Generator, cutter: Cutter, choice: Choice, device: str, dtype: torch.dtype) -> None:
-        self._made, self._cutter, self._choice, self._device, self._dtype = made, cutter, choice, device, dtype
+        self._made, self._cutter, self._choice, self._device = made, cutter, choice, device
         self.trie = Trie(made.ids.codes_NS).to(device)
         self._shares = Shares(self.trie, made.counted, choice.within, choice.seed)
-        self._model = made.model.to(device)
+        # weights too, not by autocast, which would cast them anew for every batch
+        self._model = made.model.to(device, dtype)
 
     def recommend(self, ask: Ask) -> Found:
         """For a chunk of users; those without history get what is popular."""
@@ -162,7 +163,7 @@ class Recommender:
             items = ask.past(self._cutter.histories)[1]
             seen = np.repeat(np.arange(len(ask)), ask.lengths) * len(self._made.ids) + items
         batch = self._cutter.batch(self._cutter.next_rows(ask.users, ask.lengths), near).to(self._device)
-        with torch.inference_mode(), torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32):
+        with torch.inference_mode():
             context = self._model.context(batch)
             if self._choice.is_exact:
                 return self._exact(beam.rank_all(self._model, context, self.trie), seen, k)

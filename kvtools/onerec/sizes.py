@@ -25,6 +25,7 @@ class Architecture:
     decoder_layers: int = 2
     heads: int = 4
     hidden: int = 256  # of a dense feed-forward
+    decoder_hidden: int = 0  # of the decoder's, where it is another
     experts: int = 0  # 0: dense
     active: int = 2  # experts a token
     expert_hidden: int = 0
@@ -36,7 +37,7 @@ class Architecture:
     lifelong: int = 2000  # 0: off; items after compression
     queries: int = 128  # tokens that the lifelong pathway is summed up in
     near: int = 0  # items that the training part puts beside the last ones, as further context; 0: off
-    near_tokens: bool = True  # whether neighbours are tokens of the context, beside evidence for codes
+    near_tokens: bool = False  # whether neighbours are tokens of the context, beside evidence for codes
     feature_width: int = _NARROW
     author_width: int = _WIDE
     static_width: int = 64
@@ -49,8 +50,10 @@ class Architecture:
 
 SIZES: dict[str, Architecture] = {
     "tiny": Architecture(
+        width=64,
+        hidden=128,
         experts=8,
-        expert_hidden=128,
+        expert_hidden=64,
         positive=32,
         lifelong=64,
         queries=16,
@@ -80,4 +83,7 @@ SIZES: dict[str, Architecture] = {
 
 def dense_twin(arch: Architecture) -> Architecture:
     """The dense architecture of equal active work a token: a SwiGLU expert has three matrices, a dense layer two."""
-    return replace(arch, experts=0, hidden=arch.active * arch.expert_hidden * 3 // 2) if arch.experts else arch
+    if not arch.experts:
+        return arch
+    hidden = arch.active * arch.expert_hidden * 3 // 2
+    return replace(arch, experts=0, decoder_hidden=hidden, hidden=hidden if arch.moe == "both" else arch.hidden)

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TextIO
 
 from kvtools.faults import CannotCreate, Missing, Usage
 
@@ -49,9 +49,19 @@ def is_same_file(src: str, dst: str) -> bool:
 
 
 def refuse_existing(dst: str, *, force: bool) -> None:
-    """Raise CannotCreate where dst is a file already there and overwriting was not asked for."""
+    """Raise CannotCreate where dst is a file already there and overwriting was not asked for, or in a folder that is not."""
+    if dst != "-" and not os.path.isdir(Path(dst).parent):
+        raise CannotCreate(f"{dst}: no such file or directory.")
     if dst != "-" and Path(dst).is_file() and not force:
         raise CannotCreate(f"{dst}: exists already. Give --force to overwrite it.")
+
+
+def open_log(dst: str | None) -> TextIO:
+    """A file to append lines to, each there for readers once it is written; nowhere where dst is None."""
+    try:
+        return open(dst or os.devnull, "a", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise CannotCreate(f"{dst}: {_reason(error)}.") from None
 
 
 class Sink:

@@ -63,6 +63,11 @@ def _print_table(src: str, line: dict[str, Any], steps: list[str]) -> None:
     for name, value in line.get("quality", {}).items():
         if name not in line["config"]:
             typer.echo(f"{'quality':<8} {name:<16} {_rounded(value)}")
+    for name, state in line.get("pathways", {}).items():
+        typer.echo(f"{'pathway':<8} {name:<16} {state}")
+    for name in ("parameters", "step", "validation"):
+        if isinstance(line.get(name), int | float):
+            typer.echo(f"{'model':<8} {name:<16} {_rounded(line[name])}")
     for step in steps:
         typer.echo(f"{'history':<8} {step}")
 

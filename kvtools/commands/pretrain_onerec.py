@@ -97,8 +97,9 @@ def main(
     """
     import torch
 
-    from kvtools.artifact.files import Sink, refuse_existing
+    from kvtools.artifact.files import Sink, open_log, refuse_existing
     from kvtools.artifact.history import extend
+    from kvtools.faults import Corrupt
     from kvtools.learn.cost import measured_peak
     from kvtools.learn.loop import DTYPES, Training
     from kvtools.learn.state import State
@@ -126,6 +127,7 @@ def main(
     require(
         interactions != "-" or world.size == 1, "INTERACTIONS", f"- on {world.size} ranks", "a file, which every rank reads,"
     )
+    require([interactions, items, users].count("-") <= 1, "-", "named more than once", "one input from stdin")
     require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     chosen = ("bfloat16" if place == "cuda" else "float32") if dtype == "auto" else dtype
@@ -144,7 +146,8 @@ def main(
     table, findings = open_users(users)
     code = findings.settle(users or "", tell, strict=strict, is_told=verbose) or code
     made = prepare(histories, codings, ids, table, recipe.arch, without=recipe.without, n_valid=recipe.valid_users, seed=seed)
-    require(len(made.rows) > 0, name, "no two interactions of a user in the training part", "a history to learn from")
+    if not len(made.rows):
+        raise Corrupt(f"{name}: no two interactions of a user in the training part, a history to learn from expected.")
 
     torch.manual_seed(recipe.weights_seed)
     static = list(table.vocabularies) if table is not None and made.pathways["static"] == "on" else []
@@ -155,7 +158,8 @@ def main(
     plan = recipe.plan(task.n_steps(), task.n_tokens(), chosen)
     folder = state or (None if output == "-" else os.path.join(os.path.dirname(output), f".{os.path.basename(output)}.state"))
     peak = measured_peak(place, DTYPES[chosen])
-    run = Training(task, plan, State(folder, {**recipe.to_json(), "items": ids.digest}), world, device=place, peak=peak)
+    kept = State(folder, {**recipe.to_json(), "items": ids.digest, "input": made.digest, "dtype": chosen})
+    run = Training(task, plan, kept, world, device=place, peak=peak)
     if run.take_up(start_over=force):
         tell(f"{folder}: goes on after step {run.progress.step}.")
     elif verbose:
@@ -165,7 +169,7 @@ def main(
         total=plan.n_steps - run.progress.step, unit="steps", words="pretrain onerec", quiet=quiet or not world.is_root
     )
     told: dict[str, Any] = {}
-    with open(log if log and world.is_root else os.devnull, "a", encoding="utf-8") as curve:
+    with open_log(log if world.is_root else None) as curve:
         for step in run.run(Stop() if folder else False):
             if step.validation is None:
                 ticker()

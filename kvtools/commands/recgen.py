@@ -1,10 +1,12 @@
 """`kvtools recgen`: a generator and what users did in, recommendations out."""
 
 import time
+from contextlib import suppress
 from typing import Annotated, Literal
 
 import typer
 
+from kvtools.faults import Usage
 from kvtools.options import AsJson, Compress, Device, Force, Output, Quiet, Seed, Shard, Stamp, Strict, Verbose, require
 
 EXAMPLES = [
@@ -98,12 +100,18 @@ def main(
     require(baseline is None or items is not None, "--baseline", f"{baseline} alone", "--items IDS beside it")
     require(k <= n_beams or exact or baseline is not None, "-k", f"{k} of --beam {n_beams}", "no more than the beam")
     require(not (exact and no_trie), "--exact", "with --no-trie", "one of the two")
-    require(not (as_json and evaluate is None and output != "-"), "--json", f"with -o {output}", "lines on stdout alone")
+    require(not (as_json and output != "-"), "--json", f"with -o {output}", "lines on stdout alone")
+    for option, value in (("--users", users), ("--shard", shard), ("--titles", titles), ("-o", output)):
+        require(evaluate is None or value in (None, "-"), option, f"{value} with --evaluate", "one of the two")
+    require(titles is None or as_json, "--titles", f"{titles} alone", "--json beside it")
+    require(blend is None or baseline is None, "--blend", f"{blend} with --baseline", "a --model")
+    sources = [interactions, items, table, titles, *(models or [])]
+    require(sources.count("-") <= 1, "-", "named more than once", "one input from stdin")
     require(
         interactions != "-" or world.size == 1, "INTERACTIONS", f"- on {world.size} ranks", "a file, which every rank reads,"
     )
     require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
-    weight = None if blend in (None, "auto") else float(blend or 0)
+    weight = _share(blend or "0")
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     refuse_existing(output, force=force)
     share_cores(world.local_size)
@@ -111,7 +119,7 @@ def main(
     def tell(words: str) -> None:
         ctx.obj.note(words, quiet=quiet or not world.is_root)
 
-    choice = Choice(k, n_beams, exact, not no_trie, within, not keep_seen, weight or 0.0, seed)
+    choice = Choice(k, n_beams, exact, not no_trie, within, not keep_seen, weight, seed)
     serving = Serving(
         interactions, roles(columns or []), items, table, choice, world,
         device=place, dtype=DTYPES[dtype], tell=tell, strict=strict, is_told=verbose, is_quiet=quiet,
@@ -121,7 +129,7 @@ def main(
         serving.print_figures(lines, as_json=as_json)
         return serving.code
     begun = time.monotonic()
-    answers = serving.answers((models or [""])[0], baseline, users, shard)
+    answers = serving.answers((models or [""])[0], baseline, users, shard, calibrate=blend == "auto")
     if not world.is_root:
         for _ in answers:
             pass
@@ -132,3 +140,12 @@ def main(
     if verbose:
         tell(f"{serving.n_users:,} users in {time.monotonic() - begun:.1f} s.")
     return serving.code
+
+
+def _share(blend: str) -> float:
+    """The weight that --blend says; 0 for auto, which is to be found."""
+    with suppress(ValueError):
+        weight = 0.0 if blend == "auto" else float(blend)
+        if 0 <= weight <= 1:
+            return weight
+    raise Usage(f"--blend {blend}: a share from 0 to 1, or auto, expected.")

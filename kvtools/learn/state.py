@@ -44,7 +44,8 @@ class State:
 
     @property
     def is_kept(self) -> bool:
-        return self._path is not None
+        """Whether there is one to take up."""
+        return self._path is not None and os.path.exists(self._path)
 
     def save(
         self, model: nn.Module, best: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, progress: Progress

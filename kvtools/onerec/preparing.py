@@ -4,6 +4,7 @@ A pathway whose features are missing is off, and the model says why. Validation 
 up to there; TEST is never looked at.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,14 @@ class Prepared:
     cutter: Cutter
     rows: Rows
     held: Held | None
+
+    @property
+    def digest(self) -> str:
+        """What tells these interactions and users from others."""
+        told, seen = hashlib.blake2b(digest_size=12), self.cutter.histories
+        for array in (seen.offsets, seen.items, seen.parts, seen.features, self.cutter.static):
+            told.update(np.ascontiguousarray(array).tobytes())
+        return told.hexdigest()
 
 
 def prepare(

@@ -1,6 +1,7 @@
 """The recipe of a generator: what the options of `pretrain onerec` say, checked, and what they leave open."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
@@ -23,6 +24,19 @@ _TRAINING: dict[str, Any] = {
     "patience": "5ep",
     "valid_users": 2000,
     "positive_from": "",  # the rating from which an interaction is positive; empty: the median
+}
+# what NAME=VALUE may be, where it is not 0 or more: a test, and its words
+_MAY_BE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "moe": (("decoder", "both").__contains__, "decoder or both"),
+    "decoder": (("cross", "lazy").__contains__, "cross or lazy"),
+    "attention": (("causal", "full").__contains__, "causal or full"),
+    "rate": (("cosine", "constant").__contains__, "cosine or constant"),
+    "clip": (lambda x: 0 < x < math.inf, "more than 0"),
+    "positive_from": (lambda words: words == "" or _is_number(words), "a rating"),
+    **dict.fromkeys(("dropout", "smoothing"), (lambda x: 0 <= x < 1, "from 0 to less than 1")),
+    **dict.fromkeys(("width", "heads", "decoder_layers", "hidden", "active", "short"), (lambda n: n >= 1, "1 or more")),
+    **dict.fromkeys(("queries", "feature_width", "author_width", "static_width"), (lambda n: n >= 1, "1 or more")),
+    "accumulate": (lambda n: n >= 1, "1 or more"),
 }
 
 
@@ -67,12 +81,19 @@ class Recipe:
         told = _named(architecture, "--architecture", defaults)
         arch = dense_twin(arch) if told["experts"] == 0 and "experts=0" in architecture else arch
         arch = replace(arch, **{name: told[name] for name in told if told[name] != defaults[name]})
-        if arch.width % arch.heads or arch.active > max(arch.experts, arch.active * (arch.experts == 0)):
+        _refuse_nonsense("--architecture", arch.to_json())
+        _refuse_nonsense("--training", changed)
+        if arch.width % arch.heads or 0 < arch.experts < arch.active or (arch.experts and not arch.expert_hidden):
             raise Usage(
-                f"--architecture: width {arch.width}, {arch.heads} heads, {arch.active} of {arch.experts} experts found; "
-                "a width that heads divide, and no more active experts than there are expected."
+                f"--architecture: width {arch.width}, {arch.heads} heads, {arch.active} of {arch.experts} experts of "
+                f"{arch.expert_hidden} found; a width that heads divide, no more active experts than there are, and some width "
+                "of theirs expected."
             )
-        duration(steps, "--steps")
+        if not math.isfinite(lr):
+            raise Usage(f"--lr {lr}: a finite number expected.")
+        said, unit = duration(steps, "--steps")
+        if unit == "%" or not said:
+            raise Usage(f"--steps {steps}: some steps, epochs or tokens expected.")
         return cls(arch, tuple(without), steps, lr, changed, seed, words)
 
     @property
@@ -99,8 +120,6 @@ class Recipe:
     def plan(self, n_steps: int, n_tokens: int, dtype: Any) -> Plan:
         """The loop's plan, for epochs of n_steps steps and n_tokens tokens."""
         said, unit = duration(self.steps, "--steps")
-        if unit == "%":
-            raise Usage(f"--steps {self.steps}: a share of nothing; steps, epochs or tokens expected.")
         total = {"": said, "ep": said * n_steps, "tok": said / n_tokens * n_steps}[unit]
         n_total = max(1, round(total))
 
@@ -136,3 +155,21 @@ def _named(words: Sequence[str], option: str, defaults: dict[str, Any]) -> dict[
         except ValueError:
             raise Usage(f"{option} {word}: a value like {defaults[name]!r} expected.") from None
     return told
+
+
+def _refuse_nonsense(option: str, values: dict[str, Any]) -> None:
+    """Raise Usage for a value that its name cannot have."""
+    for name, value in values.items():
+        if name in ("warmup", "patience"):
+            duration(value, f"{option} {name}")
+            continue
+        is_good, expected = _MAY_BE.get(name, (lambda n: 0 <= n < math.inf, "0 or more"))
+        if not is_good(value):
+            raise Usage(f"{option} {name}={value}: {expected} expected.")
+
+
+def _is_number(words: str) -> bool:
+    try:
+        return math.isfinite(float(words))
+    except ValueError:
+        return False

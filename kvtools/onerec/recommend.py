@@ -27,6 +27,7 @@ from kvtools.onerec.trie import Trie
 Within = Literal["popular", "recent", "random"]
 CHUNK = 256  # users in one pass: the unit that ranks share, so that results do not depend on how many there are
 _N_NEAR = 100  # candidates of co-occurrence in a blend
+_N_SCORES = 1 << 25  # scores of codes held at a time: 128 MiB, of which a pass holds a few
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,13 @@ class Recommender:
         """For a chunk of users; those without history get what is popular."""
         weight = self._choice.blend
         if not weight:
-            return self._with_popular(ask, lambda known: self._generate(known, self._near(known), self._choice.k))
+            return self._with_popular(ask, lambda known: self._in_passes(known, self._near(known), self._choice.k))
         return self._with_popular(ask, lambda known: next(self.blends(known, [weight])))
 
     def blends(self, ask: Ask, weights: Sequence[float]) -> Iterator[Found]:
         """Mixtures with co-occurrence by each of the weights, for users with a history; beams are searched once."""
         near = self._near(ask, _N_NEAR)
-        found = self._generate(ask, near, max(self._choice.k, _N_NEAR))  # it chooses among more than it gives
+        found = self._in_passes(ask, near, max(self._choice.k, _N_NEAR))  # it chooses among more than it gives
         for weight in weights:
             yield blended(found, near, weight, self._choice.k, self.trie.id_of_item)
 
@@ -156,6 +157,18 @@ class Recommender:
         if not n:
             return np.empty((len(ask), 0), np.int32), np.empty((len(ask), 0), np.float32)
         return self._made.counted.near.nearest(*ask.past(self._cutter.histories), n, exclude_seen=True)
+
+    def _in_passes(self, ask: Ask, near: tuple[np.ndarray, np.ndarray], k: int) -> Found:
+        """As many users at a time as memory should hold scores for: wide beams over many codes take a few, others all."""
+        n_stems = len(self.trie.codes[-2]) if self.trie.n_levels > 1 else 1
+        n_scores = (n_stems if self._choice.is_exact else self._choice.beam) * max(self._model.vocabulary.codes)
+        step = max(1, _N_SCORES // n_scores)
+        parts = []
+        for begin in range(0, len(ask), step):
+            part = slice(begin, begin + step)
+            parts.append(self._generate(Ask(ask.users[part], ask.lengths[part]), (near[0][part], near[1][part]), k))
+        items, scores, ids = (np.concatenate([getattr(p, name) for p in parts]) for name in ("items", "scores", "ids"))
+        return Found(items, scores, ids, sum(p.n_legal for p in parts), sum(p.n_beams for p in parts))
 
     def _generate(self, ask: Ask, near: tuple[np.ndarray, np.ndarray], k: int) -> Found:
         seen = None

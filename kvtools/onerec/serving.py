@@ -72,7 +72,7 @@ class Serving:
 
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────────────────────────
     def evaluate(self, model: str, baseline: Baseline | None, part: str, *, calibrate: bool) -> dict[str, Any]:
-        """The figures of one model or baseline on a part; a collective."""
+        """The figures of one model or baseline on a part, on rank 0; a collective."""
         begun = time.monotonic()
         k = max(20, *(n for n in evaluating.PASSES if n <= max(self._choice.beam, 20)))
         choice = _with(self._choice, k=k)
@@ -92,7 +92,8 @@ class Serving:
         if not len(ask):
             raise Corrupt(f"{self._name}: no {part} interactions of known items found, some expected. See --column part=COL.")
         ranked = evaluating.rank(ask, targets, ids_of, self._world, self._ticking(recommend, len(ask)))
-        told |= {"part": part, "masked": self._choice.mask_seen, **evaluating.describe(ranked, k)}
+        told |= {"part": part, "masked": self._choice.mask_seen}
+        told |= evaluating.describe(ranked, k) if self._world.is_root else {}
         return {**told, "seconds": round(time.monotonic() - begun, 3)}
 
     def print_figures(self, lines: Sequence[dict[str, Any]], *, as_json: bool) -> None:
@@ -114,15 +115,20 @@ class Serving:
         return float(self._world.broadcast(weight))
 
     # ── recommendations ──────────────────────────────────────────────────────────────────────────────────────────────
-    def answers(self, model: str, baseline: Baseline | None, users: str | None, part: str | None) -> Iterator[Answer]:
+    def answers(
+        self, model: str, baseline: Baseline | None, users: str | None, part: str | None, *, calibrate: bool
+    ) -> Iterator[Answer]:
         """Each user's recommendations in order, on rank 0; a collective that all ranks go through."""
+        choice = self._choice
         if baseline is not None:
             ids, histories, counted = self._counted()
-            recommend = self._counting(baseline, counted, histories, ids, self._choice)
+            recommend = self._counting(baseline, counted, histories, ids, choice)
         else:
             made, histories = self._generator(model)
             ids, counted = made.ids, made.counted
-            recommend = self._recommender(made, histories, self._choice).recommend
+            if calibrate:
+                choice = _with(choice, blend=self._calibrated(made, histories, choice))
+            recommend = self._recommender(made, histories, choice).recommend
         ask, names = self._asked(histories, users, part)
         self.n_users = len(ask)
         n_cold = int((ask.lengths == 0).sum())
@@ -160,6 +166,8 @@ class Serving:
     # ── who answers ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _generator(self, src: str) -> tuple[Generator, Histories]:
         made = generator.load(open_artifact(src), src)
+        if made.static and self._table is None:
+            self._tell(f"{src}: knows of users, and is told nothing of them without --table.")
         self.history.append(made.history)
         if self._items is not None and Ids.open(self._items)[0].digest != made.ids.digest:
             raise Corrupt(f"{src}: trained with other IDs than those of {self._items}. Give the IDs it was trained with.")
@@ -169,7 +177,6 @@ class Serving:
         static = None
         if made.static:
             if self._table is None:
-                self._tell("no --table: the model knows users, and is told nothing of them.")
                 static = np.zeros((len(histories), len(made.static)), np.int64)
             else:
                 users, findings = open_users(self._table, made.static)

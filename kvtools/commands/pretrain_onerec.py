@@ -184,4 +184,5 @@ def main(
     history = extend("pretrain onerec", ctx.obj.argv, before=[before, before_ids], stamp=stamp)
     whole = generator.Generator(model.cpu(), ids, codings, static, made.counted, made.pathways, recipe.to_json())
     generator.save(Sink(output, force=force), whole, told={k: v for k, v in figures.items() if v is not None}, history=history)
+    run.forget()
     return code

@@ -122,8 +122,11 @@ class Training:
         return found is not None
 
     def run(self, stop: object) -> Iterator[Step]:
-        """Train to the end. Raises Stopped, everything saved, where any rank is asked to stop; Fault for a loss that is not
-        finite, naming the rows, with the state of the last validation kept."""
+        """Train to the end. The state stays until `forget`: weights that cannot be written are not lost.
+
+        Raises Stopped, everything saved, where any rank is asked to stop; Fault for a loss that is not finite, naming the
+        rows, with the state of the last validation kept.
+        """
         rate = Rate(self.plan.rate, self.plan.n_steps, self.plan.warmup, self.plan.shape)
         at = self.progress
         while at.epoch < self.plan.epochs and at.step < self.plan.n_steps and not at.is_over:
@@ -144,6 +147,9 @@ class Training:
                 yield Step(at.step, at.epoch, {}, told)
         if self.best:
             self.task.model.load_state_dict(self.best)
+
+    def forget(self) -> None:
+        """The weights are where they belong: the state may go."""
         self._state.forget()
 
     def _step(self, rows: Any, rate: float) -> Step:

@@ -1,7 +1,6 @@
 """`kvtools pretrain onerec`: interactions and semantic IDs in, a generator of recommendations out."""
 
 import json
-import os
 from typing import Annotated, Any, Literal
 
 import typer
@@ -22,11 +21,11 @@ from kvtools.options import (
 )
 
 EXAMPLES = [
-    "kvtools pretrain onerec clicks.csv --items items.ids --steps 2ep -o shop.safetensors",
+    "kvtools pretrain onerec clicks.csv --items items.ids --steps 2ep -o small.safetensors",
     "kvtools convert clicks.csv | kvtools pretrain onerec - --items items.ids --near 8 --steps 1ep | kvtools info -",
 ]
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
-SEE_ALSO = ("kvtools recgen", "kvtools semid-build", "kvtools pairs", "kvtools convert")
+SEE_ALSO = ("kvtools recgen", "kvtools semid-build", "kvtools pairs", "kvtools convert", "kvtools-stream(5)")
 
 
 def main(
@@ -59,12 +58,12 @@ def main(
     ] = None,
     steps: Annotated[str, typer.Option(metavar="DURATION", help="How long: 500, 20ep or 1e9tok.")] = "20ep",
     lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate, at its peak.")] = 3e-3,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Targets a step, padding included.")] = 512,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Size of a step: its rows times the longest.")] = 512,
     training: Annotated[
         list[str] | None, typer.Option(metavar="NAME=X", help="Change the training, as dropout=0.2; may be repeated.")
     ] = None,
     columns: Annotated[
-        list[str] | None, typer.Option("--column", metavar="ROLE=COL", help="Name a column, as in kvtools pairs.")
+        list[str] | None, typer.Option("--column", metavar="ROLE=COL", help="Name a column, as in kvtools convert.")
     ] = None,
     state: Annotated[
         str | None,
@@ -102,7 +101,8 @@ def main(
     from kvtools.faults import Corrupt
     from kvtools.learn.cost import measured_peak
     from kvtools.learn.loop import DTYPES, Training
-    from kvtools.learn.state import State
+    from kvtools.learn.memory import keep_freed
+    from kvtools.learn.state import State, beside
     from kvtools.onerec import generator
     from kvtools.onerec.histories import join
     from kvtools.onerec.ids import Ids
@@ -133,6 +133,7 @@ def main(
     chosen = ("bfloat16" if place == "cuda" else "float32") if dtype == "auto" else dtype
     refuse_existing(output, force=force)
     share_cores(world.local_size)
+    keep_freed()
 
     def tell(words: str) -> None:
         ctx.obj.note(words, quiet=quiet or not world.is_root)
@@ -156,7 +157,7 @@ def main(
         model, made.cutter, made.rows, held=made.held, n_targets=batch, smoothing=recipe.smoothing, device=place
     )  # fmt: skip
     plan = recipe.plan(task.n_steps(), task.n_tokens(), chosen)
-    folder = state or (None if output == "-" else os.path.join(os.path.dirname(output), f".{os.path.basename(output)}.state"))
+    folder = state or beside(output)
     peak = measured_peak(place, DTYPES[chosen])
     kept = State(folder, {**recipe.to_json(), "items": ids.digest, "input": made.digest, "dtype": chosen})
     run = Training(task, plan, kept, world, device=place, peak=peak)

@@ -62,7 +62,7 @@ def main(
         str | None, typer.Option(metavar="FILE", help="With --json: what items are called, CSV or .item.", show_default=False)
     ] = None,
     columns: Annotated[
-        list[str] | None, typer.Option("--column", metavar="ROLE=COL", help="Name a column, as in kvtools pairs.")
+        list[str] | None, typer.Option("--column", metavar="ROLE=COL", help="Name a column, as in kvtools convert.")
     ] = None,
     shard: Shard = None,
     as_json: AsJson = False,
@@ -87,6 +87,7 @@ def main(
 
     from kvtools.artifact.files import refuse_existing
     from kvtools.learn.loop import DTYPES
+    from kvtools.learn.memory import keep_freed
     from kvtools.onerec.interaction_stream import roles
     from kvtools.onerec.nearest import share_cores
     from kvtools.onerec.recommend import Choice
@@ -115,6 +116,7 @@ def main(
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     refuse_existing(output, force=force)
     share_cores(world.local_size)
+    keep_freed()
 
     def tell(words: str) -> None:
         ctx.obj.note(words, quiet=quiet or not world.is_root)

@@ -35,6 +35,13 @@ class Progress:
     curves: dict[str, list[float]] = field(default_factory=dict)  # sums since the epoch began
 
 
+def beside(dst: str) -> str | None:
+    """The folder for the state of a run that writes dst: `.NAME.state` beside it; none for a pipe or a device."""
+    if dst == "-" or (os.path.exists(dst) and not os.path.isfile(dst)):
+        return None
+    return os.path.join(os.path.dirname(dst), f".{os.path.basename(dst)}.state")
+
+
 class State:
     """The state of a run, in a folder. folder None: the run keeps none."""
 

@@ -9,7 +9,7 @@ _KEPT_BYTES = 1 << 30
 
 
 def keep_freed() -> None:
-    """Let the C library keep up to 1 GiB that is free, instead of giving back and asking anew; does nothing where the library is
+    """Let the C library keep up to 1 GiB that is free instead of giving it back; does nothing where the library is
     not glibc. Measured on two cores, November 2026: beams of width 256 1.14 times as fast, training of width 64 1.1 times."""
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -144,6 +144,8 @@ def main(
     code = findings.settle(name, tell, strict=strict, is_told=verbose)
     histories, codings, findings = join(log_of, ids, items or "", positive_from=recipe.positive_from)
     code = findings.settle(name, tell, strict=strict, is_told=verbose) or code
+    if not len(histories.items):
+        raise Corrupt(f"{name}: not one item that {items} knows. Give the interactions that belong to it.")
     table, findings = open_users(users)
     code = findings.settle(users or "", tell, strict=strict, is_told=verbose) or code
     made = prepare(histories, codings, ids, table, recipe.arch, without=recipe.without, n_valid=recipe.valid_users, seed=seed)

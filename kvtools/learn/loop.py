@@ -129,7 +129,8 @@ class Training:
         """
         rate = Rate(self.plan.rate, self.plan.n_steps, self.plan.warmup, self.plan.shape)
         at = self.progress
-        while at.epoch < self.plan.epochs and at.step < self.plan.n_steps and not at.is_over:
+        # a run stopped after its last step has that epoch's validation before it still
+        while at.epoch < self.plan.epochs and (at.step < self.plan.n_steps or at.batch) and not at.is_over:
             for number, rows in enumerate(self.task.epoch(at.epoch)):
                 if number < at.batch:
                     continue

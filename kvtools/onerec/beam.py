@@ -108,7 +108,10 @@ def rank_all(model: OneRec, context: Context, trie: Trie, *, n_rows: int = 1 << 
     Costs as many passes of a few tokens as there are prefixes of all codes but the last; n_rows of them at a time.
     """
     n_users, n_levels = len(context.mask_BTC), model.n_levels
-    stems_XS, stem_of_U = torch.unique(trie.ids_US[:, :-1], dim=0, return_inverse=True)
+    if n_levels == 1:
+        stems_XS, stem_of_U = trie.ids_US[:1, :0], torch.zeros_like(trie.ids_US[:, 0])
+    else:
+        stems_XS, stem_of_U = torch.unique(trie.ids_US[:, :-1], dim=0, return_inverse=True)
     first_BD = model.first(context)
     gains: list[Tensor] = []
     step = max(1, n_rows // n_users)

@@ -92,9 +92,17 @@ def load(artifact: Any, name: str) -> Generator:
     if fields.get("kind") != "model" or fields.get("system") != _SYSTEM:
         found = (fields.get("system") or artifact.kind) if isinstance(artifact, Bag) else artifact.head.kind
         raise Corrupt(
-            f"{name}: {found or 'foreign bag'} found, a model of onerec expected. Train one: kvtools pretrain onerec."
+            f"{name}: {found or 'a foreign bag'} found, a model of onerec expected. Train one: kvtools pretrain onerec."
         )
-    tensors = artifact.tensors
+    try:
+        return _put_together(artifact, name)
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        told = f"{type(fault).__name__}: {fault}"  # a field or a tensor that is not there, or is not as this version writes it
+        raise Corrupt(f"{name}: a model whose parts do not fit this version found ({told}). Train it again.") from None
+
+
+def _put_together(artifact: Bag, name: str) -> Generator:
+    tensors, fields = artifact.tensors, artifact.fields
     ids = Ids.from_tensors(tensors, name, "catalogue.")
     if ids.digest != fields["semantic_ids"]:
         raise Corrupt(f"{name}: a catalogue of IDs {ids.digest} found, {fields['semantic_ids']} expected.")
@@ -110,6 +118,7 @@ def load(artifact: Any, name: str) -> Generator:
     shape = (len(ids), len(ids))
     parts = (tensors["counts.near.data"], tensors["counts.near.indices"], tensors["counts.near.indptr"])
     damped = sparse.csr_array(tuple(np.array(part) for part in parts), shape=shape)
+    damped.check_format(full_check=True)
     near = Cooccurrence(damped, Settings(**fields["near"]))
     counted = Counted(np.array(tensors["counts.popularity"]), np.array(tensors["counts.latest"]), near)
     model.eval()

@@ -150,8 +150,8 @@ def join(
     findings = Findings()
     strange = np.flatnonzero(to_catalogue < 0)
     n_lost = int((~is_known).sum())
-    what = f"interactions with {len(strange)} items that {name} does not have left out"
-    findings.add(what, n_lost, interactions.item_keys[strange[:3]].tolist())
+    what = f"items that {name} does not have, left out with their {n_lost} interactions"
+    findings.add(what, len(strange), interactions.item_keys[strange[:3]].tolist())
     kept, parts = interactions.keep(is_known), parts[is_known]
     codings = codings or Codings.fit(kept, parts == TRAIN, positive_from=positive_from)
     is_positive = None

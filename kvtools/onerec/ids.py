@@ -8,6 +8,7 @@ import numpy as np
 
 from kvtools.artifact import Bag, open_artifact
 from kvtools.artifact.history import Step
+from kvtools.artifact.kinds import check
 from kvtools.artifact.strings import pack, unpack
 from kvtools.faults import Corrupt
 
@@ -32,6 +33,10 @@ class Ids:
         if not isinstance(artifact, Bag) or artifact.kind != "semantic-id":
             kind = artifact.kind if isinstance(artifact, Bag) else artifact.head.kind
             raise Corrupt(f"{name}: {kind or 'a foreign bag'} found, semantic-id expected. Make one with kvtools semid-build.")
+        try:
+            check(artifact.kind, "bag", artifact.tensors, artifact.fields)
+        except ValueError as fault:
+            raise Corrupt(f"{name}: {fault}.") from None
         return cls.from_tensors(artifact.tensors, name)
 
     @classmethod

@@ -190,7 +190,9 @@ class Recommender:
                 ids_BW = self.trie.find(codes.reshape(-1, codes.shape[2])).reshape(codes.shape[:2])
                 scores_BW = np.where(ids_BW >= 0, beams.scores.cpu().numpy(), -np.inf)
                 n_beams, n_legal = ids_BW.size, int((ids_BW >= 0).sum())
-        items, scores = self._shares.spread(ids_BW, scores_BW.astype(np.float64), k)
+        # of an ID as many as may be seen already, and as many as are asked for
+        n_each = k + (int(ask.lengths.max(initial=0)) if self._choice.mask_seen else 0)
+        items, scores = self._shares.spread(ids_BW, scores_BW.astype(np.float64), n_each)
         found = best(items, scores, seen, len(self._made.ids), k)
         return Found(*found, self._ids_of(found[0]), n_legal, n_beams)
 
@@ -232,10 +234,11 @@ def best(
 
 def blended(found: Found, near: tuple[np.ndarray, np.ndarray], weight: float, k: int, id_of_item: np.ndarray) -> Found:
     """log((1 - weight) P(item by the generator) + weight P(item by co-occurrence)), each normed over its own candidates."""
-    chance_g = np.exp(found.scores - found.scores.max(axis=1, keepdims=True), dtype=np.float64)
+    top = found.scores.max(axis=1, keepdims=True)
+    chance_g = np.exp(found.scores - np.where(np.isfinite(top), top, 0), dtype=np.float64)
     chance_c = np.where(near[0] >= 0, near[1], 0).astype(np.float64)
     items_BX = np.concatenate([found.items, near[0]], axis=1)
-    parts = [(1 - weight) * chance_g / chance_g.sum(1, keepdims=True)]
+    parts = [(1 - weight) * chance_g / np.maximum(chance_g.sum(1, keepdims=True), 1e-300)]
     parts.append(weight * chance_c / np.maximum(chance_c.sum(1, keepdims=True), 1e-300))
     chance_BX = np.concatenate(parts, axis=1)
     # an item that both propose stands twice: the first place takes the sum, the second nothing

@@ -80,7 +80,7 @@ class Cutter:
         is_first = np.ones(len(users), bool)
         is_first[1:] = (users[1:] != users[:-1]) | (chunk[1:] != chunk[:-1]) | (places[1:] != places[:-1] + 1)
         starts = np.flatnonzero(is_first)
-        last = np.append(starts[1:], len(users)) - 1
+        last = np.append(starts, len(users))[1:] - 1
         return Rows(users[starts], places[starts], places[last] + 1)
 
     def next_rows(self, users: np.ndarray, lengths: np.ndarray | None = None) -> Rows:
@@ -92,8 +92,8 @@ class Cutter:
         """The rows in batches of about n_targets, padding included, shuffled by the seed and the purpose."""
         chance = generator(self.seed, "rows", *purpose)
         order = chance.permutation(len(rows))
-        # a row costs its targets or its context, whichever is longer: tails of long histories have one target and many items
-        lengths = np.maximum(rows.ends - rows.begins, self._n_context(rows))
+        # a context of more than four items a target costs more than the targets: tails of long histories have one target
+        lengths = np.maximum(rows.ends - rows.begins, -(-self._n_context(rows) // 4))
         pool = np.cumsum(lengths[order]) // (n_targets * _POOL)
         order = order[np.lexsort(((rows.ends - rows.begins)[order], lengths[order], pool))]
         batches = self._cut(lengths[order].tolist(), order, n_targets)

@@ -107,7 +107,8 @@ def worktop(tmp_path_factory):
         "kvtools tokenize-video videos/ -o clips.kvs; "
         "for i in 0 1; do kvtools tokenize-video --shard $i/2 videos/ -o part-0$i.kvs; done; "
         "kvtools embed --dim 8 shop.json -o items.kvs; kvtools embed --dim 8 later.json -o new.kvs; "
-        "kvtools semid-build --codes 8 --collisions extend items.kvs -o items.ids",
+        "kvtools semid-build --codes 8 --collisions extend items.kvs -o items.ids; "
+        "kvtools pretrain onerec clicks.csv --items items.ids --steps 2 --architecture width=16 -o shop.safetensors",
         top,
     )
     assert (made.returncode, made.stderr) == (0, "")
@@ -225,6 +226,28 @@ def test_bash_completes_commands_options_and_choices(words, expected, tmp_path):
 def test_the_stream_page_explains_every_kind():
     text = section(MAN / "kvtools-stream.5", "KINDS")
     assert re.findall(r"^\.It Cm (\S+)$", text, re.MULTILINE) == list(KINDS)
+
+
+def test_the_page_of_pretrain_onerec_tells_sizes_and_defaults_as_they_are():
+    from kvtools.onerec.recipe import _TRAINING
+    from kvtools.onerec.sizes import SIZES
+
+    text = (MAN / "kvtools-pretrain-onerec.1").read_text()
+    titles, *rows = [
+        line.split() for line in re.search(r"^\.Bd -literal.*?\n(.*?)^\.Ed", text, re.MULTILINE | re.DOTALL)[1].splitlines()
+    ]
+    assert titles == list(SIZES)
+    told = {name: values for name, *values in rows}
+    has_options = {"decoder", "near", "dropout"}
+    expected = {
+        name: [str(int(value) if isinstance(value, bool) else value) for value in values]
+        for name in SIZES["tiny"].to_json()
+        if name not in has_options and (values := [size.to_json()[name] for size in SIZES.values()])
+    }
+    assert told == expected
+    assert dict(re.findall(r"^\.It Cm (\w+) No = ?(\S*)$", text, re.MULTILINE)) == {
+        name: str(x) for name, x in _TRAINING.items()
+    }
 
 
 def test_the_program_in_the_stream_page_writes_the_bytes_it_shows(tmp_path):

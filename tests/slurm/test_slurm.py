@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from conftest import BIN, make_clip
+from shop import TRAIN, furnish
 
 
 def has_two_nodes():
@@ -120,3 +121,32 @@ def test_a_fit_stopped_by_the_batch_system_goes_on_where_it_was(job, items, sh, 
     assert "level 0 pass 2" not in log
     sh(f"{IDS} --iterations 40 --levels 8 -o whole.ids")
     assert sh("cmp b.ids whole.ids").code == 0
+
+
+@pytest.fixture
+def shop(tmp_path):
+    furnish(tmp_path, n_users=300)  # more than a chunk of 256, which is what ranks share
+    return tmp_path
+
+
+def test_recommendations_from_two_nodes_are_the_serial_ones(job, shop, sh):
+    assert sh(f"{TRAIN} --steps 3 -o m.safetensors").code == 0
+    ask = "kvtools recgen --model m.safetensors --beam 16 clicks.csv"
+    log = job(f"srun -N2 -n2 --mpi=pmi2 --input=0 {ask} -o a.kvs; echo code $?", "-N2", "-n2")
+    assert "code 0" in log, log
+    assert sh("kvtools sum a.kvs").out.split()[0] == sh(f"{ask} | kvtools sum -").out.split()[0]
+
+
+def test_a_training_stopped_by_the_batch_system_goes_on_where_it_was(job, shop, sh):
+    line = f"{TRAIN} --steps 300 --training patience=0 --log b.jsonl -o b.safetensors"
+    # as --signal=B:USR2@300 would send it, once some steps are done
+    log = job(f'{line} & pid=$!; until [ "$(wc -l < b.jsonl)" -ge 5 ]; do sleep 0.05; done 2> /dev/null; '
+              "kill -USR2 $pid; wait $pid; echo code $?", "-n1")  # fmt: skip
+    assert "code 75" in log, log
+    assert "Run again to continue" in log
+    assert not (shop / "b.safetensors").exists()
+    log = job(f"{line}; echo code $?", "-n1")
+    assert "code 0" in log, log
+    assert "goes on after step" in log
+    assert sh(f"{line.replace('b.', 'whole.')}").code == 0
+    assert sh("cmp b.safetensors whole.safetensors").code == 0

@@ -1,0 +1,392 @@
+"""Clicks become a generator: what a user types, what the model says of itself, stops and goes on, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+import tomllib
+
+import numpy as np
+import pytest
+from conftest import BIN
+from safetensors.numpy import load_file, save_file
+from shop import SMALL, TRAIN, add_clicks, furnish, say
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """The tiny shop's files, here."""
+    furnish(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def info(capfd, name):
+    return json.loads(say(f"kvtools info --json {name}", capfd).out)
+
+
+def curve(path):
+    """Lines of steps and lines of epochs."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if "loss" in line], [line for line in lines if "score" in line]
+
+
+# ── the pipeline ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_items_and_clicks_become_a_model_that_tells_its_story(sh, shop):
+    words = {f"i{n}": [f"topic{n % 5}", f"word{n % 7}", f"word{n % 3}"] for n in range(40)}
+    (shop / "films.json").write_text(json.dumps(words))
+    made = sh("kvtools embed films.json --dim 8 | kvtools semid-build - --codes 4 -o films.ids")
+    assert (made.code, made.err) == (0, "")
+    done = sh(f"kvtools pretrain onerec clicks.csv --items films.ids {SMALL} --steps 3 | tee m.safetensors | kvtools check -")
+    assert (done.code, done.out, done.err) == (0, b"", "")
+    told = json.loads(sh("kvtools info --json m.safetensors").out)
+    assert (told["kind"], told["step"]) == ("model", 3)
+    assert [step["command"] for step in told["history"]] == ["embed", "semid-build", "pretrain onerec"]
+    assert told["pathways"] == {
+        "static": "off: no user table",
+        "short": "on",
+        "positive": "on",
+        "lifelong": "off: no history is longer than 40",
+        "near": "off: switched off",
+    }
+    tensors = load_file(shop / "m.safetensors")
+    weights = {name for name in tensors if not name.startswith(("catalogue.", "counts."))}
+    buffers = {name for name in weights if name.endswith((".bias", ".load", ".recent")) and ".feed." in name}
+    assert told["parameters"] == sum(tensors[name].size for name in weights - buffers)
+    table = sh("kvtools info m.safetensors").out.decode()
+    assert "off: no user table" in table
+    assert f"{told['parameters']:,}" in table
+
+
+def test_a_stream_of_clicks_gives_the_same_model(sh, shop):
+    sh(f"{TRAIN} --steps 3 -o m.safetensors")
+    piped = TRAIN.replace("clicks.csv", "-")
+    done = sh(f"kvtools convert clicks.csv | {piped} --steps 3 | kvtools sum -")
+    assert done.code == 0, done.err
+    assert done.out.split()[0] == sh("kvtools sum m.safetensors").out.split()[0]
+
+
+def test_a_recipe_goes_round_and_flags_override_it(shop, capfd):
+    flags = f"{SMALL} --steps 3 --near 2 --without positive --training dropout=0.25 --training patience=0 --lr 1e-3 --seed 4"
+    printed = say(f"kvtools pretrain onerec --print-config {flags}", capfd)
+    assert (printed.code, printed.err) == (0, "")
+    (shop / "r.toml").write_bytes(printed.out)
+    assert say("kvtools pretrain onerec --config r.toml --print-config", capfd).out == printed.out
+    assert say(f"kvtools pretrain onerec clicks.csv --items items.ids {flags} -o a.safetensors").code == 0
+    assert say("kvtools pretrain onerec clicks.csv --items items.ids --config r.toml -o b.safetensors").code == 0
+    assert say("kvtools info --config a.safetensors", capfd).out == printed.out
+    digests = say("kvtools sum a.safetensors b.safetensors", capfd).out.split()
+    assert digests[0] == digests[2]
+    other = tomllib.loads(say("kvtools pretrain onerec --config r.toml --print-config --steps 5", capfd).out.decode())
+    assert other == tomllib.loads(printed.out.decode()) | {"steps": "5"}
+
+
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(sh, shop):
+    line = f"{TRAIN} --steps 5 --near 2"
+    done = sh(f"{line} -o a.safetensors && {line} > b.safetensors && cmp a.safetensors b.safetensors")
+    assert (done.code, done.err) == (0, "")
+    sh(f"{line} --seed 1 -o c.safetensors")
+    assert sh("kvtools sum a.safetensors").out.split()[0] != sh("kvtools sum c.safetensors").out.split()[0]
+
+
+# ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_stopped_by_a_signal_and_run_again_it_ends_with_the_same_bytes(sh, shop):
+    line = f"{TRAIN} --steps 150 --training patience=0 --training dropout=0.2 --log curve.jsonl -o"
+    words = [str(BIN / "kvtools"), *line.split()[1:], "m.safetensors"]
+    running = subprocess.Popen(words, cwd=shop, stderr=subprocess.PIPE, text=True)
+    log = shop / "curve.jsonl"
+    while running.poll() is None and not (log.exists() and log.read_text().count("\n") >= 12):
+        time.sleep(0.002)
+    running.send_signal(signal.SIGUSR2)
+    told = running.stderr.read()
+    assert running.wait(60) == 75, told
+    assert told.count("\n") == 1
+    assert "Run again to continue" in told
+    assert not (shop / "m.safetensors").exists()
+    at = curve(log)[0][-1]["step"]
+    assert 10 <= at < 150
+    other = sh(f"{line} m.safetensors --seed 5")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert "an unfinished run with another seed" in other.err
+    again = sh(f"{line} m.safetensors")
+    assert again.code == 0
+    assert again.err.splitlines()[0] == f"kvtools pretrain onerec: .m.safetensors.state: goes on after step {at}."
+    assert [step["step"] for step in curve(log)[0]] == list(range(1, 151)), "no step is done twice, and none is left out"
+    assert sh(f"{line.replace('curve', 'whole')} whole.safetensors").code == 0
+    assert sh("cmp m.safetensors whole.safetensors").code == 0
+    untimed = [
+        [{k: x for k, x in step.items() if k not in ("seconds", "tokens_per_s", "mfu")} for step in curve(path)[0]]
+        for path in (log, shop / "whole.jsonl")
+    ]
+    assert untimed[0] == untimed[1]
+    assert not [name for name in os.listdir(shop) if "state" in name]
+
+
+def test_a_job_whose_end_is_near_stops_at_the_first_step(shop, capfd, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
+    done = say(f"{TRAIN} --steps 9 --state kept -o m.safetensors", capfd)
+    assert done.code == 75
+    assert done.err == "kvtools pretrain onerec: stopped after step 1. Run again to continue.\n"
+    assert os.listdir(shop / "kept") == ["train.state"]
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    add_clicks(shop / "clicks.csv", ["u1,i3,1,2\n"])
+    other = say(f"{TRAIN} --steps 9 --state kept -o m.safetensors", capfd)
+    assert other.code == 2
+    assert "an unfinished run with another input" in other.err
+    assert say(f"{TRAIN} --steps 9 --state kept --force -o m.safetensors", capfd).code == 0
+    assert not (shop / "kept").exists()
+
+
+# ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_log_has_the_keys_that_scripts_rely_on(shop, capfd):
+    assert say(f"{TRAIN} --steps 12 --log curve.jsonl -o a.safetensors").code == 0
+    steps, epochs = curve(shop / "curve.jsonl")
+    assert [step["step"] for step in steps] == list(range(1, 13))
+    for step in steps:
+        assert {"step", "loss", "tokens", "tokens_per_s", "mfu", "seconds"} <= set(step)
+        assert 0 < step["mfu"] < 1
+        assert step["loss"] == pytest.approx(np.mean([step[f"loss_{level}"] for level in (1, 2, 3)]))
+    assert np.all(np.diff([step["tokens"] for step in steps]) > 0)
+    assert epochs[-1]["step"] == 12
+    assert {"epoch", "score", "id_hr@10", "id_ndcg@10"} <= set(epochs[0])
+    told = info(capfd, "a.safetensors")
+    assert told["validation"] == max(line["score"] for line in epochs)
+    assert say(f"{TRAIN} --steps 2 --log curve.jsonl -o b.safetensors").code == 0
+    assert len(curve(shop / "curve.jsonl")[0]) == 14, "a log is appended to"
+
+
+def test_the_loss_falls(shop):
+    assert say(f"{TRAIN} --steps 60 --lr 1e-2 --training patience=0 --log curve.jsonl -o m.safetensors").code == 0
+    losses = [step["loss"] for step in curve(shop / "curve.jsonl")[0]]
+    assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+
+
+@pytest.mark.parametrize(("steps", "n_epochs"), [("7", None), ("2ep", 2), ("0.5ep", 0.5), ("300tok", None)])
+def test_steps_may_be_told_in_epochs_and_in_tokens(shop, steps, n_epochs):
+    assert say(f"{TRAIN} --steps {steps} --training patience=0 --log curve.jsonl -o m.safetensors").code == 0
+    lines, _ = curve(shop / "curve.jsonl")
+    if steps == "7":
+        assert len(lines) == 7
+    elif n_epochs is None:  # the nearest to 300 tokens that whole steps of about 100 can be
+        assert abs(lines[-1]["tokens"] - 300) < 110
+    else:
+        say(f"{TRAIN} --steps 1ep --log epoch.jsonl -o one.safetensors")
+        assert len(lines) == round(n_epochs * len(curve(shop / "epoch.jsonl")[0]))
+
+
+# ── pathways ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+VARIANTS = {
+    "": {"static": "off: no user table", "positive": "on", "near": "off: switched off"},
+    "--users users.csv": {"static": "on"},
+    "--users users.csv --without static": {"static": "off: switched off"},
+    "--without positive --without lifelong": {"positive": "off: switched off", "lifelong": "off: switched off"},
+    "--near 3": {"near": "on"},
+    "--near 3 --architecture near_tokens=true": {"near": "on"},
+    "--architecture short=2": {"lifelong": "on"},
+    "--decoder lazy": {},
+    "--decoder lazy --near 2": {"near": "on"},
+    "--architecture attention=full": {},
+    "--architecture experts=0": {},
+    "--architecture moe=both": {},
+    "--training accumulate=3 --training smoothing=0.1 --training rate=constant": {},
+    "--dtype bfloat16": {},
+    "--column rating=timestamp": {"positive": "on"},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_every_variant_trains_says_what_is_on_and_recommends(shop, capfd, options):
+    done = say(f"{TRAIN} --steps 3 {options} -o m.safetensors", capfd)
+    assert (done.code, done.err) == (0, "")
+    told = info(capfd, "m.safetensors")
+    assert VARIANTS[options].items() <= told["pathways"].items()
+    weights = load_file(shop / "m.safetensors")
+    assert any(name.startswith("static.") for name in weights) is (told["pathways"]["static"] == "on")
+    assert any(name.startswith("pathways.positive") for name in weights) is (told["pathways"]["positive"] == "on")
+    assert any(name.startswith("pathways.lifelong") for name in weights) is (told["pathways"]["lifelong"] == "on")
+    assert any(name.startswith("encoder.") for name in weights) is ("lazy" not in options)
+    assert all(np.isfinite(x).all() for name, x in weights.items() if not name.startswith("counts."))
+    asked = say("kvtools recgen --model m.safetensors clicks.csv --users u1,u2 -k 4 --beam 16 --table users.csv --json", capfd)
+    assert asked.code == 0, asked.err
+    assert [len(json.loads(line)["items"]) for line in asked.out.splitlines()] == [4, 4]
+
+
+def test_without_ratings_times_or_validation_there_is_a_model_too(shop, capfd):
+    rows = (shop / "clicks.csv").read_text().splitlines()[1:]
+    (shop / "bare.csv").write_text("user_id,item_id\n" + "".join(",".join(row.split(",")[:2]) + "\n" for row in rows))
+    line = TRAIN.replace("clicks.csv", "bare.csv")
+    done = say(f"{line} --steps 3 --training valid_users=0 --log curve.jsonl -o m.safetensors", capfd)
+    assert (done.code, done.err) == (0, "")
+    told = info(capfd, "m.safetensors")
+    assert told["pathways"]["positive"] == "off: no ratings"
+    assert "validation" not in told
+    assert curve(shop / "curve.jsonl")[1] == []
+
+
+# ── what is wrong with the data ──────────────────────────────────────────────────────────────────────────────────────────
+def test_unknown_items_are_counted_and_named_and_lose_nothing_else(shop, capfd):
+    say(f"{TRAIN} --steps 3 -o clean.safetensors")
+    add_clicks(shop / "clicks.csv", ["u1,x1,1,3\n", "u1,x2,2,3\n", "u2,x1,3,3\n"])
+    done = say(f"{TRAIN} --steps 3 -o m.safetensors", capfd)
+    assert done.code == 65
+    assert done.err == (
+        "kvtools pretrain onerec: clicks.csv: items that items.ids does not have, left out with their 3 interactions: 2 (x1, x2).\n"
+    )
+    digests = say("kvtools sum clean.safetensors m.safetensors", capfd).out.split()
+    assert digests[0] == digests[2]
+    strict = say(f"{TRAIN} --steps 3 --strict -o strict.safetensors", capfd)
+    assert (strict.code, strict.err.count("\n")) == (65, 1)
+    assert "--strict expects none" in strict.err
+    assert not (shop / "strict.safetensors").exists()
+
+
+def test_a_bad_row_is_told_and_the_model_written(shop, capfd):
+    add_clicks(shop / "clicks.csv", ["u1,i1,soon,3\n", ",i2,5,3\n"])
+    done = say(f"{TRAIN} --steps 2 -o m.safetensors", capfd)
+    assert done.code == 65
+    assert [line.split(": ", 2)[2] for line in done.err.splitlines()] == [
+        "rows without user left out: 1 (row 2).",
+        "rows whose time cannot be read left out: 1 (row 1).",
+    ]
+    assert (shop / "m.safetensors").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_users(shop, capfd):
+    done = say(f"{TRAIN} --steps 9 --lr 1e30 --training warmup=0 -o m.safetensors", capfd)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "a loss that is not finite, at users u" in done.err
+    assert not (shop / "m.safetensors").exists()
+
+
+# ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────────
+USAGE = {
+    "--architecture colour=3": "--architecture colour=3: one of width, ",
+    "--architecture width": "--architecture width: a value like 64 expected",
+    "--architecture width=wide": "a value like 64 expected",
+    "--architecture width=0": "--architecture width=0: 1 or more expected",
+    "--architecture heads=0": "--architecture heads=0: 1 or more expected",
+    "--architecture heads=3": "width 16, 3 heads, ",
+    "--architecture experts=1": "2 of 1 experts",
+    "--architecture experts=-1": "0 or more expected",
+    "--architecture expert_hidden=0": "experts of 0 found",
+    "--architecture short=0": "1 or more",
+    "--architecture decoder_layers=0": "1 or more",
+    "--architecture positive=-2": "0 or more",
+    "--architecture attention=some": "causal or full expected",
+    "--architecture moe=some": "decoder or both expected",
+    "--architecture decoder=some": "cross or lazy expected",
+    "--architecture dropout=1": "from 0 to less than 1 expected",
+    "--training speed=3": "--training speed=3: one of dropout, ",
+    "--training dropout=nan": "from 0 to less than 1",
+    "--training smoothing=2": "from 0 to less than 1",
+    "--training weight_decay=-1": "0 or more",
+    "--training weight_decay=inf": "0 or more",
+    "--training clip=0": "more than 0",
+    "--training accumulate=0": "1 or more",
+    "--training valid_users=-1": "0 or more",
+    "--training rate=linear": "cosine or constant expected",
+    "--training warmup=soon": "--training warmup soon: a duration expected",
+    "--training patience=-1": "--training patience -1: a duration expected",
+    "--training positive_from=good": "a rating expected",
+    "--steps 0": "--steps 0: ",
+    "--steps 2%": "--steps 2%: ",
+    "--steps many": "--steps many: a duration expected",
+    "--lr inf": "--lr inf: a finite number expected",
+    "--lr -1": "'--lr'",
+    "--batch 0": "'--batch'",
+    "--near 65": "'--near'",
+    "--near -1": "'--near'",
+    "--seed -1": "'--seed'",
+    "--size huge": "'--size'",
+    "--decoder eager": "'--decoder'",
+    "--dtype int8": "'--dtype'",
+    "--without short": "one of static, positive, lifelong expected",
+    "--without encoder": "one of static, positive, lifelong expected",
+    "--column colour=red": "--column colour=red: ROLE=COL",
+    "--config odd.toml": "colour is no option",
+    "--config clicks.csv": "TOML expected",
+    "--users - -": "one input from stdin expected",
+    "extra.csv": "extra.csv",
+    "--speed 3": "--speed",
+}
+
+
+@pytest.mark.parametrize("options", USAGE)
+def test_an_option_that_cannot_be_meant_is_told_on_one_line(shop, capfd, options):
+    (shop / "odd.toml").write_text("colour = 3\n")
+    before = sorted(os.listdir(shop))
+    line = TRAIN.replace("clicks.csv", "") if options.endswith(" -") else TRAIN
+    done = say(f"{line} --steps 2 {options} -o m.safetensors", capfd)
+    assert (done.code, done.out, done.err.count("\n")) == (2, b"", 1), done.err
+    assert USAGE[options] in done.err
+    assert sorted(os.listdir(shop)) == before
+
+
+REFUSED = [
+    ("kvtools pretrain onerec clicks.csv -o m", 2, "--items missing: semantic IDs"),
+    ("kvtools pretrain onerec nothing.csv --items items.ids -o m", 66, "nothing.csv: no such file"),
+    ("kvtools pretrain onerec clicks.csv --items nothing -o m", 66, "nothing: no such file"),
+    ("kvtools pretrain onerec clicks.csv --items items.ids --users nothing -o m", 66, "nothing: no such file"),
+    ("kvtools pretrain onerec clicks.csv --items items.ids --config nothing -o m", 66, "nothing: no such file"),
+    ("kvtools pretrain onerec clicks.csv --items clicks.csv -o m", 65, "clicks.csv: neither a stream nor a bag"),
+    ("kvtools pretrain onerec clicks.csv --items foreign -o m", 65, "foreign: a foreign bag found, semantic-id expected"),
+    ("kvtools pretrain onerec clicks.csv --items clicks.kvs -o m", 65, "clicks.kvs: interaction found, semantic-id expected"),
+    ("kvtools pretrain onerec clicks.csv --items cut.ids -o m", 65, "cut.ids"),
+    ("kvtools pretrain onerec cut.kvs --items items.ids -o m", 65, "cut.kvs"),
+    ("kvtools pretrain onerec clicks.csv --items items.ids --users titles.csv -o m", 65, "titles.csv: no user column"),
+    ("kvtools pretrain onerec clicks.csv --items items.ids --column time=when -o m", 65, "no column 'when'"),
+    ("kvtools pretrain onerec users.csv --items items.ids -o m", 65, "users.csv: no item column"),
+    ("kvtools pretrain onerec empty.csv --items items.ids -o m", 65, "empty.csv"),
+    ("kvtools pretrain onerec thin.txt --items items.ids -o m", 65, "thin.txt: no two interactions of a user"),
+    ("kvtools pretrain onerec clicks.csv --items items.ids -o clicks.csv", 73, "clicks.csv: exists already"),
+    ("kvtools pretrain onerec clicks.csv --items items.ids -o no/such/m", 73, "no/such/m: no such file"),
+    (f"{TRAIN} --steps 2 --log no/such/log -o m", 73, "no/such/log: no such file"),
+    (f"{TRAIN} --steps 2 --log /dev/full -o m", 74, "no space left"),
+    (f"{TRAIN} --steps 2 -o /dev/full", 74, "no space left"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "words"), REFUSED)
+def test_bad_input_and_bad_output_are_one_line_with_their_code(shop, capfd, line, code, words):
+    save_file({"x": np.zeros(3, np.float32)}, shop / "foreign")
+    (shop / "empty.csv").write_text("")
+    (shop / "thin.txt").write_text("a i1 i2 i3\nb i1\n")
+    say("kvtools convert clicks.csv -o clicks.kvs")
+    for name in ("clicks.kvs", "items.ids"):
+        (shop / f"cut{name[-4:]}").write_bytes((shop / name).read_bytes()[:-9])
+    before = sorted(os.listdir(shop))
+    done = say(line, capfd)
+    assert (done.code, done.out, done.err.count("\n")) == (code, b"", 1), done.err
+    assert words in done.err
+    assert sorted(os.listdir(shop)) == before
+
+
+def test_items_of_another_catalogue_are_told_apart_from_no_items(shop, capfd):
+    (shop / "elsewhere.txt").write_text("".join(f"u{n} x1 x2 x3 x4 x5\n" for n in range(5)))
+    done = say(TRAIN.replace("clicks.csv", "elsewhere.txt") + " --steps 2 -o m.safetensors", capfd)
+    assert done.code == 65
+    assert "items that items.ids does not have, left out with their 25 interactions: 5 (x1, x2, x3, …)." in done.err
+    assert done.err.splitlines()[-1].endswith("elsewhere.txt: not one item that items.ids knows. Give the interactions that "
+                                              "belong to it.")  # fmt: skip
+    assert done.err.count("\n") == 2
+    assert not (shop / "m.safetensors").exists()
+
+
+def test_a_full_disk_and_a_reader_that_left_are_told_by_the_code(sh, shop):
+    full = sh(f"{TRAIN} --steps 2 > /dev/full")
+    assert (full.code, full.err.count("\n")) == (74, 1)
+    done = sh(f"{TRAIN} --steps 2 | :; echo ${{PIPESTATUS[0]}}", pipefail=False)
+    assert (done.out, done.err) == (b"141\n", "")
+
+
+def test_an_output_that_is_there_stays_until_the_new_one_is_whole(shop, capfd):
+    say(f"{TRAIN} --steps 2 -o m.safetensors")
+    before = (shop / "m.safetensors").read_bytes()
+    refused = say(f"{TRAIN} --steps 3 -o m.safetensors", capfd)
+    assert refused.code == 73
+    failed = say(f"{TRAIN} --steps 3 --lr 1e30 --training warmup=0 --force -o m.safetensors", capfd)
+    assert failed.code == 1
+    assert (shop / "m.safetensors").read_bytes() == before
+    assert say(f"{TRAIN} --steps 3 --force -o m.safetensors").code == 0
+    assert info(capfd, "m.safetensors")["step"] == 3

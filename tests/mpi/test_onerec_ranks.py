@@ -1,0 +1,143 @@
+"""Recommendations are the same from any number of ranks, training is nearly so, and one rank's end is everybody's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import BIN
+from shop import TRAIN, furnish
+
+pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not (BIN / "mpiexec").exists(), reason="no mpiexec; install the mpich extra")]
+
+N_USERS = 600  # more than two chunks of 256 users, which are what ranks share
+
+
+@pytest.fixture
+def shop(tmp_path):
+    furnish(tmp_path, N_USERS)
+    return tmp_path
+
+
+def losses(path):
+    return [line["loss"] for line in map(json.loads, path.read_text().splitlines()) if "loss" in line]
+
+
+def test_recommendations_and_figures_do_not_depend_on_the_number_of_ranks(sh, shop):
+    assert sh(f"{TRAIN} --steps 4 -o m.safetensors").code == 0
+    ask = "kvtools recgen --model m.safetensors --beam 16 clicks.csv"
+    told, digests = [], []
+    for n in (1, 2, 4):
+        done = sh(f"mpiexec -n {n} {ask} | kvtools sum - && mpiexec -n {n} {ask} --evaluate test --json")
+        assert (done.code, done.err) == (0, "")
+        digest, figures = done.out.decode().splitlines()
+        digests.append(digest.split()[0])
+        told.append({name: x for name, x in json.loads(figures).items() if name != "seconds"})
+    digests.append(sh(f"{ask} | kvtools sum -").out.decode().split()[0])
+    assert len(set(digests)) == 1
+    assert told[0] == told[1] == told[2]
+    assert told[0]["users"] == N_USERS
+
+
+@pytest.mark.parametrize("options", ["", "--near 3 --users users.csv --training accumulate=3"])
+def test_training_on_two_ranks_is_training_on_one(sh, shop, options):
+    line = f"{TRAIN} --steps 6 --training dropout=0 {options}"
+    one = sh(f"{line} --log one.jsonl -o one.safetensors")
+    two = sh(f"mpiexec -n 2 {line} --log two.jsonl -o two.safetensors")
+    assert (one.code, one.err, two.code, two.err) == (0, "", 0, "")
+    # gradients are sums in another order; six steps of AdamW, which divides by their size, carry that on
+    np.testing.assert_allclose(losses(shop / "two.jsonl"), losses(shop / "one.jsonl"), rtol=1e-4)
+    assert len(losses(shop / "two.jsonl")) == 6, "one rank writes the log"
+    assert not [name for name in os.listdir(shop) if "state" in name]
+
+
+def test_training_on_two_ranks_gives_the_same_bytes_again(sh, shop):
+    for name in ("a", "b"):
+        assert sh(f"mpiexec -n 2 {TRAIN} --steps 4 --training dropout=0.3 -o {name}.safetensors").code == 0
+    assert sh("cmp a.safetensors b.safetensors").code == 0
+
+
+RANKS = """
+import hashlib, sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from test_loop import Toy, plan
+from kvtools.learn.loop import Training
+from kvtools.learn.state import State
+from kvtools.world import World
+
+world = World.open()
+task = Toy(dropout=0.5)
+losses = [step.figures["loss"] for step in Training(task, plan(), State(None, {}), world).run(False) if step.figures]
+told = hashlib.sha256(b"".join(x.numpy().tobytes() for x in task.model.state_dict().values()) + repr(losses).encode())
+everyone = world.gather_array(np.frombuffer(told.digest(), np.uint8)[None])
+if world.is_root:
+    print(len(everyone), len(np.unique(everyone, axis=0)))
+"""
+
+
+def test_all_ranks_hold_the_same_weights_to_the_bit(sh, shop):
+    (shop / "ranks.py").write_text(RANKS)
+    unit = os.path.join(os.path.dirname(os.path.dirname(__file__)), "unit")
+    done = sh(f"mpiexec -n 3 {sys.executable} ranks.py {unit}")
+    assert (done.code, done.out.split()) == (0, [b"3", b"1"]), done.err
+
+
+def test_what_was_stopped_on_two_ranks_goes_on_on_two_ranks(sh, shop):
+    line = f"mpiexec -n 2 {TRAIN} --steps 5 --training dropout=0.3"
+    stopped = sh(f"{line} -o m.safetensors", SLURM_JOB_END_TIME=str(int(time.time())))
+    assert stopped.code == 75
+    assert stopped.err.count("Run again to continue") == 1, stopped.err
+    again = sh(f"{line} -o m.safetensors")
+    assert again.code == 0
+    assert again.err.count("goes on after step 1") == 1
+    assert sh(f"{line} -o whole.safetensors && cmp m.safetensors whole.safetensors").code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        (f"{TRAIN} --steps 2%  -o m", 2, "--steps 2%"),
+        ("kvtools recgen --model m -k 9 --beam 3 clicks.csv --json", 2, "-k 9 of --beam 3"),
+        ("kvtools recgen --model nothing clicks.csv --json", 66, "nothing: no such file"),
+        ("kvtools recgen --model items.ids clicks.csv --json", 65, "a model of onerec expected"),
+        (f"{TRAIN} -o clicks.csv", 73, "clicks.csv: exists already"),
+    ],
+)
+def test_a_fault_ends_all_ranks_with_its_code(sh, shop, line, code, words):
+    begun = time.monotonic()
+    done = sh(f"mpiexec -n 3 {line}", pipefail=False)
+    assert (done.code, done.out) == (code, b"")
+    assert words in done.err
+    assert time.monotonic() - begun < 60
+
+
+def test_a_rank_killed_on_the_way_ends_all_and_leaves_nothing_at_the_output(sh, shop):
+    line = f"{TRAIN} --steps 100000 --training patience=0 --log log.jsonl -o m.safetensors"
+    command = [str(BIN / "mpiexec"), "-n", "3", str(BIN / "kvtools"), *line.split()[1:]]
+    launcher = subprocess.Popen(command, cwd=shop, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = shop / "log.jsonl"
+    while launcher.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.01)
+    victims = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_rank(pid, 2, shop)]
+    assert len(victims) == 1
+    os.kill(victims[0], signal.SIGKILL)
+    begun = time.monotonic()
+    launcher.stderr.read()
+    assert launcher.wait(30) != 0
+    assert time.monotonic() - begun < 10
+    assert not [name for name in os.listdir(shop) if name.startswith("m.safetensors") or ".tmp-" in name]
+
+
+def is_rank(pid, rank, folder):
+    """Whether a process is this rank of a command that runs in the folder."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            words = file.read().split(b"\0")
+        return b"PMI_RANK=%d" % rank in words and os.readlink(f"/proc/{pid}/cwd") == str(folder)
+    except OSError:
+        return False

@@ -1,0 +1,231 @@
+"""Beam search against a ranking of everything, and against one user and one ID at a time in float64."""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_onerec import EXPERTS, NEAR, SMALL, asked, catalogue, cutter_of, float64, histories_of, in_double, model_of
+
+from kvtools.onerec.beam import rank_all, search, search_freely
+from kvtools.onerec.trie import Trie
+
+N_ITEMS = 30
+LENGTHS = [5, 1, 14, 9]  # contexts of every length in one batch, one of them with a lifelong part
+USERS = range(len(LENGTHS))
+SIZES = {2: (6, 5), 3: (4, 3, 5), 4: (3, 4, 2, 3)}
+# float32 sums of some dozen products of size about 1, in another order
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+every_kind = pytest.mark.parametrize(
+    ("decoder", "attention", "is_sparse", "near", "n_levels"),
+    [*itertools.product(["cross", "lazy"], ["causal", "full"], [False, True], NEAR, [2, 3, 4])],
+)
+some_kinds = pytest.mark.parametrize(
+    ("decoder", "attention", "is_sparse", "near", "n_levels"),
+    [
+        ("cross", "causal", True, "tokens", 3),
+        ("cross", "full", False, "evidence", 4),
+        ("lazy", "causal", False, "tokens", 2),
+        ("lazy", "full", True, "", 3),
+    ],
+)
+
+
+class Case:
+    """A generator, its catalogue, and users who ask."""
+
+    def __init__(self, decoder, attention, is_sparse, near, n_levels, seed=0):
+        changed = NEAR[near] | (EXPERTS if is_sparse else {})
+        self.arch = replace(SMALL, decoder=decoder, attention=attention, **changed)
+        codes_NS = catalogue(N_ITEMS, SIZES[n_levels], seed)
+        self.trie = Trie(codes_NS)
+        self.model = model_of(self.arch, codes_NS, SIZES[n_levels], seed)
+        self.cutter = cutter_of(histories_of(LENGTHS, N_ITEMS, seed), self.arch, N_ITEMS, seed)
+
+    def batch(self, users=USERS):
+        return asked(self.cutter, N_ITEMS, list(users))
+
+    def context(self, users=USERS):
+        return self.model.context(self.batch(users))
+
+    def ranked(self):
+        """Every ID of each user, best first, and the scores, by the oracle."""
+        scores_BU = rank_all(self.model, self.context(), self.trie)
+        order_BU = scores_BU.argsort(dim=1, descending=True)
+        return order_BU, scores_BU.gather(1, order_BU)
+
+
+def said_by_neighbours(model, level, codes, normed_D, items, alikes):
+    """What neighbours add to the logit of every code of a level, by hand: evidence.py's formula, one neighbour at a time."""
+    part = model.neighbours
+    query_X = part.queries[level](normed_D)
+    trust = np.log1p(np.exp(float(part.trust[level](normed_D))))
+    sums = np.zeros(model.vocabulary.codes[level])
+    for item, alike in zip(items, alikes, strict=True):
+        own = model.codes_IS[item].tolist()
+        if item >= 0 and own[:level] == codes[:level]:
+            key_X = part.items.weight[item] + sum(table.weight[code] for table, code in zip(part.codes, own, strict=True))
+            fit = float(query_X @ key_X) / np.sqrt(len(key_X))
+            sums[own[level]] += alike ** float(part.power[level]) * np.exp(fit)
+    return trust * np.log1p(np.exp(float(part.log_scale[level])) * sums)
+
+
+def slow_scores(case, user, ids_US):
+    """log P of each ID for one user: every ID a full pass of its own, in float64."""
+    told = []
+    with float64(), torch.no_grad():
+        model, batch = copy.deepcopy(case.model).double(), in_double(case.batch([user]))
+        context = model.context(batch)
+        for codes in ids_US.tolist():
+            tokens = [model.first(context)]
+            tokens += [model.after(level, torch.tensor([code])) for level, code in enumerate(codes[:-1])]
+            h_1SD, _ = model.decode(torch.cat(tokens, dim=1), model.attends(context))
+            total = 0.0
+            for level, code in enumerate(codes):
+                normed_D = model.head_norms[level](h_1SD[0, level])
+                logits = np.array([float(normed_D @ vector) for vector in model.codes[level].weight])
+                if batch.near:
+                    items, alikes = (x.flatten().tolist() for x in batch.near)
+                    logits += said_by_neighbours(model, level, codes, normed_D, items, alikes)
+                total += logits[code] - np.log(np.exp(logits).sum())
+            told.append(total)
+    return np.array(told)
+
+
+@every_kind
+def test_as_many_beams_as_prefixes_give_the_exact_ranking(decoder, attention, is_sparse, near, n_levels):
+    case = Case(decoder, attention, is_sparse, near, n_levels)
+    order_BU, scores_BU = case.ranked()
+    beams = search(case.model, case.context(), case.trie, case.trie.n_ids)
+    torch.testing.assert_close(beams.scores, scores_BU, **CLOSE)
+    assert torch.equal(beams.ids, order_BU)
+    assert torch.equal(beams.codes, case.trie.ids_US[order_BU])
+
+
+@every_kind
+def test_beams_enough_for_the_prefixes_are_enough_for_the_best_ids(decoder, attention, is_sparse, near, n_levels):
+    case = Case(decoder, attention, is_sparse, near, n_levels, seed=1)
+    n_beams = len(case.trie.codes[-2])
+    assert n_beams < case.trie.n_ids
+    beams = search(case.model, case.context(), case.trie, n_beams)
+    assert torch.equal(beams.ids, case.ranked()[0][:, :n_beams])
+
+
+@some_kinds
+def test_scores_are_those_of_one_id_at_a_time_in_float64(decoder, attention, is_sparse, near, n_levels):
+    case = Case(decoder, attention, is_sparse, near, n_levels, seed=2)
+    beams = search(case.model, case.context(), case.trie, 12)
+    for user in USERS:
+        expected = slow_scores(case, user, beams.codes[user])
+        np.testing.assert_allclose(beams.scores[user].numpy(), expected, **CLOSE)
+
+
+@some_kinds
+def test_the_oracle_is_right_in_float64(decoder, attention, is_sparse, near, n_levels):
+    case = Case(decoder, attention, is_sparse, near, n_levels, seed=3)
+    found = rank_all(case.model, case.context(), case.trie)[2].numpy()
+    np.testing.assert_allclose(found, slow_scores(case, 2, case.trie.ids_US), **CLOSE)
+
+
+@some_kinds
+def test_the_oracle_in_many_small_passes_is_the_same(decoder, attention, is_sparse, near, n_levels):
+    case = Case(decoder, attention, is_sparse, near, n_levels)
+    one, many = (rank_all(case.model, case.context(), case.trie, n_rows=n) for n in (1 << 14, 1))
+    torch.testing.assert_close(one, many, **CLOSE)
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("decoder", ["cross", "lazy"])
+@pytest.mark.parametrize("near", NEAR)
+@torch.no_grad()
+def test_cached_decoding_is_the_full_pass(decoder, is_sparse, near):
+    case = Case(decoder, "causal", is_sparse, near, 4)
+    context = case.context()
+    attends = case.model.attends(context)
+    n_beams = 3
+    chance = torch.Generator().manual_seed(0)
+    codes_MS = torch.stack([torch.randint(n, (len(USERS) * n_beams,), generator=chance) for n in SIZES[4]], dim=1)
+    tokens = [case.model.first(context).repeat_interleave(n_beams, 0)]
+    tokens += [case.model.after(level, codes_MS[:, level]) for level in range(3)]
+    full_MSD, _ = case.model.decode(torch.cat(tokens, dim=1), attends)
+    past = None
+    for level, token in enumerate(tokens):
+        h_M1D, past = case.model.decode(token, attends, past)
+        torch.testing.assert_close(h_M1D[:, 0], full_MSD[:, level], **CLOSE)
+
+
+@some_kinds
+def test_what_a_user_gets_does_not_depend_on_the_others(decoder, attention, is_sparse, near, n_levels):
+    case = Case(decoder, attention, is_sparse, near, n_levels)
+    together = search(case.model, case.context(), case.trie, 8)
+    for users in ([0], [1], [2], [3, 1]):
+        apart = search(case.model, case.context(users), case.trie, 8)
+        assert torch.equal(apart.ids, together.ids[users])
+        torch.testing.assert_close(apart.scores, together.scores[users], **CLOSE)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n_beams=st.integers(1, 60), seed=st.integers(0, 5), kind=st.sampled_from([("cross", "tokens"), ("lazy", "evidence")]))
+def test_whatever_the_width_beams_are_legal_distinct_and_best_first(n_beams, seed, kind):
+    case = Case(kind[0], "causal", True, kind[1], 3, seed)
+    beams = search(case.model, case.context(), case.trie, n_beams)
+    exact_BU = rank_all(case.model, case.context(), case.trie)
+    assert beams.ids.shape == beams.scores.shape == beams.codes.shape[:2]
+    for ids, scores, codes, exact in zip(beams.ids, beams.scores, beams.codes, exact_BU, strict=True):
+        is_found = ids >= 0
+        assert int(is_found.sum()) == min(n_beams, case.trie.n_ids) or n_beams < len(case.trie.codes[-2])
+        assert torch.equal(is_found, scores > -torch.inf)
+        assert case.trie.find(codes[is_found].numpy()).tolist() == ids[is_found].tolist()
+        assert len(set(ids[is_found].tolist())) == int(is_found.sum())
+        assert (scores[1:] <= scores[:-1]).all()
+        torch.testing.assert_close(scores[is_found], exact[ids[is_found]], **CLOSE)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.sampled_from([0.1, 0.5, 0.9, 1.0]))
+def test_barred_ids_never_come_and_the_others_keep_their_order(seed, share):
+    case = Case("cross", "causal", False, "evidence", 3)
+    is_barred_BU = torch.from_numpy(np.random.default_rng(seed).random((len(USERS), case.trie.n_ids)) < share)
+    beams = search(case.model, case.context(), case.trie, case.trie.n_ids, barred_BU=is_barred_BU)
+    for user, order in enumerate(case.ranked()[0]):
+        left = order[~is_barred_BU[user][order]].tolist()
+        n_gone = case.trie.n_ids - len(left)
+        assert beams.ids[user].tolist() == left + [-1] * n_gone
+        assert beams.scores[user].isinf().tolist() == [False] * len(left) + [True] * n_gone
+
+
+def test_more_beams_than_legal_ids_end_in_minus_one():
+    case = Case("cross", "causal", False, "", 2)
+    beams = search(case.model, case.context(), case.trie, 500)
+    assert beams.ids.shape[1] > case.trie.n_ids, "the lists are as long as what was looked at"
+    assert (beams.ids[:, case.trie.n_ids :] == -1).all()
+    assert (beams.scores[:, case.trie.n_ids :] == -torch.inf).all()
+    assert (beams.ids[:, : case.trie.n_ids].sort(dim=1).values == torch.arange(case.trie.n_ids)).all()
+
+
+@some_kinds
+def test_without_the_trie_the_best_of_all_combinations_come(decoder, attention, is_sparse, near, n_levels):
+    case = Case(decoder, attention, is_sparse, near, n_levels)
+    everything = Trie(np.array(list(itertools.product(*map(range, SIZES[n_levels])))))
+    scores_BU = rank_all(case.model, case.context(), everything)
+    beams = search_freely(case.model, case.context(), everything.n_ids)
+    torch.testing.assert_close(beams.scores, scores_BU.sort(dim=1, descending=True).values, **CLOSE)
+    found = everything.find(beams.codes.flatten(0, 1).numpy()).reshape(len(USERS), -1)
+    assert (np.sort(found, axis=1) == np.arange(everything.n_ids)).all()
+    assert (beams.ids == -1).all()
+    # all that can be said adds up to 1
+    np.testing.assert_allclose(beams.scores.exp().sum(1).numpy(), 1, rtol=1e-5)
+
+
+def test_ids_of_one_code_are_searched_and_ranked_too():
+    codes_NS = catalogue(N_ITEMS, (50,))
+    model = model_of(SMALL, codes_NS, (50,))
+    cutter = cutter_of(histories_of(LENGTHS, N_ITEMS), SMALL, N_ITEMS)
+    trie, context = Trie(codes_NS), model.context(asked(cutter, N_ITEMS, list(USERS)))
+    beams = search(model, context, trie, 10)
+    torch.testing.assert_close(beams.scores, rank_all(model, context, trie).sort(descending=True).values[:, :10], **CLOSE)

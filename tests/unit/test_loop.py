@@ -1,0 +1,311 @@
+"""The training loop, over a task of four weights: what was stopped, cut up or left off comes out as if it had not been."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kvtools.artifact.bag import write_bag
+from kvtools.artifact.files import Sink
+from kvtools.faults import Corrupt, Fault, Stopped, Usage
+from kvtools.learn.loop import Loss, Plan, Training
+from kvtools.learn.rates import Rate
+from kvtools.learn.state import State
+from kvtools.world import World
+
+N_ROWS, N_BATCH = 48, 12
+AN_EPOCH = N_ROWS // N_BATCH
+CONFIG = {"steps": "10", "seed": 0}
+CLOCKED = ("seconds", "tokens_per_s")
+
+
+class Toy:
+    """A regression in 48 rows, and a buffer that moves after each step, as the bias of experts does.
+
+    scores: what validation says epoch by epoch; where None, the error on the rows. bad: a row whose target is NaN.
+    """
+
+    def __init__(self, *, dropout=0.0, scores=None, bad=None):
+        chance = torch.Generator().manual_seed(3)
+        torch.manual_seed(7)
+        self.x_N3 = torch.randn(N_ROWS, 3, generator=chance)
+        self.y_N1 = self.x_N3.sum(1, keepdim=True).tanh() + 0.1 * torch.randn(N_ROWS, 1, generator=chance)
+        if bad is not None:
+            self.y_N1[bad] = math.nan
+        self.model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(dropout), nn.Linear(4, 1))
+        self.model.register_buffer("n_updates", torch.zeros(1))
+        self._scores, self.seen = scores, []
+
+    def epoch(self, number):
+        yield from np.random.default_rng(number).permutation(N_ROWS).reshape(-1, N_BATCH)
+
+    def pieces(self, rows, n):
+        return [rows[i::n] for i in range(min(n, len(rows)))]
+
+    def loss(self, rows):
+        error = (self.model(self.x_N3[rows]) - self.y_N1[rows]).square().sum()
+        return Loss(error, len(rows), {"loss": error.detach()}, tokens=3 * len(rows))
+
+    def after_step(self, world):
+        self.model.n_updates += 1
+        return {"updates": float(self.model.n_updates)}
+
+    @torch.no_grad()
+    def validate(self):
+        self.seen.append(weights(self))
+        if self._scores is not None:
+            return {"score": self._scores[len(self.seen) - 1]}
+        return {"score": -float((self.model(self.x_N3) - self.y_N1).square().nanmean())}
+
+    def names(self, rows):
+        return f"rows {', '.join(map(str, rows[:2]))}"
+
+
+class After:
+    """A request to stop that comes in the n-th step: the loop asks once a step."""
+
+    def __init__(self, n):
+        self._left = n
+
+    def __bool__(self):
+        self._left -= 1
+        return self._left <= 0
+
+
+def plan(n_steps=10, **changed):
+    return Plan(**{"epochs": n_steps, "n_steps": n_steps, "rate": 0.05, "warmup": 2, "seed": 5, **changed})
+
+
+def train(task, folder=None, *, stop=False, start_over=False, config=CONFIG, **changed):
+    """The run, and the lines it told until it ended or was stopped."""
+    run = Training(task, plan(**changed), State(folder, config), World())
+    run.take_up(start_over=start_over)
+    lines = []
+    try:
+        for step in run.run(stop):
+            figures = {name: x for name, x in step.figures.items() if name not in CLOCKED}
+            lines.append((step.step, step.epoch, figures, step.validation))
+        run.forget()
+    except Stopped:
+        assert stop is not False
+    return run, lines
+
+
+def weights(task):
+    return {name: x.detach().clone() for name, x in task.model.state_dict().items()}
+
+
+def assert_same(one, two, **tolerance):
+    assert set(one) == set(two)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+# ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# 10 steps, 4 an epoch: 4 and 8 end an epoch, 10 ends the run
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("at", range(1, 11))
+def test_a_run_stopped_at_any_step_and_taken_up_equals_the_whole(tmp_path, at, dropout):
+    folder = str(tmp_path / "state")
+    whole = Toy(dropout=dropout)
+    whole_run, told = train(whole)
+    first = Toy(dropout=dropout)
+    _, before = train(first, folder, stop=After(at))
+    assert [line[0] for line in before if line[3] is None] == list(range(1, at + 1))
+    second = Toy(dropout=dropout)
+    run, after = train(second, folder)
+    assert before + after == told
+    assert_same(weights(second), weights(whole))
+    assert_same(run.best, whole_run.best)
+    assert vars(run.progress) == vars(whole_run.progress)
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_run_stopped_at_every_step_equals_the_whole_too(tmp_path):
+    whole, task = Toy(dropout=0.3), Toy(dropout=0.3)
+    _, told = train(whole, n_steps=6)
+    lines = []
+    for _ in range(5):
+        task = Toy(dropout=0.3)
+        lines += train(task, str(tmp_path / "state"), stop=After(1), n_steps=6)[1]
+    task = Toy(dropout=0.3)
+    lines += train(task, str(tmp_path / "state"), n_steps=6)[1]
+    assert lines == told
+    assert_same(weights(task), weights(whole))
+
+
+def test_chance_depends_on_the_seed_and_the_step_alone():
+    one, two, other = (Toy(dropout=0.5) for _ in range(3))
+    torch.manual_seed(1)
+    train(one)
+    torch.manual_seed(2)
+    train(two)
+    train(other, seed=6)
+    assert_same(weights(one), weights(two))
+    assert not torch.equal(one.model[0].weight, other.model[0].weight)
+
+
+# ── pieces of a step ─────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("n", [2, 3, 12, 50])
+def test_a_step_in_pieces_is_the_same_step(n):
+    whole, cut = Toy(), Toy()
+    _, told = train(whole)
+    _, lines = train(cut, pieces=n)
+    # float32 sums of twelve terms in another order, ten steps of a rate of 0.05 at most
+    assert_same(weights(cut), weights(whole), rtol=1e-5, atol=1e-5)
+    assert [line[2]["tokens"] for line in lines if line[2]] == [line[2]["tokens"] for line in told if line[2]]
+    assert [line[2]["loss"] for line in lines if line[2]] == pytest.approx([line[2]["loss"] for line in told if line[2]], 1e-5)
+
+
+def test_an_update_is_that_of_adamw_on_the_mean_gradient():
+    task, reference = Toy(), Toy()
+    train(task, n_steps=1, warmup=0, pieces=3, clip=0.25)
+    rows = next(reference.epoch(0))
+    (reference.loss(rows).total / len(rows)).backward()
+    nn.utils.clip_grad_norm_(reference.model.parameters(), 0.25)
+    matrices = [p for p in reference.model.parameters() if p.ndim == 2]
+    vectors = [p for p in reference.model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    torch.optim.AdamW(groups, lr=0.05, betas=(0.9, 0.98)).step()
+    assert_same(dict(task.model.named_parameters()), dict(reference.model.named_parameters()), rtol=1e-5, atol=1e-5)
+
+
+# ── losses that are not finite ───────────────────────────────────────────────────────────────────────────────────────────
+def bad_row():
+    """A row that comes in the last step of the second epoch, and the step that it comes in."""
+    return int(list(Toy().epoch(1))[-1][0])
+
+
+def poisoned():
+    """Rows of which one is bad, from the second epoch on."""
+
+    class Late(Toy):
+        def epoch(self, number):
+            for rows in super().epoch(number):
+                yield rows if number else rows[rows != bad_row()]
+
+    return Late(bad=bad_row())
+
+
+def test_a_loss_that_is_not_finite_names_the_rows_and_leaves_the_last_epoch(tmp_path):
+    folder = str(tmp_path / "state")
+    with pytest.raises(Fault, match=rf"step 7: a loss that is not finite, at rows {bad_row()}, .*last epoch is kept") as found:
+        train(poisoned(), folder)
+    assert found.value.code == 1
+    kept = poisoned()
+    run = Training(kept, plan(), State(folder, CONFIG), World())
+    assert run.take_up(start_over=False)
+    assert (run.progress.epoch, run.progress.batch, run.progress.step) == (1, 0, AN_EPOCH)
+    whole = poisoned()
+    for _ in Training(whole, plan(epochs=1), State(None, {}), World()).run(stop=False):
+        pass
+    assert_same(weights(kept), weights(whole))
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_state_that_is_not_there_is_not_promised(tmp_path, is_kept):
+    with pytest.raises(Fault, match="step 0: a loss that is not finite, at rows") as found:
+        train(Toy(bad=int(next(Toy().epoch(0))[0])), str(tmp_path / "state") if is_kept else None)
+    assert "kept" not in str(found.value)
+    assert not (tmp_path / "state").exists()
+
+
+# ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_patience_ends_a_run_and_the_best_weights_are_given_back():
+    task = Toy(scores=[0.1, 0.3, 0.2, 0.3, 0.25, 0.9])
+    run, lines = train(task, n_steps=100, patience=3)
+    assert [line[3]["score"] for line in lines if line[3]] == [0.1, 0.3, 0.2, 0.3, 0.25]
+    assert (run.progress.best_epoch, run.progress.best_score, run.progress.is_over) == (2, 0.3, True)
+    assert_same(weights(task), task.seen[1])
+
+
+def test_without_patience_all_epochs_run_and_the_best_weights_are_given_back():
+    task = Toy(scores=[0.1, 0.9, *[0.2] * 23])
+    run, _ = train(task, n_steps=100)
+    assert run.progress.step == 100
+    assert_same(weights(task), task.seen[1])
+
+
+def test_without_validation_the_last_weights_are_given_back():
+    class Blind(Toy):
+        def validate(self):
+            self.seen.append(weights(self))
+
+    task = Blind()
+    run, lines = train(task)
+    assert all(line[3] is None for line in lines)
+    assert (run.best, run.progress.best_score) == ({}, None)
+    assert_same(weights(task), task.seen[-1])
+
+
+def test_steps_end_a_run_within_an_epoch_and_epochs_too():
+    run, lines = train(Toy(), n_steps=6)
+    assert (run.progress.step, run.progress.epoch) == (6, 2)
+    assert [line[0] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 6]
+    assert train(Toy(), n_steps=100, epochs=2)[0].progress.step == 2 * AN_EPOCH
+
+
+# ── rates ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_rates_rise_in_a_line_and_end_in_a_cosine():
+    rate = Rate(0.5, 110, 10)
+    assert [rate.at(step) for step in range(10)] == pytest.approx([0.05 * (step + 1) for step in range(10)])
+    assert rate.at(10) == pytest.approx(0.5)
+    assert rate.at(60) == pytest.approx(0.5 * (1 + 0.05) / 2)
+    assert rate.at(110) == pytest.approx(0.5 * 0.05) == rate.at(500)
+    falling = [rate.at(step) for step in range(10, 111)]
+    assert all(later < earlier for earlier, later in itertools.pairwise(falling))
+
+
+def test_a_constant_rate_stays_and_no_first_step_is_without_effect():
+    assert [Rate(0.5, 100, 0, "constant").at(step) for step in (0, 50, 99)] == [0.5] * 3
+    assert Rate(0.5, 100, 4, "constant").at(0) == 0.125
+    assert Rate(0.5, 1, 0).at(0) == 0.5
+    assert Rate(0.5, 3, 3).at(0) > 0
+
+
+def test_a_run_follows_its_rate():
+    for shape in ("cosine", "constant"):
+        lines = [line for line in train(Toy(), shape=shape)[1] if line[3] is None]
+        assert [line[2]["rate"] for line in lines] == [Rate(0.05, 10, 2, shape).at(step) for step in range(10)]
+
+
+# ── state ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def folder(tmp_path):
+    """The state of a run that was stopped after three steps."""
+    train(Toy(), str(tmp_path / "state"), stop=After(3))
+    assert (tmp_path / "state" / "train.state").exists()
+    return tmp_path / "state"
+
+
+@pytest.mark.parametrize("config", [{"steps": "11", "seed": 0}, {"steps": "10"}, {"steps": "10", "seed": 0, "near": 4}])
+def test_a_state_of_other_options_is_refused_by_name(folder, config):
+    name = {1: "seed", 2: "steps", 3: "near"}[len(config)]
+    with pytest.raises(Usage, match=rf"{folder}/train.state: an unfinished run with another {name}\. .*--force to start over"):
+        train(Toy(), str(folder), config=config)
+    assert (folder / "train.state").exists()
+
+
+@pytest.mark.parametrize("what", ["words", "nothing", "another bag", "cut", "flipped"])
+def test_a_state_that_is_none_is_refused(folder, what):
+    path = folder / "train.state"
+    whole = path.read_bytes()
+    if what == "another bag":
+        write_bag(Sink(str(path), force=True), "model", {"x": np.zeros(3)}, config={}, history=[])
+    else:
+        kept = {"words": b"loss 0.3\n", "nothing": b"", "cut": whole[:-7], "flipped": whole[:-7] + b"\xff" + whole[-6:]}
+        path.write_bytes(kept[what])
+    with pytest.raises(Corrupt, match="train.state"):
+        train(Toy(), str(folder))
+
+
+def test_starting_over_forgets_the_state(folder):
+    task, whole = Toy(), Toy()
+    _, lines = train(task, str(folder), start_over=True)
+    assert lines[0][0] == 1
+    train(whole)
+    assert_same(weights(task), weights(whole))
+    assert not folder.exists()

@@ -1,0 +1,178 @@
+"""Experts against one token at a time in float64; and the load, which a bias makes even."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_onerec import float64
+
+from kvtools.onerec import moe
+from kvtools.onerec.moe import Experts
+
+WIDTH, HIDDEN = 12, 9
+
+
+def experts(n_experts, n_active, seed=0, spread=1.0):
+    """Experts of random weights and bias; spread: of the router's logits, where a token's square has a mean of 1."""
+    torch.manual_seed(seed)
+    made = Experts(WIDTH, n_experts, n_active, HIDDEN)
+    torch.nn.init.normal_(made.router.weight, std=spread * WIDTH**-0.5)
+    return made.eval()
+
+
+def tokens(n, seed=0, skew=0.0):
+    """(n, D) with a mean square of 1; skew: how far all lie to one side, in units of how far they lie apart."""
+    chance = torch.Generator().manual_seed(seed)
+    side_D = torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
+    x_MD = torch.randn(n, WIDTH, generator=chance) + skew * side_D
+    return x_MD / x_MD.square().mean(1, keepdim=True).sqrt()
+
+
+def slow(made, x_MD):
+    """Outputs float64 (M, D), experts of each token, and their gates: loops over tokens, in numpy."""
+    router, up, down, bias = (x.detach().double().numpy() for x in (made.router.weight, made.up, made.down, made.bias))
+    outs, chosen, gates = [], [], []
+    for x_D in x_MD.double().numpy():
+        score_E = 1 / (1 + np.exp(-router @ x_D))
+        best = np.argsort(-(score_E + bias), kind="stable")[: made.n_active]
+        gate = score_E[best] / score_E[best].sum()
+        out = np.zeros(WIDTH)
+        for expert, weight in zip(best, gate, strict=True):
+            left, value = np.split(x_D @ up[expert], 2)
+            out += weight * ((left / (1 + np.exp(-left)) * value) @ down[expert])
+        outs.append(out)
+        chosen.append(best)
+        gates.append(gate)
+    return np.array(outs).reshape(-1, WIDTH), np.array(chosen), np.array(gates)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 6), st.data(), st.integers(1, 30), st.integers(0, 10**6))
+def test_the_output_is_that_of_one_token_at_a_time(n_experts, data, n_tokens, seed):
+    made = experts(n_experts, data.draw(st.integers(1, n_experts)), seed)
+    made.bias.copy_(0.3 * torch.randn(n_experts))
+    x_MD = tokens(n_tokens, seed)
+    # float32 sums of a dozen products of size about 1
+    np.testing.assert_allclose(made(x_MD).detach().numpy(), slow(made, x_MD)[0], rtol=0, atol=2e-5)
+
+
+def test_float64_weights_give_it_to_ten_digits():
+    made, x_MD = experts(5, 2), tokens(40)
+    expected, _, _ = slow(made, x_MD)
+    with float64(), torch.no_grad():
+        found = copy.deepcopy(made).double()(x_MD.double())
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("n_active", [1, 2, 4])
+def test_gates_add_to_one(n_active):
+    made, x_MD = experts(4, n_active), tokens(20)
+    alone = experts(1, 1)
+    with torch.no_grad():
+        # four experts that are all the same are one, whoever is chosen, only if their gates add to 1
+        made.up.copy_(alone.up.expand_as(made.up))
+        made.down.copy_(alone.down.expand_as(made.down))
+        torch.testing.assert_close(made(x_MD), alone(x_MD), rtol=0, atol=1e-5)
+
+
+def test_the_order_of_tokens_does_not_matter():
+    made, x_MD = experts(4, 2), tokens(50)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(made(x_MD[order]), made(x_MD)[order], rtol=0, atol=1e-5)
+
+
+def test_load_counts_tokens_an_expert_in_training_alone_until_it_is_cleared():
+    made, x_MD = experts(6, 2), tokens(100)
+    made(x_MD)
+    assert made.load.tolist() == [0] * 6
+    made.train()
+    made(x_MD[:60])
+    made(x_MD[60:])
+    assert made.load.tolist() == np.bincount(slow(made, x_MD)[1].flatten(), minlength=6).tolist()
+    assert made.load.sum() == 200
+    assert "load" not in made.state_dict()
+
+
+def test_the_bias_moves_choices_and_not_gates():
+    made, x_MD = experts(4, 2), tokens(200)
+    _, chosen, gates = slow(made, x_MD)
+    made.bias[3] = -10.0
+    _, others, gates_now = slow(made, x_MD)
+    assert (chosen == 3).any()
+    assert not (others == 3).any()
+    same = (chosen == others).all(axis=1)
+    assert same.any()
+    np.testing.assert_array_equal(gates[same], gates_now[same])
+    np.testing.assert_allclose(made(x_MD).detach().numpy(), slow(made, x_MD)[0], rtol=0, atol=2e-5)
+
+
+def test_the_bias_has_no_gradient():
+    made = experts(4, 2).train()
+    made(tokens(50)).square().sum().backward()
+    assert not made.bias.requires_grad
+    assert "bias" not in dict(made.named_parameters())
+    assert all(parameter.grad is not None for parameter in made.parameters())
+    assert "bias" in made.state_dict(), "it is kept all the same"
+
+
+def test_gradients_are_the_finite_differences():
+    made, x_MD = experts(4, 2).double(), tokens(6).double().requires_grad_()
+    with float64():
+        names = [name for name, _ in made.named_parameters()]
+
+        def run(x_MD, *weights):
+            return torch.func.functional_call(made, dict(zip(names, weights, strict=True)), (x_MD,))
+
+        assert torch.autograd.gradcheck(run, (x_MD, *made.parameters()))
+
+
+def test_rebalance_goes_down_where_there_was_too_much_and_up_where_too_little():
+    made = experts(4, 1)
+    made.rebalance(torch.tensor([10.0, 5.0, 5.0, 0.0]))
+    assert made.bias.tolist() == pytest.approx([-moe._RATE, 0, 0, moe._RATE])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 1000), min_size=2, max_size=8).filter(any))
+def test_rebalance_tells_the_largest_load_over_the_mean_and_keeps_biases_about_0(load):
+    made = experts(len(load), 1)
+    assert made.rebalance(torch.tensor(load).double()) == pytest.approx(max(load) / np.mean(load), rel=1e-5)
+    for _ in range(3):
+        made.rebalance(torch.tensor(load).double())
+    assert float(made.bias.mean()) == pytest.approx(0, abs=1e-6)
+    assert (np.diff(made.bias[np.argsort(load)].numpy()) <= 1e-6).all(), "who had more is never ahead of who had less"
+
+
+def test_the_load_that_is_told_is_the_average_of_the_last_steps():
+    made, loads = experts(3, 1), np.random.default_rng(0).integers(1, 100, (60, 3)).astype(float)
+    told = [made.rebalance(torch.from_numpy(load)) for load in loads]
+    for step in (0, 1, 30, 59):
+        weights = (1 - moe._RECENT) ** np.arange(step, -1, -1)
+        share_E = weights @ (loads[: step + 1] / loads[: step + 1].sum(1, keepdims=True))
+        assert told[step] == pytest.approx(share_E.max() / share_E.mean(), rel=1e-5)
+
+
+def test_rebalance_without_load_changes_nothing():
+    made = experts(4, 2)
+    made.rebalance(made.load)
+    assert made.bias.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize(("n_experts", "n_active"), [(4, 1), (8, 2), (24, 2)])
+def test_a_skewed_load_is_even_within_a_hundred_steps_and_stays_so(n_experts, n_active):
+    # single steps overshoot for good: with 24 experts a step has some 1.5 times the mean. What is told is their average
+    made = experts(n_experts, n_active).train()
+    told, loads = [], []
+    with torch.no_grad():
+        for step in range(200):
+            made(tokens(500, seed=step, skew=3.0))
+            loads.append(made.load.clone())
+            told.append(made.rebalance(made.load))
+            made.load.zero_()
+    assert told[0] > 3, "it was skewed"
+    assert max(told[100:]) < 1.2
+    total_E = torch.stack(loads[100:]).sum(0)
+    assert float(total_E.max() / total_E.mean()) < 1.1

@@ -1,0 +1,327 @@
+"""The generator: sizes, what each target may see, which pathways speak, and gradients by finite differences."""
+
+import copy
+import itertools
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from small_onerec import (
+    EXPERTS,
+    FEATURES,
+    NEAR,
+    SMALL,
+    STATIC,
+    catalogue,
+    cutter_of,
+    float64,
+    histories_of,
+    in_double,
+    model_of,
+)
+
+from kvtools.onerec.batch import Tokens
+from kvtools.onerec.layers import Attend, few
+from kvtools.onerec.model import OneRec, Vocabulary
+from kvtools.onerec.rows import Rows
+from kvtools.onerec.sizes import SIZES, Architecture, dense_twin
+from kvtools.onerec.training import Cost
+
+N_ITEMS, CODES = 30, (4, 3, 5)
+LENGTHS = [7, 2, 14, 4]
+CLOSE = {"rtol": 0, "atol": 1e-5}  # float32 sums of some dozen products of size about 1, in another order
+
+every_kind = pytest.mark.parametrize(
+    ("decoder", "attention", "is_sparse", "near"),
+    [*itertools.product(["cross", "lazy"], ["causal", "full"], [False, True], NEAR)],
+)
+
+
+class Case:
+    """A generator and histories with rows to learn from."""
+
+    def __init__(self, decoder="cross", attention="causal", is_sparse=False, near="", seed=0, **changed):
+        changed = NEAR[near] | (EXPERTS if is_sparse else {}) | changed
+        self.arch = replace(SMALL, decoder=decoder, attention=attention, **changed)
+        self.model = model_of(self.arch, catalogue(N_ITEMS, CODES, seed), CODES, seed)
+        self.histories = histories_of(LENGTHS, N_ITEMS, seed)
+        self.cutter = cutter_of(self.histories, self.arch, N_ITEMS, seed)
+        self.rows = self.cutter.training_rows(np.ones(len(self.histories.items), bool))
+
+    def batch(self, rows=None):
+        return self.cutter.batch(self.rows if rows is None else rows)
+
+
+def told(model, batch):
+    """What each target costs, (B, T, S), NaN where there is none: the terms of the sums that `loss` takes."""
+    terms, whole = [], torch.nn.functional.cross_entropy
+
+    def kept(logits, codes, **options):
+        terms.append(whole(logits, codes, reduction="none"))
+        return whole(logits, codes, **options)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(torch.nn.functional, "cross_entropy", kept)
+        model.loss(batch)
+    found = torch.full((*batch.targets.shape, len(CODES)), torch.nan)
+    found[batch.targets >= 0] = torch.stack(terms, dim=1)
+    return found
+
+
+# ── sizes ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(("name", "billions"), [("0.121b", 0.121), ("0.935b", 0.935), ("2.633b", 2.68)])
+def test_sizes_are_those_of_table_1_by_the_stated_rule(name, billions):
+    sizes = dict.fromkeys(("author", "tag", "time", "playtime", "duration", "label"), 41)
+    with torch.device("meta"):
+        codes_IS = torch.zeros(1, 3, dtype=torch.long)
+        model = OneRec(SIZES[name], Vocabulary((8192,) * 3, 1, sizes, (3, 3, 3)), codes_IS)
+    left_out = {id(x) for x in model.summary.parameters()}
+    left_out |= {id(pathway.features[0].weight) for pathway in model.pathways.values()}  # authors
+    n = sum(x.numel() for x in model.parameters() if id(x) not in left_out)
+    assert n == pytest.approx(billions * 1e9, rel=0.01 if name != "2.633b" else 0.001)
+
+
+@pytest.mark.parametrize("name", ["tiny", "0.935b", "2.633b"])
+def test_a_dense_twin_does_as_much_work_a_code(name):
+    arch = replace(SIZES[name], lifelong=0, positive=0, feature_width=1, author_width=1)
+    cost, twin = (cost_of(one) for one in (arch, dense_twin(arch)))
+    assert cost.code - arch.decoder_layers * arch.width * arch.experts == twin.code, "but for the router"
+
+
+@pytest.mark.parametrize("name", ["tiny", "0.935b", "2.633b"])
+def test_a_dense_twin_does_as_much_work_a_context_token(name):
+    arch = replace(SIZES[name], lifelong=0, positive=0, feature_width=1, author_width=1)
+    n_sparse = arch.encoder_layers if arch.moe == "both" else 0
+    cost, twin = (cost_of(one) for one in (arch, dense_twin(arch)))
+    assert cost.context - n_sparse * arch.width * arch.experts == twin.context, "but for the router"
+
+
+def cost_of(arch):
+    with torch.device("meta"):
+        return Cost.of(OneRec(arch, Vocabulary((4, 4), 1, {}), torch.zeros(1, 2, dtype=torch.long)))
+
+
+def test_a_dense_architecture_is_its_own_twin():
+    assert dense_twin(SIZES["0.121b"]) == SIZES["0.121b"]
+
+
+def test_every_field_of_an_architecture_comes_back_from_json():
+    changed = Architecture(**{f.name: 7 if f.type == "int" else f.default for f in fields(Architecture)})
+    assert Architecture(**changed.to_json()) == changed
+
+
+# ── what a target may see ────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("near", NEAR)
+@pytest.mark.parametrize("attention", ["causal", "full"])
+def test_the_loss_is_the_sum_over_targets_and_the_mean_over_levels(attention, near):
+    case = Case(attention=attention, near=near)
+    batch = case.batch()
+    apart = told(case.model, batch)
+    assert batch.n_targets == sum(LENGTHS) - len(LENGTHS) == int((~apart[..., 0].isnan()).sum())
+    with torch.no_grad():
+        total, levels_S = case.model.loss(batch)
+        torch.testing.assert_close(levels_S, apart.nansum((0, 1)), rtol=1e-5, atol=0)
+        torch.testing.assert_close(total, levels_S.mean(), rtol=1e-5, atol=0)
+        for row, place in (batch.targets >= 0).nonzero().tolist():
+            only = torch.full_like(batch.targets, -1)
+            only[row, place] = batch.targets[row, place]
+            torch.testing.assert_close(case.model.loss(replace(batch, targets=only))[1], apart[row, place], **CLOSE)
+
+
+@every_kind
+def test_a_target_costs_the_same_in_a_row_that_ends_with_it(decoder, attention, is_sparse, near):
+    case = Case(decoder, attention, is_sparse, near)
+    together = told(case.model, case.batch())
+    for number, (user, begin, end) in enumerate(zip(case.rows.users, case.rows.begins, case.rows.ends, strict=True)):
+        for place in range(begin, end):
+            alone = Rows(*(np.array([x]) for x in (user, place, place + 1)))
+            torch.testing.assert_close(told(case.model, case.batch(alone))[0, 0], together[number, place - begin], **CLOSE)
+
+
+@every_kind
+def test_no_target_sees_itself_or_what_comes_after(decoder, attention, is_sparse, near):
+    case = Case(decoder, attention, is_sparse, near)
+    batch, user = case.batch(), LENGTHS.index(max(LENGTHS))
+    together, users = told(case.model, batch), torch.from_numpy(case.rows.users)[:, None]
+    base = case.histories.offsets[user]
+    for place in range(LENGTHS[user]):
+        other = copy.deepcopy(case.histories)
+        after = slice(base + place, base + LENGTHS[user])
+        other.items[after] = (other.items[after] + 7) % N_ITEMS
+        other.features[after] = (other.features[after] + 1) % np.array(list(FEATURES.values()))
+        other.gaps[after] += 3000
+        other.is_positive[after] = ~other.is_positive[after]
+        # what is asked stays; what is known of the last interactions does not
+        changed = replace(cutter_of(other, case.arch, N_ITEMS).batch(case.rows), targets=batch.targets)
+        is_before = (batch.targets >= 0) & ((users != user) | (batch.target_places <= place))
+        torch.testing.assert_close(told(case.model, changed)[is_before], together[is_before], **CLOSE)
+
+
+@every_kind
+def test_a_target_does_see_what_comes_before(decoder, attention, is_sparse, near):
+    case = Case(decoder, attention, is_sparse, near)
+    batch = case.batch()
+    together = told(case.model, batch)
+    items = batch.short.items.clone()
+    items[:, 0] = (items[:, 0] + 7) % N_ITEMS
+    changed = told(case.model, replace(batch, short=replace(batch.short, items=items)))
+    assert ((changed - together).abs().amax(2) > 1e-3)[batch.targets >= 0].all()
+
+
+@every_kind
+def test_padding_does_not_matter(decoder, attention, is_sparse, near):
+    case = Case(decoder, attention, is_sparse, near)
+    batch = case.batch()
+    chance = torch.Generator().manual_seed(0)
+
+    def longer(tokens):
+        """The same tokens with five more of padding, and features in the padding."""
+        if tokens is None:
+            return None
+        pad = torch.nn.functional.pad
+        items, places, slots = (pad(x, (0, 5), value=-1) for x in (tokens.items, tokens.places, tokens.slots))
+        features = pad(tokens.features, (0, 0, 0, 5))
+        strange = torch.stack([torch.randint(n, items.shape, generator=chance) for n in FEATURES.values()], dim=2)
+        return Tokens(items, places, slots, torch.where(items.unsqueeze(2) < 0, strange, features))
+
+    changed = replace(batch, short=longer(batch.short), positive=longer(batch.positive), lifelong=longer(batch.lifelong))
+    if near:
+        items, alike = batch.near
+        changed = replace(changed, near=(items, torch.where(items < 0, 0.5, alike)))
+    torch.testing.assert_close(told(case.model, changed), told(case.model, batch), equal_nan=True, **CLOSE)
+
+
+# ── pathways ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def gone(tokens):
+    empty = torch.full_like(tokens.items, -1)
+    return replace(tokens, items=empty, places=empty, slots=empty)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "attention", "near", "pathway"),
+    [
+        *itertools.product(["cross", "lazy"], ["causal", "full"], NEAR, ["short", "positive", "lifelong"]),
+        *itertools.product(["cross", "lazy"], ["causal", "full"], ["evidence", "tokens"], ["near"]),
+    ],
+)
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_pathway_speaks_when_it_has_tokens_and_never_without(decoder, attention, is_sparse, near, pathway):
+    case = Case(decoder, attention, is_sparse, near)
+    batch = case.batch()
+    before = told(case.model, batch)
+    part = getattr(batch, pathway)
+    if pathway == "near":
+        items, alike = part
+        without = replace(batch, near=(torch.full_like(items, -1), torch.zeros_like(alike)))
+        other = replace(batch, near=(torch.full_like(items, -1), alike + 1))
+    else:
+        without = replace(batch, **{pathway: gone(part)})
+        other = replace(batch, **{pathway: replace(gone(part), features=part.features + (part.features < 2))})
+    silent = told(case.model, without)
+    assert is_moved(silent, before)
+    torch.testing.assert_close(told(case.model, other), silent, equal_nan=True, **CLOSE)
+
+
+def is_moved(a, b):
+    """Whether some target costs otherwise."""
+    return bool(((a - b).nan_to_num().abs() > 1e-3).any())
+
+
+@every_kind
+def test_what_is_known_of_a_user_speaks(decoder, attention, is_sparse, near):
+    case = Case(decoder, attention, is_sparse, near)
+    batch = case.batch()
+    for column, n_codes in enumerate(STATIC):
+        other = batch.static.clone()
+        other[:, column] = (other[:, column] + 1) % n_codes
+        assert is_moved(told(case.model, replace(batch, static=other)), told(case.model, batch))
+
+
+@pytest.mark.parametrize("pathway", ["positive", "lifelong"])
+def test_a_pathway_of_padding_is_a_pathway_left_out(pathway):
+    case = Case()
+    batch = case.batch()
+    padded = replace(batch, **{pathway: gone(getattr(batch, pathway))})
+    absent = replace(batch, **{pathway: None})
+    torch.testing.assert_close(told(case.model, padded), told(case.model, absent), equal_nan=True, **CLOSE)
+
+
+def test_users_without_a_table_share_one_static_token():
+    codes_IS = torch.from_numpy(catalogue(N_ITEMS, CODES))
+    model = OneRec(SMALL, Vocabulary(CODES, N_ITEMS, FEATURES), codes_IS).eval()
+    batch = replace(Case().batch(), static=torch.zeros(len(Case().rows), 0, dtype=torch.long))
+    assert torch.isfinite(model.loss(batch)[0])
+
+
+# ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_attention_spans_a_rows_context_and_a_targets_own():
+    chance = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=chance, dtype=torch.float64)
+
+    B, T, W, P, H, C, N, X = 2, 3, 2, 2, 2, 5, 4, 3  # rows, targets, beams, new tokens, heads, context, own, width of a head
+    keys, values, own_keys, own_values = drawn(B, H, C, X), drawn(B, H, C, X), drawn(B, T, H, N, X), drawn(B, T, H, N, X)
+    mask_BTC, own_mask_BTN = drawn(B, T, C) > -0.5, drawn(B, T, N) > 0
+    mask_BTC[:, :, 0] = True
+    q_MPD = drawn(B * T * W, P, H * X)
+    found = Attend(keys, values, mask_BTC, (own_keys, own_values, own_mask_BTN))(q_MPD)
+    for b, t, w, p, h in itertools.product(*map(range, (B, T, W, P, H))):
+        q = q_MPD[(b * T + t) * W + w, p].view(H, X)[h]
+        k = torch.cat([keys[b, h][mask_BTC[b, t]], own_keys[b, t, h][own_mask_BTN[b, t]]])
+        v = torch.cat([values[b, h][mask_BTC[b, t]], own_values[b, t, h][own_mask_BTN[b, t]]])
+        expected = torch.softmax(k @ q / X**0.5, 0) @ v
+        torch.testing.assert_close(found[(b * T + t) * W + w, p].view(H, X)[h], expected)
+
+
+@pytest.mark.parametrize(("n_new", "n_past"), [(1, 1), (1, 4), (3, 3), (2, 4)])
+def test_a_few_tokens_attend_to_those_before_and_themselves(n_new, n_past):
+    chance = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(5, n, 6, generator=chance, dtype=torch.float64) for n in (n_new, n_past, n_past))
+    found = few(q, k, v, 2)
+    for m, p, h in itertools.product(range(5), range(n_new), range(2)):
+        own, before = slice(3 * h, 3 * h + 3), n_past - n_new + p + 1
+        weight = torch.softmax(k[m, :before, own] @ q[m, p, own] / 3**0.5, 0)
+        torch.testing.assert_close(found[m, p, own], weight @ v[m, :before, own])
+
+
+@pytest.mark.parametrize(
+    ("decoder", "attention", "is_sparse", "near"),
+    [("cross", "causal", True, "tokens"), ("lazy", "full", True, "evidence"), ("cross", "full", False, "")],
+)
+def test_gradients_are_the_finite_differences(decoder, attention, is_sparse, near):
+    case = Case(decoder, attention, is_sparse, near, decoder_layers=1)
+    latest = np.flatnonzero(case.rows.users == LENGTHS.index(max(LENGTHS)))[-1]  # with a lifelong part
+    rows = case.rows.take(np.array([0, latest, len(case.rows) - 1]))
+    eps = 1e-6  # small, so that no expert is chosen anew: in float64 what is left has ten digits all the same
+    chance = torch.Generator().manual_seed(0)
+    with float64():
+        model, batch = case.model.double(), in_double(case.batch(rows))
+        loss, _ = model.loss(batch)
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            if name == "static_empty":  # for users of whom nothing is known
+                continue
+            assert parameter.grad is not None, name
+            # one direction a parameter: half by chance, half along the gradient, which a wrong one does not fit
+            direction = torch.randn(parameter.shape, generator=chance, dtype=torch.float64) / parameter.numel() ** 0.5
+            direction = direction + parameter.grad / parameter.grad.norm().clamp(min=1e-12)
+            with torch.no_grad():
+                sides = []
+                for side in (eps, -2 * eps):
+                    parameter.add_(side * direction)
+                    sides.append(float(model.loss(batch)[0]))
+                parameter.add_(eps * direction)
+            expected = (sides[0] - sides[1]) / (2 * eps)
+            assert float((parameter.grad * direction).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+
+
+def test_the_same_seed_makes_the_same_model():
+    vocabulary = Vocabulary(CODES, N_ITEMS, FEATURES, STATIC)
+    made = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        made.append(OneRec(SMALL, vocabulary, torch.from_numpy(catalogue(N_ITEMS, CODES))).state_dict())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    assert any(not torch.equal(made[0][name], made[2][name]) for name in made[0])

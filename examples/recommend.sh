@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# From clicks to recommendations, on your own files.
+#
+#   bash examples/recommend.sh INTERACTIONS ITEMS [USERS]
+#   TEXT="movie_title class" bash examples/recommend.sh ml-100k.inter ml-100k.item ml-100k.user
+#
+# INTERACTIONS: CSV or TSV with a header, RecBole .inter, or lines USER ITEM ITEM ...
+# ITEMS:        what is said of items: RecBole .item, CSV, TSV, or JSON {item: [terms]}
+# USERS:        a table of what is known of users; without it that pathway is off
+#
+# TEXT   the columns of ITEMS to read, as "title category"; not for JSON
+# OUT    the folder to write to; default: recommended
+# CODES  codes a level, about as many as let few items share an ID; default: 64
+# STEPS  how long to train; default: 12ep
+#
+# A file that is there already is not made again, so the script goes on where it was: also after exit code 75, when training
+# was stopped, and after 65, when bad rows or unknown items were told and left out. Delete OUT to start over.
+set -euo pipefail
+
+[ $# -ge 2 ] || { sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+clicks=$1 items=$2 users=${3:-}
+out=${OUT:-recommended}
+text=()
+for column in ${TEXT:-}; do text+=(--text "$column"); done
+mkdir -p "$out"
+
+# once FILE COMMAND...: run a command that makes the file, unless it is there; what kvtools writes is whole or absent
+once() { [ -e "$1" ] || { echo "$ ${*:2}" >&2; "${@:2}"; }; }
+
+# Interactions, checked and put in order. Columns with other names: add --column user=... --column item=...
+once "$out/clicks.kvs" kvtools convert "$clicks" -o "$out/clicks.kvs"
+
+# Vectors from what is said of items; pairs from what is taken together, training part only.
+once "$out/items.kvs" kvtools embed "$items" "${text[@]}" --dim 64 -o "$out/items.kvs"
+once "$out/pairs.kvs" kvtools pairs "$out/clicks.kvs" -o "$out/pairs.kvs"
+
+# IDs: items that go together begin alike. Should many share one, see kvtools info, and --codes, --levels and --collisions.
+once "$out/items.ids" kvtools semid-build --pairs "$out/pairs.kvs" --codes "${CODES:-64}" --collisions nearest \
+  "$out/items.kvs" -o "$out/items.ids"
+
+# The generator. --verbose tells which pathways are on, and the validation after each epoch.
+once "$out/model.safetensors" kvtools pretrain onerec "$out/clicks.kvs" --items "$out/items.ids" ${users:+--users "$users"} \
+  --near 20 --steps "${STEPS:-12ep}" --log "$out/curve.jsonl" --verbose -o "$out/model.safetensors"
+
+# How often each user's last item is found among all items: by counting, by the generator, and by both.
+table=(${users:+--table "$users"})
+for row in popular co-occurrence generator blend; do
+  case $row in
+    generator) who=(--model "$out/model.safetensors" "${table[@]}") ;;
+    blend) who=(--model "$out/model.safetensors" "${table[@]}" --blend auto) ;;
+    *) who=(--baseline "$row" --items "$out/items.ids") ;;
+  esac
+  echo "$row:"
+  kvtools recgen --evaluate test --beam 128 "${who[@]}" "$out/clicks.kvs" || [ $? = 65 ] # what was left out above is told again
+done
+
+# Ten items for everybody, as records for a program, and three users to look at. Their whole history counts now.
+once "$out/recommendations.kvs" kvtools recgen --model "$out/model.safetensors" "${table[@]}" "$out/clicks.kvs" \
+  -o "$out/recommendations.kvs"
+kvtools cat --json --limit 3 "$out/recommendations.kvs"

@@ -2,7 +2,8 @@
 
 Usage: generate_peers.py [CONTESTANT]... [NAME=VALUE]...
 Contestants: t5-float32, t5-bfloat16, either with -no-trie after it, gemm-float32, gemm-bfloat16; without any, the four of no
-suffix. Names: those of Work, below, and rounds (3) and threads (2).
+suffix. Names: those of Work, below, and rounds (3), threads (2) and serve (0); with serve=1 nothing is timed until asked: lines
+are printed at once, and then the seconds of one batch for each contestant's name that comes on stdin.
 
 One batch: 32 users, encoder length 100 (33 items of 3 codes and an end), beam 50, 3 codes of 256, a catalogue of 20,000 items
 of distinct random codes. T5: d_model 256, 4 + 4 layers, 4 heads of 64, feed-forward 1024 with ReLU (the ratio and the
@@ -16,7 +17,6 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -164,9 +164,6 @@ def tokens(codes_NL, n_codes):
 
 def t5_model(n_tokens, d=256, n_enc=4, n_dec=4, n_heads=4, d_head=64, ffn=1024, **more):
     """transformers' T5 with random weights."""
-    if Path(sys.path[0]) == Path(__file__).parent:
-        # bench/tokenizers.py, beside this file, must not be taken for the package that transformers imports
-        sys.path.append(sys.path.pop(0))
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(SEED)
@@ -244,6 +241,14 @@ def users_per_s(contestants, n_users, n_rounds=3):
     return {name: {"users_per_s": statistics.median(r), "least": min(r), "most": max(r)} for name, r in rates.items()}
 
 
+def serve(turns):
+    """For each line on stdin, which names a turn, the seconds it took as a line on stdout."""
+    for line in sys.stdin:
+        begun = time.perf_counter()
+        turns[line.strip()]()
+        print(time.perf_counter() - begun, flush=True)
+
+
 def asked(words, default):
     """A dataclass with the words NAME=VALUE put in place of its defaults, and the words it has no field for."""
     given = dict(word.split("=") for word in words)
@@ -254,7 +259,7 @@ def asked(words, default):
 def main():
     names = [word for word in sys.argv[1:] if "=" not in word] or list(DEFAULT)
     work, rest = asked([word for word in sys.argv[1:] if "=" in word], Work())
-    n_rounds, n_threads = int(rest.pop("rounds", 3)), int(rest.pop("threads", 2))
+    n_rounds, n_threads, is_served = (int(rest.pop(*pair)) for pair in (("rounds", 3), ("threads", 2), ("serve", 0)))
     assert not rest, rest
     torch.set_num_threads(n_threads)
     runs, rows = {}, {}
@@ -275,9 +280,11 @@ def main():
             del runs[name]
             continue
         rows[name] |= {"parameters": model.num_parameters(), "legal_share": share}
-    measured = users_per_s(runs, work.batch, n_rounds)
+    measured = {} if is_served else users_per_s(runs, work.batch, n_rounds)
     for name, row in rows.items():
         print(json.dumps(row | measured.get(name, {})), flush=True)
+    if is_served:
+        serve(runs)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """Training transformers' T5 on semantic IDs, as a plain loop: a JSON line of samples/s a precision on stdout.
 
-Usage: train_peers.py [float32|bfloat16]... [NAME=VALUE]...
-Names: those of Settings, below, and rounds (3), steps a round (5) and threads (2).
+Usage: train_peers.py [float32|bfloat16[-by-length]]... [NAME=VALUE]...
+Names: those of Settings, below, and rounds (3), steps a round (5), threads (2) and serve (0); with serve=1 the lines come after
+the two steps that do not count, and then the seconds of one round for each contestant's name that comes on stdin.
 
 A sample is one item of a user's training part (all but the last two) and up to 20 items before it: 3 tokens an item in, an end
 after them, 3 tokens out. Amazon Beauty's 5-core of 2014 in $KVTOOLS_DATA/rec, distinct random codes of 256 a level, which cost
 what others cost. Batches of 256 drawn by a DataLoader, padded to the longest of the batch as DataCollatorForSeq2Seq does;
-by_length=1 draws samples of like length together, as the Trainer's group_by_length does. AdamW, rate 1e-3, no clipping, dropout
-0.1; bfloat16 is autocast over float32 weights. The T5 is the one of generate_peers.py; parameters=N changes its feed-forward
-width until it has as many, within 1 %. Timed after two steps: collating, forward, backward, update. Runs in the peers'
-environment and imports nothing of kvtools.
+by_length=1, or -by-length after one precision, draws samples of like length together, as the Trainer's group_by_length does.
+AdamW, rate 1e-3, no clipping, dropout 0.1; bfloat16 is autocast over float32 weights. The T5 is the one of generate_peers.py;
+parameters=N changes its feed-forward width until it has as many, within 1 %. Timed after two steps: collating, forward,
+backward, update. Runs in the peers' environment and imports nothing of kvtools.
 """
 
 import itertools
@@ -18,12 +19,12 @@ import os
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from generate_peers import DTYPES, END, N_SPECIAL, PAD, SEED, Work, asked, catalogue, t5_model, tokens
+from generate_peers import DTYPES, END, N_SPECIAL, PAD, SEED, Work, asked, catalogue, serve, t5_model, tokens
 
 N_LEVELS, N_CODES = 3, 256
 MEGABATCHES = 50  # as the Trainer's group_by_length: sorted by length within so many batches
@@ -108,41 +109,61 @@ def t5(settings):
     return model
 
 
-def samples_per_s(settings, dtype, found, n_rounds, n_steps):
-    """samples/s of every round, and the loss of every step."""
-    model = t5(settings).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    loader = torch.utils.data.DataLoader(found, settings.batch, sampler=order(found, settings), collate_fn=collate)
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    rates, losses, n_padded, n_tokens = [], [], 0, 0
-    for turn in range(n_rounds + 1):
+class Training:
+    """A T5 in training. `turn` does n steps; `rates` are samples/s of each, `losses` those of every step."""
+
+    def __init__(self, settings, dtype, found):
+        self.settings, self.dtype, self.model = settings, dtype, t5(settings).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        sampler = order(found, settings)
+        loader = torch.utils.data.DataLoader(found, settings.batch, sampler=sampler, collate_fn=collate)
+        self.batches = itertools.chain.from_iterable(itertools.repeat(loader))
+        self.rates, self.losses, self.n_padded, self.n_tokens = [], [], 0, 0
+
+    def turn(self, n_steps):
         begun, n_done = time.perf_counter(), 0
-        for batch in itertools.islice(batches, n_steps if turn else 2):
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                loss = model(**batch).loss
+        for batch in itertools.islice(self.batches, n_steps):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                loss = self.model(**batch).loss
             loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.losses.append(loss.item())
             n_done += len(batch["labels"])
-            n_padded += batch["input_ids"].numel()
-            n_tokens += int(batch["attention_mask"].sum())
-        rates += [n_done / (time.perf_counter() - begun)] if turn else []
-    return model.num_parameters(), model.config.d_ff, rates, losses, n_tokens / n_padded
+            self.n_padded += batch["input_ids"].numel()
+            self.n_tokens += int(batch["attention_mask"].sum())
+        self.rates.append(n_done / (time.perf_counter() - begun))
+
+    def told(self):
+        numbers = {"parameters": self.model.num_parameters(), "ffn": self.model.config.d_ff}
+        return numbers | {"not_padding": self.n_tokens / self.n_padded, "loss": [self.losses[0], self.losses[-1]]}
 
 
 def main():
     names = [word for word in sys.argv[1:] if "=" not in word] or list(DTYPES)
     settings, rest = asked([word for word in sys.argv[1:] if "=" in word], Settings())
-    n_rounds, n_steps, n_threads = (int(rest.pop(*default)) for default in (("rounds", 3), ("steps", 5), ("threads", 2)))
+    pairs = (("rounds", 3), ("steps", 5), ("threads", 2), ("serve", 0))
+    n_rounds, n_steps, n_threads, is_served = (int(rest.pop(*pair)) for pair in pairs)
     assert not rest, rest
     torch.set_num_threads(n_threads)
-    found = samples(settings)
+    found, turns = samples(settings), {}
     for name in names:
-        n, width, rates, losses, filled = samples_per_s(settings, DTYPES[name], found, n_rounds, n_steps)
-        row = {"contestant": f"t5-{name}", **asdict(settings), "parameters": n, "ffn": width, "samples": len(found)}
-        row |= {"samples_per_s": statistics.median(rates), "least": min(rates), "most": max(rates), "threads": n_threads}
-        print(json.dumps(row | {"not_padding": filled, "loss": [losses[0], losses[-1]]}), flush=True)
+        precision, *suffix = name.split("-", 1)
+        own = replace(settings, by_length=1) if suffix == ["by-length"] else settings
+        training = Training(own, DTYPES[precision], found)
+        training.turn(2)
+        training.rates.clear()
+        row = {"contestant": f"t5-{name}", **asdict(own), "samples": len(found), "threads": n_threads}
+        if is_served:
+            turns[f"t5-{name}"] = lambda training=training: training.turn(n_steps)
+        else:
+            for _ in range(n_rounds):
+                training.turn(n_steps)
+            rates = training.rates
+            row |= {"samples_per_s": statistics.median(rates), "least": min(rates), "most": max(rates)}
+        print(json.dumps(row | training.told()), flush=True)
+    if is_served:
+        serve(turns)
 
 
 if __name__ == "__main__":

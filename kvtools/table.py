@@ -37,6 +37,7 @@ COMMANDS = {
     "embed": Entry("Plumbing", "Turn what is said of items into vectors.", ("items", "embedding", "video"), ("embedding",)),
     "pairs": Entry("Plumbing", "Find items that go together in interactions.", ("interactions",), ("pair",)),
     "convert": Entry("Plumbing", "Turn files of other people's making into artifacts.", ("interactions",), ("interaction",)),
+    "devices": Entry("Plumbing", "Spread labelled data over devices of a network.", ("labelled data", "delays"), ("device",)),
     "info": Entry("Plumbing", "Tell what artifacts hold and how they were made.", ("any",)),
     "cat": Entry("Plumbing", "Join streams into one, select records, or show them as text.", ("any stream",), ("same",)),
     "check": Entry("Plumbing", "Hold artifacts against their checksums and their kind.", ("any",)),

@@ -34,6 +34,7 @@ COMMANDS = {
         "OneRec", "Train a generator of recommendations.", ("interactions", "semantic-id"), ("model",), is_parallel=True
     ),
     "recgen": Entry("OneRec", "Recommend items to users.", ("model", "interactions"), ("recommendation",), is_parallel=True),
+    "kma-cluster": Entry("E-Tree", "Group devices into a tree of aggregators.", ("device",), ("tree",), is_parallel=True),
     "embed": Entry("Plumbing", "Turn what is said of items into vectors.", ("items", "embedding", "video"), ("embedding",)),
     "pairs": Entry("Plumbing", "Find items that go together in interactions.", ("interactions",), ("pair",)),
     "convert": Entry("Plumbing", "Turn files of other people's making into artifacts.", ("interactions",), ("interaction",)),

@@ -100,7 +100,19 @@ KINDS: dict[str, Kind] = {
             "edge_ms?": "F32 E",
         },
     ),
-    "tree": Kind("bag", {"parent": "I32 N", "level": "I32 N", "device": "I32 N", "ratios": "I32 L"}),
+    # `order` is a node's place in the line for its parent's office; `accuracy` what each device reached alone
+    "tree": Kind(
+        "bag",
+        {
+            "parent": "I32 N",
+            "level": "I32 N",
+            "device": "I32 N",
+            "ratios": "I32 L",
+            "order?": "I32 N",
+            "public?": "I32 p",
+            "accuracy?": "F32 n",
+        },
+    ),
 }
 
 

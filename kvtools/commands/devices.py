@@ -7,11 +7,11 @@ import typer
 from kvtools.options import Force, Output, Quiet, Seed, Stamp, Verbose, require
 
 EXAMPLES = [
-    "kvtools devices --data digits.csv --partition shards:2 --graph edges.txt -o fleet.devices",
+    "kvtools devices --data digits.csv --partition shards:2 --graph edges.txt -o digits.devices",
     "kvtools devices --data digits.csv --partition dirichlet:0.5 --devices 8 --delay pings.csv | kvtools info -",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
-SEE_ALSO = ("kvtools info", "kvtools-stream(5)")
+SEE_ALSO = ("kvtools kma-cluster", "kvtools info", "kvtools-stream(5)")
 
 _SCALES = {"ms": 1.0, "s": 1000.0, "km": 1 / 200}  # km: light in glass, see etree.network
 

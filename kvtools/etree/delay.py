@@ -7,15 +7,14 @@ What is asked for is rows to a few centres, the nearest centre, and the middle o
 O(n log K). Not here: where the numbers come from (network.py), and how long a message takes beyond the delay (cost.py).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 Metric = Literal["matrix", "euclidean", "sphere", "graph"]
 
-_EXACT = 1024  # sites of a group up to which its middle is sought among all of them
+_EXACT = 256  # sites of a group up to which its middle is sought among all of them
 _CANDIDATES = 64  # of larger groups of positions: sites nearest to their mean
 _GRAPH_CANDIDATES = 8  # of larger groups of a graph's nodes: each costs a Dijkstra
 _BLOCK = 1 << 22  # numbers in a block of distances
@@ -32,7 +31,6 @@ class Delays:
     matrix: np.ndarray | None = None  # float32 (S, S), ms
     points: np.ndarray | None = None  # float64 (S, d), ms; on a sphere (S, 3) around its centre, the radius in ms
     graph: Any = None  # scipy CSR array (S, S), ms
-    _trees: dict[bytes, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.site)
@@ -45,7 +43,7 @@ class Delays:
 
     def between(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """float64 (len(a), len(b)): the delay of each pair of two lists of devices."""
-        sites, place = np.unique(self.site[b], return_inverse=True)
+        sites, place = _unique(self.site[b])
         apart: np.ndarray = self._sites(self.site[a], sites)[:, place] + self.last[a][:, None] + self.last[b]
         apart[a[:, None] == b] = 0
         return apart
@@ -79,21 +77,29 @@ class Delays:
 
     def line(self, members: np.ndarray) -> np.ndarray:
         """Members in the order in which they would be the middle of their group: first the medoid, the one with the least total
-        delay to the others, then by their totals, ties to the lower number. Of groups at more than 1024 sites the medoid is
+        delay to the others, then by their totals, ties to the lower number. Of groups at more than 256 sites the medoid is
         the best of a few central ones, and the others follow by their delay to it."""
         sites, count = np.unique(self.site[members], return_counts=True)
         if self.metric == "matrix" or len(sites) <= _EXACT:
             total = self._totals(members, sites, sites, count)
             return members[np.lexsort((members, total))]
-        central = self._central(sites, count)
-        some = members[np.isin(self.site[members], central)]
-        total = self._totals(some, central, sites, count) if len(some) else np.empty(0)
-        medoid = some[np.lexsort((some, total))[0]]
-        apart = self.between(np.array([medoid]), members)[0]
+        apart = self.between(np.array([self.medoid(members)]), members)[0]
         return members[np.lexsort((members, apart))]
 
+    def medoid(self, members: np.ndarray) -> int:
+        """The first of their line, without the others' order."""
+        sites, count = np.unique(self.site[members], return_counts=True)
+        is_exact = self.metric == "matrix" or len(sites) <= _EXACT
+        central = sites if is_exact else self._central(sites, count)
+        some = members if is_exact else members[np.isin(self.site[members], central)]
+        return int(some[np.lexsort((some, self._totals(some, central, sites, count)))[0]])
+
+    def take(self, devices: np.ndarray) -> "Delays":
+        """The delays between some of the devices, numbered anew."""
+        return replace(self, site=self.site[devices], last=self.last[devices])
+
     def hub(self) -> int:
-        """The device whose largest delay to another is least (the 1-centre), ties to the lower number; of more than 1024 sites
+        """The device whose largest delay to another is least (the 1-centre), ties to the lower number; of more than 256 sites
         that have no matrix, the best of a few central ones."""
         sites = np.unique(self.site)
         farthest = np.zeros(self.n_sites)
@@ -150,7 +156,7 @@ class Delays:
         return np.asarray(diameter * np.arcsin(np.minimum(1, chord / diameter)))
 
     def _nearest_rows(self, centres_K: np.ndarray, some: np.ndarray) -> np.ndarray:
-        sites, place = np.unique(self.site[some], return_inverse=True)
+        sites, place = _unique(self.site[some])
         best = np.empty(len(sites), np.int64)
         if self.graph is not None:
             apart = self._sites(self.site[centres_K], sites) + self.last[centres_K][:, None]
@@ -159,15 +165,16 @@ class Delays:
         for begin in range(0, len(sites), step):
             part = slice(begin, begin + step)
             best[part] = (self._sites(sites[part], self.site[centres_K]) + self.last[centres_K]).argmin(axis=1)
-        return best[place]
+        return np.asarray(best[place])
 
     def _nearest_points(self, centres_K: np.ndarray, some: np.ndarray) -> np.ndarray:
         from scipy.spatial import cKDTree
 
         assert self.points is not None
-        sites, place = np.unique(self.site[some], return_inverse=True)
+        sites, place = _unique(self.site[some])
         own = self.points[self.site[centres_K]]
-        n_asked = min(_ASKED, len(centres_K))
+        # last miles of one length change no order; two are asked for even so, to see ties
+        n_asked = min(2 if np.ptp(self.last[centres_K]) == 0 else _ASKED, len(centres_K))
         _, near = cKDTree(own).query(self.points[sites], k=n_asked)
         near = near.reshape(len(sites), n_asked)
         near.sort(axis=1)  # ties to the lower place
@@ -187,6 +194,14 @@ class Delays:
         return np.asarray(best[place])
 
 
+def _unique(sites: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted, each once, and the place of each; nothing to do where every device has a site of its own."""
+    if (np.diff(sites) > 0).all():
+        return sites, np.arange(len(sites))
+    found, place = np.unique(sites, return_inverse=True)
+    return found, place
+
+
 def checked(delays: Delays) -> Delays:
     """The same, once it is sure that it can be computed with. Raises ValueError."""
     if len(delays.site) and not (delays.site.min() >= 0 and delays.site.max() < delays.n_sites):
@@ -203,6 +218,3 @@ def blocks(n: int, width: int) -> list[slice]:
     """Ranges of rows whose distances to `width` centres fit in a block."""
     step = max(1, _BLOCK // max(1, width))
     return [slice(begin, min(n, begin + step)) for begin in range(0, n, step)]
-
-
-Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]

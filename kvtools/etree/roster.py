@@ -4,7 +4,7 @@ Legend: n devices, C classes, S sites. `labels` is (n, 0) where there are no dat
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,6 +12,19 @@ from kvtools.artifact import Bag, kinds, open_artifact
 from kvtools.etree import partition
 from kvtools.etree.delay import Delays, checked
 from kvtools.faults import Corrupt
+
+
+class Peers(Protocol):
+    """Those who share the work; World is one."""
+
+    rank: int
+    size: int
+    local_size: int
+
+    def broadcast(self, value: Any) -> Any: ...
+    def sum_array(self, array: np.ndarray) -> np.ndarray: ...
+    def gather_array(self, array: np.ndarray) -> np.ndarray: ...
+
 
 METRICS = ("matrix", "euclidean", "sphere", "graph")
 
@@ -53,13 +66,32 @@ class Roster:
         return found
 
 
-def read_roster(src: str) -> tuple[Roster, Bag]:
+def read_bag_of(kind: str, maker: str, src: str, peers: Peers) -> Bag:
+    """A bag of one kind, read by the first of the peers, who alone has a stdin, and handed round. Raises Corrupt for others."""
+    bag = None
+    if peers.rank == 0:
+        artifact = open_artifact(src)
+        if not isinstance(artifact, Bag) or artifact.kind != kind:
+            found = artifact.kind if isinstance(artifact, Bag) else artifact.head.kind
+            name = "stdin" if src == "-" else src
+            raise Corrupt(f"{name}: {found or 'a foreign bag'} found, {kind} expected. Make it with kvtools {maker}.")
+        bag = artifact
+    if peers.size == 1 and bag is not None:
+        return bag
+    mine = {} if bag is None else bag.tensors
+    heads = peers.broadcast({name: [array.dtype.str, list(array.shape)] for name, array in mine.items()})
+    fields = peers.broadcast({} if bag is None else bag.fields)
+    tensors = {}
+    for name, (dtype, shape) in heads.items():
+        flat = mine[name].reshape(-1) if bag is not None else np.empty(0, dtype)
+        tensors[name] = peers.gather_array(flat).reshape(shape)
+    return Bag(tensors, fields)
+
+
+def read_roster(src: str, peers: Peers) -> tuple[Roster, Bag]:
     """A `device` bag and what it holds. Raises Corrupt for other artifacts and for numbers that do not hang together."""
     name = "stdin" if src == "-" else src
-    bag = open_artifact(src)
-    if not isinstance(bag, Bag) or bag.kind != "device":
-        kind = bag.kind if isinstance(bag, Bag) else bag.head.kind
-        raise Corrupt(f"{name}: {kind or 'a foreign bag'} found, device expected. Make it with kvtools devices.")
+    bag = read_bag_of("device", "devices", src, peers)
     try:
         kinds.check("device", "bag", bag.tensors, bag.fields)
         return _roster(bag), bag

@@ -7,11 +7,11 @@ import typer
 from kvtools.options import Config, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, require, to_toml
 
 EXAMPLES = [
-    "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o fleet.tree",
+    "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o near.tree",
     "kvtools devices --data digits.csv --graph edges.txt | kvtools kma-cluster -k 3 --data digits.csv - | kvtools info -",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
-SEE_ALSO = ("kvtools devices", "kvtools info", "kvtools-stream(5)")
+SEE_ALSO = ("kvtools devices", "kvtools etree-train", "kvtools info", "kvtools-stream(5)")
 
 
 def main(

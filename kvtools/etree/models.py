@@ -72,7 +72,7 @@ class Dense:
             inputs.append(torch.baddbmm(bias, inputs[-1], weights).relu_())
         weights, bias = layers[-1]
         slope = torch.softmax(torch.baddbmm(bias, inputs[-1], weights), dim=2)
-        slope.scatter_add_(2, y_Bb[:, :, None], torch.full((), -1.0, device=slope.device).expand(*y_Bb.shape, 1))
+        slope.scatter_add_(2, y_Bb[:, :, None], slope.new_full((), -1.0).expand(*y_Bb.shape, 1))
         slope *= weight_Bb[:, :, None]
         for place in range(len(layers) - 1, -1, -1):
             weights, bias = layers[place]

@@ -113,7 +113,8 @@ def worktop(tmp_path_factory):
         "for i in 0 1; do kvtools tokenize-video --shard $i/2 videos/ -o part-0$i.kvs; done; "
         "kvtools embed --dim 8 shop.json -o items.kvs; kvtools embed --dim 8 later.json -o new.kvs; "
         "kvtools semid-build --codes 8 --collisions extend items.kvs -o items.ids; "
-        "kvtools devices --data digits.csv --partition shards:2 --graph edges.txt -o fleet.devices",
+        "kvtools devices --data digits.csv --partition shards:2 --graph edges.txt -o fleet.devices; "
+        "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o fleet.tree",
         top,
     )
     assert (made.returncode, made.stderr) == (0, "")

@@ -58,6 +58,7 @@ def main(
     late: Annotated[
         Literal["drop", "carry"], typer.Option(help="Late updates: drop, or count half in the next step.")
     ] = "drop",
+    secure: Annotated[bool, typer.Option("--secure", help="Mask updates: aggregators of groups see sums alone.")] = False,
     log: Annotated[
         str | None, typer.Option(metavar="FILE", help="Append a JSON line an evaluation.", show_default=False)
     ] = None,
@@ -106,12 +107,13 @@ def main(
     recipe: dict[str, Any] = {
         "algorithm": algorithm, "ratios": ratios, "rounds": rounds, "epochs": epochs, "every": every, "model": model, "lr": lr,
         "batch": batch, "weights": weights, "barrier": barrier, "bandwidth": bandwidth, "compute": compute, "fail": fail,
-        "quorum": quorum, "deadline": deadline, "late": late, "seed": seed,
+        "quorum": quorum, "deadline": deadline, "late": late, "secure": secure, "seed": seed,
     }  # fmt: skip
     if print_config:
         typer.echo(to_toml(recipe), nl=False)
         return 0
     require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
+    require(not secure or late == "drop", "--late", late, "drop with --secure: no second mask hides a late update")
     if tree is None or data is None:
         raise Missing(f"{'--tree' if tree is None else '--data'}: missing. Name it.")
     if world.is_root:
@@ -140,7 +142,7 @@ def main(
             built, train.x, train.y, roster.index, roster.offsets, batch, lr, seed, cores(world.local_size), chunk, place
         )  # fmt: skip
         costs = Costs(bandwidth * 1e6, compute / 1000, deadline, barrier)
-        plan = Plan(algorithm, rounds, epochs, every, weights, quorum, late, fail)
+        plan = Plan(algorithm, rounds, epochs, every, weights, quorum, late, fail, secure)
         run = Run(plan, grown, roster.delays, trainer, costs, (test.x, test.y), world, tell)
     except ValueError as fault:
         raise Usage(f"{fault}.") from None
@@ -157,12 +159,11 @@ def main(
         if world.any(stop) and run.course.spent.steps < run.n_steps:
             words = kept.save(run, is_writer=world.is_root)
             raise Stopped(words if world.is_root else "")
+    final = run.weights()  # everyone's groups are needed for it
     if not world.is_root:
         return 0
     history = extend("etree-train", ctx.obj.argv, before=[bag.history, tree_bag.history], stamp=stamp)
     result = {name: value for name, value in line.items() if name != "wall_s"}
-    write_bag(
-        Sink(output, force=force), "model", run.weights(), config=recipe, history=history, result=result, architecture=model
-    )
+    write_bag(Sink(output, force=force), "model", final, config=recipe, history=history, result=result, architecture=model)
     kept.forget()
     return 0

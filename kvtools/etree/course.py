@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from kvtools.etree import masks
 from kvtools.etree.delay import Delays
 from kvtools.etree.failures import ALL_WELL, Status
 from kvtools.etree.local import Trainer
@@ -67,6 +68,7 @@ class TreeCourse:
     has_top: bool = True  # without it groups never meet
     quorum: float = 0.0  # share of its children without which an aggregator keeps the model it had
     carried: Literal["drop", "carry"] = "drop"
+    is_masked: bool = False  # aggregators of level 1 see sums alone, see masks.py
     tell: Callable[[str], None] = lambda _: None
     spent: Spent = field(default_factory=Spent)
 
@@ -162,6 +164,7 @@ class TreeCourse:
         sums = torch.zeros(self.models_GP.shape, dtype=torch.float64, device=self.models_GP.device)
         total_G = np.zeros(n_groups)
         seen = np.zeros(len(jobs), np.int64)
+        secret: dict[int, np.ndarray] = {}
         for device, row in self.late.items():
             # an update of the step before counts half, beside those of now
             sums[tree.group[device]] += 0.5 * self.weight_n[device] * row.double()
@@ -172,6 +175,9 @@ class TreeCourse:
             seen[chunk.jobs] += 1
             rows = chunk.rows.double()
             weight = self.weight_n[devices] * counts_n[devices] * share_n[devices]
+            if self.is_masked:
+                self._send_masked(secret, number, devices, own, rows.cpu().numpy(), weight, jobs, group_J)
+                continue
             groups, place = np.unique(own, return_inverse=True)
             share = np.zeros((len(groups), len(devices)))
             share[place, np.arange(len(devices))] = weight
@@ -181,9 +187,26 @@ class TreeCourse:
                 is_late = status.late_n[devices] & (tree.group[devices] == own)
                 self.late |= {int(devices[i]): chunk.rows[i].clone() for i in np.flatnonzero(is_late)}
         assert (seen == 1).all(), "every job counts once"
+        for group, masked_P in secret.items():
+            members = jobs[group_J == group]
+            here, gone = members[counts_n[members]], members[~counts_n[members]]
+            plain, total_G[group] = masks.unmasked(masked_P, here.tolist(), gone.tolist(), self.trainer.seed, number)
+            sums[group] = torch.from_numpy(plain).to(sums.device)
         total_G = self.peers.sum_array(total_G)
         means = sums.cpu().numpy() / np.maximum(total_G, 1e-300)[:, None]
         return self._everyones(means), total_G
+
+    def _send_masked(
+        self, secret: dict[int, np.ndarray], number: int, devices: np.ndarray, own: np.ndarray, rows: np.ndarray,
+        weight: np.ndarray, jobs: np.ndarray, group_J: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Add what devices send to the sums of their groups, masked: nothing here holds a plain update and its group's sum."""
+        for place in np.flatnonzero(weight).tolist():
+            device, group = int(devices[place]), int(own[place])
+            members = jobs[group_J == group].tolist()
+            plain = masks.whole(rows[place], float(weight[place]), len(members))
+            sent = masks.masked(plain, device, members, self.trainer.seed, number)
+            secret[group] = secret[group] + sent if group in secret else sent
 
     def _everyones(self, rows_GP: np.ndarray) -> np.ndarray:
         """Rows of which each rank knows its own groups', complete on all."""
@@ -216,8 +239,10 @@ class TreeCourse:
         arrived[is_far] += self.delays.each(source[is_far], target[is_far]) / 1000
         when = np.zeros(len(nodes))
         np.maximum.at(when, place, arrived)
-        when += self.send_s * np.bincount(place, weights=is_far, minlength=len(nodes))
-        self._count(source[is_far], target[is_far])
+        # masked updates are of 64 bits a number
+        n_models = 2 if self.is_masked and level == 1 else 1
+        when += n_models * self.send_s * np.bincount(place, weights=is_far, minlength=len(nodes))
+        self._count(np.repeat(source[is_far], n_models), np.repeat(target[is_far], n_models))
         if status.is_ill:
             # who misses somebody waits; an office that fell just now means that all of its children send once more
             expected = np.zeros(len(nodes))

@@ -35,6 +35,7 @@ class Plan:
     quorum: float = 0.0
     carried: Literal["drop", "carry"] = "drop"
     fail: str | None = None
+    is_masked: bool = False
 
 
 class Run:
@@ -50,6 +51,8 @@ class Run:
         self.course: TreeCourse | PeerCourse
         home = tree.group
         if plan.algorithm in ("gossip", "d-psgd", "individual"):
+            if plan.is_masked:
+                raise ValueError(f"--secure with {plan.algorithm} found, with etree, fedavg, hierfavg or grouped expected")
             if plan.fail:
                 raise ValueError(f"failures with {plan.algorithm} found, with etree, fedavg, hierfavg or grouped expected")
             steps = int(np.prod(tree.ratios[1:-1], dtype=np.int64))
@@ -61,7 +64,8 @@ class Run:
                 tree = two_levels(tree, delays.hub())
             self.course = TreeCourse(
                 tree, delays, trainer, costs, plan.weights, home, peers,
-                has_top=plan.algorithm != "grouped", quorum=plan.quorum, carried=plan.carried, tell=tell,
+                has_top=plan.algorithm != "grouped", quorum=plan.quorum, carried=plan.carried,
+                is_masked=plan.is_masked, tell=tell,
             )  # fmt: skip
         self._tree = tree
         self._events = read_script(plan.fail, tree, trainer.seed) if plan.fail else []

@@ -20,3 +20,5 @@ python bench/start.py
 python bench/semid.py $peers/bin/python
 python bench/tokenizers.py
 python bench/align.py test n_steps=1000
+python bench/etree.py $peers/bin/python
+python bench/etree_science.py "$KVTOOLS_DATA"

@@ -86,7 +86,7 @@ class Trainer:
                 yield Chunk(done, future.result())
 
     def _train(self, start_GP: Tensor, jobs_B: np.ndarray, group_B: np.ndarray, n_epochs: int, when: int) -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: models may turn gradients on for a step
             rows_BP = start_GP[torch.from_numpy(group_B).to(start_GP.device)]
             sizes_B = self.offsets[jobs_B + 1] - self.offsets[jobs_B]
             for epoch in range(n_epochs):

@@ -31,7 +31,8 @@ def whole(row_P: np.ndarray, weight: float, n_members: int) -> np.ndarray:
     scaled = np.concatenate([row_P.astype(np.float64) * weight, [weight]]) / _UNIT
     if not np.abs(scaled).max() < _LARGEST / max(1, n_members):
         raise ValueError(f"an update of {float(np.abs(row_P).max()):g} found, too large for sums in 64 bits")
-    return np.asarray(np.rint(scaled).astype(np.int64).view(np.uint64))
+    units: np.ndarray = np.rint(scaled).astype(np.int64)
+    return units.view(np.uint64)
 
 
 def masked(whole_P: np.ndarray, device: int, members: Iterable[int], seed: int, step: int) -> np.ndarray:

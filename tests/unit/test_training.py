@@ -158,11 +158,27 @@ def test_steps_go_down_the_slope_that_finite_differences_show(model):
             assert float(slope[device, place]) == pytest.approx((loss(device, up) - loss(device, down)) / 2e-6, abs=1e-6)
 
 
+def test_a_cnn_trains_over_a_tree_whatever_the_chunk():
+    x, y, index, offsets, delays = world(sizes=np.full(N, 12))
+    x = np.random.default_rng(1).normal(size=(len(y), 1, 16, 16)).astype(np.float32)
+    x[np.arange(len(y)), 0, y, y] += 8
+    parts, tree = (x, y, index, offsets, delays), tree_of(delays)
+    rows = [go(course_of(parts, tree, model=Conv((1, 16, 16), C), chunk=chunk), 4) for chunk in (1, 5)]
+    assert rows[0].root_P == pytest.approx(rows[1].root_P, abs=1e-6)
+    test = torch.from_numpy(x), torch.from_numpy(y)
+    before, after = (
+        rows[0].trainer.evaluate(torch.from_numpy(row[None]), *test)[1]
+        for row in (Conv((1, 16, 16), C).init(3), rows[0].root_P)
+    )
+    assert after < before
+
+
 @pytest.mark.parametrize("words", ["softmax", "mlp:7", "cnn"])
 def test_named_weights_are_those_that_torch_computes_with(words):
     model = build(words, (1, 16, 16), C)
-    row = np.random.default_rng(0).normal(size=model.n_parameters).astype(np.float32)
-    x = torch.randn(5, 1, 16, 16)
+    rng = np.random.default_rng(0)
+    row = (0.2 * rng.normal(size=model.n_parameters)).astype(np.float32)
+    x = torch.from_numpy(rng.normal(size=(5, 1, 16, 16)).astype(np.float32))
     w = {name: torch.from_numpy(array) for name, array in model.named(row).items()}
     f = torch.nn.functional
     if words == "cnn":

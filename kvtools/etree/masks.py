@@ -37,7 +37,7 @@ def whole(row_P: np.ndarray, weight: float, n_members: int) -> np.ndarray:
 
 def masked(whole_P: np.ndarray, device: int, members: Iterable[int], seed: int, step: int) -> np.ndarray:
     """uint64 (P+1,): what a device sends."""
-    return whole_P + _masks(device, members, seed, step, len(whole_P))
+    return np.asarray(whole_P + _masks(device, members, seed, step, len(whole_P)))
 
 
 def unmasked(

@@ -46,6 +46,9 @@ def main(
     barrier: Annotated[
         Literal["global", "subtree"], typer.Option(help="Who waits for whom: all, or those of one parent.")
     ] = "global",
+    routing: Annotated[
+        Literal["path", "queues"], typer.Option(help="Messages take the shortest path's delay, or hop by hop with queues.")
+    ] = "path",
     bandwidth: Annotated[
         float, typer.Option(metavar="MBIT", min=0, help="Of a device's link, each way, in Mbit/s; 0 is without limit.")
     ] = 0.0,
@@ -97,6 +100,7 @@ def main(
     from kvtools.etree.models import build
     from kvtools.etree.pretrain import same_data
     from kvtools.etree.roster import read_roster
+    from kvtools.etree.traffic import Paths, Queues
     from kvtools.etree.training import Plan, Run
     from kvtools.etree.tree import read_tree
     from kvtools.faults import Corrupt, Missing, Stopped, Usage
@@ -106,7 +110,8 @@ def main(
     world, stop = ctx.obj.world, Stop()
     recipe: dict[str, Any] = {
         "algorithm": algorithm, "ratios": ratios, "rounds": rounds, "epochs": epochs, "every": every, "model": model, "lr": lr,
-        "batch": batch, "weights": weights, "barrier": barrier, "bandwidth": bandwidth, "compute": compute, "fail": fail,
+        "batch": batch, "weights": weights, "barrier": barrier, "routing": routing,
+        "bandwidth": bandwidth, "compute": compute, "fail": fail,
         "quorum": quorum, "deadline": deadline, "late": late, "secure": secure, "seed": seed,
     }  # fmt: skip
     if print_config:
@@ -142,8 +147,9 @@ def main(
             built, train.x, train.y, roster.index, roster.offsets, batch, lr, seed, cores(world.local_size), chunk, place
         )  # fmt: skip
         costs = Costs(bandwidth * 1e6, compute / 1000, deadline, barrier)
+        traffic = Queues(roster.delays, roster.edges) if routing == "queues" else Paths(roster.delays)
         plan = Plan(algorithm, rounds, epochs, every, weights, quorum, late, fail, secure)
-        run = Run(plan, grown, roster.delays, trainer, costs, (test.x, test.y), world, tell)
+        run = Run(plan, grown, roster.delays, trainer, costs, (test.x, test.y), world, tell, traffic)
     except ValueError as fault:
         raise Usage(f"{fault}.") from None
     kept = Kept(output, {**recipe, "devices": bag.fields.get("partition"), "tree": tree_bag.history[-1:]})

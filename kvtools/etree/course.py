@@ -8,9 +8,9 @@ weights, so that the models of the groups are all there is to keep.
 Means are weighted by samples, or uniform, as the paper has them; a mean of uniform means of unequal groups is not the mean of
 all. Sums are float64. At every aggregation the weights are asserted to come to 1 and no device to count twice.
 
-Costs are ours but for the first: the delay of the shortest path; `bandwidth`: a device's link carries one model at a time;
-`compute`: local work a sample. A model to oneself is free. Bytes are those of float32 weights. Wide-area bytes are those of
-messages between devices of different groups of the tree that was given, whatever the algorithm.
+Costs: how long messages travel, see traffic.py; and two terms of our own: `bandwidth`: a device's link carries one model at
+a time; `compute`: local work a sample. A model to oneself is free. Bytes are those of float32 weights. Wide-area bytes are
+those of messages between devices of different groups of the tree that was given, whatever the algorithm.
 
 Legend: n devices, G groups (aggregators of level 1), P parameters, m nodes of a level. FedAvg is a tree of one group,
 HierFAVG one of two levels whose root is the hub; courses without a tree are in peers.py.
@@ -28,6 +28,7 @@ from kvtools.etree.delay import Delays
 from kvtools.etree.failures import ALL_WELL, Status
 from kvtools.etree.local import Trainer
 from kvtools.etree.roster import Peers
+from kvtools.etree.traffic import Paths, Queues
 from kvtools.etree.tree import Tree
 
 Weights = Literal["samples", "uniform"]
@@ -71,8 +72,10 @@ class TreeCourse:
     is_masked: bool = False  # aggregators of level 1 see sums alone, see masks.py
     tell: Callable[[str], None] = lambda _: None
     spent: Spent = field(default_factory=Spent)
+    traffic: Paths | Queues | None = None  # how long messages take; along shortest paths unless told
 
     def __post_init__(self) -> None:
+        self.traffic = self.traffic or Paths(self.delays)
         tree, n = self.tree, self.tree.n_devices
         start = torch.from_numpy(self.trainer.model.init(self.trainer.seed)).to(self.trainer.place)
         self.models_GP = start.expand(len(tree.nodes(1)), -1).clone()
@@ -236,7 +239,7 @@ class TreeCourse:
         is_sent = is_sent.astype(bool) & (target >= 0)
         is_far = is_sent & (source != target)
         arrived = np.where(is_sent, below_s, 0)
-        arrived[is_far] += self.delays.each(source[is_far], target[is_far]) / 1000
+        arrived[is_far] += self._travel(source[is_far], target[is_far])
         when = np.zeros(len(nodes))
         np.maximum.at(when, place, arrived)
         # masked updates are of 64 bits a number
@@ -266,7 +269,7 @@ class TreeCourse:
             is_reached = (source[place] >= 0) & (a >= 0) & (b >= 0) & ~status.is_cut(tree, level - 1)
             is_far = is_reached & (a != b)
             arrived = time[place] + self.send_s * np.bincount(place, weights=is_far, minlength=len(time))[place]
-            arrived[is_far] += self.delays.each(a[is_far], b[is_far]) / 1000
+            arrived[is_far] += self._travel(a[is_far], b[is_far])
             self._count(a[is_far], b[is_far])
             source, time = np.where(is_reached, source[place], -1), arrived
         self.ready_n = np.full(len(time), time.max()) if self.costs.barrier == "global" else time
@@ -282,6 +285,10 @@ class TreeCourse:
         got = np.flatnonzero(source_G >= 0)
         fresh = torch.from_numpy(values[source_G[got]].astype(np.float32)).to(self.models_GP.device)
         self.models_GP[torch.from_numpy(got).to(self.models_GP.device)] = fresh
+
+    def _travel(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        assert self.traffic is not None, "set in the beginning"
+        return self.traffic.each(source, target) / 1000
 
     def _count(self, source: np.ndarray, target: np.ndarray) -> None:
         self.spent.n_bytes += self.model_bytes * len(source)

@@ -19,6 +19,7 @@ from kvtools.etree.course import Costs, Spent
 from kvtools.etree.delay import Delays
 from kvtools.etree.local import Trainer
 from kvtools.etree.roster import Peers
+from kvtools.etree.traffic import Paths, Queues
 
 LARGEST_BYTES = 4 << 30
 _SAMPLED = 100
@@ -37,9 +38,11 @@ class PeerCourse:
     home_n: np.ndarray
     peers: Peers
     spent: Spent = field(default_factory=Spent)
+    traffic: Paths | Queues | None = None  # how long messages take; along shortest paths unless told
 
     def __post_init__(self) -> None:
         """Raises ValueError where the models of all devices would take more than 4 GiB."""
+        self.traffic = self.traffic or Paths(self.delays)
         n, self.model_bytes = len(self.delays), 4 * self.trainer.model.n_parameters
         if n * self.model_bytes > LARGEST_BYTES:
             raise ValueError(
@@ -98,7 +101,8 @@ class PeerCourse:
     def _hear(self, source: np.ndarray, target: np.ndarray, sent_n: np.ndarray) -> None:
         """Models on their way; whoever gets one waits for it."""
         sending = self.send_s * np.bincount(source, minlength=len(sent_n))[source]
-        arrived = sent_n[source] + sending + self.delays.each(source, target) / 1000
+        assert self.traffic is not None, "set in the beginning"
+        arrived = sent_n[source] + sending + self.traffic.each(source, target) / 1000
         self.ready_n[target] = np.maximum(self.ready_n[target], arrived)
         self.spent.n_bytes += self.model_bytes * len(source)
         self.spent.wan_bytes += self.model_bytes * int((self.home_n[source] != self.home_n[target]).sum())

@@ -18,6 +18,7 @@ from kvtools.etree.failures import read_script, status_at
 from kvtools.etree.local import Trainer
 from kvtools.etree.peers import PeerCourse
 from kvtools.etree.roster import Peers
+from kvtools.etree.traffic import Paths, Queues
 from kvtools.etree.tree import Tree
 
 Algorithm = Literal["etree", "fedavg", "hierfavg", "gossip", "d-psgd", "individual", "grouped"]
@@ -43,7 +44,7 @@ class Run:
 
     def __init__(
         self, plan: Plan, tree: Tree, delays: Delays, trainer: Trainer, costs: Costs, test: tuple[np.ndarray, np.ndarray],
-        peers: Peers, tell: Callable[[str], None],
+        peers: Peers, tell: Callable[[str], None], traffic: Paths | Queues | None = None,
     ) -> None:  # fmt: skip
         """Raises ValueError for a script of failures that cannot be followed, and for models that do not fit."""
         self.plan, self._trainer = plan, trainer
@@ -56,7 +57,9 @@ class Run:
             if plan.fail:
                 raise ValueError(f"failures with {plan.algorithm} found, with etree, fedavg, hierfavg or grouped expected")
             steps = int(np.prod(tree.ratios[1:-1], dtype=np.int64))
-            self.course = PeerCourse(plan.algorithm, int(tree.ratios[0]), steps, delays, trainer, costs, home, peers)
+            self.course = PeerCourse(
+                plan.algorithm, int(tree.ratios[0]), steps, delays, trainer, costs, home, peers, traffic=traffic
+            )
         else:
             if plan.algorithm == "fedavg":
                 tree = star(tree, delays.hub())
@@ -65,7 +68,7 @@ class Run:
             self.course = TreeCourse(
                 tree, delays, trainer, costs, plan.weights, home, peers,
                 has_top=plan.algorithm != "grouped", quorum=plan.quorum, carried=plan.carried,
-                is_masked=plan.is_masked, tell=tell,
+                is_masked=plan.is_masked, tell=tell, traffic=traffic,
             )  # fmt: skip
         self._tree = tree
         self._events = read_script(plan.fail, tree, trainer.seed) if plan.fail else []

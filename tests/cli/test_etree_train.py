@@ -83,6 +83,14 @@ def test_a_stopped_run_goes_on_to_the_same_end(sh, fleet):
     assert not (fleet / ".part.model.state").exists()
 
 
+def test_queues_make_a_hub_slower_than_a_tree(sh, fleet):
+    for algorithm in ("etree", "fedavg"):
+        done = sh(f"{TRAIN} --algorithm {algorithm} --routing queues --epochs 5 --log {algorithm}.jsonl -o {algorithm}.model")
+        assert done.code == 0
+    tree, star = (lines_of(fleet / f"{name}.jsonl")[-1]["simulated_s"] for name in ("etree", "fedavg"))
+    assert tree < star
+
+
 def test_failures_change_the_run_and_it_ends(sh, fleet):
     script = "leaf:10%@2,aggregator:1@4,root@6,partition@8-9,late:2@3"
     done = sh(f"{TRAIN} --rounds 3 --fail {script} --late carry --quorum 0.3 -o a.model --log a.jsonl")

@@ -13,6 +13,7 @@ from kvtools.etree.failures import read_script, status_at
 from kvtools.etree.local import Trainer, shuffled
 from kvtools.etree.models import Conv, Dense, build
 from kvtools.etree.peers import PeerCourse
+from kvtools.etree.traffic import Queues
 from kvtools.etree.tree import Tree, grow
 
 N, D, C = 24, 6, 4
@@ -225,6 +226,20 @@ def test_time_and_bytes_can_be_added_up_by_hand():
     flat = go(course_of(parts, star(tree, 0), costs=Costs(bandwidth=8 * size)), 1)
     assert flat.spent.seconds == pytest.approx(0.010 + 3 + 3 + 0.010)
     assert flat.spent.n_bytes == 6 * size
+
+
+def test_messages_queue_where_many_pass_through():
+    """A star of five around node 0, and node 6 behind node 5: worked out by hand."""
+    ends = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [5, 6]], np.int32)
+    ms = np.ones(6, np.float32)
+    delays = Delays("matrix", np.arange(7), np.zeros(7), matrix=np.zeros((7, 7), np.float32))
+    queues = Queues(delays, (ends, ms))
+    # five to node 0: the sixth comes by node 5; node 0 has a load of six, two beyond two twice over
+    assert queues.each(np.arange(1, 7), np.zeros(6, int)) == pytest.approx([106 + 200] * 5 + [2 * 106 + 200])
+    # two at most wait for nobody; to oneself it takes nothing
+    assert queues.each(np.array([1, 2, 3]), np.array([0, 0, 3])) == pytest.approx([106, 106, 0])
+    # without edges all are one hop apart
+    assert Queues(delays, None).each(np.array([1, 2, 6]), np.array([0, 0, 0])) == pytest.approx([206] * 3)
 
 
 def test_hierfavg_is_the_tree_with_the_hub_on_top():

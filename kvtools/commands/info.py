@@ -80,7 +80,10 @@ def _rounded(value: Any) -> str:
     values = value if isinstance(value, list) else [value]
     if len(values) > _N_TENSORS:
         return f"{min(values):,} to {max(values):,}, {len(values):,} of them"
-    return "  ".join(f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v) for v in values)
+    return "  ".join(
+        f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)
+        for v in values
+    )
 
 
 def _row(line: dict[str, Any]) -> str:

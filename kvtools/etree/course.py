@@ -144,12 +144,19 @@ class TreeCourse:
     def state(self) -> dict[str, np.ndarray]:
         """All that another course needs to go on from here."""
         models = self._everyones(self.models_GP.double().cpu().numpy()).astype(np.float32)
-        return {"models": models, "ready": self.ready_n, "root": self.root_P}
+        ids = self.peers.gather_array(np.array(sorted(self.late), np.int64))
+        rows = [self.late[device].cpu().numpy() for device in sorted(self.late)]
+        mine = np.stack(rows) if rows else np.empty((0, len(self.root_P)), np.float32)
+        late = {"late": ids, "late_rows": self.peers.gather_array(mine)}
+        return {"models": models, "ready": self.ready_n, "root": self.root_P, **late}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Go on from such a state."""
         self.models_GP.copy_(torch.from_numpy(state["models"].copy()))
         self.ready_n, self.root_P = state["ready"].copy(), state["root"].copy()
+        for device, row in zip(state["late"].tolist(), state["late_rows"], strict=True):
+            if self.tree.group[device] in self._mine:
+                self.late[device] = torch.from_numpy(row.copy()).to(self.models_GP.device)
 
     def _train(self, number: int, present_n: np.ndarray, counts_n: np.ndarray, status: Status) -> tuple[np.ndarray, np.ndarray]:
         """Each group's mean after local training, float64 (G, P), and the weight behind it, float64 (G,), on all ranks."""

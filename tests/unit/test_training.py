@@ -285,6 +285,18 @@ def test_drills_end_and_can_be_replayed_to_the_bit(script, carried):
     assert ill[0].spent.seconds > well.spent.seconds
 
 
+def test_a_course_goes_on_from_its_state_with_late_updates_on_their_way():
+    parts = world()
+    tree = tree_of(parts[4], 5, (1,), (1, 2, 1))
+    whole = go(course_of(parts, tree, carried="carry"), 6, "late:5@4")
+    half = go(course_of(parts, tree, carried="carry"), 4, "late:5@4")
+    assert len(half.late) == 5
+    other = course_of(parts, tree, carried="carry")
+    other.restore(half.state())
+    other.spent = half.spent
+    assert np.array_equal(go(other, 2, "late:5@4").root_P, whole.root_P)
+
+
 def test_what_the_dead_and_the_late_would_have_said_does_not_count():
     parts = world()
     tree = tree_of(parts[4], 5, (1,), (1, 1, 1))

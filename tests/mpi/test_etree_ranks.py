@@ -39,7 +39,9 @@ def test_a_fault_is_told_once_and_ends_all(sh, fleet):
     assert "70 groups found" in done.err
 
 
-@pytest.mark.parametrize("options", ["--model mlp:9", "--algorithm grouped", "--algorithm gossip", "--secure --fail root@3,leaf:10%@2"])
+@pytest.mark.parametrize(
+    "options", ["--model mlp:9", "--algorithm grouped", "--algorithm gossip", "--secure --fail root@3,leaf:10%@2"]
+)
 def test_models_do_not_depend_on_the_number_of_ranks(sh, fleet, options):
     assert sh("kvtools kma-cluster -k 7 --levels 3,1 --method k-medoids f.devices -o f.tree").code == 0
     train = f"kvtools etree-train --tree f.tree --data d.npz f.devices --ratios 1,2,2,1 --rounds 2 {options}"

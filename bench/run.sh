@@ -25,3 +25,5 @@ python bench/generate.py $peers/bin/python
 python bench/train.py $peers/bin/python
 python bench/scaling.py beauty
 for data in beauty ml-100k; do python bench/onerec.py $data table; done
+python bench/etree.py $peers/bin/python
+python bench/etree_science.py "$KVTOOLS_DATA"

@@ -34,14 +34,19 @@ COMMANDS = {
         "OneRec", "Train a generator of recommendations.", ("interactions", "semantic-id"), ("model",), is_parallel=True
     ),
     "recgen": Entry("OneRec", "Recommend items to users.", ("model", "interactions"), ("recommendation",), is_parallel=True),
+    "kma-cluster": Entry("E-Tree", "Group devices into a tree of aggregators.", ("device",), ("tree",), is_parallel=True),
+    "etree-train": Entry(
+        "E-Tree", "Train a model over a tree of devices, or by its rivals.", ("tree", "device"), ("model",), is_parallel=True
+    ),
     "embed": Entry("Plumbing", "Turn what is said of items into vectors.", ("items", "embedding", "video"), ("embedding",)),
     "pairs": Entry("Plumbing", "Find items that go together in interactions.", ("interactions",), ("pair",)),
     "convert": Entry("Plumbing", "Turn files of other people's making into artifacts.", ("interactions",), ("interaction",)),
+    "devices": Entry("Plumbing", "Spread labelled data over devices of a network.", ("labelled data", "delays"), ("device",)),
     "info": Entry("Plumbing", "Tell what artifacts hold and how they were made.", ("any",)),
     "cat": Entry("Plumbing", "Join streams into one, select records, or show them as text.", ("any stream",), ("same",)),
     "check": Entry("Plumbing", "Hold artifacts against their checksums and their kind.", ("any",)),
     "sum": Entry("Plumbing", "Digest records in whatever order they come.", ("any",)),
-    "plot": Entry("Plumbing", "Draw what people would rather look at than read.", ("semantic-id",)),
+    "plot": Entry("Plumbing", "Draw what people would rather look at than read.", ("semantic-id", "logs")),
 }
 
 

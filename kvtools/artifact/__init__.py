@@ -12,9 +12,12 @@ from kvtools.faults import Corrupt
 __all__ = ["Bag", "Reader", "is_stream", "open_artifact"]
 
 
-def open_artifact(src: str) -> Reader | Bag:
-    """A stream or a bag, told apart by its first bytes, whatever the name says. Bags come verified."""
-    file = open_source(src)
+def open_artifact(src: str, file: BinaryIO | None = None) -> Reader | Bag:
+    """A stream or a bag, told apart by its first bytes, whatever the name says. Bags come verified.
+
+    file: src already open, of which nothing has been consumed.
+    """
+    file = file or open_source(src)
     name = "stdin" if src == "-" else src
     if is_stream(file):
         return Reader(file, name)

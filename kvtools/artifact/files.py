@@ -49,9 +49,11 @@ def is_same_file(src: str, dst: str) -> bool:
 
 
 def refuse_existing(dst: str, *, force: bool) -> None:
-    """Raise CannotCreate where dst is a file already there and overwriting was not asked for, or in a folder that is not."""
+    """Raise CannotCreate where dst is a file already there and overwriting was not asked for, or can be none."""
     if dst != "-" and not os.path.isdir(Path(dst).parent):
         raise CannotCreate(f"{dst}: no such file or directory.")
+    if not dst.endswith("/") and os.path.isdir(dst):
+        raise CannotCreate(f"{dst}: a directory found, a file name expected.")
     if dst != "-" and Path(dst).is_file() and not force:
         raise CannotCreate(f"{dst}: exists already. Give --force to overwrite it.")
 

@@ -85,11 +85,34 @@ KINDS: dict[str, Kind] = {
     "rollout": Kind(
         "stream", {"tokens": "I32 S", "logprobs": "F32 R", "reward": "F32 -", "advantage": "F32 -", "group": "I32 -"}, ("key",)
     ),
+    # s is n, or fewer sites at which the devices are (`site`), each at the end of a last mile in ms; C is 0 without data
     "device": Kind(
         "bag",
-        {"labels": "I32 n,C", "index": "I64 I", "offsets": "I64 O", "delay?": "F32 n,n", "coordinates?": "F32|F64 n,d"},
+        {
+            "labels": "I32 n,C",
+            "index": "I64 I",
+            "offsets": "I64 O",
+            "delay?": "F32 s,s",
+            "coordinates?": "F32|F64 s,d",
+            "site?": "I32 n",
+            "last_mile?": "F32 n",
+            "edges?": "I32 E,2",
+            "edge_ms?": "F32 E",
+        },
     ),
-    "tree": Kind("bag", {"parent": "I32 N", "level": "I32 N", "device": "I32 N", "ratios": "I32 L"}),
+    # `order` is a node's place in the line for its parent's office; `accuracy` what each device reached alone
+    "tree": Kind(
+        "bag",
+        {
+            "parent": "I32 N",
+            "level": "I32 N",
+            "device": "I32 N",
+            "ratios": "I32 L",
+            "order?": "I32 N",
+            "public?": "I32 p",
+            "accuracy?": "F32 n",
+        },
+    ),
 }
 
 

@@ -11,6 +11,7 @@ EXAMPLES = ["kvtools info clips.kvs", "kvtools tokenize-video clip.mp4 | kvtools
 EXIT_CODES = (0, 2, 65, 66)
 SEE_ALSO = ("kvtools check", "kvtools cat", "kvtools-stream(5)")
 
+_TREE = ("k", "delay_ms", "accuracy_gap", "label_gap_l1", "label_gap_js", "sizes", "sweeps", "cycled")  # of a tree's report
 _N_TENSORS = 12  # of which a table tells
 
 
@@ -60,7 +61,10 @@ def _print_table(src: str, line: dict[str, Any], steps: list[str]) -> None:
         typer.echo(f"{'tensor':<8} {name} {dtype} {tuple(shape)}")
     if len(tensors) > _N_TENSORS:
         typer.echo(f"{'tensor':<8} and {len(tensors) - _N_TENSORS} more; --json names them")
-    for name, value in line.get("quality", {}).items():
+    for name, value in {
+        **line.get("quality", {}),
+        **{name: line[name] for name in _TREE if line.get(name) is not None},
+    }.items():
         if name not in line["config"]:
             typer.echo(f"{'quality':<8} {name:<16} {_rounded(value)}")
     for name, state in line.get("pathways", {}).items():
@@ -74,7 +78,12 @@ def _print_table(src: str, line: dict[str, Any], steps: list[str]) -> None:
 
 def _rounded(value: Any) -> str:
     values = value if isinstance(value, list) else [value]
-    return "  ".join(f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v) for v in values)
+    if len(values) > _N_TENSORS:
+        return f"{min(values):,} to {max(values):,}, {len(values):,} of them"
+    return "  ".join(
+        f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)
+        for v in values
+    )
 
 
 def _row(line: dict[str, Any]) -> str:

@@ -1,41 +1,57 @@
 """`kvtools plot`: what people would rather look at than read."""
 
+import json
+
 import typer
 
 from kvtools.options import Force, Output, Quiet, Verbose, require
 
 EXAMPLES = ["kvtools plot items.ids -o items.png", "kvtools semid-build --codes 64 items.kvs | kvtools plot - -o items.svg"]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
-SEE_ALSO = ("kvtools semid-build", "kvtools info")
+SEE_ALSO = ("kvtools semid-build", "kvtools etree-train", "kvtools info")
 
 
 def main(
     ctx: typer.Context,
-    src: str = typer.Argument("-", metavar="INPUT", help="A semantic-id bag; - is stdin."),
+    src: str = typer.Argument("-", metavar="INPUT", help="A semantic-id bag, or the log of etree-train; - is stdin."),
     output: Output = "-",
     force: Force = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Draw an artifact: of semantic IDs how evenly each level uses its codes, and how many items share an ID.
+    """Draw an artifact, or a log.
 
-    The name of the output tells the form: .png, .svg or .pdf; on stdout it is PNG. The same input gives the same bytes.
+    Of semantic IDs it shows how evenly each level uses its codes, and how many items share an ID; of training over a tree,
+    accuracy against rounds, local epochs, bytes and simulated seconds. The name of the output tells the form: .png, .svg or
+    .pdf; on stdout it is PNG. The same input gives the same bytes.
     """
     from kvtools.artifact import Bag, open_artifact
-    from kvtools.artifact.files import Sink
+    from kvtools.artifact.files import Sink, open_source
     from kvtools.draw.codes import draw_codes
+    from kvtools.draw.curves import NEEDED, draw_curves
     from kvtools.draw.page import FORMATS, image
     from kvtools.faults import Corrupt
 
     form = output.rpartition(".")[2].lower() if output != "-" and "." in output else "png"
     require(form in FORMATS, "-o", output, "a name that ends in .png, .svg or .pdf")
-    bag = open_artifact(src)
     name = "stdin" if src == "-" else src
-    if not isinstance(bag, Bag) or bag.kind != "semantic-id" or "quality" not in bag.fields:
-        kind = (bag.kind if isinstance(bag, Bag) else bag.head.kind) or "foreign bag"
-        raise Corrupt(f"{name}: {kind} found, semantic-id with its report expected. There is no picture of others yet.")
-    n_levels, n_codes, _ = bag.tensors["codebooks"].shape
-    figure = draw_codes(bag.tensors["codes"], n_levels, n_codes, bag.fields["quality"])
+    file = open_source(src)
+    if bytes(file.peek(1)[:1]) == b"{":  # type: ignore[attr-defined]
+        try:
+            lines = [json.loads(line) for line in file if line.strip()]
+            missing = next((key for line in lines for key in NEEDED if key not in line), None)
+        except (ValueError, TypeError) as fault:
+            raise Corrupt(f"{name}: {fault}; JSON Lines expected.") from None
+        if missing:
+            raise Corrupt(f"{name}: lines without {missing!r} found, the log of etree-train expected.")
+        figure = draw_curves(lines)
+    else:
+        bag = open_artifact(src, file)
+        if not isinstance(bag, Bag) or bag.kind != "semantic-id" or "quality" not in bag.fields:
+            kind = (bag.kind if isinstance(bag, Bag) else bag.head.kind) or "foreign bag"
+            raise Corrupt(f"{name}: {kind} found, semantic-id with its report expected. There is no picture of others yet.")
+        n_levels, n_codes, _ = bag.tensors["codebooks"].shape
+        figure = draw_codes(bag.tensors["codes"], n_levels, n_codes, bag.fields["quality"])
     sink = Sink(output, force=force)
     sink.write([image(figure, form)])
     sink.commit()

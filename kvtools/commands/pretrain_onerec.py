@@ -1,7 +1,7 @@
 """`kvtools pretrain onerec`: interactions and semantic IDs in, a generator of recommendations out."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -171,19 +171,18 @@ def main(
     ticker = Ticker(
         total=plan.n_steps - run.progress.step, unit="steps", words="pretrain onerec", quiet=quiet or not world.is_root
     )
-    told: dict[str, Any] = {}
     with open_log(log if world.is_root else None) as curve:
         for step in run.run(Stop() if folder else False):
             if step.validation is None:
                 ticker()
             elif verbose:
                 tell(f"epoch {step.epoch:g}: " + ", ".join(f"{n} {x:.4g}" for n, x in step.validation.items()) + ".")
-            told = step.figures or told
+            run.progress.loss = step.figures.get("loss", run.progress.loss)
             curve.write(json.dumps({"step": step.step, "epoch": step.epoch, **step.figures, **(step.validation or {})}) + "\n")
     if not world.is_root:
         return 0
     model.eval()
-    figures = {"step": run.progress.step, "validation": run.progress.best_score, "loss": told.get("loss")}
+    figures = {"step": run.progress.step, "validation": run.progress.best_score, "loss": run.progress.loss}
     history = extend("pretrain onerec", ctx.obj.argv, before=[before, before_ids], stamp=stamp)
     whole = generator.Generator(model.cpu(), ids, codings, static, made.counted, made.pathways, recipe.to_json())
     generator.save(Sink(output, force=force), whole, told={k: v for k, v in figures.items() if v is not None}, history=history)

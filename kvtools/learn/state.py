@@ -6,7 +6,7 @@ what the uninterrupted one would have done, to the bit on one machine.
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Progress:
     best_score: float | None = None
     best_epoch: int = 0
     is_over: bool = False
-    curves: dict[str, list[float]] = field(default_factory=dict)  # sums since the epoch began
+    loss: float | None = None  # of the last step
 
 
 def beside(dst: str) -> str | None:

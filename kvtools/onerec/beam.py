@@ -115,7 +115,7 @@ def rank_all(model: OneRec, context: Context, trie: Trie, *, n_rows: int = 1 << 
     first_BD = model.first(context)
     gains: list[Tensor] = []
     step = max(1, n_rows // n_users)
-    for stems_xS in stems_XS.split(step):
+    for stems_xS in torch.split(stems_XS, step):
         n_stems = len(stems_xS)
         tokens = [first_BD.repeat_interleave(n_stems, 0)]
         tokens += [model.after(level, stems_xS[:, level].repeat(n_users)) for level in range(n_levels - 1)]

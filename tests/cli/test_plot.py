@@ -25,6 +25,20 @@ def test_a_pipe_gets_png(sh, ids):
     assert sh("kvtools plot x.ids | head -c 6").out == MAGIC["png"]
 
 
+def test_logs_of_training_over_trees_are_drawn(sh, tmp_path):
+    import json
+
+    line = {"bytes": 10, "wan_bytes": 1, "simulated_s": 0.5, "wall_s": 1, "accuracy": 0.5, "loss": 1.0}
+    lines = [{**line, "algorithm": a, "round": n, "local_epochs": n} for a in ("etree", "fedavg", "etree") for n in (1, 2, 3)]
+    (tmp_path / "run.jsonl").write_text("".join(json.dumps(some) + "\n" for some in lines))
+    done = sh("kvtools plot run.jsonl -o a.svg && kvtools plot - < run.jsonl | head -c 6")
+    assert (done.code, done.out, done.err) == (0, MAGIC["png"], "")
+    assert "etree #2" in (tmp_path / "a.svg").read_text() or (tmp_path / "a.svg").stat().st_size > 1000
+    (tmp_path / "run.jsonl").write_text('{"step": 1}\n')
+    done = sh("kvtools plot run.jsonl -o b.png", pipefail=False)
+    assert (done.code, "without 'algorithm' found" in done.err) == (65, True)
+
+
 def test_other_artifacts_and_other_forms_are_refused(sh, ids, clip):
     sh("kvtools tokenize-video clip.mp4 -o clip.kvs")
     done = sh("kvtools plot clip.kvs -o a.png", pipefail=False)

@@ -1,5 +1,6 @@
 """Clicks become a generator: what a user types, what the model says of itself, stops and goes on, and what is refused."""
 
+import errno
 import json
 import os
 import signal
@@ -138,6 +139,35 @@ def test_a_job_whose_end_is_near_stops_at_the_first_step(shop, capfd, monkeypatc
     assert not (shop / "kept").exists()
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_stopped_after_its_last_step_has_only_to_write(shop, monkeypatch, steps):
+    line = f"{TRAIN} --steps {steps} --training valid_users={steps - 1}"
+    assert say(f"{line} -o whole.safetensors").code == 0
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
+    for _ in range(steps):
+        assert say(f"{line} -o m.safetensors").code == 75
+    assert say(f"{line} -o m.safetensors").code == 0
+    assert (shop / "m.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
+
+
+def test_weights_that_cannot_be_written_are_not_lost(shop, capfd, monkeypatch):
+    line = f"{TRAIN} --steps 3 --log curve.jsonl -o"
+    monkeypatch.setattr("kvtools.onerec.generator.write_bag", no_room)
+    done = say(f"{line} m.safetensors", capfd)
+    assert (done.code, done.err) == (74, "kvtools pretrain onerec: m.safetensors: no space left on device.\n")
+    monkeypatch.undo()
+    monkeypatch.chdir(shop)
+    assert say(f"{line} m.safetensors", capfd).code == 0
+    assert len(curve(shop / "curve.jsonl")[0]) == 3, "no step was done again"
+    assert say(f"{line} whole.safetensors").code == 0
+    assert (shop / "m.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
+
+
+def no_room(sink, *_, **__):
+    sink.abandon()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), sink.dst)
+
+
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_log_has_the_keys_that_scripts_rely_on(shop, capfd):
     assert say(f"{TRAIN} --steps 12 --log curve.jsonl -o a.safetensors").code == 0
@@ -231,7 +261,8 @@ def test_unknown_items_are_counted_and_named_and_lose_nothing_else(shop, capfd):
     done = say(f"{TRAIN} --steps 3 -o m.safetensors", capfd)
     assert done.code == 65
     assert done.err == (
-        "kvtools pretrain onerec: clicks.csv: items that items.ids does not have, left out with their 3 interactions: 2 (x1, x2).\n"
+        "kvtools pretrain onerec: clicks.csv: items that items.ids does not have, left out with their 3 interactions: "
+        "2 (x1, x2).\n"
     )
     digests = say("kvtools sum clean.safetensors m.safetensors", capfd).out.split()
     assert digests[0] == digests[2]
@@ -341,6 +372,7 @@ REFUSED = [
     ("kvtools pretrain onerec thin.txt --items items.ids -o m", 65, "thin.txt: no two interactions of a user"),
     ("kvtools pretrain onerec clicks.csv --items items.ids -o clicks.csv", 73, "clicks.csv: exists already"),
     ("kvtools pretrain onerec clicks.csv --items items.ids -o no/such/m", 73, "no/such/m: no such file"),
+    ("kvtools pretrain onerec clicks.csv --items items.ids -o folder", 73, "folder: a directory found"),
     (f"{TRAIN} --steps 2 --log no/such/log -o m", 73, "no/such/log: no such file"),
     (f"{TRAIN} --steps 2 --log /dev/full -o m", 74, "no space left"),
     (f"{TRAIN} --steps 2 -o /dev/full", 74, "no space left"),
@@ -350,6 +382,7 @@ REFUSED = [
 @pytest.mark.parametrize(("line", "code", "words"), REFUSED)
 def test_bad_input_and_bad_output_are_one_line_with_their_code(shop, capfd, line, code, words):
     save_file({"x": np.zeros(3, np.float32)}, shop / "foreign")
+    (shop / "folder").mkdir()
     (shop / "empty.csv").write_text("")
     (shop / "thin.txt").write_text("a i1 i2 i3\nb i1\n")
     say("kvtools convert clicks.csv -o clicks.kvs")

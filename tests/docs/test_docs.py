@@ -77,7 +77,7 @@ def make_video(path, n_frames):
 
 def make_items(top):
     """keywords.json, films.item, clicks.csv and clicks.inter: made-up items with enough terms for the dimensions that the
-    examples ask for, and users who share some."""
+    examples ask for, and users who share some; digits.csv, edges.txt and pings.csv: labelled samples and two networks."""
     terms = {f"item {n}": [f"term {m}.{n % m}" for m in (5, 7, 11)] for n in range(60)}
     (top / "keywords.json").write_text(json.dumps(terms))
     for name, prefix, n_items in (("shop", "", 80), ("later", "new ", 9)):
@@ -87,6 +87,11 @@ def make_items(top):
     title = "item_id:token\ttitle:token_seq\trelease_year:token\tclass:token_seq\n"
     (top / "films.item").write_text(title + "".join(rows))
     clicks = [(user, (user * step) % 11, step, 3 + step % 3) for user in range(20) for step in range(8)]
+    samples = [f"{n % 4 + 0.1 * (n % 7):.1f},{n % 3},{n % 4}\n" for n in range(200)]
+    (top / "digits.csv").write_text("a,b,label\n" + "".join(samples))
+    (top / "edges.txt").write_text("".join(f"{n} {n % 10 + 1} {5 + n}\n{n} {(n + 3) % 10 + 1} {9}\n" for n in range(1, 11)))
+    pings = [f"city {a},city {b},{10 + 3 * a + b}\n" for a in range(8) for b in range(a)]
+    (top / "pings.csv").write_text("source,target,ms\n" + "".join(pings))
     for name, mark, title in (
         ("clicks.csv", ",", "user_id,item_id,timestamp,rating"),
         ("clicks.inter", "\t", "user_id:token\titem_id:token\ttimestamp:float\trating:float"),
@@ -108,7 +113,9 @@ def worktop(tmp_path_factory):
         "for i in 0 1; do kvtools tokenize-video --shard $i/2 videos/ -o part-0$i.kvs; done; "
         "kvtools embed --dim 8 shop.json -o items.kvs; kvtools embed --dim 8 later.json -o new.kvs; "
         "kvtools semid-build --codes 8 --collisions extend items.kvs -o items.ids; "
-        "kvtools pretrain onerec clicks.csv --items items.ids --steps 2 --architecture width=16 -o shop.safetensors",
+        "kvtools pretrain onerec clicks.csv --items items.ids --steps 2 --architecture width=16 -o shop.safetensors; "
+        "kvtools devices --data digits.csv --partition shards:2 --graph edges.txt -o fleet.devices; "
+        "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o fleet.tree",
         top,
     )
     assert (made.returncode, made.stderr) == (0, "")

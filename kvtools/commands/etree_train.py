@@ -1,0 +1,175 @@
+"""`kvtools etree-train`: a tree, its devices and their data in, a trained model out."""
+
+import json
+from typing import Annotated, Any, Literal
+
+import typer
+
+from kvtools.options import Config, Device, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, require, to_toml
+
+EXAMPLES = [
+    "kvtools etree-train --tree fleet.tree --data digits.csv fleet.devices --rounds 4 --log run.jsonl -o fleet.model",
+    "kvtools etree-train --tree fleet.tree --data digits.csv fleet.devices --algorithm fedavg --rounds 3 | kvtools info -",
+]
+EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
+SEE_ALSO = ("kvtools kma-cluster", "kvtools devices", "kvtools plot", "kvtools info")
+
+
+def main(
+    ctx: typer.Context,
+    devices: Annotated[
+        str, typer.Argument(metavar="DEVICES", help="The device bag that the tree was made of; - is stdin.")
+    ] = "-",
+    tree: Annotated[
+        str | None, typer.Option(metavar="TREE", help="The tree, from kvtools kma-cluster.", show_default=False)
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="SRC", help="The devices' labelled data.", show_default=False)] = None,
+    algorithm: Annotated[
+        Literal["etree", "fedavg", "hierfavg", "gossip", "d-psgd", "individual", "grouped"],
+        typer.Option(help="Who averages with whom; all but etree are to compare with."),
+    ] = "etree",
+    ratios: Annotated[
+        str | None,
+        typer.Option(metavar="R,...,1", help="In place of the tree's, see kvtools-kma-cluster(1).", show_default=False),
+    ] = None,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Rounds of the algorithm.")] = 10,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="In place of --rounds: local epochs in all.", show_default=False)
+    ] = None,
+    every: Annotated[int, typer.Option(metavar="N", min=1, help="Evaluate after every N rounds.")] = 1,
+    model: Annotated[str, typer.Option(metavar="NAME", help="softmax, mlp:WIDTH[,WIDTH] or cnn.")] = "softmax",
+    lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate of local SGD.")] = 0.05,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Samples a step of local SGD.")] = 10,
+    weights: Annotated[
+        Literal["samples", "uniform"], typer.Option(help="What counts in a mean; the paper's is uniform.")
+    ] = "samples",
+    barrier: Annotated[
+        Literal["global", "subtree"], typer.Option(help="Who waits for whom: all, or those of one parent.")
+    ] = "global",
+    routing: Annotated[
+        Literal["path", "queues"], typer.Option(help="Messages take the shortest path's delay, or hop by hop with queues.")
+    ] = "path",
+    bandwidth: Annotated[
+        float, typer.Option(metavar="MBIT", min=0, help="Of a device's link, each way, in Mbit/s; 0 is without limit.")
+    ] = 0.0,
+    compute: Annotated[float, typer.Option(metavar="MS", min=0, help="Local work a sample and epoch, in ms.")] = 0.0,
+    fail: Annotated[
+        str | None, typer.Option(metavar="SCRIPT", help="Failures, as leaf:10%@5,aggregator:1@8,root@12.", show_default=False)
+    ] = None,
+    quorum: Annotated[float, typer.Option(metavar="X", min=0, max=1, help="Share of children that must be heard.")] = 0.0,
+    deadline: Annotated[float, typer.Option(metavar="S", min=0, help="Seconds that the missing are waited for.")] = 1.0,
+    late: Annotated[
+        Literal["drop", "carry"], typer.Option(help="Late updates: drop, or count half in the next step.")
+    ] = "drop",
+    secure: Annotated[bool, typer.Option("--secure", help="Mask updates: aggregators of groups see sums alone.")] = False,
+    log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Append a JSON line an evaluation.", show_default=False)
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Devices trained at once. Default: what caches hold.", show_default=False),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    output: Output = "-",
+    force: Force = False,
+    config: Config = None,
+    print_config: PrintConfig = False,
+    stamp: Stamp = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Train a model over a tree of devices, or by one of its rivals, with bytes and simulated seconds counted.
+
+    Devices train locally; aggregators, which are devices, average what their children send, by the tree's schedule. Rounds of
+    different algorithms hold different amounts of work: compare at equal local epochs, bytes or simulated seconds, which --log
+    writes and kvtools plot draws. The ranks of mpiexec or srun share the groups. A run into a file that was stopped goes on
+    when the same command is run again.
+    """
+    from dataclasses import replace
+
+    import numpy as np
+    import torch
+
+    from kvtools.artifact.bag import write_bag
+    from kvtools.artifact.files import Sink, refuse_existing
+    from kvtools.artifact.history import extend
+    from kvtools.etree.course import Costs
+    from kvtools.etree.kept import Kept
+    from kvtools.etree.local import Trainer, cores
+    from kvtools.etree.models import build
+    from kvtools.etree.pretrain import same_data
+    from kvtools.etree.roster import read_roster
+    from kvtools.etree.traffic import Paths, Queues
+    from kvtools.etree.training import Plan, Run
+    from kvtools.etree.tree import read_tree
+    from kvtools.faults import Corrupt, Missing, Stopped, Usage
+    from kvtools.progress import Ticker
+    from kvtools.world import Stop
+
+    world, stop = ctx.obj.world, Stop()
+    recipe: dict[str, Any] = {
+        "algorithm": algorithm, "ratios": ratios, "rounds": rounds, "epochs": epochs, "every": every, "model": model, "lr": lr,
+        "batch": batch, "weights": weights, "barrier": barrier, "routing": routing,
+        "bandwidth": bandwidth, "compute": compute, "fail": fail,
+        "quorum": quorum, "deadline": deadline, "late": late, "secure": secure, "seed": seed,
+    }  # fmt: skip
+    if print_config:
+        typer.echo(to_toml(recipe), nl=False)
+        return 0
+    require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
+    require(not secure or late == "drop", "--late", late, "drop with --secure: no second mask hides a late update")
+    if tree is None or data is None:
+        raise Missing(f"{'--tree' if tree is None else '--data'}: missing. Name it.")
+    if world.is_root:
+        refuse_existing(output, force=force)
+    roster, bag = read_roster(devices, world)
+    grown, tree_bag = read_tree(tree, world)
+    name = "stdin" if devices == "-" else devices
+    if roster.delays is None or len(roster) != grown.n_devices:
+        found = f"{len(roster)} devices" if roster.delays is not None else "devices without a network"
+        raise Corrupt(f"{name}: {found} found, the {grown.n_devices} of {tree}, with their delays, expected.")
+    if ratios:
+        given = [int(word) if word.isdigit() else 0 for word in ratios.split(",")]
+        is_right = len(given) == len(grown.ratios) and min(given) > 0 and given[-1] == 1
+        require(is_right, "--ratios", ratios, f"{len(grown.ratios)} counts, the last of them 1")
+        grown = replace(grown, ratios=np.array(given, np.int32))
+    labelled = same_data(data, bag, name)
+    train, test = labelled.train, labelled.test
+    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+    def tell(words: str) -> None:
+        ctx.obj.note(words, quiet=quiet or not world.is_root)
+
+    try:
+        built = build(model, labelled.shape, labelled.n_classes)
+        trainer = Trainer(
+            built, train.x, train.y, roster.index, roster.offsets, batch, lr, seed, cores(world.local_size), chunk, place
+        )  # fmt: skip
+        costs = Costs(bandwidth * 1e6, compute / 1000, deadline, barrier)
+        traffic = Queues(roster.delays, roster.edges) if routing == "queues" else Paths(roster.delays)
+        plan = Plan(algorithm, rounds, epochs, every, weights, quorum, late, fail, secure)
+        run = Run(plan, grown, roster.delays, trainer, costs, (test.x, test.y), world, tell, traffic)
+    except ValueError as fault:
+        raise Usage(f"{fault}.") from None
+    kept = Kept(output, {**recipe, "devices": bag.fields.get("partition"), "tree": tree_bag.history[-1:]})
+    if not force and (n_done := kept.resume(run)):
+        tell(f"goes on after round {n_done}.")
+    tick = Ticker(total=run.n_steps // run.course.round_steps, unit="rounds", words=algorithm, quiet=quiet or not world.is_root)
+    line: dict[str, Any] = {}
+    for line in run:
+        tick()
+        if log and world.is_root:
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if world.any(stop) and run.course.spent.steps < run.n_steps:
+            words = kept.save(run, is_writer=world.is_root)
+            raise Stopped(words if world.is_root else "")
+    final = run.weights()  # everyone's groups are needed for it
+    if not world.is_root:
+        return 0
+    history = extend("etree-train", ctx.obj.argv, before=[bag.history, tree_bag.history], stamp=stamp)
+    result = {name: value for name, value in line.items() if name != "wall_s"}
+    write_bag(Sink(output, force=force), "model", final, config=recipe, history=history, result=result, architecture=model)
+    kept.forget()
+    return 0

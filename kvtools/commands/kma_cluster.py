@@ -1,0 +1,162 @@
+"""`kvtools kma-cluster`: devices in, a tree of aggregators over them out."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from kvtools.options import Config, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, require, to_toml
+
+EXAMPLES = [
+    "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o near.tree",
+    "kvtools devices --data digits.csv --graph edges.txt | kvtools kma-cluster -k 3 --data digits.csv - | kvtools info -",
+]
+EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
+SEE_ALSO = ("kvtools devices", "kvtools etree-train", "kvtools info", "kvtools-stream(5)")
+
+
+def main(
+    ctx: typer.Context,
+    devices: Annotated[str, typer.Argument(metavar="DEVICES", help="A device bag; - is stdin.")] = "-",
+    groups: Annotated[int, typer.Option("-k", "--groups", metavar="K", min=1, help="Groups of devices.")] = 10,
+    method: Annotated[
+        Literal["kma", "kma-code", "k-medoids", "accuracy-only", "balanced", "random", "contiguous"],
+        typer.Option(help="How devices are grouped; see kvtools-kma-cluster(1)."),
+    ] = "kma",
+    delta: Annotated[
+        float, typer.Option(metavar="X", min=0, help="A group's mean accuracy may differ by less than X from all devices'.")
+    ] = 0.05,
+    levels: Annotated[
+        str | None,
+        typer.Option(metavar="N,...,1", help="Aggregators on each level above the groups. Default: 1.", show_default=False),
+    ] = None,
+    ratios: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,...,1",
+            help="Local epochs an upload, then aggregations of each level an upload to the next. Default: 1,5,…,1.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SRC", help="The devices' labelled data, for kma and its like.", show_default=False),
+    ] = None,
+    pretrain: Annotated[int, typer.Option(metavar="N", min=1, help="Epochs that each device trains alone.")] = 10,
+    lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate of that.")] = 0.05,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Samples a step of that.")] = 10,
+    label_weight: Annotated[
+        float, typer.Option(metavar="X", min=0, max=1, help="balanced: what labels weigh; delays weigh 1 - X.")
+    ] = 0.5,
+    slack: Annotated[
+        float, typer.Option(metavar="X", min=0, help="balanced: sizes differ from even ones by a share of up to X.")
+    ] = 0.2,
+    public: Annotated[
+        float, typer.Option(metavar="X", min=0, max=1, help="Let up to this share of devices belong to all groups.")
+    ] = 0.0,
+    sweeps: Annotated[int, typer.Option(metavar="N", min=1, help="Sweeps over the devices, at most.")] = 100,
+    seed: Seed = 0,
+    output: Output = "-",
+    force: Force = False,
+    config: Config = None,
+    print_config: PrintConfig = False,
+    stamp: Stamp = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Group devices that are near one another, and alike in what they learned, into a tree of aggregators.
+
+    The middle of each group aggregates for it; the middles are grouped again, by delay alone, up to one root. A report says how
+    near and how alike the groups came out, in accuracy and in labels, which need not agree; kvtools info shows it. The ranks of
+    mpiexec or srun share the work, and the tree does not depend on how many there are.
+    """
+    import numpy as np
+
+    from kvtools.artifact.bag import write_bag
+    from kvtools.artifact.files import Sink, refuse_existing
+    from kvtools.artifact.history import extend
+    from kvtools.etree import balanced, kma
+    from kvtools.etree.pretrain import accuracies
+    from kvtools.etree.roster import read_roster
+    from kvtools.etree.tree import grow
+    from kvtools.faults import Corrupt, Missing, Usage
+    from kvtools.progress import Ticker
+
+    world = ctx.obj.world
+    above = _counts(levels, "--levels") if levels else ([1] if groups > 1 else [])
+    given = _counts(ratios, "--ratios") if ratios else [1, *[5] * len(above), 1]
+    recipe: dict[str, Any] = {
+        "groups": groups, "method": method, "delta": delta, "levels": ",".join(map(str, above)) or None,
+        "ratios": ",".join(map(str, given)), "pretrain": pretrain, "lr": lr, "batch": batch, "label_weight": label_weight,
+        "slack": slack, "public": public, "sweeps": sweeps, "seed": seed,
+    }  # fmt: skip
+    if print_config:
+        typer.echo(to_toml(recipe), nl=False)
+        return 0
+    is_falling = all(a >= b for a, b in zip([groups, *above], above, strict=False))
+    require(([groups, *above][-1]) == 1 and is_falling, "--levels", levels, f"counts that fall from {groups} groups to 1")
+    require(len(given) == len(above) + 2 and given[-1] == 1, "--ratios", ratios, f"{len(above) + 2} counts, the last of them 1")
+    if world.is_root:
+        refuse_existing(output, force=force)
+    roster, bag = read_roster(devices, world)
+    name = "stdin" if devices == "-" else devices
+    if roster.delays is None:
+        raise Corrupt(
+            f"{name}: devices without a network found, delays expected. Make it with kvtools devices --delay or --graph."
+        )
+    accuracy = None
+    if method in ("kma", "kma-code", "accuracy-only") or public:
+        if data is None:
+            raise Missing(f"--data: missing, and {'--public' if public else method} looks at how well devices learn alone.")
+        accuracy = accuracies(data, roster, bag, name, n_epochs=pretrain, rate=lr, batch=batch, seed=seed, peers=world)
+    tick = Ticker(total=sweeps, unit="sweeps", words="cluster", quiet=quiet or not world.is_root)
+    try:
+        if method == "balanced":
+            found = balanced.balanced(
+                roster.delays,
+                roster.labels,
+                groups,
+                seed=seed,
+                weight=label_weight,
+                slack=slack,
+                n_sweeps=min(20, sweeps),
+                tell=tick,
+            )
+        else:
+            found = kma.cluster(
+                method, roster.delays, groups,
+                seed=seed, accuracy=accuracy, delta=delta, n_sweeps=sweeps, peers=world, tell=tick,
+            )  # fmt: skip
+        tree = grow(found, roster.delays, above, given, seed, world)
+    except ValueError as fault:
+        raise Usage(f"{name}: {fault}.") from None
+    if not world.is_root:
+        return 0
+    tensors = tree.tensors()
+    apart = roster.delays.each(np.arange(len(roster)), found.centre[found.group])
+    report: dict[str, Any] = {"k": groups, "devices": len(roster), "delay_ms": float(apart.mean()), "method": method}
+    report |= {"sweeps": found.n_sweeps, "cycled": found.cycle > 0, "settled": found.is_settled}
+    report |= {"sizes": found.sizes.tolist(), "accuracy_gap": None, "label_gap_l1": None, "label_gap_js": None}
+    if found.cycle:
+        ctx.obj.note(f"centres came back after {found.cycle} sweeps; the best of {found.n_sweeps} is taken.", quiet=quiet)
+    elif not found.is_settled:
+        ctx.obj.note(f"centres still moved after {found.n_sweeps} sweeps; the best of them is taken.", quiet=quiet)
+    if roster.has_data:
+        l1, js = kma.label_gaps(found, roster.labels)
+        report |= {"label_gap_l1": float(l1.mean()), "label_gap_js": float(js.mean())}
+    if accuracy is not None:
+        report["accuracy_gap"] = float(kma.accuracy_gaps(found, accuracy).mean())
+        report["accuracy"] = {"mean": float(accuracy.mean()), "deviation": float(accuracy.std())}
+        tensors["accuracy"] = accuracy.astype(np.float32)
+    if public and accuracy is not None:
+        tensors["public"] = kma.public_devices(found, roster.delays, accuracy, delta, public)
+    write_bag(
+        Sink(output, force=force), "tree", tensors, config=recipe,
+        history=extend("kma-cluster", ctx.obj.argv, before=[bag.history], stamp=stamp), **report,
+    )  # fmt: skip
+    return 0
+
+
+def _counts(words: str, option: str) -> list[int]:
+    parts = words.split(",")
+    require(all(part.isdigit() and int(part) for part in parts), option, words, "counts between commas, as 4,1")
+    return [int(part) for part in parts]

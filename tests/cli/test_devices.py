@@ -1,0 +1,152 @@
+"""Data over the devices of a network, as a user types it; what makes no sense is refused in one line."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from kvtools.artifact import open_artifact
+
+EDGES = "1 2 10\n2 3 20\n3 4 5\n4 1 50\n2 5 7\n5 6 1\n"
+
+
+@pytest.fixture
+def top(tmp_path):
+    write_data(tmp_path)
+    (tmp_path / "edges.txt").write_text(EDGES)
+    return tmp_path
+
+
+def write_data(top, n=120, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 4
+    x = rng.normal(size=(n, 3)) + y[:, None]
+    rows = "".join(f"{a:.4f},{b:.4f},{c:.4f},{label}\n" for (a, b, c), label in zip(x, y, strict=True))
+    (top / "digits.csv").write_text(f"a,b,c,label\n{rows}")
+
+
+def bag_of(path):
+    return open_artifact(str(path))
+
+
+def test_data_are_spread_over_the_nodes_of_a_graph(sh, top):
+    done = sh("kvtools devices --data digits.csv --partition shards:2 --graph edges.txt | tee f.devices | kvtools check -")
+    assert (done.code, done.out, done.err) == (0, b"", "")
+    bag = bag_of(top / "f.devices")
+    assert bag.tensors["labels"].shape == (6, 4)
+    assert sorted(bag.tensors["index"].tolist()) == list(range(96))
+    assert bag.tensors["delay"][0].tolist() == [0, 10, 30, 35, 17, 18]
+    assert bag.fields["network"] == {"metric": "matrix", "sites": 6, "extrapolated": False}
+
+
+@pytest.mark.parametrize("form", ["iid", "shards:1", "classes:2", "dirichlet:0.1", "mixture:0.1", "quantity:1.5"])
+def test_the_same_seed_gives_the_same_bytes_and_another_others(sh, top, form):
+    make = f"kvtools devices --data digits.csv --partition {form} --devices 10"
+    assert sh(f"{make} -o a.devices && {make} -o b.devices && cmp a.devices b.devices").code == 0
+    assert sh(f"{make} --seed 1 -o c.devices").code == 0
+    digests = [bag_of(top / f"{name}.devices").fields["partition"]["digest"] for name in "ac"]
+    assert digests[0] != digests[1]
+
+
+def test_more_devices_than_sites_are_extrapolated_and_say_so(sh, top):
+    done = sh("kvtools devices --graph edges.txt --devices 50 -o f.devices")
+    assert (done.code, done.err) == (0, "kvtools devices: 50 devices at 6 sites: last miles of 5 ± 2 ms were made up.\n")
+    bag = bag_of(top / "f.devices")
+    assert bag.fields["network"]["extrapolated"] is True
+    assert np.bincount(bag.tensors["site"], minlength=6).min() == 8
+
+
+def test_round_trips_and_seconds_become_ms_one_way(sh, top):
+    (top / "m.txt").write_text("0 0.2\n0.2 0\n")
+    assert sh("kvtools devices --delay m.txt --unit s --rtt -o f.devices").code == 0
+    assert bag_of(top / "f.devices").tensors["delay"].tolist() == [[0, 100], [100, 0]]
+
+
+def test_pings_gml_and_places_are_networks_too(sh, top):
+    (top / "pings.csv").write_text("source,target,ms\na,b,4\nb,c,6\na,c,8\n")
+    (top / "n.gml").write_text(
+        'graph [ node [ id 0 label "x" ] node [ id 1 label "y" ] edge [ source 0 target 1 latency 3.5 ] ]'
+    )
+    (top / "p.csv").write_text("name,Latitude,Longitude\nMelbourne,-37.81,144.96\nSydney,-33.87,151.21\n")
+    for option in ("--delay pings.csv", "--graph n.gml", "--coordinates p.csv"):
+        done = sh(f"kvtools devices {option} -o f.devices --force")
+        assert (done.code, done.err) == (0, "")
+
+
+def test_a_matrix_that_is_lopsided_is_mended_where_asked(sh, top):
+    (top / "m.txt").write_text("0 10 3\n30 0 nan\n3 nan 0\n")
+    done = sh("kvtools devices --delay m.txt", pipefail=False)
+    assert (done.code, done.err.count("\n")) == (65, 1)
+    done = sh("kvtools devices --delay m.txt --symmetrize -o f.devices")
+    assert (done.code, done.err) == (0, "kvtools devices: m.txt: 1 pairs averaged, 1 filled by the shortest detour.\n")
+    assert bag_of(top / "f.devices").tensors["delay"].tolist() == [[0, 20, 3], [20, 0, 23], [3, 23, 0]]
+
+
+def test_natural_owners_and_files_make_partitions(sh, top):
+    users = {name: {"x": [[n, 1.0] for n in range(5)], "y": [0, 1, 0, 1, 0]} for name in "abc"}
+    (top / "leaf.json").write_text(json.dumps({"users": [*"abc"], "num_samples": [5] * 3, "user_data": users}))
+    assert sh("kvtools devices --data leaf.json --partition natural -o f.devices").code == 0
+    assert len(bag_of(top / "f.devices").tensors["labels"]) == 3
+    (top / "cut.json").write_text(json.dumps([[*range(90)], [*range(90, 96)]]))
+    assert sh("kvtools devices --data digits.csv --partition file:cut.json -o f.devices --force").code == 0
+    assert np.diff(bag_of(top / "f.devices").tensors["offsets"]).tolist() == [90, 6]
+
+
+def idx(path, array):
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+
+
+def test_a_folder_of_idx_files_has_its_test_part(sh, tmp_path):
+    (tmp_path / "mnist").mkdir()
+    for part, n in (("train", 20), ("t10k", 5)):
+        idx(tmp_path / "mnist" / f"{part}-images-idx3-ubyte.gz", np.arange(n * 4).reshape(n, 2, 2) % 256)
+        idx(tmp_path / "mnist" / f"{part}-labels-idx1-ubyte.gz", np.arange(n) % 3)
+    assert sh("kvtools devices --data mnist --devices 4 -o f.devices").code == 0
+    fields = bag_of(tmp_path / "f.devices").fields
+    assert (fields["data"]["shape"], fields["partition"]["samples"]) == ([1, 2, 2], 20)
+
+
+BAD = {
+    "two parts": ("--graph g.txt", {"g.txt": "1 2 3\n4 5 6\n"}, 65, "2 parts that no edge connects"),
+    "a negative edge": ("--graph g.txt", {"g.txt": "1 2 -3\n"}, 65, "edge 1: -3 ms found"),
+    "a negative delay": ("--delay m.txt", {"m.txt": "0 -1\n-1 0\n"}, 65, "-1 ms from 0 to 1 found"),
+    "an asymmetric matrix": ("--delay m.txt", {"m.txt": "0 1\n9 0\n"}, 65, "asymmetric (from 0 to 1 1 ms, back 9 ms)"),
+    "a ragged matrix": ("--delay m.txt", {"m.txt": "0 1\n9\n"}, 65, "row 2: 1 numbers found, 2 expected"),
+    "too many devices": ("--data digits.csv --devices 5000", {}, 2, "5000 devices found, from 1 to the 96"),
+    "too many classes": ("--data digits.csv --devices 5 --partition classes:9", {}, 2, "9 classes a device found, at most 4"),
+    "no such partition": ("--data digits.csv --devices 5 --partition sorted", {}, 2, "iid, shards:S"),
+    "two networks": ("--delay a --graph b", {}, 2, "two networks found"),
+    "nothing": ("", {}, 2, "neither data nor a network"),
+    "a sample twice": (
+        "--data digits.csv --partition file:p.json", {"p.json": "[[0, 1], [1]]"}, 65, "sample 1 found on several devices",
+    ),
+    "a sample forgotten": (
+        "--data digits.csv --partition file:p.json", {"p.json": "[[0, 1], [2]]"}, 65, "sample 3 found on no device",
+    ),
+    "a device without samples": (
+        "--data digits.csv --partition file:p.json", {"p.json": json.dumps([[*range(96)], []])}, 65, "device 1 found without",
+    ),
+    "a label out of range": ("--data l.csv --devices 2", {"l.csv": "1,2,0\n1,2,-4\n"}, 65, "sample 1: label -4 found"),
+    "a label that is no class": ("--data l.csv --devices 2", {"l.csv": "1,2,0\n1,2,0.5\n"}, 65, "label 0.5 found"),
+    "no data": ("--data nowhere --devices 2", {}, 66, "nowhere: no"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_makes_no_sense_is_refused_in_one_line(sh, top, name):
+    options, files, code, words = BAD[name]
+    for path, text in files.items():
+        (top / path).write_text(text)
+    done = sh(f"kvtools devices {options} -o out.devices", pipefail=False)
+    assert (done.code, done.err.count("\n")) == (code, 1), done.err
+    assert words in done.err
+    assert not (top / "out.devices").exists()
+
+
+def test_the_authors_graph_and_real_mnist(sh, data, tmp_path):
+    done = sh(f"kvtools devices --data {data}/fl/mnist --graph {data}/net/etree_authors/data100.in -o f.devices")
+    assert (done.code, done.err) == (0, "")
+    bag = bag_of(tmp_path / "f.devices")
+    assert bag.tensors["labels"].sum(axis=0).tolist() == [1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978]

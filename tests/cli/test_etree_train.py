@@ -1,0 +1,127 @@
+"""Training over a tree, as a user types it: the model, the log, stopping and going on, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import BIN
+from test_devices import write_data
+
+from kvtools.artifact import open_artifact
+
+
+@pytest.fixture
+def fleet(sh, tmp_path):
+    write_data(tmp_path, n=300)
+    np.save(tmp_path / "p.npy", np.random.default_rng(0).uniform(0, 50, (20, 2)).astype(np.float32))
+    make = "kvtools devices --data digits.csv --partition classes:2 --coordinates p.npy -o f.devices"
+    assert sh(f"{make} && kvtools kma-cluster -k 4 --method k-medoids f.devices -o f.tree").code == 0
+    return tmp_path
+
+
+TRAIN = "kvtools etree-train --tree f.tree --data digits.csv f.devices"
+KEYS = {"algorithm", "round", "local_epochs", "bytes", "wan_bytes", "simulated_s", "wall_s", "accuracy", "loss"}
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("algorithm", ["etree", "fedavg", "hierfavg", "grouped", "gossip", "d-psgd", "individual"])
+def test_every_algorithm_trains_logs_and_writes_a_model(sh, fleet, algorithm):
+    done = sh(f"{TRAIN} --algorithm {algorithm} --epochs 10 --log run.jsonl | tee f.model | kvtools check -")
+    assert (done.code, done.out, done.err) == (0, b"", "")
+    bag = open_artifact(str(fleet / "f.model"))
+    assert {name: array.shape for name, array in bag.tensors.items()} == {"0.weight": (4, 3), "0.bias": (4,)}
+    lines = lines_of(fleet / "run.jsonl")
+    assert all(set(line) == KEYS for line in lines)
+    assert lines[-1]["local_epochs"] == 10
+    assert lines[-1]["accuracy"] == bag.fields["result"]["accuracy"]
+    assert [line["bytes"] for line in lines] == sorted(line["bytes"] for line in lines)
+
+
+def test_it_learns_and_deep_models_do_too(sh, fleet):
+    for model in ("softmax", "mlp:12"):
+        assert sh(f"{TRAIN} --model {model} --rounds 12 --log {model}.jsonl -o {model}.bag").code == 0
+        assert lines_of(fleet / f"{model}.jsonl")[-1]["accuracy"] > 0.4
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_chunk(sh, fleet):
+    assert sh(f"{TRAIN} -o a.model && {TRAIN} --chunk 3 -o b.model && cmp a.model b.model").code == 0
+    assert (
+        sh(f"{TRAIN} --seed 1 --model mlp:5 -o c.model && {TRAIN} --model mlp:5 -o d.model && ! cmp -s c.model d.model").code
+        == 0
+    )
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(sh, fleet):
+    long = [*TRAIN.split()[1:], "--rounds", "300", "--model", "mlp:20"]
+    assert sh(f"{TRAIN} --rounds 300 --model mlp:20 -o whole.model --log whole.jsonl", timeout=200).code == 0
+    process = subprocess.Popen(
+        [str(BIN / "kvtools"), *long, "-o", "part.model", "--log", "part.jsonl"], cwd=fleet, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (fleet / "part.jsonl").exists() and time.monotonic() < deadline:
+        os.sched_yield()
+    process.send_signal(signal.SIGUSR2)
+    words = process.communicate()[1]
+    assert (process.returncode, words) == (75, "kvtools etree-train: stopped; run the same command again to go on.\n")
+    assert not (fleet / "part.model").exists()
+    done = sh(f"{TRAIN} --rounds 300 --model mlp:20 -o part.model --log part.jsonl", timeout=200)
+    assert done.code == 0
+    assert "goes on after round" in done.err
+    assert sh("cmp whole.model part.model").code == 0
+    curves = [
+        [{k: v for k, v in line.items() if k != "wall_s"} for line in lines_of(fleet / f"{name}.jsonl")]
+        for name in ("whole", "part")
+    ]
+    assert curves[0] == curves[1]
+    assert not (fleet / ".part.model.state").exists()
+
+
+def test_queues_make_a_hub_slower_than_a_tree(sh, fleet):
+    for algorithm in ("etree", "fedavg"):
+        done = sh(f"{TRAIN} --algorithm {algorithm} --routing queues --epochs 5 --log {algorithm}.jsonl -o {algorithm}.model")
+        assert done.code == 0
+    tree, star = (lines_of(fleet / f"{name}.jsonl")[-1]["simulated_s"] for name in ("etree", "fedavg"))
+    assert tree < star
+
+
+def test_failures_change_the_run_and_it_ends(sh, fleet):
+    script = "leaf:10%@2,aggregator:1@4,root@6,partition@8-9,late:2@3"
+    done = sh(f"{TRAIN} --rounds 3 --fail {script} --late carry --quorum 0.3 -o a.model --log a.jsonl")
+    assert done.code == 0
+    assert sh(f"{TRAIN} --rounds 3 -o b.model --log b.jsonl").code == 0
+    ill, well = (lines_of(fleet / f"{name}.jsonl")[-1] for name in "ab")
+    assert ill["simulated_s"] > well["simulated_s"]
+    assert ill["accuracy"] > well["accuracy"] - 0.3
+
+
+BAD = {
+    "no tree": ("kvtools etree-train --data digits.csv f.devices", 66, "--tree: missing"),
+    "no data": ("kvtools etree-train --tree f.tree f.devices", 66, "--data: missing"),
+    "a tree of others": (TRAIN.replace("f.devices", "few.devices"), 65, "5 devices found, the 20 of f.tree"),
+    "devices for a tree": (TRAIN.replace("f.tree", "f.devices"), 65, "device found, tree expected"),
+    "other data": (f"{TRAIN.replace('digits.csv', 'other.csv')}", 65, "of which f.devices was made"),
+    "no such model": (f"{TRAIN} --model resnet", 2, "softmax, mlp:WIDTH[,WIDTH] or cnn expected"),
+    "no images": (f"{TRAIN} --model cnn", 2, "samples of (3,) found"),
+    "no such failure": (f"{TRAIN} --fail fire@3", 2, "'fire@3' found"),
+    "failures without a tree": (f"{TRAIN} --fail root@3 --algorithm gossip", 2, "failures with gossip found"),
+    "too many ratios": (f"{TRAIN} --ratios 1,2,3,1", 2, "3 counts, the last of them 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_makes_no_sense_is_refused_in_one_line(sh, fleet, name):
+    line, code, words = BAD[name]
+    text = (fleet / "digits.csv").read_text()
+    (fleet / "other.csv").write_text(text.replace(",3\n", ",2\n", 1))
+    sh("kvtools devices --data digits.csv --coordinates p.npy --devices 5 -o few.devices")
+    done = sh(f"{line} -o out.model", pipefail=False)
+    assert (done.code, done.err.count("\n")) == (code, 1), done.err
+    assert words in done.err
+    assert not (fleet / "out.model").exists()

@@ -1,0 +1,93 @@
+"""Devices into a tree, as a user types it: what comes out, what is told, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from test_devices import EDGES, write_data
+
+from kvtools.artifact import open_artifact
+
+
+@pytest.fixture
+def fleet(sh, tmp_path):
+    write_data(tmp_path)
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "p.npy", rng.uniform(0, 50, (40, 2)).astype(np.float32))
+    (tmp_path / "edges.txt").write_text(EDGES)
+    assert sh("kvtools devices --data digits.csv --partition classes:2 --coordinates p.npy -o f.devices").code == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["kma", "kma-code", "k-medoids", "accuracy-only", "balanced", "random", "contiguous"])
+def test_devices_become_a_tree_whose_report_can_be_recomputed(sh, fleet, method):
+    done = sh(f"kvtools kma-cluster -k 4 --method {method} --data digits.csv f.devices | tee f.tree | kvtools check -")
+    assert (done.code, done.out, done.err) == (0, b"", "")
+    line = json.loads(sh("kvtools info --json f.tree").out)
+    assert (line["k"], sum(line["sizes"]), line["cycled"]) == (4, 40, False)
+    assert {"accuracy_gap", "label_gap_l1", "delay_ms", "sweeps"} <= set(line)
+    tree, devices = open_artifact(str(fleet / "f.tree")).tensors, open_artifact(str(fleet / "f.devices")).tensors
+    group = tree["parent"][:40] - 40
+    assert np.bincount(group).tolist() == line["sizes"]
+    labels = devices["labels"]
+    share = labels.sum(axis=0) / labels.sum()
+    gaps = [np.abs(labels[group == k].sum(axis=0) / labels[group == k].sum() - share).sum() for k in range(4)]
+    assert line["label_gap_l1"] == pytest.approx(np.mean(gaps))
+    if line["accuracy_gap"] is not None:
+        accuracy = tree["accuracy"]
+        gaps = [abs(accuracy[group == k].mean() - accuracy.mean()) for k in range(4)]
+        assert line["accuracy_gap"] == pytest.approx(np.mean(gaps), abs=1e-6)
+    centre = tree["device"][40:44]
+    apart = np.sqrt(np.square(devices["coordinates"] - devices["coordinates"][centre[group]]).sum(axis=1))
+    assert line["delay_ms"] == pytest.approx(apart.mean())
+
+
+def test_trees_may_be_deep_and_info_tells_their_history(sh, fleet):
+    done = sh("kvtools kma-cluster -k 9 --levels 4,2,1 --ratios 2,3,4,1,1 --method k-medoids f.devices -o f.tree")
+    assert (done.code, done.err) == (0, "")
+    tensors = open_artifact(str(fleet / "f.tree")).tensors
+    assert np.bincount(tensors["level"]).tolist() == [40, 9, 4, 2, 1]
+    assert tensors["ratios"].tolist() == [2, 3, 4, 1, 1]
+    assert b"kvtools devices" in sh("kvtools info f.tree").out
+
+
+def test_the_same_seed_gives_the_same_bytes(sh, fleet):
+    make = "kvtools kma-cluster -k 5 --data digits.csv f.devices"
+    assert sh(f"{make} -o a.tree && {make} -o b.tree && cmp a.tree b.tree").code == 0
+    assert sh(f"{make} --seed 1 -o c.tree && ! cmp -s a.tree c.tree").code == 0
+
+
+def test_public_devices_are_named(sh, fleet):
+    assert sh("kvtools kma-cluster -k 4 --public 0.3 --delta 0.5 --data digits.csv f.devices -o f.tree").code == 0
+    public = open_artifact(str(fleet / "f.tree")).tensors["public"]
+    assert 0 < len(public) <= 12
+
+
+def test_a_recipe_is_followed_and_printed(sh, fleet):
+    (fleet / "r.toml").write_text('method = "k-medoids"\ngroups = 3\n')
+    assert b'method = "k-medoids"' in sh("kvtools kma-cluster --config r.toml --print-config").out
+    assert sh("kvtools kma-cluster --config r.toml f.devices | kvtools info --config - | grep -c groups").out == b"1\n"
+
+
+BAD = {
+    "too many groups": ("-k 50 --method k-medoids f.devices", 2, "50 groups found, from 1 to the 40 devices expected"),
+    "levels that rise": ("-k 5 --levels 9,1 f.devices", 2, "counts that fall from 5 groups to 1"),
+    "levels without a root": ("-k 5 --levels 4,2 f.devices", 2, "counts that fall"),
+    "too few ratios": ("-k 5 --ratios 1,1 f.devices", 2, "3 counts, the last of them 1"),
+    "no data": ("-k 5 f.devices", 66, "--data: missing"),
+    "other data": ("-k 5 --data other.csv f.devices", 65, "of which f.devices was made"),
+    "no network": ("-k 5 --method random bare.devices", 65, "devices without a network"),
+    "no devices": ("-k 5 digits.csv", 65, "neither a stream nor a bag"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_makes_no_sense_is_refused_in_one_line(sh, fleet, name):
+    options, code, words = BAD[name]
+    text = (fleet / "digits.csv").read_text()
+    (fleet / "other.csv").write_text(text.replace(",3\n", ",2\n", 1))
+    sh("kvtools devices --data digits.csv --devices 5 -o bare.devices")
+    done = sh(f"kvtools kma-cluster {options} -o out.tree", pipefail=False)
+    assert (done.code, done.err.count("\n")) == (code, 1), done.err
+    assert words in done.err
+    assert not (fleet / "out.tree").exists()

@@ -1,0 +1,56 @@
+"""Neither trees nor what is trained over them depend on the number of ranks."""
+
+import numpy as np
+import pytest
+from conftest import BIN
+
+from kvtools.artifact import open_artifact
+
+pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not (BIN / "mpiexec").exists(), reason="no mpiexec; install the mpich extra")]
+
+
+@pytest.fixture
+def fleet(sh, tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 5
+    np.savez(tmp_path / "d.npz", x=(rng.normal(size=(600, 8)) + 0.5 * np.eye(5, 8)[y]).astype(np.float32), y=y)
+    np.save(tmp_path / "p.npy", rng.uniform(0, 50, (60, 2)).astype(np.float32))
+    assert sh("kvtools devices --data d.npz --partition shards:2 --coordinates p.npy -o f.devices").code == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["k-medoids", "kma", "kma-code", "balanced"])
+def test_trees_do_not_depend_on_the_number_of_ranks(sh, fleet, method):
+    for n in (1, 2, 4):
+        done = sh(f"mpiexec -n {n} kvtools kma-cluster -k 7 --method {method} --data d.npz f.devices -o {n}.tree")
+        assert (done.code, done.err) == (0, "")
+    assert sh("cmp 1.tree 2.tree && cmp 1.tree 4.tree").code == 0
+
+
+def test_devices_from_a_pipe_reach_all_ranks(sh, fleet):
+    piped = sh("mkfifo pipe; cat f.devices > pipe & mpiexec -n 3 kvtools kma-cluster --method k-medoids pipe | kvtools sum -")
+    assert piped.code == 0, piped.err
+    assert piped.out == sh("kvtools kma-cluster --method k-medoids f.devices | kvtools sum -").out
+
+
+def test_a_fault_is_told_once_and_ends_all(sh, fleet):
+    done = sh("mpiexec -n 3 kvtools kma-cluster -k 70 --method k-medoids f.devices -o out.tree", pipefail=False)
+    assert done.code == 2
+    assert "70 groups found" in done.err
+
+
+@pytest.mark.parametrize(
+    "options", ["--model mlp:9", "--algorithm grouped", "--algorithm gossip", "--secure --fail root@3,leaf:10%@2"]
+)
+def test_models_do_not_depend_on_the_number_of_ranks(sh, fleet, options):
+    assert sh("kvtools kma-cluster -k 7 --levels 3,1 --method k-medoids f.devices -o f.tree").code == 0
+    train = f"kvtools etree-train --tree f.tree --data d.npz f.devices --ratios 1,2,2,1 --rounds 2 {options}"
+    for n in (1, 2, 4):
+        done = sh(f"mpiexec -n {n} {train} --log {n}.jsonl -o {n}.model")
+        assert (done.code, done.err) == (0, "")
+    rows = [open_artifact(str(fleet / f"{n}.model")).tensors for n in (1, 2, 4)]
+    for name, array in rows[0].items():
+        for other in rows[1:]:
+            assert other[name] == pytest.approx(array, abs=1e-6)
+    logs = [(fleet / f"{n}.jsonl").read_text().count("\n") for n in (1, 2, 4)]
+    assert logs == [2, 2, 2]

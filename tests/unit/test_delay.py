@@ -1,0 +1,95 @@
+"""Delays against slow, obvious ones: the same for matrices, positions and graphs, with last miles and without."""
+
+import io
+
+import numpy as np
+import pytest
+from scipy.sparse import coo_array
+
+from kvtools.etree import network
+from kvtools.etree.delay import Delays
+
+N_SITES, N = 40, 90
+
+
+def delays_of(metric, seed=0, *, is_spread=True):
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(N_SITES, 3)) * 50
+    site = rng.integers(0, N_SITES, N) if is_spread else np.arange(N_SITES)
+    last = rng.uniform(0, 30, N) if is_spread else np.zeros(N_SITES)
+    if metric == "sphere":
+        points *= 31.855 / np.sqrt(np.square(points).sum(axis=1, keepdims=True))
+    apart = np.sqrt(np.square(points[:, None] - points).sum(axis=2))
+    if metric == "matrix":
+        return Delays("matrix", site, last, matrix=apart.astype(np.float32)), apart.astype(np.float32)
+    if metric == "graph":
+        u, v = np.triu_indices(N_SITES, 1)
+        kept = rng.random(len(u)) < 0.3
+        graph = coo_array((apart[u, v][kept], (u[kept], v[kept])), shape=(N_SITES, N_SITES)).tocsr()
+        full = np.where((graph + graph.T).toarray() > 0, (graph + graph.T).toarray(), np.inf)
+        np.fill_diagonal(full, 0)
+        for k in range(N_SITES):  # Floyd and Warshall
+            full = np.minimum(full, full[:, k : k + 1] + full[k])
+        return Delays("graph", site, last, graph=graph), full
+    if metric == "sphere":
+        apart = 2 * 31.855 * np.arcsin(np.minimum(1, apart / (2 * 31.855)))
+    return Delays(metric, site, last, points=points), apart
+
+
+METRICS = ["matrix", "euclidean", "sphere", "graph"]
+
+
+def slow(delays, sites):
+    full = sites[np.ix_(delays.site, delays.site)].astype(float) + delays.last[:, None] + delays.last
+    np.fill_diagonal(full, 0)
+    return full
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("is_spread", [False, True])
+def test_rows_nearest_middle_and_hub_are_those_of_the_full_matrix(metric, is_spread):
+    delays, sites = delays_of(metric, is_spread=is_spread)
+    full = slow(delays, sites)
+    everyone = np.arange(len(delays))
+    assert np.allclose(delays.between(everyone, everyone), full, atol=1e-5)
+    a = np.random.default_rng(1).permutation(len(delays))
+    assert np.allclose(delays.each(a, everyone), full[a, everyone], atol=1e-5)
+    centres = np.array([3, 17, 5, 30, 22, 11, 8, 39, 33, 2, 19, 27])
+    expected = full[:, centres].argmin(axis=1)
+    found = delays.nearest(centres)
+    assert np.allclose(full[everyone, centres[found]], full[everyone, centres[expected]], atol=1e-5)
+    assert found[centres].tolist() == list(range(len(centres)))
+    members = everyone[::3]
+    totals = full[np.ix_(members, members)].sum(axis=1)
+    assert np.array_equal(delays.line(members), members[np.lexsort((members, totals.round(4)))])
+    assert full.max(axis=1)[delays.hub()] == pytest.approx(full.max(axis=1).min(), abs=35 if is_spread else 1e-4)
+
+
+def test_large_groups_of_positions_have_a_nearly_best_middle():
+    rng = np.random.default_rng(2)
+    delays = Delays("euclidean", np.arange(5000), np.zeros(5000), points=rng.normal(size=(5000, 2)))
+    line = delays.line(np.arange(5000))
+    full = np.sqrt(np.square(delays.points[:, None] - delays.points).sum(axis=2)).sum(axis=1)
+    assert full[line[0]] <= full.min() * 1.001
+    assert np.array_equal(np.sort(line), np.arange(5000))
+
+
+def buffered(text):
+    return io.BufferedReader(io.BytesIO(text.encode()))
+
+
+def test_parallel_edges_count_once_and_loops_not_at_all():
+    delays, (ends, ms) = network.read_graph(buffered("a b 5\nb a 3\na a 1\nb c 2\n"))
+    assert delays.matrix.tolist() == [[0, 3, 5], [3, 0, 2], [5, 2, 0]]
+    assert (ends.tolist(), ms.tolist()) == ([[0, 1], [1, 2]], [3, 2])
+
+
+def test_names_in_a_csv_matrix_are_left_aside():
+    delays = network.read_matrix(buffered("city,Rome,Oslo\nRome,0,40\nOslo,40,0\n"), scale=0.5)
+    assert delays.matrix.tolist() == [[0, 20], [20, 0]]
+
+
+def test_places_are_as_far_apart_as_light_needs():
+    delays = network.read_places(buffered("lat,lon\n0,0\n0,180\n90,0\n"))
+    around = np.pi * network.EARTH_KM / network.KM_PER_MS
+    assert delays.between(np.array([0]), np.arange(3))[0] == pytest.approx([0, around, around / 2])

@@ -1,0 +1,170 @@
+"""Groups: what must hold whatever the numbers, Algorithm 1 read slowly, and the figures known for real data."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtools.etree import kma, network
+from kvtools.etree.balanced import balanced, bounds
+from kvtools.etree.delay import Delays
+from kvtools.etree.labelled import read_labelled
+from kvtools.etree.local import Trainer
+from kvtools.etree.models import build
+from kvtools.etree.partition import histogram, partition
+from kvtools.etree.tree import grow
+
+METHODS = ["kma", "kma-code", "k-medoids", "accuracy-only", "random", "contiguous"]
+
+
+def delays_of(n, seed):
+    points = np.random.default_rng(seed).normal(size=(n, 2))
+    apart = np.sqrt(np.square(points[:, None] - points).sum(axis=2)).astype(np.float32)
+    return Delays("matrix", np.arange(n), np.zeros(n), matrix=apart)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(METHODS), st.integers(5, 40), st.integers(1, 5), st.integers(0, 5), st.sampled_from([0.001, 0.05, 1]))
+def test_groups_cover_every_device_once_and_hold_their_centres(method, n, k, seed, delta):
+    delays, accuracy = delays_of(n, seed), np.random.default_rng(seed).random(n)
+    groups = kma.cluster(method, delays, k, seed=seed, accuracy=accuracy, delta=delta)
+    assert groups.group.shape == (n,)
+    assert groups.sizes.min() >= 1
+    assert np.array_equal(groups.group[groups.centre], np.arange(k))
+    for place in range(k):  # and each centre is the middle of its group
+        members = np.flatnonzero(groups.group == place)
+        totals = delays.between(members, members).sum(axis=1)
+        assert totals[members == groups.centre[place]][0] <= totals.min() + 1e-4
+
+
+def test_with_every_difference_allowed_kma_is_k_medoids():
+    for seed in range(5):
+        delays, accuracy = delays_of(60, seed), np.random.default_rng(seed).random(60)
+        wide = kma.cluster("kma-code", delays, 6, seed=seed, accuracy=accuracy, delta=math.inf)
+        plain = kma.cluster("k-medoids", delays, 6, seed=seed)
+        assert np.array_equal(wide.group, plain.group)
+
+
+def slow_sweep(apart, centre, accuracy, delta, order, *, is_listed):
+    """Lines 6 to 17 of Algorithm 1, word by word, in float64."""
+    n_groups = len(centre)
+    centre, members = list(centre), [[] for _ in centre]
+    if not is_listed:
+        members = [[c] for c in centre]
+    for i in order:
+        if any(i in some for some in members):
+            continue
+        line = sorted(range(n_groups), key=lambda k: (apart[i][centre[k]], k))
+        for k in line[: n_groups // 2]:
+            trial = [*members[k], i]
+            if abs(sum(accuracy[j] for j in trial) / len(trial) - accuracy.mean()) < delta:
+                break
+        else:
+            k = line[0]
+        members[k].append(i)
+        if is_listed:
+            centre[k] = min(members[k], key=lambda c: (sum(apart[c][j] for j in members[k]), c))
+    return members, centre
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_sweep_is_that_of_algorithm_1(seed):
+    n, k, delta = 30, 6, 0.06
+    delays, accuracy = delays_of(n, seed), np.random.default_rng(seed).random(n)
+    order = np.random.default_rng(seed + 9).permutation(n)
+    first = kma.first_centres(n, k, seed)
+    apart = delays.matrix.astype(float)
+    members, centre = slow_sweep(apart, first, accuracy, delta, order, is_listed=True)
+    group, moved = kma._listed(delays, first, accuracy, delta, order)
+    assert [np.flatnonzero(group == place).tolist() for place in range(k)] == [sorted(some) for some in members]
+    assert moved.tolist() == centre
+    members, _ = slow_sweep(apart, first, accuracy, delta, order, is_listed=False)
+    group = kma._in_turn(delays, first, accuracy, delta, order, is_near=True, peers=kma.Alone())
+    assert [np.flatnonzero(group == place).tolist() for place in range(k)] == [sorted(some) for some in members]
+
+
+def test_centres_that_come_back_end_the_search_with_the_best_sweep():
+    groups = [kma.Groups(np.zeros(3, np.int32), np.array([c])) for c in range(3)]
+    turns = iter([groups[1], groups[2], groups[1], groups[2]])
+    costs = {0: 3.0, 1: 2.0, 2: 1.0}
+    found = kma._settle(lambda _: next(turns), np.array([0]), 100, lambda g: costs[int(g.centre[0])], lambda _: None)
+    assert (found.cycle, found.n_sweeps, found.is_settled, found.centre.tolist()) == (2, 3, False, [2])
+
+
+def test_more_groups_than_devices_are_refused():
+    with pytest.raises(ValueError, match="9 groups found, from 1 to the 8 devices"):
+        kma.cluster("k-medoids", delays_of(8, 0), 9, seed=0)
+
+
+def test_gaps_can_be_computed_by_hand():
+    groups = kma.Groups(np.array([0, 0, 1], np.int32), np.array([0, 2]))
+    assert kma.accuracy_gaps(groups, np.array([0.2, 0.4, 0.9])) == pytest.approx([0.2, 0.4])
+    l1, js = kma.label_gaps(groups, np.array([[1, 1], [1, 1], [4, 0]]))
+    assert l1 == pytest.approx([0.5, 0.5])
+    assert js[1] == pytest.approx((math.log(1 / 0.875) + 0.75 * math.log(0.75 / 0.875) + 0.25 * math.log(2)) / 2)
+
+
+def test_public_devices_leave_every_group_within_delta():
+    delays, accuracy = delays_of(60, 1), np.random.default_rng(1).normal(0.5, 0.05, 60)
+    groups = kma.cluster("k-medoids", delays, 4, seed=0)
+    chosen = kma.public_devices(groups, delays, accuracy, 0.03, 0.5)
+    assert 0 < len(chosen) <= 30
+    for place in range(4):
+        members = np.union1d(np.flatnonzero(groups.group == place), chosen)
+        # one that fits no more is taken out again, so what is left fits, unless the group never did
+        before = np.flatnonzero(groups.group == place)
+        assert min(abs(accuracy[some].mean() - accuracy.mean()) for some in (members, before)) < 0.03
+
+
+def test_balanced_groups_keep_to_their_bounds_and_to_the_labels():
+    labels = np.zeros((100, 10), np.int32)
+    labels[np.arange(100), np.random.default_rng(0).permutation(np.arange(100) % 10)] = 20
+    delays = delays_of(100, 3)
+    found = {weight: balanced(delays, labels, 10, seed=0, weight=weight) for weight in (0.0, 0.5, 0.9)}
+    gaps = {weight: kma.label_gaps(groups, labels)[0].mean() for weight, groups in found.items()}
+    for groups in found.values():
+        low, high = bounds(100, 10, 0.2)
+        assert low <= groups.sizes.min()
+        assert groups.sizes.max() <= high
+    assert gaps[0.9] <= gaps[0.5] < gaps[0.0]
+    assert gaps[0.9] < 0.3
+
+
+def test_trees_of_any_depth_have_their_centres_as_aggregators():
+    delays = delays_of(80, 5)
+    groups = kma.cluster("k-medoids", delays, 12, seed=0)
+    tree = grow(groups, delays, [5, 2, 1], [1, 4, 4, 2, 1], 0, kma.Alone())
+    assert [len(tree.nodes(level)) for level in range(5)] == [80, 12, 5, 2, 1]
+    for node in range(80, len(tree.parent)):
+        children = np.flatnonzero(tree.parent == node)
+        line = children[np.argsort(tree.order[children])]
+        assert tree.order[line].tolist() == list(range(len(children)))
+        assert tree.device[line[0]] == tree.device[node]
+
+
+@pytest.mark.parametrize(("form", "least", "most"), [("shards:2", 0.55, 0.76), ("classes:1", 0.7, 1.1)])
+def test_on_real_data_kma_leaves_labels_as_k_medoids_does(data, form, least, most):
+    """Known for the authors' graph and the first 10,000 of MNIST, K = 10, three seeds of somebody else's random numbers:
+    label gaps of 0.55, 0.76 and 0.71 for k-medoids, 0.55, 0.76 and 0.70 for KMA at delta = 0.05. Ours draw other partitions and
+    centres, so the range is theirs give or take 0.12, and the claim is that KMA changes little. At one class a device
+    accuracies of 0.107 +- 0.023: no signal."""
+    labelled = read_labelled(str(data / "fl" / "mnist"))
+    with open(data / "net" / "etree_authors" / "data100.in", "rb") as file:
+        delays, _ = network.read_graph(file)
+    train, gaps = labelled.train, []
+    for seed in range(3):
+        index, offsets = partition(form, train.y, 100, seed)
+        labels = histogram(train.y, index, offsets, 10)
+        model = build("softmax", labelled.shape, 10)
+        trainer = Trainer(model, train.x, train.y, index, offsets, 10, 0.05, seed)
+        accuracy = trainer.accuracies(model.init(0), 10, np.arange(100), labelled.test.x[:2000], labelled.test.y[:2000])
+        if form == "classes:1":
+            assert accuracy.mean() == pytest.approx(0.107, abs=0.02)
+        found = [kma.cluster(m, delays, 10, seed=seed, accuracy=accuracy) for m in ("k-medoids", "kma", "kma-code")]
+        gaps.append([kma.label_gaps(groups, labels)[0].mean() for groups in found])
+    gaps = np.array(gaps)
+    assert gaps.min() > least - 0.12, gaps
+    assert gaps.max() < most + 0.12, gaps
+    assert np.abs(gaps[:, 1:] - gaps[:, :1]).max() < 0.15, gaps

@@ -154,8 +154,8 @@ class Attend:
 def few(q_MPD: Tensor, k_MJD: Tensor, v_MJD: Tensor, n_heads: int) -> Tensor:
     """Causal attention among the few tokens of each of many items, (M, P, D); the last query sees all keys.
 
-    Products element by element: batched matrix products of three rows each cost more in calls than in work (measured
-    on two cores: 2,000 items of three tokens, width 128: 2.1 ms against 6.5 ms for scaled_dot_product_attention).
+    Products element by element, since batched matrix products of three rows cost more in calls than in work (one core, 2,000
+    items of three tokens, width 128: 2.2 ms against 4.7 ms for scaled_dot_product_attention, 12 against 15 with gradients).
     """
     n_items, n_new, width = q_MPD.shape
     n_past = k_MJD.shape[1]

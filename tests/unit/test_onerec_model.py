@@ -22,11 +22,13 @@ from small_onerec import (
 )
 
 from kvtools.onerec.batch import Tokens
+from kvtools.onerec.beam import rank_all
 from kvtools.onerec.layers import Attend, few
 from kvtools.onerec.model import OneRec, Vocabulary
 from kvtools.onerec.rows import Rows
 from kvtools.onerec.sizes import SIZES, Architecture, dense_twin
 from kvtools.onerec.training import Cost
+from kvtools.onerec.trie import Trie
 
 N_ITEMS, CODES = 30, (4, 3, 5)
 LENGTHS = [7, 2, 14, 4]
@@ -137,6 +139,21 @@ def test_a_target_costs_the_same_in_a_row_that_ends_with_it(decoder, attention, 
         for place in range(begin, end):
             alone = Rows(*(np.array([x]) for x in (user, place, place + 1)))
             torch.testing.assert_close(told(case.model, case.batch(alone))[0, 0], together[number, place - begin], **CLOSE)
+
+
+@every_kind
+def test_what_a_target_costs_is_what_inference_makes_of_it(decoder, attention, is_sparse, near):
+    case = Case(decoder, attention, is_sparse, near)
+    batch, trie = case.batch(), Trie(case.model.codes_IS.numpy())
+    items = batch.targets[batch.targets >= 0].numpy()
+    rows, numbers = np.nonzero((batch.targets >= 0).numpy())
+    users, places = case.rows.users[rows], batch.target_places[rows, numbers].numpy()
+    beside = tuple(x[case.histories.offsets[users] + places] for x in case.cutter.near) if near else None
+    asked = case.cutter.batch(case.cutter.next_rows(users, places), beside)
+    with torch.no_grad():
+        log_p_BU = rank_all(case.model, case.model.context(asked), trie)
+    found = log_p_BU[torch.arange(len(items)), torch.from_numpy(trie.id_of_item[items])]
+    torch.testing.assert_close(found, -told(case.model, batch)[batch.targets >= 0].sum(1), **CLOSE)
 
 
 @every_kind

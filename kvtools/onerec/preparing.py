@@ -85,10 +85,11 @@ def _switched(
     without: Sequence[str],
 ) -> tuple[Architecture, dict[str, str]]:
     longest = int(np.diff(histories.only(is_train)[0]).max(initial=0))
+    shown = arch.short if arch.attention == "full" else 2 * arch.short  # what the short pathway has of a history at most
     reasons = {
         "static": "no user table" if users is None or not users.vocabularies else "",
         "positive": "no ratings" if codings.positive_from is None else "",
-        "lifelong": f"no history is longer than {2 * arch.short}" if longest <= 2 * arch.short else "",
+        "lifelong": f"no history is longer than {shown}" if longest <= shown else "",
     }
     sizes = {"static": 1, "short": arch.short, "positive": arch.positive, "lifelong": arch.lifelong, "near": arch.near}
     told: dict[str, str] = {}

@@ -152,10 +152,13 @@ class Cutter:
         items = self.histories.items
         return np.asarray(items[index.clip(max=len(items) - 1)])
 
+    def _chunk(self, rows: Rows) -> np.ndarray:
+        """Where the piece of the history that a row belongs to begins, int64 (R,): the same in training and at inference."""
+        return np.asarray(rows.begins // self.arch.short * self.arch.short)
+
     def _context_start(self, rows: Rows) -> np.ndarray:
-        if self.arch.attention == "full":
-            return np.asarray(np.maximum(0, rows.begins - self.arch.short))
-        return np.asarray(np.maximum(0, rows.begins // self.arch.short * self.arch.short - self.arch.short))
+        begin = rows.begins if self.arch.attention == "full" else self._chunk(rows)
+        return np.asarray(np.maximum(0, begin - self.arch.short))
 
     def _n_context(self, rows: Rows) -> np.ndarray:
         """How many items each row's context has, about: int64 (R,)."""
@@ -177,7 +180,8 @@ class Cutter:
 
     def _positive(self, rows: Rows, base: np.ndarray) -> Tokens:
         first = self._first_positive[rows.users]
-        before = np.searchsorted(self._positives, base + rows.begins)
+        start = rows.begins if self.arch.attention == "full" else self._chunk(rows)
+        before = np.searchsorted(self._positives, base + start)
         end = np.searchsorted(self._positives, base + rows.ends - 1)
         begin = np.maximum(first, before - self.arch.positive)
         at = begin[:, None] + np.arange(int((end - begin).max(initial=0)))
@@ -193,8 +197,8 @@ class Cutter:
     def _lifelong(self, rows: Rows) -> Tokens | None:
         # what the short pathway shows whole needs no summary
         cuts = [
-            self._compress(int(user), int(cut)) if cut > self.arch.short else None
-            for user, cut in zip(rows.users, rows.begins // self.arch.short * self.arch.short, strict=True)
+            self._compress(int(user), int(cut)) if start > 0 else None
+            for user, cut, start in zip(rows.users, self._chunk(rows), self._context_start(rows), strict=True)
         ]
         longest = max((len(cut[0]) for cut in cuts if cut), default=0)
         if not longest:

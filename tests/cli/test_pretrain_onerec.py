@@ -257,7 +257,7 @@ def test_without_ratings_times_or_validation_there_is_a_model_too(shop, capfd):
 # ── what is wrong with the data ──────────────────────────────────────────────────────────────────────────────────────────
 def test_unknown_items_are_counted_and_named_and_lose_nothing_else(shop, capfd):
     say(f"{TRAIN} --steps 3 -o clean.safetensors")
-    add_clicks(shop / "clicks.csv", ["u1,x1,1,3\n", "u1,x2,2,3\n", "u2,x1,3,3\n"])
+    add_clicks(shop / "clicks.csv", ["u0,x1,-3,3\n", "u0,x2,-2,3\n", "u0,x1,-1,3\n"])
     done = say(f"{TRAIN} --steps 3 -o m.safetensors", capfd)
     assert done.code == 65
     assert done.err == (

@@ -149,7 +149,8 @@ def test_lifelong_items_stand_for_what_lies_before_the_rows_first_target(lengths
         # a whole number of shorts, so that the same clusters serve a whole row, and the next epoch
         cut = begin // short * short
         items = [] if batch.lifelong is None else [item for item in batch.lifelong.items[row].tolist() if item >= 0]
-        if cut <= short:
+        first_shown = begin - short if attention == "full" else cut - short
+        if first_shown <= 0:
             assert items == []
             continue
         past = slice(histories.offsets[user], histories.offsets[user] + cut)
@@ -162,10 +163,7 @@ def test_lifelong_items_stand_for_what_lies_before_the_rows_first_target(lengths
         assert batch.lifelong.features[row, : len(items)].tolist() == told.tolist()
 
 
-@pytest.mark.parametrize(
-    "attention",
-    ["causal", pytest.param("full", marks=pytest.mark.xfail(strict=True, reason="none from short + 1 to 2 * short - 1"))],
-)
+@pytest.mark.parametrize("attention", ["causal", "full"])
 @pytest.mark.parametrize("short", [2, 3, 5])
 def test_what_is_not_shown_itself_is_in_the_lifelong_part(attention, short):
     histories = histories_of([25, 7, 1, 12], N_ITEMS)
@@ -254,13 +252,7 @@ def test_what_comes_next_is_asked_as_training_asked(lengths, attention, short, s
     ask_as_trained(histories_of(lengths, N_ITEMS, seed), attention, short, positive=100)
 
 
-@pytest.mark.parametrize(
-    "attention",
-    [
-        pytest.param("causal", marks=pytest.mark.xfail(strict=True, reason="positive slots count from the row's begin")),
-        "full",
-    ],
-)
+@pytest.mark.parametrize("attention", ["causal", "full"])
 def test_what_comes_next_is_asked_as_training_asked_of_users_with_more_positive_than_are_taken(attention):
     ask_as_trained(histories_of([30], N_ITEMS), attention, 3, POSITIVE)
 

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -132,6 +133,7 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+_FIRST_WORDS_S = 3.0
 _TAGLINE = "Composable tools for Keye-VL, OneRec and E-Tree learning: each does one job, and they pipe into one another."
 _EPILOG = "kvtools COMMAND --help tells more; --describe says it in JSON; kvtools --version, with -v, what it stands on."
 
@@ -149,8 +151,10 @@ def _occupy_standard_streams() -> None:
 
 
 def _tell(fault: Fault, invocation: Invocation) -> None:
-    # a usage error is every rank's error: one of them says it
-    if str(fault) and not (isinstance(fault, Usage) and os.environ.get("PMI_RANK", "0") != "0"):
+    # a usage error is every rank's error, and a stop is agreed: one of them says it, and the others give it time to
+    if (isinstance(fault, Usage) or fault.is_agreed) and os.environ.get("PMI_RANK", "0") != "0":
+        time.sleep(0 if fault.is_agreed else _FIRST_WORDS_S)
+    elif str(fault):
         invocation.note(str(fault))
 
 

@@ -4,10 +4,10 @@ One rank of several may know a fault alone only where all read the same files, s
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 import typer
 
 from kvtools.artifact import open_artifact
-from kvtools.artifact.files import Sink
+from kvtools.artifact.files import Sink, open_source
 from kvtools.artifact.history import Step, extend
 from kvtools.artifact.stream import Head, Writer
 from kvtools.chance import generator as chance
@@ -150,12 +150,7 @@ class Serving:
         names = [str(key) for key in histories.user_keys.tolist()]
         numbers = list(range(len(names)))
         if users is not None:
-            wanted = (
-                [line.strip() for line in Path(users).read_text("utf-8").splitlines()]
-                if Path(users).is_file()
-                else users.split(",")
-            )
-            wanted = [name for name in dict.fromkeys(wanted) if name]
+            wanted = [name for name in dict.fromkeys(_names(users)) if name]
             known = {name: number for number, name in enumerate(names)}
             numbers, names = [known.get(name, -1) for name in wanted], wanted
         chosen = list(shard(range(len(numbers)), part))
@@ -257,6 +252,16 @@ def write_stream(
             fallback = {"fallback": "popular"} if first.is_fallback else {}
             writer.write(first.user, tensors, items=first.items, **fallback)
             first = next(answers, None)
+
+
+def _names(words: str) -> list[str]:
+    """Names from a file, one a line, or with commas between."""
+    if not os.path.isfile(words):  # unlike Path.is_file, it takes a long list of names for what it is
+        return words.split(",")
+    try:
+        return [line.strip() for line in open_source(words).read().decode().splitlines()]
+    except UnicodeDecodeError as fault:
+        raise Corrupt(f"{words}: {fault}; names in UTF-8 expected.") from None
 
 
 def _with(choice: Choice, **changed: Any) -> Choice:

@@ -91,7 +91,7 @@ def test_clicks_come_through_the_pipe(sh, shop):
 def test_only_the_users_that_are_named_are_asked_for(shop, ask, capfd):
     everyone = {line["user"]: line for line in ask(f"{ASK} -k 3 --beam 32")}
     (shop / "list").write_text("u9\nu2\n\nu9\n")
-    for named in ("u9,u2", "list"):
+    for named in ("u9,u2", "list", ",".join(["u9", *["u2"] * 200])):
         lines = ask(f"{ASK} -k 3 --beam 32 --users {named}")
         assert [line["user"] for line in lines] == ["u9", "u2"]
         for line in lines:
@@ -341,6 +341,7 @@ def test_a_model_of_another_version_is_refused(shop, capfd):
 
 
 REFUSED = [
+    (f"{ASK} --users items.ids --json", 65, "items.ids: 'utf-8' codec can't decode"),
     ("kvtools recgen clicks.csv", 2, "--model"),
     (f"{ASK} --baseline popular --items items.ids --json", 2, "one of the two expected"),
     ("kvtools recgen --baseline popular clicks.csv --json", 2, "--items IDS beside it expected"),

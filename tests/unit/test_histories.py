@@ -139,6 +139,14 @@ def test_many_ratings_are_told_apart_by_tenths():
     assert codings.encode(strange)[:, list(codings.features).index("label")].tolist() == [1, 10]
 
 
+def test_a_rating_that_is_an_edge_between_tenths_belongs_above_it():
+    interactions = read([("u", f"i{n}", n, n, "", "", None, None) for n in range(101)])
+    codings = Codings.fit(interactions, np.ones(101, bool))
+    assert codings.labels == pytest.approx(range(10, 100, 10))
+    labels = codings.encode(interactions)[:, list(codings.features).index("label")]
+    assert labels.tolist() == [min(n // 10, 9) + 1 for n in range(101)]
+
+
 def test_features_that_are_not_there_are_not_coded():
     interactions = read([("u", "i0"), ("u", "i1")], "user_id,item_id\n")
     codings = Codings.fit(interactions, np.ones(2, bool))

@@ -10,7 +10,7 @@ AdamW after Loshchilov and Hutter 2019, torch's own; matrices decay, vectors do 
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -173,11 +173,11 @@ class Training:
         total = dict(zip(names, self._world.sum_array(np.array([sums.get(name, 0.0) for name in names])).tolist(), strict=True))
         count, tokens, flops = (total.pop(name) for name in ("count", "tokens", "flops"))
         figures = {name: value / count for name, value in total.items()}
-        if not all(map(math.isfinite, figures.values())):
-            kept = f" {self._where()}" if self._state.is_kept else ""
-            raise Fault(f"step {self.progress.step}: a loss that is not finite, at {self.task.names(rows)}.{kept}")
+        self._require_finite("loss", figures.values(), rows)
         self._share_gradients(count)
         figures["grad_norm"] = float(nn.utils.clip_grad_norm_(self._parameters, self.plan.clip))
+        # a finite loss can have a gradient that is not, and an update by it would leave no weight whole
+        self._require_finite("gradient", [figures["grad_norm"]], rows)
         self._optimizer.step()
         figures |= self.task.after_step(self._world)
         seconds = time.perf_counter() - begun
@@ -186,6 +186,12 @@ class Training:
         if self._peak:
             figures["mfu"] = flops / (seconds * self._peak * self._world.size)
         return Step(self.progress.step + 1, self.progress.epoch + 1, figures)
+
+    def _require_finite(self, what: str, values: Iterable[float], rows: Any) -> None:
+        """Raise Fault, naming the rows, unless all are finite; called with the same values on all ranks."""
+        if not all(map(math.isfinite, values)):
+            kept = f" {self._where()}" if self._state.is_kept else ""
+            raise Fault(f"step {self.progress.step}: a {what} that is not finite, at {self.task.names(rows)}.{kept}")
 
     def _share_gradients(self, count: float) -> None:
         for parameter in self._parameters:

@@ -60,12 +60,12 @@ def test_items_and_clicks_become_a_model_that_tells_its_story(sh, shop):
     assert f"{told['parameters']:,}" in table
 
 
-def test_a_stream_of_clicks_gives_the_same_model(sh, shop):
+def test_a_stream_of_clicks_gives_the_same_model(sh, shop, capfd):
     sh(f"{TRAIN} --steps 3 -o m.safetensors")
     piped = TRAIN.replace("clicks.csv", "-")
     done = sh(f"kvtools convert clicks.csv | {piped} --steps 3 | kvtools sum -")
     assert done.code == 0, done.err
-    assert done.out.split()[0] == sh("kvtools sum m.safetensors").out.split()[0]
+    assert done.out.split()[0] == say("kvtools sum m.safetensors", capfd).out.split()[0]
 
 
 def test_a_recipe_goes_round_and_flags_override_it(shop, capfd):
@@ -83,12 +83,13 @@ def test_a_recipe_goes_round_and_flags_override_it(shop, capfd):
     assert other == tomllib.loads(printed.out.decode()) | {"steps": "5"}
 
 
-def test_the_same_command_gives_the_same_bytes_and_another_seed_others(sh, shop):
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(sh, shop, capfd):
     line = f"{TRAIN} --steps 5 --near 2"
     done = sh(f"{line} -o a.safetensors && {line} > b.safetensors && cmp a.safetensors b.safetensors")
     assert (done.code, done.err) == (0, "")
-    sh(f"{line} --seed 1 -o c.safetensors")
-    assert sh("kvtools sum a.safetensors").out.split()[0] != sh("kvtools sum c.safetensors").out.split()[0]
+    say(f"{line} --seed 1 -o c.safetensors")
+    digests = say("kvtools sum a.safetensors c.safetensors", capfd).out.split()
+    assert digests[0] != digests[2]
 
 
 # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -213,6 +213,22 @@ def test_a_state_that_is_not_there_is_not_promised(tmp_path, is_kept):
     assert not (tmp_path / "state").exists()
 
 
+def test_a_gradient_that_is_not_finite_is_told_before_it_does_harm(tmp_path):
+    class Steep(Toy):
+        def loss(self, rows):
+            found = super().loss(rows)
+            if self.model.n_updates < 2 * AN_EPOCH - 1:
+                return found
+            flat = (0 * self.model[0].weight).square().sum()  # 0, and its root has no derivative there
+            return Loss(found.total + flat.sqrt(), found.count, found.told, found.tokens)
+
+    task = Steep()
+    rows = task.names(list(task.epoch(1))[-1])
+    with pytest.raises(Fault, match=f"not finite, at {rows}"):
+        train(task, str(tmp_path / "state"))
+    assert all(x.isfinite().all() for x in weights(task).values())
+
+
 # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_patience_ends_a_run_and_the_best_weights_are_given_back():
     task = Toy(scores=[0.1, 0.3, 0.2, 0.3, 0.25, 0.9])

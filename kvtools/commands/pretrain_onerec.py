@@ -132,6 +132,8 @@ def main(
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     chosen = ("bfloat16" if place == "cuda" else "float32") if dtype == "auto" else dtype
     refuse_existing(output, force=force)
+    folder = state or beside(output)
+    stop = Stop() if folder else False  # from here on a signal waits for the first step to be kept
     share_cores(world.local_size)
     keep_freed()
 
@@ -159,7 +161,6 @@ def main(
         model, made.cutter, made.rows, held=made.held, n_targets=batch, smoothing=recipe.smoothing, device=place
     )  # fmt: skip
     plan = recipe.plan(task.n_steps(), task.n_tokens(), chosen)
-    folder = state or beside(output)
     peak = measured_peak(place, DTYPES[chosen])
     kept = State(folder, {**recipe.to_json(), "items": ids.digest, "input": made.digest, "dtype": chosen})
     run = Training(task, plan, kept, world, device=place, peak=peak)
@@ -172,7 +173,7 @@ def main(
         total=plan.n_steps - run.progress.step, unit="steps", words="pretrain onerec", quiet=quiet or not world.is_root
     )
     with open_log(log if world.is_root else None) as curve:
-        for step in run.run(Stop() if folder else False):
+        for step in run.run(stop):
             if step.validation is None:
                 ticker()
             elif verbose:

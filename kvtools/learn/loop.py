@@ -2,7 +2,8 @@
 
 A task brings rows and a loss. The rows of a step do not depend on the number of ranks or pieces: a step is cut into pieces,
 rank r takes every size-th of them, and gradients are added in rank order, so that all ranks hold the same weights to the
-bit; other numbers of ranks differ by the rounding of sums, and, with dropout, by its draw for each piece.
+bit; other numbers of ranks differ by the rounding of sums, and, with dropout, by its draw for each piece. Parameters that
+want no gradient when a run is made get none: they are kept as they are.
 
 Chance comes from (seed, step, piece), never from a generator's state, so that a resumed run equals an uninterrupted one.
 AdamW after Loshchilov and Hutter 2019, torch's own; matrices decay, vectors do not.
@@ -80,6 +81,8 @@ class Plan:
     clip: float = 1.0  # norm of the gradients, at most
     pieces: int = 1  # a step is worked through in so many parts: gradient accumulation
     patience: int = 0  # epochs without a better score until the run ends; 0: never
+    save_every: int = 0  # steps between states put aside within an epoch, for what gives no warning; 0: none
+    rates: dict[str, float] = field(default_factory=dict)  # how names begin -> factor of the rate; the longest that fits
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
@@ -103,13 +106,9 @@ class Training:
         self.task, self.plan, self._state, self._world, self._device, self._peak = task, plan, state, world, device, peak
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
-        named = list(task.model.named_parameters())
-        groups = [
-            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": plan.weight_decay},
-            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        groups = _groups(task.model, plan)
         self._optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=plan.betas, fused=True)
-        self._parameters = [p for _, p in named]
+        self._parameters = [p for p in task.model.parameters() if p.requires_grad]
 
     def take_up(self, *, start_over: bool) -> bool:
         """Continue from the state, if there is one; whether there was."""
@@ -125,7 +124,7 @@ class Training:
         """Train to the end. The state stays until `forget`: weights that cannot be written are not lost.
 
         Raises Stopped, everything saved, where any rank is asked to stop; Fault for a loss that is not finite, naming the
-        rows, with the state of the last validation kept.
+        rows, with the state that was put aside last kept.
         """
         rate = Rate(self.plan.rate, self.plan.n_steps, self.plan.warmup, self.plan.shape)
         at = self.progress
@@ -141,6 +140,8 @@ class Training:
                 if self._world.any(stop):
                     self._save()
                     raise Stopped(f"stopped after step {at.step}. Run again to continue.")
+                if self.plan.save_every and at.step % self.plan.save_every == 0:
+                    self._save()
             at.epoch, at.batch = at.epoch + 1, 0
             told = self._validate()
             self._save()
@@ -157,7 +158,7 @@ class Training:
         begun = time.perf_counter()
         self.task.model.train()
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self._optimizer.zero_grad(set_to_none=True)
         pieces = self.task.pieces(rows, max(self.plan.pieces, self._world.size))
         sums: dict[str, float] = {"count": 0.0, "tokens": 0.0, "flops": 0.0}
@@ -172,6 +173,10 @@ class Training:
         names = self._world.broadcast(sorted(sums))
         total = dict(zip(names, self._world.sum_array(np.array([sums.get(name, 0.0) for name in names])).tolist(), strict=True))
         count, tokens, flops = (total.pop(name) for name in ("count", "tokens", "flops"))
+        if not count:  # nothing in this step could be read, so there is nothing to learn from it
+            seconds = time.perf_counter() - begun
+            told = {"rate": rate, "tokens": self.progress.tokens, "tokens_per_s": 0.0, "seconds": seconds}
+            return Step(self.progress.step + 1, self.progress.epoch + 1, told)
         figures = {name: value / count for name, value in total.items()}
         self._require_finite("loss", figures.values(), rows)
         self._share_gradients(count)
@@ -191,7 +196,7 @@ class Training:
         """Raise Fault, naming the rows, unless all are finite; called with the same values on all ranks."""
         if not all(map(math.isfinite, values)):
             kept = f" {self._where()}" if self._state.is_kept else ""
-            raise Fault(f"step {self.progress.step}: a {what} that is not finite, at {self.task.names(rows)}.{kept}")
+            raise Fault(f"step {self.progress.step + 1}: a {what} that is not finite, at {self.task.names(rows)}.{kept}")
 
     def _share_gradients(self, count: float) -> None:
         for parameter in self._parameters:
@@ -228,7 +233,25 @@ class Training:
             self._state.save(self.task.model, self.best, self._optimizer, self.progress)
 
     def _where(self) -> str:
-        return "The state of the last epoch is kept; run again with a lower --lr and --force, or without that data."
+        return "The last state is kept; run again with --force, which starts over, and a lower --lr or without that data."
+
+
+def _groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
+    """What is trained, by factor of the rate and by whether it decays. Raises ValueError for a rate that nothing has."""
+    named = list(model.named_parameters())
+    for beginning in plan.rates:
+        if not any(name.startswith(beginning) for name, _ in named):
+            raise ValueError(f"rates: {beginning!r}: no parameter's name begins so")
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            fitting = [beginning for beginning in plan.rates if name.startswith(beginning)]
+            factor = plan.rates[max(fitting, key=len)] if fitting else 1.0
+            groups.setdefault((factor, parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": parameters, "factor": factor, "weight_decay": plan.weight_decay if decays else 0.0}
+        for (factor, decays), parameters in groups.items()
+    ]
 
 
 def _flat(parameter: nn.Parameter) -> np.ndarray:

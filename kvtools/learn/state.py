@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from torch import nn
@@ -81,7 +82,7 @@ class State:
                 f"{self._path}: an unfinished run with another {other[0]}. "
                 "Run again with the same options to resume it, or give --force to start over."
             )
-        found = {name: torch.from_numpy(np.array(array)) for name, array in bag.tensors.items()}
+        found = {name: _tensor(array) for name, array in bag.tensors.items()}
         model.load_state_dict({name: found[f"model.{name}"] for name in model.state_dict()})
         best = {name.removeprefix("best."): x for name, x in found.items() if name.startswith("best.")}
         for name, parameter in model.named_parameters():
@@ -101,5 +102,13 @@ class State:
                 os.rmdir(os.path.dirname(self._path))
 
 
+# numpy's bfloat16 is a stranger's type, which torch neither gives nor takes: the bits go through int16
 def _array(x: torch.Tensor) -> np.ndarray:
-    return x.detach().cpu().numpy()
+    x = x.detach().cpu()
+    return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(np.array(array.view(np.int16))).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))

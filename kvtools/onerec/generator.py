@@ -96,7 +96,7 @@ def load(artifact: Any, name: str) -> Generator:
         )
     try:
         return _put_together(artifact, name)
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as fault:
         told = f"{type(fault).__name__}: {fault}"  # a field or a tensor that is not there, or is not as this version writes it
         raise Corrupt(f"{name}: a model whose parts do not fit this version found ({told}). Train it again.") from None
 
@@ -108,13 +108,10 @@ def _put_together(artifact: Bag, name: str) -> Generator:
         raise Corrupt(f"{name}: a catalogue of IDs {ids.digest} found, {fields['semantic_ids']} expected.")
     static = [users.Vocabulary.of(words) for words in fields["static"]]
     codings = Codings.from_json(fields["codings"])
-    model = make(Architecture(**fields["architecture"]), ids, codings, static)
-    wanted = model.state_dict()
-    for weight, like in wanted.items():
-        found = list(tensors[weight].shape) if weight in tensors else None
-        if found != list(like.shape):
-            raise Corrupt(f"{name}: {weight}: {found or 'nothing'} found, {list(like.shape)} expected.")
-    model.load_state_dict({weight: torch.from_numpy(np.array(tensors[weight])) for weight in wanted})
+    arch = Architecture(**fields["architecture"])
+    _require_shapes(arch, ids, codings, static, tensors, name)
+    model = make(arch, ids, codings, static)
+    model.load_state_dict({weight: torch.from_numpy(np.array(tensors[weight])) for weight in model.state_dict()})
     shape = (len(ids), len(ids))
     parts = (tensors["counts.near.data"], tensors["counts.near.indices"], tensors["counts.near.indptr"])
     damped = sparse.csr_array(tuple(np.array(part) for part in parts), shape=shape)
@@ -123,3 +120,23 @@ def _put_together(artifact: Bag, name: str) -> Generator:
     counted = Counted(np.array(tensors["counts.popularity"]), np.array(tensors["counts.latest"]), near)
     model.eval()
     return Generator(model, ids, codings, static, counted, fields["pathways"], fields["config"], artifact.history)
+
+
+def _require_shapes(
+    arch: Architecture,
+    ids: Ids,
+    codings: Codings,
+    static: Sequence[users.Vocabulary],
+    tensors: Mapping[str, np.ndarray],
+    name: str,
+) -> None:
+    """Raise Corrupt unless the weights are there as the architecture has them; takes no memory for what it says there is."""
+    n_layers = arch.encoder_layers + arch.decoder_layers
+    if n_layers > len(tensors):
+        raise Corrupt(f"{name}: {n_layers} layers found in {len(tensors)} tensors.")
+    with torch.device("meta"):
+        wanted = make(arch, ids, codings, static).state_dict()
+    for weight, like in wanted.items():
+        found = list(tensors[weight].shape) if weight in tensors else None
+        if found != list(like.shape):
+            raise Corrupt(f"{name}: {weight}: {found or 'nothing'} found, {list(like.shape)} expected.")

@@ -34,12 +34,13 @@ class Codings:
 
     @classmethod
     def fit(cls, interactions: Interactions, is_train: np.ndarray, *, positive_from: float | None = None) -> Self:
-        """From the training part, bool (n,)."""
+        """From the training part, bool (n,). Where it has no ratings there are no labels, and positives only if told."""
         numbers = tuple(name for name in ("playtime", "duration") if name in interactions.extras)
         words = {name: _frequent(interactions, name, is_train) for name in sorted(interactions.words)}
-        if interactions.ratings is None:
-            return cls(has_time=interactions.has_times, numbers=numbers, words=words)
-        ratings = interactions.ratings[is_train]
+        ratings = np.zeros(0) if interactions.ratings is None else interactions.ratings[is_train]
+        if not len(ratings):
+            start = None if interactions.ratings is None else positive_from
+            return cls(has_time=interactions.has_times, numbers=numbers, words=words, positive_from=start)
         values = np.unique(ratings)
         is_exact = len(values) <= _N_LABELS
         labels = values if is_exact else np.unique(np.quantile(ratings, np.linspace(0.1, 0.9, 9)))

@@ -6,6 +6,7 @@ X width of a head, P new tokens, J tokens so far.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,16 +37,25 @@ def dense(width: int, hidden: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden, bias=False), nn.ReLU(inplace=True), nn.Linear(hidden, width, bias=False))
 
 
+def feed(layer: nn.Module, x_BTD: Tensor, there: Tensor | None) -> Tensor:
+    """A feed-forward or experts, token by token. there: bool (B, T) or (B,); what is not, padding, is no load to balance."""
+    x_MD = x_BTD.flatten(0, 1)
+    if there is None or not isinstance(layer, Experts):
+        return cast("Tensor", layer(x_MD)).view_as(x_BTD)
+    there_M = there.view(len(x_BTD), -1).expand(-1, x_BTD.shape[1]).flatten()
+    return cast("Tensor", layer(x_MD, there_M)).view_as(x_BTD)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Scaled-dot-product attention, (B, H, Q, X).
 
     On CPU torch's kernel is not the fastest: without gradients plain products take two thirds of its time at beams' sizes;
-    with them its bfloat16 form is seven times as slow backward, so that float32 serves there whatever the rest is.
+    with them its bfloat16 form is seven times as slow backward, so that float32 serves there for what is narrower.
     """
     if q.device.type == "cpu" and not torch.is_grad_enabled():
         score = (q * (1 / math.sqrt(q.shape[3]))) @ k.transpose(2, 3)
         return score.masked_fill_(~mask, -math.inf).softmax(3) @ v
-    if q.device.type == "cpu" and q.dtype != torch.float32:
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
             return nf.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
     return nf.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -62,11 +72,11 @@ class EncoderLayer(nn.Module):
         self.out = nn.Linear(arch.width, arch.width, bias=False)
         self.feed = experts(arch) if arch.experts and arch.moe == "both" else dense(arch.width, arch.hidden)
 
-    def forward(self, z_BCD: Tensor, mask_B1CC: Tensor) -> Tensor:
+    def forward(self, z_BCD: Tensor, mask_B1CC: Tensor, there_BC: Tensor) -> Tensor:
         q, k, v = (heads_of(x, self.n_heads) for x in self.qkv(self.attention_norm(z_BCD)).chunk(3, dim=2))
         seen = attention(q, k, v, mask_B1CC)
         z_BCD = z_BCD + self._drop(self.out(seen.transpose(1, 2).flatten(2)))
-        fed = self.feed(self.feed_norm(z_BCD).flatten(0, 1)).view_as(z_BCD)
+        fed = feed(self.feed, self.feed_norm(z_BCD), there_BC)
         return z_BCD + self._drop(fed)
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -89,7 +99,9 @@ class DecoderLayer(nn.Module):
         self.cross_out = nn.Linear(arch.width, arch.width, bias=False)
         self.feed = experts(arch) if arch.experts else dense(arch.width, arch.decoder_hidden or arch.hidden)
 
-    def forward(self, x_MPD: Tensor, attend: "Attend", past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, "Past"]:
+    def forward(
+        self, x_MPD: Tensor, attend: "Attend", past: tuple[Tensor, Tensor] | None, there_M: Tensor | None = None
+    ) -> tuple[Tensor, "Past"]:
         """P new tokens of each of M items; attend: queries (M, P, D) -> (M, P, D) over the context. past: keys and values of
         the tokens before, (M, J, D) each. Returns the new states, and the keys and values of all tokens so far."""
         if self.is_lazy:
@@ -100,7 +112,7 @@ class DecoderLayer(nn.Module):
         x_MPD = x_MPD + self._drop(self.self_out(few(q_MPD, k_MJD, v_MJD, self.n_heads)))
         if not self.is_lazy:
             x_MPD = self._cross(x_MPD, attend)
-        fed = self.feed(self.feed_norm(x_MPD).flatten(0, 1)).view_as(x_MPD)
+        fed = feed(self.feed, self.feed_norm(x_MPD), there_M)
         return x_MPD + self._drop(fed), (k_MJD, v_MJD)
 
     def _cross(self, x_MPD: Tensor, attend: "Attend") -> Tensor:

@@ -23,6 +23,7 @@ from kvtools.onerec.layers import Attend, DecoderLayer, EncoderLayer, Past, atte
 from kvtools.onerec.moe import Experts
 from kvtools.onerec.sizes import Architecture
 
+N_BLOCKS = 2  # of the QFormer: the report's
 _N_NEAR_RANKS = 64
 
 
@@ -81,7 +82,7 @@ class Summary(nn.Module):
         self.n_heads = arch.heads
         self.queries = nn.Parameter(0.02 * torch.randn(arch.queries, arch.width))
         self.blocks = nn.ModuleList()
-        for _ in range(2):
+        for _ in range(N_BLOCKS):
             names = ("query", "key", "value", "out")
             block = nn.ModuleDict({name: nn.Linear(arch.width, arch.width, bias=False) for name in names})
             block["query_norm"], block["norm"] = norm(arch.width), norm(arch.width)
@@ -198,7 +199,7 @@ class OneRec(nn.Module):
         if self.arch.attention == "causal":
             mask_BCC = mask_BCC & (place_BC[:, None, :] <= place_BC[:, :, None])
         for layer in self.encoder:
-            z_BCD = layer(z_BCD, mask_BCC[:, None])
+            z_BCD = layer(z_BCD, mask_BCC[:, None], there_BC)
         mask_BTC = there_BC[:, None, :] & (place_BC[:, None, :] < batch.target_places[:, :, None])
         mask_BTC = mask_BTC | (torch.arange(place_BC.shape[1], device=place_BC.device) == 0)  # padding sees the static token
         keys, values = self._project(self.context_norm(z_BCD))
@@ -255,11 +256,14 @@ class OneRec(nn.Module):
         x: Tensor = self.codes[level](codes_M) + self.levels[level + 1]
         return x.unsqueeze(1)
 
-    def decode(self, x_MPD: Tensor, attends: Sequence[Attend], past: list[Past] | None = None) -> tuple[Tensor, list[Past]]:
-        """New tokens through all layers; returns their states, not yet normed, and what to keep for the next ones."""
+    def decode(
+        self, x_MPD: Tensor, attends: Sequence[Attend], past: list[Past] | None = None, there_M: Tensor | None = None
+    ) -> tuple[Tensor, list[Past]]:
+        """New tokens through all layers; returns their states, not yet normed, and what to keep for the next ones. there_M:
+        bool, which items are not padding; all where None."""
         kept: list[Past] = []
         for number, layer in enumerate(self.decoder):
-            x_MPD, after = layer(x_MPD, attends[number], past[number] if past else None)
+            x_MPD, after = layer(x_MPD, attends[number], past[number] if past else None, there_M)
             kept.append(after)
         return x_MPD, kept
 
@@ -282,7 +286,7 @@ class OneRec(nn.Module):
         codes_MS = self.codes_IS[batch.targets.flatten().clamp(min=0)]
         tokens = [self.first(context), *(self.after(level, codes_MS[:, level]) for level in range(self.n_levels - 1))]
         x_MSD = nf.dropout(torch.cat(tokens, dim=1), self.arch.dropout, self.training)
-        h_MSD, _ = self.decode(x_MSD, self.attends(context))
+        h_MSD, _ = self.decode(x_MSD, self.attends(context), there_M=is_target)
         codes_JS, evidence = codes_MS[is_target], context.evidence
         agree_MN = evidence.start() if evidence else None
         total, told = h_MSD.new_zeros((), dtype=torch.float32), []

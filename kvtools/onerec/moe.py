@@ -1,23 +1,27 @@
 """A mixture of SwiGLU experts whose load is kept even by a bias on the choice, without a loss of its own.
 
 Source: OneRec Technical Report section 2.2.2 for the layer; the balancing after Wang et al. 2024 (arXiv 2408.15664): a bias
-an expert is added to the router's scores for the choice only, and after every step goes down by a fixed amount where the
-expert had more than its share, and up where it had less. Our choices, the report being silent: sigmoid scores, gates that
-add up to 1 over the chosen, and the amount. Experts are the same width for all; none is shared.
+an expert is added to the router's scores for the choice only, and after every step goes down where the expert had more than
+its share, and up where it had less; there by a fixed amount, `rule="sign"`. Our choices, the report being silent: an amount
+in proportion to what was too much or too little, which does not overshoot for good; how large it is; sigmoid scores; and
+gates that add up to 1 over the chosen. Experts are the same width for all; none is shared.
 
 Legend: M tokens, D width, E experts, A active ones a token, F hidden width.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nf
 
-_RATE = 1e-2  # how far the bias goes a step; at 2e-3 the load of small models was uneven for several epochs
-_RECENT = 0.05  # weight of a step in the load that is told: single steps overshoot, and what counts is their average
+_RATE = 1e-2  # how far the bias goes a step, at most; at 2e-3 the load of small models was uneven for several epochs
+_RECENT = 0.05  # weight of a step in the load that is told: chance makes single steps uneven, and their average counts
 
 
 class Experts(nn.Module):
-    """(M, D) -> (M, D): of each token the gated sum over its experts. `load` counts tokens an expert since `rebalance`."""
+    """(M, D) -> (M, D): of each token the gated sum over its experts. `load` counts tokens an expert while it trains, those
+    that there_M, bool, says are there; all where None."""
 
     router: nn.Linear
     bias: Tensor
@@ -38,7 +42,7 @@ class Experts(nn.Module):
         nn.init.normal_(self.up, std=width**-0.5)
         nn.init.normal_(self.down, std=hidden**-0.5)
 
-    def forward(self, x_MD: Tensor) -> Tensor:
+    def forward(self, x_MD: Tensor, there_M: Tensor | None = None) -> Tensor:
         # the choice is made in float32 whatever else is not: a tie broken otherwise would be another expert
         with torch.autocast(x_MD.device.type, enabled=False):
             score_ME = nf.linear(x_MD.float(), self.router.weight.float()).sigmoid()
@@ -48,7 +52,7 @@ class Experts(nn.Module):
         expert_J = chosen_MA.flatten()  # J = M * A jobs
         count_E = torch.bincount(expert_J, minlength=len(self.bias))
         if self.training:
-            self.load += count_E
+            self.load += count_E if there_M is None else torch.bincount(chosen_MA[there_M].flatten(), minlength=len(self.bias))
         order_J = expert_J.argsort(stable=True)
         parts = torch.split(x_MD[order_J // self.n_active], count_E.tolist())
         # unbind, not up[e]: the gradient of an index is as large as all experts together
@@ -61,10 +65,14 @@ class Experts(nn.Module):
         out_MAD = torch.cat(outs)[back_J].view(*chosen_MA.shape, -1)
         return (out_MAD * gate_MA.unsqueeze(2).to(out_MAD.dtype)).sum(1)
 
-    def rebalance(self, load_E: Tensor) -> float:
-        """Move the bias by the tokens each expert had in a step; returns max / mean of the load of about the last 20 steps."""
+    def rebalance(self, load_E: Tensor, *, rule: Literal["clipped", "sign"] = "clipped") -> float:
+        """Move the bias by the tokens each expert had in a step; returns max / mean of the load of about the last 20 steps.
+
+        clipped: by how far the load lies below its mean, in means, 1 at most. sign: by 1 whichever way, as the source does.
+        """
         share_E = load_E / load_E.sum().clamp(min=1)
-        self.bias += (_RATE * torch.sign(share_E.mean() - share_E)).to(self.bias)
+        lack_E = (share_E.mean() - share_E) / share_E.mean().clamp(min=1e-9)
+        self.bias += (_RATE * (lack_E.sign() if rule == "sign" else lack_E.clamp(-1, 1))).to(self.bias)
         self.bias -= self.bias.mean()  # only differences choose
         self.recent.lerp_(share_E.to(self.recent), _RECENT)
         return float(self.recent.max() / self.recent.mean().clamp(min=1e-9))

@@ -1,16 +1,16 @@
 """The recipe of a generator: what the options of `pretrain onerec` say, checked, and what they leave open."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from kvtools.chance import seed_of
 from kvtools.faults import Usage
 from kvtools.learn.loop import Plan
+from kvtools.learn.settings import Allowed, Lengths, named, refuse_nonsense
 from kvtools.onerec.preparing import PATHWAYS
 from kvtools.onerec.sizes import SIZES, Architecture, dense_twin
-from kvtools.options import duration
 
 # what --training may change, with its defaults: chosen on validation of Amazon Beauty and ML-100k (bench/README.md)
 _TRAINING: dict[str, Any] = {
@@ -26,7 +26,7 @@ _TRAINING: dict[str, Any] = {
     "positive_from": "",  # the rating from which an interaction is positive; empty: the median
 }
 # what NAME=VALUE may be, where it is not 0 or more: a test, and its words
-_MAY_BE: dict[str, tuple[Callable[[Any], bool], str]] = {
+_MAY_BE: Allowed = {
     "moe": (("decoder", "both").__contains__, "decoder or both"),
     "decoder": (("cross", "lazy").__contains__, "cross or lazy"),
     "attention": (("causal", "full").__contains__, "causal or full"),
@@ -75,14 +75,14 @@ class Recipe:
         for pathway in without:
             if pathway not in PATHWAYS or pathway == "short":
                 raise Usage(f"--without {pathway}: one of static, positive, lifelong expected.")
-        changed = _named(training, "--training", _TRAINING)
+        changed = named(training, "--training", _TRAINING)
         arch = replace(SIZES[size], decoder=decoder, near=near, dropout=changed["dropout"])
         defaults = {f.name: getattr(arch, f.name) for f in fields(arch)}
-        told = _named(architecture, "--architecture", defaults)
+        told = named(architecture, "--architecture", defaults)
         arch = dense_twin(arch) if told["experts"] == 0 and "experts=0" in architecture else arch
         arch = replace(arch, **{name: told[name] for name in told if told[name] != defaults[name]})
-        _refuse_nonsense("--architecture", arch.to_json())
-        _refuse_nonsense("--training", changed)
+        refuse_nonsense("--architecture", arch.to_json(), _MAY_BE)
+        refuse_nonsense("--training", changed, _MAY_BE, ("warmup", "patience"))
         if arch.width % arch.heads or 0 < arch.experts < arch.active or (arch.experts and not arch.expert_hidden):
             raise Usage(
                 f"--architecture: width {arch.width}, {arch.heads} heads, {arch.active} of {arch.experts} experts of "
@@ -91,9 +91,7 @@ class Recipe:
             )
         if not math.isfinite(lr):
             raise Usage(f"--lr {lr}: a finite number expected.")
-        said, unit = duration(steps, "--steps")
-        if unit == "%" or not said:
-            raise Usage(f"--steps {steps}: some steps, epochs or tokens expected.")
+        Lengths(1, 1).total(steps)
         return cls(arch, tuple(without), steps, lr, changed, seed, words)
 
     @property
@@ -119,13 +117,11 @@ class Recipe:
 
     def plan(self, n_steps: int, n_tokens: int, dtype: Any) -> Plan:
         """The loop's plan, for epochs of n_steps steps and n_tokens tokens."""
-        said, unit = duration(self.steps, "--steps")
-        total = {"": said, "ep": said * n_steps, "tok": said / n_tokens * n_steps}[unit]
-        n_total = max(1, round(total))
+        lengths = Lengths(n_steps, n_tokens)
+        n_total = lengths.total(self.steps)
 
         def steps_of(name: str) -> float:
-            value, unit = duration(str(self.training[name]), f"--training {name}")
-            return {"": value, "ep": value * n_steps, "%": value / 100 * n_total, "tok": value / n_tokens * n_steps}[unit]
+            return lengths.steps(str(self.training[name]), f"--training {name}", of=n_total)
 
         return Plan(
             epochs=-(-n_total // n_steps) + 1,
@@ -140,32 +136,6 @@ class Recipe:
             dtype=dtype,
             seed=self.seed,
         )
-
-
-def _named(words: Sequence[str], option: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """NAME=VALUE words over defaults, each of its default's type. Raises Usage for another name or type."""
-    told = dict(defaults)
-    for word in words:
-        name, _, value = word.partition("=")
-        if name not in defaults:
-            raise Usage(f"{option} {word}: one of {', '.join(defaults)} expected.")
-        kind = type(defaults[name])
-        try:
-            told[name] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
-        except ValueError:
-            raise Usage(f"{option} {word}: a value like {defaults[name]!r} expected.") from None
-    return told
-
-
-def _refuse_nonsense(option: str, values: dict[str, Any]) -> None:
-    """Raise Usage for a value that its name cannot have."""
-    for name, value in values.items():
-        if name in ("warmup", "patience"):
-            duration(value, f"{option} {name}")
-            continue
-        is_good, expected = _MAY_BE.get(name, (lambda n: 0 <= n < math.inf, "0 or more"))
-        if not is_good(value):
-            raise Usage(f"{option} {name}={value}: {expected} expected.")
 
 
 def _is_number(words: str) -> bool:

@@ -7,6 +7,7 @@ item was taken up, random evenly, ties in the order of a shuffle by the seed. So
 Legend: B users, N items, U distinct IDs, W beams, k recommendations.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -113,14 +114,16 @@ class Shares:
 
 
 class Recommender:
-    """Recommends from one generator. cutter: of the histories asked about; device as the model's."""
+    """Recommends from one generator. cutter: of the histories asked about. Of a model elsewhere or of another dtype it makes
+    a copy."""
 
     def __init__(self, made: Generator, cutter: Cutter, choice: Choice, device: str, dtype: torch.dtype) -> None:
         self._made, self._cutter, self._choice, self._device = made, cutter, choice, device
         self.trie = Trie(made.ids.codes_NS).to(device)
         self._shares = Shares(self.trie, made.counted, choice.within, choice.seed)
-        # weights too, not by autocast, which would cast them anew for every batch
-        self._model = made.model.to(device, dtype)
+        # weights too, not by autocast, which would cast them anew for every batch; what was given stays as it is
+        is_so = all(x.device.type == torch.device(device).type and x.dtype == dtype for x in made.model.parameters())
+        self._model = made.model if is_so else copy.deepcopy(made.model).to(device, dtype)
 
     def recommend(self, ask: Ask) -> Found:
         """For a chunk of users; those without history get what is popular."""
@@ -153,7 +156,7 @@ class Recommender:
         return Found(items, scores, self._ids_of(items), n_legal, n_beams)
 
     def _near(self, ask: Ask, n: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        n = max(n, self._model.arch.near)
+        n = min(max(n, self._model.arch.near), len(self._made.ids))
         if not n:
             return np.empty((len(ask), 0), np.int32), np.empty((len(ask), 0), np.float32)
         return self._made.counted.near.nearest(*ask.past(self._cutter.histories), n, exclude_seen=True)

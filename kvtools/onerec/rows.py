@@ -9,7 +9,7 @@ cut there. Lifelong tokens come from what lies before the row's first target.
 Legend: R rows, B rows of a batch, P tokens, T targets, N neighbours.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -239,9 +239,3 @@ class Cutter:
         features = np.where(is_there[..., None], self.histories.features[index.clip(min=0)], 0)
         arrays = (items, np.where(is_there, places, PAD), np.where(is_there, slots, PAD), features)
         return Tokens(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
-
-
-def sizes_of(batches: Sequence[Batch]) -> tuple[int, int]:
-    """Context tokens and target tokens of some batches, padding left out: what FLOPs are counted by."""
-    context = sum(int((b.short.items >= 0).sum()) + len(b.short.items) for b in batches)
-    return context, sum(b.n_targets for b in batches)

@@ -1,11 +1,13 @@
 """Next-item training of a generator: the task that the shared loop runs.
 
-FLOPs are counted as 2 a parameter and token forward, and twice that backward, over the parameters that a token passes
-through (only the active experts), plus the products of attention; padding is not counted.
+FLOPs are those of matrix products forward, and twice as many backward: 2 a parameter and token, over the parameters that a
+token passes through (only the active experts), and those of attention, which masks what it has multiplied. Not counted are
+padding and all that goes element by element, attention among the codes of one item included.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,8 +15,9 @@ from torch import nn
 
 from kvtools.learn.loop import Loss
 from kvtools.onerec import metrics
+from kvtools.onerec.batch import Batch
 from kvtools.onerec.beam import search
-from kvtools.onerec.model import OneRec
+from kvtools.onerec.model import N_BLOCKS, OneRec
 from kvtools.onerec.moe import Experts
 from kvtools.onerec.rows import Cutter, Rows
 from kvtools.onerec.trie import Trie
@@ -60,13 +63,12 @@ class Pretraining:
         return [rows.take(np.arange(i, len(rows), n)) for i in range(min(n, len(rows)))]
 
     def loss(self, rows: Rows) -> Loss:
-        batch = self._cutter.batch(rows).to(self._device)
-        total, told_S = self.model.loss(batch, smoothing=self._smoothing)
-        n_targets = batch.n_targets
+        batch = self._cutter.batch(rows)
+        n_targets, flops = batch.n_targets, 3 * self._cost.forward(batch)
+        n_context = int((batch.short.items >= 0).sum()) + len(rows)
+        total, told_S = self.model.loss(batch.to(self._device), smoothing=self._smoothing)
         told: dict[str, torch.Tensor | float] = {f"loss_{level + 1}": x for level, x in enumerate(told_S)}
         told = {"loss": told_S.mean(), **told}
-        n_context = int((batch.short.items >= 0).sum()) + len(rows)
-        flops = 3 * self._cost.forward(n_context, n_targets, n_context / len(rows))
         return Loss(total, n_targets, told, n_context + n_targets * self.model.n_levels, flops)
 
     def after_step(self, world: World) -> dict[str, float]:
@@ -101,34 +103,75 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters that a token passes through: those of context tokens, those of code tokens, and of the heads."""
+    """What a pass costs: parameters that one of each goes through, of experts the active ones, and what attention spans."""
 
-    context: int
+    static: int  # a row's users
+    pathways: dict[str, int]  # an item of a pathway
+    summary: int  # a row's summary of its lifelong items
+    context: int  # a token of the context: encoder, keys and values
     code: int
-    heads: int
+    target: int  # heads, and what asks for evidence
+    near: int  # a neighbour that is a token
     width: int
     n_encoder: int
     n_decoder: int
     n_levels: int
+    n_queries: int
+    evidence_width: int
 
     @classmethod
     def of(cls, model: OneRec) -> "Cost":
-        def passed(module: nn.Module) -> int:
-            n = 0
-            for part in module.modules():
-                if isinstance(part, Experts):
-                    n += (part.up.numel() + part.down.numel()) * part.n_active // len(part.bias)
-                elif isinstance(part, nn.Linear):
-                    n += part.weight.numel()
-            return n
+        arch, pathways = model.arch, {name: _passed(part) for name, part in model.pathways.items()}
+        projections = _passed(model.keys) + _passed(model.values)
+        summary = 0
+        if arch.lifelong:
+            blocks = [cast("nn.ModuleDict", block) for block in model.summary.blocks]
+            seen = sum(_passed(block[name]) for block in blocks for name in ("key", "value"))
+            pathways["lifelong"] += seen
+            summary = arch.queries * (_passed(model.summary) - seen)
+        asked = _passed(model.neighbours.queries) + _passed(model.neighbours.trust) if arch.near else 0
+        return cls(
+            static=_passed(model.static_dense),
+            pathways=pathways,
+            summary=summary,
+            context=_passed(model.encoder) + projections,
+            code=_passed(model.decoder),
+            target=arch.width * sum(model.vocabulary.codes) + asked,
+            near=_passed(model.near_dense) + projections if arch.near and arch.near_tokens else 0,
+            width=arch.width,
+            n_encoder=len(model.encoder),
+            n_decoder=arch.decoder_layers,
+            n_levels=model.n_levels,
+            n_queries=arch.queries,
+            evidence_width=model.neighbours.items.embedding_dim if arch.near else 0,
+        )
 
-        context = sum(passed(part) for part in (model.encoder, model.keys, model.values, *model.pathways.values()))
-        heads = model.arch.width * sum(model.vocabulary.codes)
-        arch = model.arch
-        return cls(context, passed(model.decoder), heads, arch.width, len(model.encoder), arch.decoder_layers, model.n_levels)
+    def forward(self, batch: Batch) -> float:
+        """FLOPs of one pass forward; a step, with its pass backward, takes three times as many."""
+        found = {name: getattr(batch, name) for name in self.pathways}
+        items = {name: (tokens.items >= 0).sum(1) for name, tokens in found.items() if tokens is not None}
+        n_rows, targets_B = len(batch.static), (batch.targets >= 0).sum(1)
+        n_targets, codes_B = int(targets_B.sum()), targets_B * self.n_levels
+        n_near = 0 if batch.near is None else int(((batch.near[0] >= 0).sum(2) * (batch.targets >= 0)).sum())
+        lifelong_B = items.get("lifelong", torch.zeros_like(targets_B))
+        is_summed_B = lifelong_B > 0
+        context_B = 1 + is_summed_B * self.n_queries + sum(n_B for name, n_B in items.items() if name != "lifelong")
+        products = self.static * (n_rows if batch.static.shape[1] else 1) + self.summary * int(is_summed_B.sum())
+        products += sum(self.pathways[name] * int(n_B.sum()) for name, n_B in items.items())
+        products += self.context * int(context_B.sum()) + self.code * n_targets * self.n_levels
+        products += self.target * n_targets + (self.near + self.evidence_width * self.n_levels) * n_near
+        pairs = self.n_encoder * int((context_B**2).sum()) + self.n_decoder * int((codes_B * context_B).sum())
+        pairs += N_BLOCKS * self.n_queries * int(lifelong_B.sum())
+        pairs += self.n_decoder * self.n_levels * n_near if self.near else 0
+        return 2.0 * products + 4.0 * self.width * pairs
 
-    def forward(self, n_context: int, n_targets: int, per_row: float) -> float:
-        """FLOPs of one pass forward over context and targets; per_row: context tokens a row, for attention."""
-        products = self.context * n_context + self.code * n_targets * self.n_levels + self.heads * n_targets
-        attention = self.n_encoder * n_context * per_row + self.n_decoder * n_targets * self.n_levels * per_row
-        return 2.0 * products + 4.0 * self.width * attention
+
+def _passed(module: nn.Module) -> int:
+    """Parameters of matrices that a token goes through."""
+    n = 0
+    for part in module.modules():
+        if isinstance(part, Experts):
+            n += (part.up.numel() + part.down.numel()) * part.n_active // len(part.bias)
+        elif isinstance(part, nn.Linear):
+            n += part.weight.numel()
+    return n

@@ -125,6 +125,29 @@ def test_stopped_by_a_signal_and_run_again_it_ends_with_the_same_bytes(sh, shop)
     assert not [name for name in os.listdir(shop) if "state" in name]
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_while_input_is_read_stops_the_run_at_its_first_step(sh, shop, number):
+    line = f"{TRAIN} --steps 9 -o"
+    words = [str(BIN / "kvtools"), *line.replace("clicks.csv", "-").split()[1:], "m.safetensors"]
+    running = subprocess.Popen(words, cwd=shop, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    head, *rows = (shop / "clicks.csv").read_text().splitlines(keepends=True)
+    try:
+        # blank lines count for nothing; once more of them are written than a pipe holds, some have been read
+        running.stdin.write((head + "\n" * (1 << 20)).encode())
+        running.stdin.flush()
+        running.send_signal(number)
+        _, told = running.communicate("".join(rows).encode(), timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 75, told
+    assert told == b"kvtools pretrain onerec: stopped after step 1. Run again to continue.\n"
+    assert not (shop / "m.safetensors").exists()
+    assert os.listdir(shop / ".m.safetensors.state") == ["train.state"]
+    assert sh(f"{line} m.safetensors").code == 0
+    assert sh(f"{line} whole.safetensors").code == 0
+    assert sh("cmp m.safetensors whole.safetensors").code == 0
+
+
 def test_a_job_whose_end_is_near_stops_at_the_first_step(shop, capfd, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
     done = say(f"{TRAIN} --steps 9 --state kept -o m.safetensors", capfd)

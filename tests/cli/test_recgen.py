@@ -325,6 +325,10 @@ def test_a_model_of_another_version_is_refused(shop, capfd):
     whole = open_artifact("m.safetensors")
     changes = [
         ({"architecture": {**whole.fields["architecture"], "colour": 3}}, {}, "colour"),
+        # sizes that no memory holds are held against the tensors before any of it is taken
+        ({"architecture": {**whole.fields["architecture"], "width": 1 << 20}}, {}, "begin: [16] found, [1048576] expected"),
+        ({"architecture": {**whole.fields["architecture"], "experts": 1 << 62}}, {}, "parts do not fit this version"),
+        ({"architecture": {**whole.fields["architecture"], "encoder_layers": 10**12}}, {}, "layers found in"),
         ({"codings": {}}, {}, "words"),
         ({}, {"counts.latest": None}, "counts.latest"),
         ({}, {"head_norms.0.weight": np.ones(3, np.float32)}, "head_norms.0.weight: [3] found, [16] expected"),

@@ -183,7 +183,6 @@ def test_gaps_are_seconds_since_the_users_interaction_before(rows):
 
 
 # ── the catalogue's items alone ──────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")  # the median of no ratings
 @settings(deadline=None, max_examples=60)
 @given(tables, st.sets(st.sampled_from(ITEMS), min_size=1))
 def test_items_that_the_catalogue_lacks_are_counted_named_and_left_out(rows, known):
@@ -257,6 +256,18 @@ def test_what_is_positive_can_be_said():
     histories, codings, _ = join(interactions, catalogue_of(ITEMS), "c.ids", positive_from=4)
     assert codings.positive_from == 4
     assert histories.is_positive.tolist() == [False] * 4 + [True]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("said", [None, 4.0])
+def test_without_ratings_to_learn_from_only_what_is_said_is_positive(said):
+    rows = [("u", f"i{n}", n, n, "", "", None, None) for n in range(5)]
+    # all that is known of the catalogue is held out
+    histories, codings, _ = join(read(rows), catalogue_of(["i3", "i4"]), "c.ids", positive_from=said)
+    assert histories.parts.tolist() == [VALID, TEST]
+    assert (codings.labels, codings.positive_from) == ((), said)
+    assert histories.is_positive is None if said is None else histories.is_positive.tolist() == [False, True]
+    assert Codings.from_json(json.loads(json.dumps(codings.to_json(), allow_nan=False))) == codings
 
 
 def test_without_ratings_nothing_is_said_to_be_positive():

@@ -137,6 +137,29 @@ def test_a_run_stopped_at_every_step_equals_the_whole_too(tmp_path):
     assert_same(weights(task), weights(whole))
 
 
+@pytest.mark.parametrize("at", range(1, 11))
+def test_a_run_killed_after_any_step_goes_on_from_its_last_state(tmp_path, at):
+    folder, whole, second = str(tmp_path / "state"), Toy(dropout=0.3), Toy(dropout=0.3)
+    _, told = train(whole, save_every=3)
+    run = Training(Toy(dropout=0.3), plan(save_every=3), State(folder, CONFIG), World())
+    steps = run.run(stop=False)
+    for step in steps:
+        if step.step == at:
+            break
+    steps.close()
+    _, lines = train(second, folder, save_every=3)
+    # 3, 6 and 9 are saved for their own sake, 4 and 8 as ends of epochs; what has been told is not saved yet
+    begin = max(n for n in (0, 3, 4, 6, 8, 9) if n < at)
+    assert lines == [line for line in told if line[0] > begin]
+    assert_same(weights(second), weights(whole))
+
+
+def test_states_within_an_epoch_change_nothing(tmp_path):
+    without, with_some = Toy(dropout=0.3), Toy(dropout=0.3)
+    assert train(without)[1] == train(with_some, str(tmp_path / "state"), save_every=1)[1]
+    assert_same(weights(with_some), weights(without))
+
+
 def test_chance_depends_on_the_seed_and_the_step_alone():
     one, two, other = (Toy(dropout=0.5) for _ in range(3))
     torch.manual_seed(1)
@@ -173,6 +196,58 @@ def test_an_update_is_that_of_adamw_on_the_mean_gradient():
     assert_same(dict(task.model.named_parameters()), dict(reference.model.named_parameters()), rtol=1e-5, atol=1e-5)
 
 
+# ── some learn slowly, some do not ───────────────────────────────────────────────────────────────────────────────────────
+def test_what_wants_no_gradient_is_left_alone(tmp_path):
+    task, folder = Toy(), str(tmp_path / "state")
+    frozen = task.model[0].requires_grad_(False)
+    frozen.weight.data[0, 0] = math.inf  # what nobody looks at need not be finite: tanh(inf) is
+    before = weights(task)
+    train(task, folder, stop=After(3))
+    assert frozen.weight.grad is None
+    assert frozen.bias.grad is None
+    assert torch.equal(frozen.weight, before["0.weight"])
+    assert not torch.equal(task.model[3].weight, before["3.weight"])
+    taken_up = Toy()
+    taken_up.model[0].requires_grad_(False)
+    run, _ = train(taken_up, folder)
+    assert run.progress.step == 10
+    assert torch.equal(taken_up.model[0].weight, before["0.weight"])
+
+
+def test_weights_kept_in_bfloat16_come_back_from_the_state(tmp_path):
+    def task():
+        made = Toy()
+        made.model.register_buffer("tower", torch.tensor([[1.0, -2.5e-9], [math.inf, 3e30]]).bfloat16())
+        return made
+
+    first, second = task(), task()
+    train(first, str(tmp_path / "state"), stop=After(3))
+    second.model.tower.zero_()
+    train(second, str(tmp_path / "state"))
+    assert_same({"tower": second.model.tower}, {"tower": first.model.tower})
+
+
+def test_a_part_may_learn_at_another_rate():
+    task, reference = Toy(), Toy()
+    train(task, n_steps=1, warmup=0, rates={"0.": 0.1, "0.bias": 0.5, "3.weight": 0.0})
+    rows = next(reference.epoch(0))
+    (reference.loss(rows).total / len(rows)).backward()
+    nn.utils.clip_grad_norm_(reference.model.parameters(), 1.0)
+    first, last = reference.model[0], reference.model[3]
+    groups = [
+        {"params": [first.weight], "lr": 0.1 * 0.05, "weight_decay": 0.1},
+        {"params": [first.bias], "lr": 0.5 * 0.05},
+        {"params": [last.bias], "lr": 0.05},
+    ]
+    torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0).step()
+    assert_same(dict(task.model.named_parameters()), dict(reference.model.named_parameters()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_rate_for_what_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="'vision': no parameter's name begins so"):
+        train(Toy(), rates={"vision": 0.1})
+
+
 # ── losses that are not finite ───────────────────────────────────────────────────────────────────────────────────────────
 def bad_row():
     """A row that comes in the last step of the second epoch, and the step that it comes in."""
@@ -192,7 +267,7 @@ def poisoned():
 
 def test_a_loss_that_is_not_finite_names_the_rows_and_leaves_the_last_epoch(tmp_path):
     folder = str(tmp_path / "state")
-    with pytest.raises(Fault, match=rf"step 7: a loss that is not finite, at rows {bad_row()}, .*last epoch is kept") as found:
+    with pytest.raises(Fault, match=rf"step 8: a loss that is not finite, at rows {bad_row()}, .*last state is kept") as found:
         train(poisoned(), folder)
     assert found.value.code == 1
     kept = poisoned()
@@ -207,7 +282,7 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_leaves_the_last_epoch(tmp_
 
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_state_that_is_not_there_is_not_promised(tmp_path, is_kept):
-    with pytest.raises(Fault, match="step 0: a loss that is not finite, at rows") as found:
+    with pytest.raises(Fault, match="step 1: a loss that is not finite, at rows") as found:
         train(Toy(bad=int(next(Toy().epoch(0))[0])), str(tmp_path / "state") if is_kept else None)
     assert "kept" not in str(found.value)
     assert not (tmp_path / "state").exists()

@@ -20,10 +20,12 @@ from small_onerec import (
     in_double,
     model_of,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from kvtools.onerec.batch import Tokens
 from kvtools.onerec.beam import rank_all
-from kvtools.onerec.layers import Attend, few
+from kvtools.onerec.layers import Attend, attention, few
 from kvtools.onerec.model import OneRec, Vocabulary
 from kvtools.onerec.rows import Rows
 from kvtools.onerec.sizes import SIZES, Architecture, dense_twin
@@ -102,6 +104,31 @@ def test_a_dense_twin_does_as_much_work_a_context_token(name):
 def cost_of(arch):
     with torch.device("meta"):
         return Cost.of(OneRec(arch, Vocabulary((4, 4), 1, {}), torch.zeros(1, 2, dtype=torch.long)))
+
+
+@every_kind
+def test_what_a_pass_costs_is_what_torch_counts_but_for_padding(decoder, attention, is_sparse, near):
+    case = Case(decoder, attention, is_sparse, near)
+    longest = np.flatnonzero(case.rows.users == LENGTHS.index(max(LENGTHS)))
+    batch = case.batch(case.rows.take(longest[[-1, -1, -1]]))  # one row thrice: no padding but in what is asked for
+    assert batch.lifelong is not None
+    if near:
+        batch = replace(batch, near=(batch.near[0].clamp(min=0), batch.near[1] + 0.1))
+    # torch counts products of attention where they are plain ones
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        total, _ = case.model.loss(batch)
+        forward = counted.get_total_flops()
+        total.backward()
+    expected = Cost.of(case.model).forward(batch)
+    assert expected == pytest.approx(forward, rel=1e-9)
+    assert 3 * expected == pytest.approx(counted.get_total_flops(), rel=0.02)
+
+
+def test_padding_costs_nothing():
+    case = Case(is_sparse=True, near="tokens")
+    cost = Cost.of(case.model)
+    alone = sum(cost.forward(case.batch(case.rows.take(np.array([n])))) for n in range(len(case.rows)))
+    assert cost.forward(case.batch()) == alone
 
 
 def test_a_dense_architecture_is_its_own_twin():
@@ -290,6 +317,16 @@ def test_attention_spans_a_rows_context_and_a_targets_own():
         v = torch.cat([values[b, h][mask_BTC[b, t]], own_values[b, t, h][own_mask_BTN[b, t]]])
         expected = torch.softmax(k @ q / X**0.5, 0) @ v
         torch.testing.assert_close(found[(b * T + t) * W + w, p].view(H, X)[h], expected)
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 12), (torch.float32, 5), (torch.bfloat16, 2)])
+def test_attention_with_gradients_has_the_precision_of_its_input(dtype, digits):
+    chance = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 4, generator=chance, dtype=torch.float64) for _ in range(3))
+    expected = torch.softmax(q @ k.transpose(2, 3) / 2, 3) @ v
+    found = attention(*(x.to(dtype).requires_grad_() for x in (q, k, v)), torch.ones(1, 1, 5, 5, dtype=torch.bool))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=3 * 10.0**-digits)
 
 
 @pytest.mark.parametrize(("n_new", "n_past"), [(1, 1), (1, 4), (3, 3), (2, 4)])

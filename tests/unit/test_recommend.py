@@ -65,6 +65,15 @@ def counted_of(seed, n_items=N_ITEMS):
     return Counted(popularity, latest, None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_is_given_stays_as_it_is(dtype):
+    shop = Shop()
+    before = {name: x.clone() for name, x in shop.made.model.state_dict().items()}
+    Recommender(shop.made, shop.cutter, Choice(), "cpu", dtype).recommend(shop.everyone)
+    after = shop.made.model.state_dict()
+    assert all(after[name].dtype == x.dtype and torch.equal(after[name], x) for name, x in before.items())
+
+
 # ── items of an ID ───────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("within", WITHIN)
 @settings(deadline=None, max_examples=30)

@@ -5,14 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvtools.etree import kma
 from kvtools.etree.course import Costs, TreeCourse, star, two_levels
 from kvtools.etree.delay import Delays
-from kvtools.etree.failures import read_script, status_at
+from kvtools.etree.failures import Event, Status, read_script, status_at
 from kvtools.etree.local import Trainer, shuffled
 from kvtools.etree.models import Conv, Dense, build
 from kvtools.etree.peers import PeerCourse
+from kvtools.etree.regroup import changed, regrouped
 from kvtools.etree.traffic import Queues
 from kvtools.etree.tree import Tree, grow
 
@@ -40,7 +43,7 @@ def tree_of(delays, k=5, above=(1,), ratios=(1, 2, 1)):
 
 
 def course_of(parts, tree, weights="samples", model=None, costs=None, **options):
-    more = {name: options.pop(name) for name in ("has_top", "quorum", "carried") if name in options}
+    more = {name: options.pop(name) for name in ("has_top", "quorum", "carried", "regroup") if name in options}
     trainer = trainer_of(parts, model, **options)
     return TreeCourse(tree, parts[4], trainer, costs or Costs(), weights, tree.group, kma.Alone(), **more)
 
@@ -144,11 +147,11 @@ def test_steps_go_down_the_slope_that_finite_differences_show(model):
     weight[1, 4:] = 0
     rows = torch.from_numpy(rng.normal(size=(2, model.n_parameters)) * 0.3)
     moved = rows.clone()
-    model.step(moved, x, y, weight, 1.0)
+    model.descent(moved, 1.0)(x, y, weight)
     slope = rows - moved
 
     def loss(device, row):
-        terms = torch.nn.functional.cross_entropy(model.logits(row, x[device]), y[device], reduction="none")
+        terms = torch.nn.functional.cross_entropy(model.logits(row[None], x[device])[0], y[device], reduction="none")
         return float((terms * weight[device]).sum())
 
     for device in (0, 1):
@@ -189,7 +192,7 @@ def test_named_weights_are_those_that_torch_computes_with(words):
     else:
         h = f.linear(x.flatten(1), w["0.weight"], w["0.bias"])
         expected = h if words == "softmax" else f.linear(h.relu(), w["2.weight"], w["2.bias"])
-    assert torch.allclose(model.logits(torch.from_numpy(row), x), expected, atol=1e-4)
+    assert torch.allclose(model.logits(torch.from_numpy(row[None]), x)[0], expected, atol=1e-4)
 
 
 def test_orders_are_permutations_that_depend_on_everything_they_should():
@@ -265,6 +268,10 @@ def test_gossip_d_psgd_and_individual_keep_the_mean_of_what_they_should():
         assert course.spent.n_bytes == expected * course.model_bytes
 
 
+WORDS = [
+    "leaf:30%@2", "leaf:60%@2-4", "aggregator:1@1", "aggregator:1@3-5", "aggregator:2@2", "aggregator:3@4", "root@2-3",
+    "partition@2-5", "late:30%@2-6", "join:20%@3", "repeat:50%@1-7", "reorder@1-8",
+]  # fmt: skip
 DRILLS = [
     "leaf:20%@2", "leaf:3@2-3", "aggregator:1@2", "aggregator:1@2-3", "aggregator:2@3", "aggregator:3@4", "root@2", "root@4-5",
     "partition@2-5", "late:30%@2-3", "leaf:10%@1,aggregator:1@3,root@5,partition@6-7,late:2@8",
@@ -352,3 +359,175 @@ def test_public_devices_train_for_every_group_and_count_once():
     shared = Tree(tree.parent, tree.level, tree.device, tree.ratios, tree.order, public)
     # with ratios of one all groups begin alike, so a device that trains for each says the same to each: FedAvg again
     assert go(course_of(parts, shared), 2).root_P == pytest.approx(go(course_of(parts, tree), 2).root_P, abs=1e-6)
+
+
+@pytest.mark.parametrize("above", [(1,), (3, 1)])
+def test_messages_that_come_twice_or_out_of_turn_change_no_bit(above):
+    parts = world()
+    tree = tree_of(parts[4], 6, above, (1, 2, *[2] * (len(above) - 1), 1))
+    costs = Costs(bandwidth=1e6)
+    for script in ("repeat:40%@2-9", "reorder@1-12", "repeat:100%@1-12,reorder@2-11", "leaf:3@2-4,repeat:50%@1-9,reorder@1-9"):
+        plain = ",".join(word for word in script.split(",") if word.startswith("leaf")) or "late:0@1"
+        well, ill = (go(course_of(parts, tree, costs=costs, chunk=5), 12, words) for words in (plain, script))
+        if plain.startswith("late"):
+            assert np.array_equal(ill.root_P, well.root_P)
+        assert np.isfinite(ill.root_P).all()
+        if "repeat" in script:
+            assert ill.spent.n_bytes > well.spent.n_bytes
+            assert ill.spent.seconds > well.spent.seconds
+        else:
+            assert ill.spent == well.spent
+
+
+def test_who_joins_later_counts_from_then_on():
+    parts = world()
+    tree = tree_of(parts[4], 5, (1,), (1, 1, 1))
+    events = read_script("join:4@3", tree, 0)
+    absent = events[0].targets
+    for step in (1, 2, 3):
+        status = status_at(events, tree, step)
+        assert status.counts(N)[absent].all() == (step == 3)
+        assert not status.trains(N)[absent].any() or step == 3
+
+
+def test_few_that_are_left_join_the_nearest_group_and_nobody_else_moves():
+    parts = world()
+    tree = tree_of(parts[4], 5, (1,), (1, 1, 1))
+    group = int(np.bincount(tree.group).argmax())
+    members = np.flatnonzero(tree.group == group)
+    dead = np.zeros(N, bool)
+    dead[members[2:]] = True
+    office = Status(dead, np.zeros(N, bool), np.zeros(N, bool), np.zeros(len(tree.parent), bool)).offices(tree)
+    now = regrouped(tree, parts[4], dead, office, 0.5)
+    moved = np.flatnonzero(now.parent[:N] != tree.parent[:N])
+    assert np.array_equal(moved, members[:2])
+    others = [k for k in range(5) if k != group]
+    for device in members[:2].tolist():
+        apart = [parts[4].between(np.array([device]), office[[N + k]])[0, 0] for k in others]
+        assert now.group[device] == others[int(np.argmin(apart))]
+    touched = {group, *now.group[members[:2]].tolist()}
+    assert set(changed(tree, now).tolist()) == touched
+    untouched = ~np.isin(tree.group, list(touched))
+    assert np.array_equal(now.order[:N][untouched], tree.order[:N][untouched])
+    assert np.array_equal(now.parent[N:], tree.parent[N:])
+    # nothing changes where enough of them live
+    assert regrouped(tree, parts[4], dead, office, 1 / N) is tree
+
+
+def test_groups_that_were_given_up_come_back_with_the_model_of_their_hosts():
+    parts = world()
+    tree = tree_of(parts[4], 5, (1,), (1, 4, 1))
+    group = int(np.bincount(tree.group).argmax())
+    members = np.flatnonzero(tree.group == group)
+    officers = set(tree.device[N:].tolist())
+    event = Event("dead", np.array([device for device in members.tolist() if device not in officers]), 2, 3)
+    told = []
+    runs = []
+    for chunk in (1, 64):
+        course = course_of(parts, tree, chunk=chunk, regroup=0.9)
+        course.tell = told.append
+        for step in range(1, 9):
+            course.step(status_at([event], tree, step))
+            if step == 3:
+                host = course.now.group[next(device for device in members.tolist() if device in officers)]
+                assert host != group
+                assert torch.equal(course.models_GP[group], course.models_GP[host])
+        assert course.now is tree
+        runs.append(course)
+    assert runs[0].root_P == pytest.approx(runs[1].root_P, abs=1e-6)
+    assert told[0] == f"step 2: group {min(group, host)}: {np.bincount(tree.group)[min(group, host)]} devices before, " + (
+        "0 now" if group < host else f"{np.bincount(tree.group)[host] + 1} now"
+    )
+    assert any(words.startswith("step 4: group") for words in told)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=5), st.integers(0, 3), st.sampled_from(["drop", "carry"]))
+def test_any_script_ends_is_replayed_to_the_bit_and_keeps_the_weights(words, seed, carried):
+    """That weights are those of who was heard, each once, is asserted inside, at every aggregation."""
+    parts = world(seed)
+    tree = tree_of(parts[4], 6, (3, 1), (1, 2, 2, 1))
+    options = {"carried": carried, "regroup": 0.6, "quorum": 0.2}
+    runs = [go(course_of(parts, tree, chunk=chunk, **options), 8, ",".join(words)) for chunk in (7, 7, 64)]
+    assert np.array_equal(runs[0].root_P, runs[1].root_P)
+    assert runs[0].spent == runs[1].spent
+    assert runs[0].root_P == pytest.approx(runs[2].root_P, abs=1e-6)
+    assert np.isfinite(runs[0].root_P).all()
+
+
+def recipe(path, *layers):
+    path.write_text("".join(f"[[layers]]\n{layer}\n" for layer in layers))
+    return str(path)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_a_recipe_of_linear_layers_trains_as_the_mlp_does(tmp_path, chunk):
+    parts, tree = world(), tree_of(world()[4])
+    words = recipe(
+        tmp_path / "m.toml", 'kind = "linear"\nwidth = 9', 'kind = "relu"', 'kind = "linear"\nwidth = 5', 'kind = "relu"'
+    )
+    runs = [go(course_of(parts, tree, model=build(name, (D,), C), chunk=chunk), 4) for name in (words, "mlp:9,5")]
+    one, other = (run.trainer.model.named(run.root_P) for run in runs)
+    assert list(one) == list(other)
+    for name, array in one.items():
+        assert array == pytest.approx(other[name], abs=1e-6)
+    tests = torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
+    told = [run.trainer.evaluate(torch.from_numpy(run.root_P[None]), *tests)[1][0] for run in runs]
+    assert told[0] == pytest.approx(told[1], abs=1e-6)
+
+
+def test_a_recipe_of_convolutions_takes_the_steps_of_the_cnn(tmp_path):
+    conv, pool = 'kind = "conv"\nkernel = 5\nchannels = {}', 'kind = "max-pool"\nsize = 2'
+    layers = [conv.format(6), 'kind = "relu"', pool, conv.format(16), 'kind = "relu"', pool]
+    words = recipe(tmp_path / "m.toml", *layers, 'kind = "linear"\nwidth = 64', 'kind = "relu"')
+    x, y, index, offsets, delays = world(sizes=np.full(N, 8))
+    x = np.random.default_rng(1).normal(size=(len(y), 1, 16, 16)).astype(np.float32)
+    parts, tree = (x, y, index, offsets, delays), tree_of(delays)
+    runs = [go(course_of(parts, tree, model=build(name, (1, 16, 16), C)), 2) for name in (words, "cnn")]
+    one, other = (list(run.trainer.model.named(run.root_P).values()) for run in runs)
+    for array, expected in zip(one, other, strict=True):
+        assert array == pytest.approx(expected, abs=1e-5)
+
+
+def test_norms_and_modules_of_ones_own_train_whatever_the_chunk(tmp_path):
+    kinds = ['kind = "conv"\nkernel = 3\nchannels = 4\npadding = 1', 'kind = "group-norm"\ngroups = 2', 'kind = "gelu"']
+    words = recipe(tmp_path / "m.toml", *kinds, 'kind = "mean-pool"\nsize = 4', 'kind = "flatten"', 'kind = "layer-norm"')
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\n\ndef net(shape, n_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * 64, 5), nn.Tanh(), nn.Linear(5, n_classes))\n"
+    )
+    x, y, index, offsets, delays = world()
+    x = np.random.default_rng(1).normal(size=(len(y), 1, 8, 8)).astype(np.float32)
+    parts, tree = (x, y, index, offsets, delays), tree_of(delays)
+    for name in (words, f"{tmp_path}/own.py:net"):
+        runs = [
+            go(course_of(parts, tree, model=build(name, (1, 8, 8), C, 7), chunk=c, n_threads=t), 2)
+            for c, t in ((3, 2), (64, 1))
+        ]
+        assert runs[0].root_P == pytest.approx(runs[1].root_P, abs=1e-6)
+        assert np.array_equal(build(name, (1, 8, 8), C, 7).init(7), build(name, (1, 8, 8), C, 7).init(7))
+
+
+NET = "from torch import nn\nnet = lambda s, n: "
+NO_MODELS = {
+    "no recipe": ("m.toml", "x = 1", "layers alone expected"),
+    "no TOML": ("m.toml", "layers = [", "TOML expected"),
+    "no such kind": ("m.toml", '[[layers]]\nkind = "lstm"', "layer 1: kind 'lstm' found"),
+    "no such size": ("m.toml", '[[layers]]\nkind = "relu"\nwidth = 3', "width found, which relu has not"),
+    "no size": ("m.toml", '[[layers]]\nkind = "linear"', "width None found"),
+    "too large": ("m.toml", '[[layers]]\nkind = "linear"\nwidth = 1000000000', "up to 65536"),
+    "a convolution of rows": ("m.toml", '[[layers]]\nkind = "conv"\nchannels = 2\nkernel = 3', "layer 1: "),
+    "no function": ("m.py:net", "x = 1", "no such function"),
+    "no module": ("m.py:net", "net = lambda shape, n: 3", "int found, a torch.nn.Module expected"),
+    "running means": ("m.py:net", f"{NET}nn.Sequential(nn.Linear(s[0], n), nn.BatchNorm1d(n))", "buffers"),
+    "dropout": ("m.py:net", f"{NET}nn.Sequential(nn.Linear(s[0], n), nn.Dropout())", "dropout"),
+    "other classes": ("m.py:net", f"{NET}nn.Linear(s[0], n + 1)", "for two samples found"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_MODELS)
+def test_what_is_no_model_is_refused(tmp_path, name):
+    path, text, words = NO_MODELS[name]
+    (tmp_path / path.partition(":")[0]).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        build(f"{tmp_path}/{path}", (D,), C)

@@ -37,7 +37,9 @@ def main(
     ] = None,
     delay: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A matrix of delays, or pings: source, target, ms.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="A matrix of delays, or pings: a table, or WonderNetwork's file or folder.", show_default=False
+        ),
     ] = None,
     graph: Annotated[
         str | None, typer.Option(metavar="FILE", help="Edges: lines `node node ms`, GML or GraphML.", show_default=False)
@@ -77,6 +79,7 @@ def main(
     written down. More devices than the network has sites are put at the same sites, each at the end of a random last mile:
     such a network is extrapolated, and says so.
     """
+    import os
     from functools import partial
 
     import numpy as np
@@ -115,12 +118,13 @@ def main(
         scale = _SCALES[unit] / (2 if rtt else 1)
         tell = lambda words, src=src: ctx.obj.note(f"{src}: {words}.", quiet=quiet)
         readers: dict[str, Any] = {
-            "--delay": partial(network.read_matrix, is_mended=symmetrize, tell=tell),
+            "--delay": partial(network.read_matrix, is_mended=symmetrize, tell=tell, name=src),
             "--graph": partial(network.read_graph, tell=tell),
             "--coordinates": network.read_places,
         }
         try:
-            read = readers[option](open_source(src), scale=scale)
+            source = src if option == "--delay" and os.path.isdir(src) else open_source(src)
+            read = readers[option](source, scale=scale)
         except (ValueError, EOFError) as fault:
             raise Corrupt(f"{'stdin' if src == '-' else src}: {fault}.") from None
         delays, edges = read if option == "--graph" else (read, None)

@@ -37,7 +37,9 @@ def main(
         int | None, typer.Option(metavar="N", min=1, help="In place of --rounds: local epochs in all.", show_default=False)
     ] = None,
     every: Annotated[int, typer.Option(metavar="N", min=1, help="Evaluate after every N rounds.")] = 1,
-    model: Annotated[str, typer.Option(metavar="NAME", help="softmax, mlp:WIDTH[,WIDTH] or cnn.")] = "softmax",
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml or FILE.py:NAME.")
+    ] = "softmax",
     lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate of local SGD.")] = 0.05,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Samples a step of local SGD.")] = 10,
     weights: Annotated[
@@ -56,6 +58,12 @@ def main(
     fail: Annotated[
         str | None, typer.Option(metavar="SCRIPT", help="Failures, as leaf:10%@5,aggregator:1@8,root@12.", show_default=False)
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="With --fail: also run without failures, and log the accuracy lost.")
+    ] = False,
+    regroup: Annotated[
+        float, typer.Option(metavar="X", min=0, max=1, help="Give up groups of which less than this share lives.")
+    ] = 0.0,
     quorum: Annotated[float, typer.Option(metavar="X", min=0, max=1, help="Share of children that must be heard.")] = 0.0,
     deadline: Annotated[float, typer.Option(metavar="S", min=0, help="Seconds that the missing are waited for.")] = 1.0,
     late: Annotated[
@@ -112,7 +120,8 @@ def main(
         "algorithm": algorithm, "ratios": ratios, "rounds": rounds, "epochs": epochs, "every": every, "model": model, "lr": lr,
         "batch": batch, "weights": weights, "barrier": barrier, "routing": routing,
         "bandwidth": bandwidth, "compute": compute, "fail": fail,
-        "quorum": quorum, "deadline": deadline, "late": late, "secure": secure, "seed": seed,
+        "compare": compare, "regroup": regroup, "quorum": quorum, "deadline": deadline, "late": late, "secure": secure,
+        "seed": seed,
     }  # fmt: skip
     if print_config:
         typer.echo(to_toml(recipe), nl=False)
@@ -142,17 +151,18 @@ def main(
         ctx.obj.note(words, quiet=quiet or not world.is_root)
 
     try:
-        built = build(model, labelled.shape, labelled.n_classes)
+        built = build(model, labelled.shape, labelled.n_classes, seed)
         trainer = Trainer(
             built, train.x, train.y, roster.index, roster.offsets, batch, lr, seed, cores(world.local_size), chunk, place
         )  # fmt: skip
         costs = Costs(bandwidth * 1e6, compute / 1000, deadline, barrier)
         traffic = Queues(roster.delays, roster.edges) if routing == "queues" else Paths(roster.delays)
-        plan = Plan(algorithm, rounds, epochs, every, weights, quorum, late, fail, secure)
+        plan = Plan(algorithm, rounds, epochs, every, weights, quorum, late, fail, secure, regroup, compare)
         run = Run(plan, grown, roster.delays, trainer, costs, (test.x, test.y), world, tell, traffic)
     except ValueError as fault:
         raise Usage(f"{fault}.") from None
-    kept = Kept(output, {**recipe, "devices": bag.fields.get("partition"), "tree": tree_bag.history[-1:]})
+    architecture = getattr(built, "architecture", model)
+    kept = Kept(output, {**recipe, "devices": bag.fields.get("partition"), "tree": tree_bag.history[-1:], "is": architecture})
     if not force and (n_done := kept.resume(run)):
         tell(f"goes on after round {n_done}.")
     tick = Ticker(total=run.n_steps // run.course.round_steps, unit="rounds", words=algorithm, quiet=quiet or not world.is_root)
@@ -168,8 +178,15 @@ def main(
     final = run.weights()  # everyone's groups are needed for it
     if not world.is_root:
         return 0
+    if compare:
+        lost, slower = line["accuracy_lost"], line["simulated_s_lost"]
+        tell(
+            f"failures cost {100 * lost:.2f} points of accuracy, {line['accuracy']:.4f} reached, and {slower:.3f} simulated s."
+        )
     history = extend("etree-train", ctx.obj.argv, before=[bag.history, tree_bag.history], stamp=stamp)
     result = {name: value for name, value in line.items() if name != "wall_s"}
-    write_bag(Sink(output, force=force), "model", final, config=recipe, history=history, result=result, architecture=model)
+    write_bag(
+        Sink(output, force=force), "model", final, config=recipe, history=history, result=result, architecture=architecture
+    )
     kept.forget()
     return 0

@@ -53,6 +53,12 @@ def main(
     public: Annotated[
         float, typer.Option(metavar="X", min=0, max=1, help="Let up to this share of devices belong to all groups.")
     ] = 0.0,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TREE", help="Let devices that this tree has not yet join it; no other group changes.", show_default=False
+        ),
+    ] = None,
     sweeps: Annotated[int, typer.Option(metavar="N", min=1, help="Sweeps over the devices, at most.")] = 100,
     seed: Seed = 0,
     output: Output = "-",
@@ -76,8 +82,9 @@ def main(
     from kvtools.artifact.history import extend
     from kvtools.etree import balanced, kma
     from kvtools.etree.pretrain import accuracies
+    from kvtools.etree.regroup import joined
     from kvtools.etree.roster import read_roster
-    from kvtools.etree.tree import grow
+    from kvtools.etree.tree import grow, read_tree
     from kvtools.faults import Corrupt, Missing, Usage
     from kvtools.progress import Ticker
 
@@ -87,7 +94,7 @@ def main(
     recipe: dict[str, Any] = {
         "groups": groups, "method": method, "delta": delta, "levels": ",".join(map(str, above)) or None,
         "ratios": ",".join(map(str, given)), "pretrain": pretrain, "lr": lr, "batch": batch, "label_weight": label_weight,
-        "slack": slack, "public": public, "sweeps": sweeps, "seed": seed,
+        "slack": slack, "public": public, "since": since, "sweeps": sweeps, "seed": seed,
     }  # fmt: skip
     if print_config:
         typer.echo(to_toml(recipe), nl=False)
@@ -104,36 +111,30 @@ def main(
             f"{name}: devices without a network found, delays expected. Make it with kvtools devices --delay or --graph."
         )
     accuracy = None
-    if method in ("kma", "kma-code", "accuracy-only") or public:
+    grown, before = read_tree(since, world) if since else (None, None)
+    if (method in ("kma", "kma-code", "accuracy-only") and grown is None) or public:
         if data is None:
             raise Missing(f"--data: missing, and {'--public' if public else method} looks at how well devices learn alone.")
         accuracy = accuracies(data, roster, bag, name, n_epochs=pretrain, rate=lr, batch=batch, seed=seed, peers=world)
     tick = Ticker(total=sweeps, unit="sweeps", words="cluster", quiet=quiet or not world.is_root)
     try:
-        if method == "balanced":
-            found = balanced.balanced(
-                roster.delays,
-                roster.labels,
-                groups,
-                seed=seed,
-                weight=label_weight,
-                slack=slack,
-                n_sweeps=min(20, sweeps),
-                tell=tick,
-            )
+        if grown is not None:
+            tree = joined(grown, roster.delays, slack, seed)
+            found = kma.Groups(tree.group.astype(np.int32), tree.device[tree.nodes(1)].astype(np.int64))
         else:
-            found = kma.cluster(
-                method, roster.delays, groups,
-                seed=seed, accuracy=accuracy, delta=delta, n_sweeps=sweeps, peers=world, tell=tick,
+            found = balanced.grouped(
+                method, roster.delays, roster.labels, groups,
+                seed=seed, accuracy=accuracy, delta=delta, weight=label_weight, slack=slack, n_sweeps=sweeps,
+                peers=world, tell=tick,
             )  # fmt: skip
-        tree = grow(found, roster.delays, above, given, seed, world)
+            tree = grow(found, roster.delays, above, given, seed, world)
     except ValueError as fault:
         raise Usage(f"{name}: {fault}.") from None
     if not world.is_root:
         return 0
     tensors = tree.tensors()
     apart = roster.delays.each(np.arange(len(roster)), found.centre[found.group])
-    report: dict[str, Any] = {"k": groups, "devices": len(roster), "delay_ms": float(apart.mean()), "method": method}
+    report: dict[str, Any] = {"k": len(found.centre), "devices": len(roster), "delay_ms": float(apart.mean()), "method": method}
     report |= {"sweeps": found.n_sweeps, "cycled": found.cycle > 0, "settled": found.is_settled}
     report |= {"sizes": found.sizes.tolist(), "accuracy_gap": None, "label_gap_l1": None, "label_gap_js": None}
     if found.cycle:
@@ -149,9 +150,10 @@ def main(
         tensors["accuracy"] = accuracy.astype(np.float32)
     if public and accuracy is not None:
         tensors["public"] = kma.public_devices(found, roster.delays, accuracy, delta, public)
+    earlier = [each.history for each in (bag, before) if each is not None]
     write_bag(
         Sink(output, force=force), "tree", tensors, config=recipe,
-        history=extend("kma-cluster", ctx.obj.argv, before=[bag.history], stamp=stamp), **report,
+        history=extend("kma-cluster", ctx.obj.argv, before=earlier, stamp=stamp), **report,
     )  # fmt: skip
     return 0
 

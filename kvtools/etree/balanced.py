@@ -16,7 +16,7 @@ import numpy as np
 
 from kvtools.chance import generator
 from kvtools.etree.delay import Delays, blocks
-from kvtools.etree.kma import Alone, Groups, first_centres, medoids
+from kvtools.etree.kma import Alone, Groups, Method, Peers, cluster, first_centres, medoids
 from kvtools.etree.transport import assign
 
 LARGEST = 100_000_000  # devices times groups
@@ -70,6 +70,19 @@ def balanced(
         centre = moved
     assert best is not None, "the first sweep costs less than infinity"
     return Groups(best.group, best.centre, number, 0, number < n_sweeps)
+
+
+def grouped(
+    method: Method, delays: Delays, labels_nC: np.ndarray, n_groups: int, *, seed: int, accuracy: np.ndarray | None,
+    delta: float, weight: float, slack: float, n_sweeps: int, peers: Peers, tell: Callable[[int], None],
+) -> Groups:  # fmt: skip
+    """Groups by any method; this one makes 20 sweeps at most. Raises ValueError as they do."""
+    if method == "balanced":
+        few = min(20, n_sweeps)
+        return balanced(delays, labels_nC, n_groups, seed=seed, weight=weight, slack=slack, n_sweeps=few, tell=tell)
+    return cluster(
+        method, delays, n_groups, seed=seed, accuracy=accuracy, delta=delta, n_sweeps=n_sweeps, peers=peers, tell=tell
+    )
 
 
 def k_means(

@@ -6,7 +6,8 @@ the mean down to all leaves below. A root round is r1 ... r_(L-1) steps. Between
 weights, so that the models of the groups are all there is to keep.
 
 Means are weighted by samples, or uniform, as the paper has them; a mean of uniform means of unequal groups is not the mean of
-all. Sums are float64. At every aggregation the weights are asserted to come to 1 and no device to count twice.
+all. Sums are float64. What is summed went through an inbox (inbox.py), so that what arrives twice, late or out of order counts
+once, in its order, or not at all; at every aggregation the weights are asserted to be those of who was heard and to come to 1.
 
 Costs: how long messages travel, see traffic.py; and two terms of our own: `bandwidth`: a device's link carries one model at
 a time; `compute`: local work a sample. A model to oneself is free. Bytes are those of float32 weights. Wide-area bytes are
@@ -26,7 +27,9 @@ import torch
 from kvtools.etree import masks
 from kvtools.etree.delay import Delays
 from kvtools.etree.failures import ALL_WELL, Status
+from kvtools.etree.inbox import Inbox, arrivals
 from kvtools.etree.local import Trainer
+from kvtools.etree.regroup import changed, regrouped
 from kvtools.etree.roster import Peers
 from kvtools.etree.traffic import Paths, Queues
 from kvtools.etree.tree import Tree
@@ -69,6 +72,7 @@ class TreeCourse:
     has_top: bool = True  # without it groups never meet
     quorum: float = 0.0  # share of its children without which an aggregator keeps the model it had
     carried: Literal["drop", "carry"] = "drop"
+    regroup: float = 0.0  # share of a group that must live, else who is left joins the groups nearby
     is_masked: bool = False  # aggregators of level 1 see sums alone, see masks.py
     tell: Callable[[str], None] = lambda _: None
     spent: Spent = field(default_factory=Spent)
@@ -89,6 +93,7 @@ class TreeCourse:
         self.model_bytes = 4 * self.trainer.model.n_parameters
         self.send_s = 8 * self.model_bytes / self.costs.bandwidth if self.costs.bandwidth else 0.0
         self.late: dict[int, torch.Tensor] = {}
+        self.now = tree  # as it is while groups are given up
         self.root_P = start.cpu().numpy()
         self._mine = _share(np.bincount(tree.group, weights=sizes, minlength=len(self.models_GP)), self.peers)
 
@@ -99,8 +104,8 @@ class TreeCourse:
 
     def step(self, status: Status = ALL_WELL) -> None:
         """One step: local training, and every aggregation that is due."""
-        tree, n = self.tree, self.tree.n_devices
         number = self.spent.steps + 1
+        tree, n = self._at_present(status), self.tree.n_devices
         present_n = status.trains(n)
         counts_n = status.counts(n)
         device_T = status.offices(tree)
@@ -108,7 +113,7 @@ class TreeCourse:
         is_done = self._heard(1, np.bincount(tree.group, weights=counts_n, minlength=len(total_G)), total_G)
         done_n = np.where(present_n, self.ready_n + self.work_n * self._n_trained, 0)
         time = self._gather(1, done_n, device_T, counts_n, status)
-        self._keep(1, values, is_done, status)
+        self._keep(1, values, is_done, device_T, status)
         top = 1
         weight = total_G if self.weights == "samples" else (total_G > 0).astype(np.float64)
         for level in range(1, tree.n_levels if self.has_top else 1):
@@ -117,13 +122,15 @@ class TreeCourse:
             children = tree.nodes(level)
             place = tree.parent[children] - tree.nodes(level + 1)[0]
             counted = weight * (is_done & ~status.is_cut(tree, level))
+            everyone, box = np.arange(len(children)), Inbox(number, len(children))
+            counted *= self._heard_once(everyone, device_T[children], counted > 0, box, status, level + 1)
             values, total = _means(values, place, counted, len(tree.nodes(level + 1)))
             heard = np.bincount(place, weights=counted > 0, minlength=len(total))
             is_done = self._heard(level + 1, heard, total)
             time = self._gather(level + 1, time, device_T, counted > 0, status)
             weight = total if self.weights == "samples" else (total > 0).astype(np.float64)
             top = level + 1
-            self._keep(top, values, is_done, status)
+            self._keep(top, values, is_done, device_T, status)
         if self.has_top and top == tree.n_levels and is_done[0]:
             self.root_P = values[0].astype(np.float32)
         self._push(top, time, is_done, device_T, status)
@@ -158,9 +165,32 @@ class TreeCourse:
             if self.tree.group[device] in self._mine:
                 self.late[device] = torch.from_numpy(row.copy()).to(self.models_GP.device)
 
+    def _at_present(self, status: Status) -> Tree:
+        """The tree of this step: groups that too few live in are given up, and what changes is told."""
+        before, self.now = self.now, self.tree
+        if self.regroup and status.dead_n is not None:
+            self.now = regrouped(self.tree, self.delays, status.dead_n, status.offices(self.tree), self.regroup)
+        for group in changed(before, self.now).tolist() if self.now is not before else []:
+            old, new = (int((tree.group == group).sum()) for tree in (before, self.now))
+            self.tell(f"step {self.spent.steps + 1}: group {group}: {old} devices before, {new} now")
+        return self.now
+
+    def _heard_once(
+        self, place_m: np.ndarray, device_m: np.ndarray, is_sent_m: np.ndarray, inbox: Inbox, status: Status, level: int
+    ) -> np.ndarray:
+        """Bool (m,): whose message is let through by the inbox, which knows senders by their places; device_m: who sends."""
+        is_stale = np.isin(device_m, status.stale)
+        message = arrivals(
+            place_m[is_sent_m], place_m[np.isin(device_m, status.repeated)], place_m[is_stale],
+            is_shuffled=status.is_shuffled, step=self.spent.steps + 1, level=level, seed=self.trainer.seed,
+        )  # fmt: skip
+        is_taken = np.isin(place_m, inbox.take(*message))
+        assert np.array_equal(is_taken, is_sent_m), "each message counts once, and none that was not sent"
+        return is_taken
+
     def _train(self, number: int, present_n: np.ndarray, counts_n: np.ndarray, status: Status) -> tuple[np.ndarray, np.ndarray]:
         """Each group's mean after local training, float64 (G, P), and the weight behind it, float64 (G,), on all ranks."""
-        tree, n_groups = self.tree, len(self.models_GP)
+        tree, n_groups = self.now, len(self.models_GP)
         jobs = np.flatnonzero(present_n & np.isin(tree.group, self._mine))
         group_J = tree.group[jobs]
         # a public device trains from the model of every group, and counts a share of itself in each
@@ -173,18 +203,21 @@ class TreeCourse:
         share_n[tree.public] = 1 / n_groups
         sums = torch.zeros(self.models_GP.shape, dtype=torch.float64, device=self.models_GP.device)
         total_G = np.zeros(n_groups)
-        seen = np.zeros(len(jobs), np.int64)
+        inbox = Inbox(number, len(jobs))
         secret: dict[int, np.ndarray] = {}
         for device, row in self.late.items():
-            # an update of the step before counts half, beside those of now
+            # an update of the step before counts half, beside those of now; not in a group that trains from another model
+            if tree.group[device] != self.tree.group[device]:
+                continue
             sums[tree.group[device]] += 0.5 * self.weight_n[device] * row.double()
             total_G[tree.group[device]] += 0.5 * self.weight_n[device]
         self.late = {}
+        weight_J = self.weight_n[jobs] * counts_n[jobs] * share_n[jobs]
+        due_G = total_G + np.bincount(group_J, weights=weight_J, minlength=n_groups)
         for chunk in self.trainer.train(self.models_GP, jobs, group_J, int(tree.ratios[0]), number):
             devices, own = jobs[chunk.jobs], group_J[chunk.jobs]
-            seen[chunk.jobs] += 1
+            weight = weight_J[chunk.jobs] * self._heard_once(chunk.jobs, devices, weight_J[chunk.jobs] > 0, inbox, status, 1)
             rows = chunk.rows.double()
-            weight = self.weight_n[devices] * counts_n[devices] * share_n[devices]
             if self.is_masked:
                 self._send_masked(secret, number, devices, own, rows.cpu().numpy(), weight, jobs, group_J)
                 continue
@@ -194,9 +227,9 @@ class TreeCourse:
             sums[torch.from_numpy(groups).to(sums.device)] += torch.from_numpy(share).to(sums.device) @ rows
             np.add.at(total_G, own, weight)
             if self.carried == "carry" and status.late_n is not None:
-                is_late = status.late_n[devices] & (tree.group[devices] == own)
+                is_late = status.late_n[devices] & (self.tree.group[devices] == own)
                 self.late |= {int(devices[i]): chunk.rows[i].clone() for i in np.flatnonzero(is_late)}
-        assert (seen == 1).all(), "every job counts once"
+        assert self.is_masked or np.allclose(total_G, due_G), "every update counts once"
         for group, masked_P in secret.items():
             members = jobs[group_J == group]
             here, gone = members[counts_n[members]], members[~counts_n[members]]
@@ -228,10 +261,10 @@ class TreeCourse:
 
     def _heard(self, level: int, heard: np.ndarray, total: np.ndarray) -> np.ndarray:
         """Which aggregators of a level have heard enough of their children."""
-        below, nodes = self.tree.nodes(level - 1), self.tree.nodes(level)
-        n_children = np.bincount(self.tree.parent[below] - nodes[0], minlength=len(nodes))
+        below, nodes = self.now.nodes(level - 1), self.now.nodes(level)
+        n_children = np.bincount(self.now.parent[below] - nodes[0], minlength=len(nodes))
         is_enough = (total > 0) & (heard >= np.ceil(self.quorum * n_children - 1e-9))
-        for place in np.flatnonzero(~is_enough).tolist():
+        for place in np.flatnonzero(~is_enough & (n_children > 0)).tolist():
             self.tell(
                 f"step {self.spent.steps + 1}: level {level}: {heard[place]:.0f} of {n_children[place]} heard; the model stays"
             )
@@ -239,8 +272,8 @@ class TreeCourse:
 
     def _gather(self, level: int, below_s: np.ndarray, device_T: np.ndarray, is_sent: np.ndarray, status: Status) -> np.ndarray:
         """When the aggregators of a level have all that they get, seconds; counts the bytes."""
-        children, nodes = self.tree.nodes(level - 1), self.tree.nodes(level)
-        parent = self.tree.parent[children]
+        children, nodes = self.now.nodes(level - 1), self.now.nodes(level)
+        parent = self.now.parent[children]
         place = parent - nodes[0]
         source, target = device_T[children], device_T[parent]
         is_sent = is_sent.astype(bool) & (target >= 0)
@@ -251,15 +284,18 @@ class TreeCourse:
         np.maximum.at(when, place, arrived)
         # masked updates are of 64 bits a number
         n_models = 2 if self.is_masked and level == 1 else 1
-        when += n_models * self.send_s * np.bincount(place, weights=is_far, minlength=len(nodes))
-        self._count(np.repeat(source[is_far], n_models), np.repeat(target[is_far], n_models))
+        n_times = n_models * _n_times(source, status)
+        when += self.send_s * np.bincount(place, weights=is_far * n_times, minlength=len(nodes))
+        self._count(np.repeat(source, is_far * n_times), np.repeat(target, is_far * n_times))
         if status.is_ill:
             # who misses somebody waits; an office that fell just now means that all of its children send once more
             expected = np.zeros(len(nodes))
             np.maximum.at(expected, place, below_s)
-            is_missing = np.bincount(place, weights=~is_sent, minlength=len(nodes)) > 0
+            # nobody waits for a group that was given up
+            is_there = np.ones(len(children), bool) if level == 1 else np.isin(children, self.now.parent)
+            is_missing = np.bincount(place, weights=~is_sent & is_there, minlength=len(nodes)) > 0
             when = np.where(is_missing, np.maximum(when, expected + self.costs.deadline), when)
-            fell = np.isin(nodes, status.fallen(self.tree, device_T))
+            fell = np.isin(nodes, status.fallen(self.now, device_T))
             again = is_far & fell[place]
             when[fell] += self.costs.deadline
             self._count(source[again], target[again])
@@ -267,7 +303,7 @@ class TreeCourse:
 
     def _push(self, top: int, time: np.ndarray, is_done: np.ndarray, device_T: np.ndarray, status: Status) -> None:
         """What it takes to bring the means of the level that averaged last down to the leaves."""
-        tree = self.tree
+        tree = self.now
         source = np.where(is_done, np.arange(len(time)), -1)
         for level in range(top, 0, -1):
             children, first = tree.nodes(level - 1), tree.nodes(level)[0]
@@ -275,23 +311,31 @@ class TreeCourse:
             a, b = device_T[tree.parent[children]], device_T[children]
             is_reached = (source[place] >= 0) & (a >= 0) & (b >= 0) & ~status.is_cut(tree, level - 1)
             is_far = is_reached & (a != b)
-            arrived = time[place] + self.send_s * np.bincount(place, weights=is_far, minlength=len(time))[place]
+            n_times = is_far * _n_times(a, status)
+            arrived = time[place] + self.send_s * np.bincount(place, weights=n_times, minlength=len(time))[place]
             arrived[is_far] += self._travel(a[is_far], b[is_far])
-            self._count(a[is_far], b[is_far])
+            self._count(np.repeat(a, n_times), np.repeat(b, n_times))
             source, time = np.where(is_reached, source[place], -1), arrived
         self.ready_n = np.full(len(time), time.max()) if self.costs.barrier == "global" else time
 
-    def _keep(self, top: int, values: np.ndarray, is_done: np.ndarray, status: Status) -> None:
+    def _keep(self, top: int, values: np.ndarray, is_done: np.ndarray, device_T: np.ndarray, status: Status) -> None:
         """The means of a level become the models of the groups below; whoever is cut off, or did not hear enough, keeps its
-        own."""
+        own. A group that was given up follows the first of those that took its devices in."""
+        tree = self.now
         source_G = np.where(is_done, np.arange(len(is_done)), -1)
         for level in range(top, 1, -1):
-            children = self.tree.nodes(level - 1)
-            source_G = source_G[self.tree.parent[children] - self.tree.nodes(level)[0]]
-            source_G = np.where(status.is_cut(self.tree, level - 1), -1, source_G)
-        got = np.flatnonzero(source_G >= 0)
+            children = tree.nodes(level - 1)
+            source_G = source_G[tree.parent[children] - tree.nodes(level)[0]]
+            source_G = np.where(status.is_cut(tree, level - 1), -1, source_G)
+        sender_G = np.where(source_G >= 0, device_T[tree.nodes(top)][source_G], -1)
+        everyone, box = np.arange(len(source_G)), Inbox(self.spent.steps + 1, len(source_G))
+        got = np.flatnonzero(self._heard_once(everyone, sender_G, source_G >= 0, box, status, -top))
         fresh = torch.from_numpy(values[source_G[got]].astype(np.float32)).to(self.models_GP.device)
         self.models_GP[torch.from_numpy(got).to(self.models_GP.device)] = fresh
+        if tree is not self.tree:
+            guests = np.flatnonzero(tree.group != self.tree.group)
+            left, first = np.unique(self.tree.group[guests], return_index=True)
+            self.models_GP[torch.from_numpy(left)] = self.models_GP[torch.from_numpy(tree.group[guests[first]])]
 
     def _travel(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         assert self.traffic is not None, "set in the beginning"
@@ -300,6 +344,11 @@ class TreeCourse:
     def _count(self, source: np.ndarray, target: np.ndarray) -> None:
         self.spent.n_bytes += self.model_bytes * len(source)
         self.spent.wan_bytes += self.model_bytes * int((self.home_n[source] != self.home_n[target]).sum())
+
+
+def _n_times(source: np.ndarray, status: Status) -> np.ndarray:
+    """How often what each device sends arrives: a message that was repeated in the step before comes once more."""
+    return np.asarray(1 + np.isin(source, status.repeated).astype(np.int64) + np.isin(source, status.stale))
 
 
 def _means(values: np.ndarray, place: np.ndarray, weight: np.ndarray, n_nodes: int) -> tuple[np.ndarray, np.ndarray]:

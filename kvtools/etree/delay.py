@@ -88,10 +88,14 @@ class Delays:
 
     def medoid(self, members: np.ndarray) -> int:
         """The first of their line, without the others' order."""
-        sites, count = np.unique(self.site[members], return_counts=True)
+        own = self.site[members]
+        is_alone = bool((np.diff(own) > 0).all())  # every member at a site of its own, and in their order
+        sites, count = (own, np.ones(len(own))) if is_alone else np.unique(own, return_counts=True)
         is_exact = self.metric == "matrix" or len(sites) <= _EXACT
         central = sites if is_exact else self._central(sites, count)
-        some = members if is_exact else members[np.isin(self.site[members], central)]
+        some = members
+        if not is_exact:
+            some = members[np.searchsorted(own, central)] if is_alone else members[np.isin(own, central)]
         return int(some[np.lexsort((some, self._totals(some, central, sites, count)))[0]])
 
     def take(self, devices: np.ndarray) -> "Delays":
@@ -175,8 +179,16 @@ class Delays:
         own = self.points[self.site[centres_K]]
         # last miles of one length change no order; two are asked for even so, to see ties
         n_asked = min(2 if np.ptp(self.last[centres_K]) == 0 else _ASKED, len(centres_K))
-        _, near = cKDTree(own).query(self.points[sites], k=n_asked)
+        far, near = cKDTree(own).query(self.points[sites], k=n_asked)
         near = near.reshape(len(sites), n_asked)
+        if n_asked == 2 and np.ptp(self.last[centres_K]) == 0:
+            # two that are as good as equally far are told apart below, with everybody else's numbers; few are
+            best = near[:, 0].copy()
+            unsure = np.flatnonzero(far[:, 1] <= far[:, 0] * (1 + 1e-9))
+            for begin in range(0, len(unsure), max(1, _BLOCK // len(centres_K))):
+                rows = unsure[begin : begin + max(1, _BLOCK // len(centres_K))]
+                best[rows] = self._sites(sites[rows], self.site[centres_K]).argmin(axis=1)
+            return np.asarray(best[place])
         near.sort(axis=1)  # ties to the lower place
         apart = np.empty(near.shape)
         for column in range(n_asked):

@@ -10,7 +10,8 @@ line that the tree carries, whose device lives, takes over, and everybody can te
 sent to the fallen one send again. A device that is back begins from its group's model, as every leaf does in each step, so
 there is nothing to catch up with. A group all of whose devices are dead counts for nothing until one is back.
 
-Not here: new groups. A subtree elects its aggregators among its own devices and is never left without a parent while one lives.
+Not here: new groups, see regroup.py; and what is taken of repeated messages, see inbox.py. A subtree elects its aggregators
+among its own devices and is never left without a parent while one lives.
 """
 
 import re
@@ -22,17 +23,21 @@ from kvtools.chance import generator
 from kvtools.etree.tree import Tree
 
 _EVENT = re.compile(
-    r"(?:(?P<who>leaf|late):(?P<count>\d+(?:\.\d+)?)(?P<percent>%?)|aggregator:(?P<level>\d+)|(?P<one>root|partition))"
+    r"(?:(?P<who>leaf|late|join|repeat):(?P<count>\d+(?:\.\d+)?)(?P<percent>%?)|aggregator:(?P<level>\d+)"
+    r"|(?P<one>root|partition|reorder))"
     r"@(?P<begin>\d+)(?:-(?P<end>\d+))?"
 )
-FORM = "events like leaf:10%@5, aggregator:1@8, root@12, late:5@3-4 or partition@15-18, between commas,"
+FORM = (
+    "events like leaf:10%@5, aggregator:1@8, root@12, late:5@3-4, partition@15-18, join:3@4, repeat:10%@5 or reorder@5-8, "
+    "between commas,"
+)
 
 
 @dataclass(frozen=True)
 class Event:
     """What befalls some devices, or the links of some nodes, from step `begin` to step `end`."""
 
-    what: str  # "dead", "late" or "cut"
+    what: str  # "dead", "late", "repeat", "reorder" or "cut"
     targets: np.ndarray  # devices; of "cut" nodes
     begin: int
     end: float
@@ -46,6 +51,9 @@ class Status:
     dying_n: np.ndarray | None = None  # those that die in it
     late_n: np.ndarray | None = None
     cut_T: np.ndarray | None = None  # bool (T,): nodes that cannot reach the root
+    repeated: tuple[int, ...] = ()  # devices whose messages arrive twice
+    stale: tuple[int, ...] = ()  # and those whose messages of the step before arrive again
+    is_shuffled: bool = False
 
     @property
     def is_ill(self) -> bool:
@@ -111,13 +119,17 @@ def read_script(words: str, tree: Tree, seed: int) -> list[Event]:
         end = float(match["end"]) if match["end"] else np.inf
         if begin < 1 or end < begin:
             raise ValueError(f"{word!r} found, steps from 1 in rising order expected")
-        what = "dead"
-        if match["who"]:
-            able = np.setdiff1d(np.arange(n), officers) if match["who"] == "leaf" else np.arange(n)
+        what, who = "dead", match["who"]
+        if who:
+            able = np.setdiff1d(np.arange(n), officers) if who in ("leaf", "join") else np.arange(n)
             count = round(float(match["count"]) / 100 * n) if match["percent"] else int(float(match["count"]))
             targets = np.sort(chance.permutation(able)[:count])
-            what = "dead" if match["who"] == "leaf" else "late"
-            end = begin if what == "late" and not match["end"] else end
+            what = "dead" if who in ("leaf", "join") else who
+            end = begin if what != "dead" and not match["end"] else end
+            if who == "join":
+                if match["end"]:
+                    raise ValueError(f"{word!r} found, one step expected, from which they are there")
+                begin, end = 0, begin - 1  # never seen to die
         elif match["level"]:
             level = int(match["level"])
             if not 1 <= level <= tree.n_levels:
@@ -125,6 +137,8 @@ def read_script(words: str, tree: Tree, seed: int) -> list[Event]:
             targets = tree.device[chance.permutation(tree.nodes(level))[:1]]
         elif match["one"] == "root":
             targets = tree.device[-1:]
+        elif match["one"] == "reorder":
+            targets, what, end = np.empty(0, np.int64), "reorder", end if match["end"] else begin
         else:
             children = np.flatnonzero(tree.parent == len(tree.parent) - 1)
             others = children[tree.device[children] != tree.device[-1]]
@@ -136,15 +150,21 @@ def read_script(words: str, tree: Tree, seed: int) -> list[Event]:
 def status_at(events: list[Event], tree: Tree, step: int) -> Status:
     """What a step sees of a script."""
     now = [event for event in events if event.begin <= step <= event.end]
-    if not now:
+    before = [event for event in events if event.what == "repeat" and event.begin <= step - 1 <= event.end]
+    if not now and not before:
         return ALL_WELL
-    marks = {what: np.zeros(tree.n_devices, bool) for what in ("dead", "dying", "late")}
+    marks = {what: np.zeros(tree.n_devices, bool) for what in ("dead", "dying", "late", "repeat", "stale")}
     cut = np.zeros(len(tree.parent), bool)
+    for event in before:
+        marks["stale"][event.targets] = True
     for event in now:
-        (cut if event.what == "cut" else marks[event.what])[event.targets] = True
+        if event.what != "reorder":
+            (cut if event.what == "cut" else marks[event.what])[event.targets] = True
         if event.what == "dead" and event.begin == step:
             marks["dying"][event.targets] = True
     for event in now:  # who was dead before cannot die
         if event.what == "dead" and event.begin < step:
             marks["dying"][event.targets] = False
-    return Status(marks["dead"], marks["dying"], marks["late"], cut)
+    repeated, stale = (tuple(np.flatnonzero(marks[what]).tolist()) for what in ("repeat", "stale"))
+    is_shuffled = any(event.what == "reorder" for event in now)
+    return Status(marks["dead"], marks["dying"], marks["late"], cut, repeated, stale, is_shuffled)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import torch
@@ -22,9 +23,12 @@ from torch import Tensor
 
 from kvtools.etree.models import Model
 
-_CACHE_BYTES = 1 << 20  # of weights in a chunk on CPU: an AMD EPYC core's second-level cache; see bench/etree.py
-_MOST = 64  # jobs in a chunk on CPU
+_CACHE_BYTES = (
+    4 << 20
+)  # of weights in a chunk on CPU; on an AMD EPYC four models of 0.6 MiB do a quarter more than one, see bench/etree.py
+_MOST = 256  # jobs in a chunk on CPU
 _GPU_BYTES = 1 << 30
+_TESTED, _TOLD = 2048, 16  # samples and models in one product of an evaluation
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -89,31 +93,37 @@ class Trainer:
         with torch.no_grad():  # not inference_mode: models may turn gradients on for a step
             rows_BP = start_GP[torch.from_numpy(group_B).to(start_GP.device)]
             sizes_B = self.offsets[jobs_B + 1] - self.offsets[jobs_B]
+            step = self.model.descent(rows_BP, self.rate)
             for epoch in range(n_epochs):
                 order_Bn = shuffled(self.seed, when, epoch, jobs_B, sizes_B)
-                for begin in range(0, order_Bn.shape[1], self.batch):
-                    place_Bb = order_Bn[:, begin : begin + self.batch]
-                    is_there = np.arange(begin, begin + place_Bb.shape[1]) < sizes_B[:, None]
-                    count_B = np.maximum(1, is_there.sum(axis=1))
-                    samples = self.index[self.offsets[jobs_B][:, None] + np.where(is_there, place_Bb, 0)]
-                    weight = torch.from_numpy((is_there / count_B[:, None]).astype(np.float32)).to(self.place)
-                    some = torch.from_numpy(samples).to(self.place)
-                    self.model.step(rows_BP, self._x[some], self._y[some], weight, self.rate)
+                place_n = np.arange(order_Bn.shape[1])
+                is_there = place_n < sizes_B[:, None]
+                # how many of a device's samples the batch of each place holds
+                count_Bn = np.clip(sizes_B[:, None] - place_n // self.batch * self.batch, 1, self.batch)
+                weight_Bn = torch.from_numpy((is_there / count_Bn).astype(np.float32)).to(self.place)
+                samples = self.index[self.offsets[jobs_B][:, None] + np.where(is_there, order_Bn, 0)]
+                samples_Bn = torch.from_numpy(samples).to(self.place)
+                # what depends on no batch is made once an epoch: of small models a batch takes less than ten calls of numpy
+                for some, weight in zip(
+                    torch.split(samples_Bn, self.batch, 1), torch.split(weight_Bn, self.batch, 1), strict=True
+                ):
+                    flat = some.reshape(-1)
+                    x, y = self._x.index_select(0, flat), self._y.index_select(0, flat)
+                    step(x.view(*some.shape, *x.shape[1:]), y.view(some.shape), weight)
             return rows_BP
 
     def evaluate(self, rows_MP: Tensor, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Accuracy and mean cross-entropy, float64 (M,), of each model on the same samples."""
-        right, loss = np.empty(len(rows_MP)), np.empty(len(rows_MP))
+        right, loss = np.zeros(len(rows_MP)), np.zeros(len(rows_MP))
         with torch.inference_mode():
-            for place in range(len(rows_MP)):
-                n_right, total = 0, 0.0
-                for begin in range(0, len(y), 4096):
-                    logits = self.model.logits(rows_MP[place], x[begin : begin + 4096])
-                    part = y[begin : begin + 4096]
-                    n_right += int((logits.argmax(dim=1) == part).sum())
-                    total += float(torch.nn.functional.cross_entropy(logits.double(), part, reduction="sum"))
-                right[place], loss[place] = n_right / len(y), total / len(y)
-        return right, loss
+            for begin, place in product(range(0, len(y), _TESTED), range(0, len(rows_MP), _TOLD)):
+                some = slice(place, place + _TOLD)
+                part = y[begin : begin + _TESTED]
+                logits = self.model.logits(rows_MP[some], x[begin : begin + _TESTED])
+                right[some] += (logits.argmax(dim=2) == part).sum(dim=1).cpu().numpy()
+                told = torch.log_softmax(logits, dim=2).gather(2, part.expand(len(logits), -1)[:, :, None])
+                loss[some] -= told.sum(dim=(1, 2), dtype=torch.float64).cpu().numpy()
+        return right / len(y), loss / len(y)
 
     def accuracies(self, start_P: np.ndarray, n_epochs: int, devices: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """float64: what each device reaches alone on these test samples after n_epochs from the same start (KMA's acc_j)."""

@@ -10,6 +10,7 @@ that batches share, such as running means: devices may not see one another.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -22,6 +23,9 @@ from torch.nn import functional
 from kvtools.chance import generator
 
 Rows = list[Tensor]
+# x (B, b, ...), y (B, b), weight (B, b): one step of gradient descent for each device, in place. weight: what each sample
+# counts, 0 where there is none; the loss is the weighted sum of cross-entropies
+Step = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class Model(Protocol):
@@ -30,8 +34,8 @@ class Model(Protocol):
     @property
     def n_parameters(self) -> int: ...
     def init(self, seed: int) -> np.ndarray: ...
-    def step(self, rows_BP: Tensor, x_BbD: Tensor, y_Bb: Tensor, weight_Bb: Tensor, rate: float) -> None: ...
-    def logits(self, row_P: Tensor, x_ND: Tensor) -> Tensor: ...
+    def descent(self, rows_BP: Tensor, rate: float) -> Step: ...
+    def logits(self, rows_MP: Tensor, x_ND: Tensor) -> Tensor: ...
     def named(self, row_P: np.ndarray) -> dict[str, np.ndarray]: ...
 
 
@@ -63,36 +67,39 @@ class Dense:
             begin = end
         return found
 
-    def step(self, rows_BP: Tensor, x_BbD: Tensor, y_Bb: Tensor, weight_Bb: Tensor, rate: float) -> None:
-        """One step of gradient descent for each device, in place. weight_Bb: what each sample counts, 0 where there is none;
-        the loss is the weighted sum of cross-entropies."""
-        layers = self.layers(rows_BP)
-        inputs = [x_BbD.flatten(2)]
-        for weights, bias in layers[:-1]:
-            inputs.append(torch.baddbmm(bias, inputs[-1], weights).relu_())
-        weights, bias = layers[-1]
-        slope = torch.softmax(torch.baddbmm(bias, inputs[-1], weights), dim=2)
-        slope.scatter_add_(2, y_Bb[:, :, None], slope.new_full((), -1.0).expand(*y_Bb.shape, 1))
-        slope *= weight_Bb[:, :, None]
-        for place in range(len(layers) - 1, -1, -1):
-            weights, bias = layers[place]
-            below = None
-            if place:
-                # before the weights move; ReLU lets through what is positive
-                below = torch.bmm(slope, weights.transpose(1, 2)).mul_(inputs[place] > 0)
-            weights.baddbmm_(inputs[place].transpose(1, 2), slope, alpha=-rate)
-            bias.sub_(slope.sum(dim=1, keepdim=True), alpha=rate)
-            if below is not None:
-                slope = below
+    def descent(self, rows_BP: Tensor, rate: float) -> Step:
+        """What takes a step with these rows. Views are made once: in small models they cost as much as the products."""
+        layers = [(w, w.transpose(1, 2), bias) for w, bias in self.layers(rows_BP)]
+        minus_one = rows_BP.new_full((), -1.0)
 
-    def logits(self, row_P: Tensor, x_ND: Tensor) -> Tensor:
-        """(N, C) of one model."""
-        h = x_ND.flatten(1)
-        layers = self.layers(row_P[None])
-        for place, (weights, bias) in enumerate(layers):
-            h = torch.addmm(bias[0], h, weights[0])
-            if place < len(layers) - 1:
-                h = h.relu_()
+        def step(x_BbD: Tensor, y_Bb: Tensor, weight_Bb: Tensor) -> None:
+            inputs = [x_BbD.flatten(2)]
+            for weights, _, bias in layers[:-1]:
+                inputs.append(torch.baddbmm(bias, inputs[-1], weights).relu_())
+            slope = torch.softmax(torch.baddbmm(layers[-1][2], inputs[-1], layers[-1][0]), dim=2)
+            slope.scatter_add_(2, y_Bb[:, :, None], minus_one.expand(*y_Bb.shape, 1))
+            slope *= weight_Bb[:, :, None]
+            for place in range(len(layers) - 1, -1, -1):
+                weights, turned, bias = layers[place]
+                below = None
+                if place:
+                    # before the weights move; ReLU lets through what is positive
+                    below = torch.ops.aten.threshold_backward(torch.bmm(slope, turned), inputs[place], 0)
+                weights.baddbmm_(inputs[place].transpose(1, 2), slope, alpha=-rate)
+                bias.sub_(slope.sum(dim=1, keepdim=True), alpha=rate)
+                if below is not None:
+                    slope = below
+
+        return step
+
+    def logits(self, rows_MP: Tensor, x_ND: Tensor) -> Tensor:
+        """(M, N, C): what each model says of the same samples."""
+        (weights, bias), *rest = self.layers(rows_MP)
+        # all models' first layers side by side are one product, which narrow ones by themselves are slow at
+        wide = x_ND.flatten(1) @ weights.transpose(0, 1).flatten(1)
+        h = wide.view(len(x_ND), len(rows_MP), -1).transpose(0, 1) + bias
+        for weights, bias in rest:
+            h = torch.baddbmm(bias, h.relu(), weights)
         return h
 
     def named(self, row_P: np.ndarray) -> dict[str, np.ndarray]:
@@ -159,17 +166,21 @@ class Conv:
         h = torch.baddbmm(b3[:, None], x.flatten(2), w3).relu()
         return torch.baddbmm(b4[:, None], h, w4)
 
-    def step(self, rows_BP: Tensor, x_BbD: Tensor, y_Bb: Tensor, weight_Bb: Tensor, rate: float) -> None:
-        """As Dense.step."""
-        with torch.enable_grad():
-            leaf = rows_BP.detach().requires_grad_()
-            loss = functional.cross_entropy(self._forward(leaf, x_BbD).flatten(0, 1), y_Bb.flatten(), reduction="none")
-            (slope,) = torch.autograd.grad((loss * weight_Bb.flatten()).sum(), leaf)
-        rows_BP.sub_(slope, alpha=rate)
+    def descent(self, rows_BP: Tensor, rate: float) -> Step:
+        """As Dense.descent."""
 
-    def logits(self, row_P: Tensor, x_ND: Tensor) -> Tensor:
-        """(N, C) of one model."""
-        return self._forward(row_P[None], x_ND[None])[0]
+        def step(x_BbD: Tensor, y_Bb: Tensor, weight_Bb: Tensor) -> None:
+            with torch.enable_grad():
+                leaf = rows_BP.detach().requires_grad_()
+                loss = functional.cross_entropy(self._forward(leaf, x_BbD).flatten(0, 1), y_Bb.flatten(), reduction="none")
+                (slope,) = torch.autograd.grad((loss * weight_Bb.flatten()).sum(), leaf)
+            rows_BP.sub_(slope, alpha=rate)
+
+        return step
+
+    def logits(self, rows_MP: Tensor, x_ND: Tensor) -> Tensor:
+        """As Dense.logits."""
+        return torch.cat([self._forward(row_P[None], x_ND[None]) for row_P in rows_MP])
 
     def named(self, row_P: np.ndarray) -> dict[str, np.ndarray]:
         """The weights as torch.nn's Conv2d and Linear lay them out, under conv1, conv2, fc1 and fc2."""
@@ -187,8 +198,17 @@ def _pooled(n: int, kernel: int) -> int:
     return (n - kernel + 1) // 2
 
 
-def build(words: str, shape: tuple[int, ...], n_classes: int) -> Model:
-    """`softmax`, `mlp:200` or `mlp:300,100`, `cnn` for samples of this shape. Raises ValueError for others."""
+def build(words: str, shape: tuple[int, ...], n_classes: int, seed: int = 0) -> Model:
+    """`softmax`, `mlp:200` or `mlp:300,100`, `cnn`, a recipe FILE.toml, or FILE.py:NAME, for samples of this shape. Raises
+    ValueError for others, Missing where there is no such file."""
+    if words.endswith(".toml"):
+        from kvtools.etree.modules import read_recipe
+
+        return read_recipe(words, shape, n_classes)
+    if words.rpartition(":")[0].endswith(".py"):
+        from kvtools.etree.modules import load_own
+
+        return load_own(words, shape, n_classes, seed)
     name, _, widths = words.partition(":")
     n_features = math.prod(shape)
     if words == "softmax":
@@ -198,4 +218,4 @@ def build(words: str, shape: tuple[int, ...], n_classes: int) -> Model:
     if words == "cnn" and len(shape) == 3 and min(_pooled(_pooled(n, 5), 5) for n in shape[1:]) >= 1:
         return Conv((shape[0], shape[1], shape[2]), n_classes)
     where = "" if words != "cnn" else f", and samples of {shape} found where cnn wants images of 16 by 16 or more"
-    raise ValueError(f"softmax, mlp:WIDTH[,WIDTH] or cnn expected{where}")
+    raise ValueError(f"softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml or FILE.py:NAME expected{where}")

@@ -12,6 +12,7 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,13 +30,18 @@ _WEIGHTS = ("delay", "latency", "ms", "weight", "dist", "distance", "LinkLength"
 Tell = Callable[[str], None]
 
 
-def read_matrix(file: BinaryIO, *, scale: float = 1.0, is_mended: bool = False, tell: Tell = lambda _: None) -> Delays:
+def read_matrix(
+    file: BinaryIO | str, *, scale: float = 1.0, is_mended: bool = False, tell: Tell = lambda _: None, name: str = ""
+) -> Delays:
     """Delays from a square matrix: numbers between blanks, tabs or commas, with names in the first row and column or without;
-    an .npy; or a table of pings with the columns source, target and ms. `scale` turns its numbers into ms."""
-    if _is_npy(file):
+    an .npy; a table of pings with the columns source, target and ms; or WonderNetwork's pings from one city, `name`, or, in a
+    folder, from many. `scale` turns its numbers into ms."""
+    if isinstance(file, str):
+        matrix = _folder_of_pings(file)
+    elif _is_npy(file):
         matrix = np.load(_whole(file), allow_pickle=False).astype(np.float64)
     else:
-        matrix = _table(io.TextIOWrapper(file, "utf-8").read())
+        matrix = _table(io.TextIOWrapper(file, "utf-8").read(), name)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"{' x '.join(map(str, matrix.shape))} numbers found, a square matrix expected")
     matrix = matrix * scale
@@ -146,7 +152,43 @@ def _whole(file: BinaryIO) -> BinaryIO:
     return file if file.seekable() else io.BytesIO(file.read())
 
 
-def _table(text: str) -> np.ndarray:
+def _folder_of_pings(top: str) -> np.ndarray:
+    """Between the cities that have a file of their own, wherever in the folder."""
+    paths = sorted(Path(top).rglob("*Ping.csv"))
+    if not paths:
+        raise ValueError("no file *Ping.csv in it, pings of one city each expected")
+    pings: list[tuple[str, str, float]] = []
+    cities = sorted({_city_of(str(path)) for path in paths}, key=len, reverse=True)
+    for path in paths:
+        rows = list(csv.reader(path.read_text("utf-8-sig").splitlines()))
+        title = [word.strip().lower() for word in rows[0]] if rows else []
+        if not {"city", "average"} <= set(title):
+            raise ValueError(f"{path.name}: columns {', '.join(title[:4]) or 'none'} found, City and Average expected")
+        for target, ms in _from_one_city(rows[1:], title, path.name):
+            # "Paris France, Eurasia": the longest name that it begins with
+            known = next((city for city in cities if target == city or target.startswith(f"{city} ")), None)
+            if known is not None:
+                pings.append((_city_of(str(path)), known, ms))
+    return _square(pings, sorted(cities))
+
+
+def _city_of(path: str) -> str:
+    return Path(path).name.removesuffix(".csv").removesuffix("Ping").removeprefix("raw_").replace("+", " ").replace("_", " ")
+
+
+def _from_one_city(rows: list[list[str]], title: list[str], where: str) -> list[tuple[str, float]]:
+    """Target and average of each row, `154.72ms`."""
+    target, average, found = title.index("city"), title.index("average"), []
+    for number, row in enumerate(rows, start=2):
+        if not any(word.strip() for word in row):
+            continue
+        if len(row) <= max(target, average) or not _is_number(row[average].strip().removesuffix("ms")):
+            raise ValueError(f"{f'{where}: ' if where else ''}row {number}: a city and its average in ms expected")
+        found.append((row[target].strip(), float(row[average].strip().removesuffix("ms"))))
+    return found
+
+
+def _table(text: str, name: str) -> np.ndarray:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError("nothing in it, a matrix expected")
@@ -155,6 +197,10 @@ def _table(text: str) -> np.ndarray:
     title = [word.strip().lower() for word in rows[0]]
     if {"source", "target", "ms"} <= set(title):
         return _pings(rows[1:], [title.index(name) for name in ("source", "target", "ms")])
+    if {"city", "average"} <= set(title):
+        here = _city_of(name)
+        there = [(target, ms) for target, ms in _from_one_city(rows[1:], title, "") if not f"{target} ".startswith(f"{here} ")]
+        return _square([(here, target, ms) for target, ms in there])
     is_named = any(word and not _is_number(word) for word in title)
     if is_named:
         rows = [row[1:] for row in rows[1:]]
@@ -169,18 +215,23 @@ def _table(text: str) -> np.ndarray:
 
 
 def _pings(rows: list[list[str]], places: list[int]) -> np.ndarray:
-    names: dict[str, int] = {}
-    found: dict[tuple[int, int], float] = {}
+    found = []
     for number, row in enumerate(rows, start=2):
         try:
             source, target, ms = (row[place].strip() for place in places)
-            pair = names.setdefault(source, len(names)), names.setdefault(target, len(names))
-            found[pair] = float(ms)
+            found.append((source, target, float(ms)))
         except (IndexError, ValueError):
             raise ValueError(f"row {number}: source, target and a number of ms expected") from None
-    matrix = np.full((len(names), len(names)), np.nan)
-    for (row_number, column), value in found.items():
-        matrix[row_number, column] = value
+    return _square(found)
+
+
+def _square(pings: list[tuple[str, str, float]], names: list[str] | None = None) -> np.ndarray:
+    """The matrix of pings, NaN where there is none either way; sites in the order given, or as they come."""
+    order = names or [name for source, target, _ in pings for name in (source, target)]
+    place = {name: number for number, name in enumerate(dict.fromkeys(order))}
+    matrix = np.full((len(place), len(place)), np.nan)
+    for source, target, ms in pings:
+        matrix[place[source], place[target]] = ms
     one_way = np.isnan(matrix) & ~np.isnan(matrix.T)  # a ping each way is more than most have
     matrix[one_way] = matrix.T[one_way]
     return matrix

@@ -6,7 +6,7 @@ evaluation, costs counted by the same rules. Not here: files, but for the state 
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,8 @@ class Plan:
     carried: Literal["drop", "carry"] = "drop"
     fail: str | None = None
     is_masked: bool = False
+    regroup: float = 0.0
+    is_compared: bool = False  # with the same run without failures
 
 
 class Run:
@@ -51,6 +53,12 @@ class Run:
         self._test = tuple(torch.from_numpy(part).to(trainer.place) for part in test)
         self.course: TreeCourse | PeerCourse
         home = tree.group
+        self._well: Run | None = None
+        if plan.is_compared:
+            if not plan.fail:
+                raise ValueError("--compare without --fail found, failures to compare with their absence expected")
+            unharmed = replace(plan, fail=None, is_compared=False)
+            self._well = Run(unharmed, tree, delays, trainer, costs, test, peers, lambda _: None, traffic)
         if plan.algorithm in ("gossip", "d-psgd", "individual"):
             if plan.is_masked:
                 raise ValueError(f"--secure with {plan.algorithm} found, with etree, fedavg, hierfavg or grouped expected")
@@ -68,7 +76,7 @@ class Run:
             self.course = TreeCourse(
                 tree, delays, trainer, costs, plan.weights, home, peers,
                 has_top=plan.algorithm != "grouped", quorum=plan.quorum, carried=plan.carried,
-                is_masked=plan.is_masked, tell=tell, traffic=traffic,
+                regroup=plan.regroup, is_masked=plan.is_masked, tell=tell, traffic=traffic,
             )  # fmt: skip
         self._tree = tree
         self._events = read_script(plan.fail, tree, trainer.seed) if plan.fail else []
@@ -85,6 +93,7 @@ class Run:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         course, per_round = self.course, self.course.round_steps
         begun = time.monotonic()
+        well = iter(self._well) if self._well else None
         while course.spent.steps < self.n_steps:
             number = course.spent.steps + 1
             if isinstance(course, TreeCourse):
@@ -93,7 +102,14 @@ class Run:
                 course.step()
             if number % per_round == 0 and (number // per_round % self.plan.every == 0 or number == self.n_steps):
                 self._spent_s = self._earlier_s + time.monotonic() - begun
-                yield self.line()
+                line = self.line()
+                if well:  # its rounds are as long, and are evaluated as often
+                    paused = time.monotonic()
+                    unharmed = next(well)
+                    begun += time.monotonic() - paused
+                    line["accuracy_lost"] = round(unharmed["accuracy"] - line["accuracy"], 6)
+                    line["simulated_s_lost"] = round(line["simulated_s"] - unharmed["simulated_s"], 6)
+                yield line
 
     def line(self) -> dict[str, Any]:
         """What has been reached and spent, under the names that scripts rely on."""
@@ -116,7 +132,11 @@ class Run:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Tensors and words between two rounds."""
-        return self.course.state(), {"spent": asdict(self.course.spent), "wall_s": self._spent_s}
+        tensors, words = self.course.state(), {"spent": asdict(self.course.spent), "wall_s": self._spent_s}
+        if self._well:
+            others, words["well"] = self._well.state()
+            tensors |= {f"well.{name}": array for name, array in others.items()}
+        return tensors, words
 
     def restore(self, tensors: dict[str, np.ndarray], words: dict[str, Any]) -> None:
         """Go on from such a state."""
@@ -124,3 +144,6 @@ class Run:
         for name, value in words["spent"].items():
             setattr(self.course.spent, name, value)
         self._earlier_s = self._spent_s = words["wall_s"]
+        if self._well:
+            own = {name.removeprefix("well."): array for name, array in tensors.items() if name.startswith("well.")}
+            self._well.restore(own, words["well"])

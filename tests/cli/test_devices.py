@@ -74,6 +74,35 @@ def test_pings_gml_and_places_are_networks_too(sh, top):
         assert (done.code, done.err) == (0, "")
 
 
+PINGS = "City,Distance,hidden,Average,hidden.1,min,hidden.3\n"
+
+
+def test_wondernetworks_files_are_read_as_they_are(sh, top):
+    (top / "pings" / "Bern").mkdir(parents=True)
+    (top / "pings" / "raw_ParisPing.csv").write_text(
+        f'{PINGS}"Bern Switzerland, Eurasia",430km,430,10.50ms,10.5,9.1ms,9.1\n"Oslo Norway, Eurasia",1km,1,30ms,30,29ms,29\n'
+    )
+    (top / "pings" / "Bern" / "BernPing.csv").write_text(f'{PINGS}"Paris France, Eurasia",430km,430,11.50ms,11.5,9.1ms,9.1\n')
+    # a folder: between the cities that have files; Oslo has none
+    assert sh("kvtools devices --delay pings --rtt --symmetrize -q -o f.devices").code == 0
+    assert bag_of(top / "f.devices").tensors["delay"].tolist() == [[0, 5.5], [5.5, 0]]
+    # one file: its cities are heard of through the one that pinged
+    assert sh("kvtools devices --delay pings/raw_ParisPing.csv --symmetrize -q -o g.devices").code == 0
+    assert bag_of(top / "g.devices").tensors["delay"].tolist() == [[0, 10.5, 30], [10.5, 0, 40.5], [30, 40.5, 0]]
+    done = sh("kvtools devices --delay pings/raw_ParisPing.csv -o h.devices", pipefail=False)
+    assert (done.code, done.err.count("\n")) == (65, 1)
+
+
+def test_real_pings_of_three_cities(sh, data, tmp_path):
+    done = sh(f"kvtools devices --delay {data}/net/wondernetwork --rtt --symmetrize -o f.devices")
+    assert done.code == 0
+    apart = bag_of(tmp_path / "f.devices").tensors["delay"]
+    assert apart.shape == (3, 3)  # Paris, Sydney, Tokyo
+    assert 100 < apart[0, 1] < 200
+    done = sh(f"kvtools devices --delay {data}/net/wondernetwork/raw_TokyoPing.csv --rtt --symmetrize -q -o g.devices")
+    assert (done.code, len(bag_of(tmp_path / "g.devices").tensors["labels"])) == (0, 248)  # and Tokyo
+
+
 def test_a_matrix_that_is_lopsided_is_mended_where_asked(sh, top):
     (top / "m.txt").write_text("0 10 3\n30 0 nan\n3 nan 0\n")
     done = sh("kvtools devices --delay m.txt", pipefail=False)
@@ -114,6 +143,8 @@ BAD = {
     "a negative delay": ("--delay m.txt", {"m.txt": "0 -1\n-1 0\n"}, 65, "-1 ms from 0 to 1 found"),
     "an asymmetric matrix": ("--delay m.txt", {"m.txt": "0 1\n9 0\n"}, 65, "asymmetric (from 0 to 1 1 ms, back 9 ms)"),
     "a ragged matrix": ("--delay m.txt", {"m.txt": "0 1\n9\n"}, 65, "row 2: 1 numbers found, 2 expected"),
+    "a folder without pings": ("--delay empty", {"empty/x.txt": ""}, 65, "empty: no file *Ping.csv in it"),
+    "a ping without a number": ("--delay p.csv", {"p.csv": f"{PINGS}Bern,1km,1,soon,1,1,1\n"}, 65, "row 2: a city and"),
     "too many devices": ("--data digits.csv --devices 5000", {}, 2, "5000 devices found, from 1 to the 96"),
     "too many classes": ("--data digits.csv --devices 5 --partition classes:9", {}, 2, "9 classes a device found, at most 4"),
     "no such partition": ("--data digits.csv --devices 5 --partition sorted", {}, 2, "iid, shards:S"),
@@ -138,6 +169,7 @@ BAD = {
 def test_what_makes_no_sense_is_refused_in_one_line(sh, top, name):
     options, files, code, words = BAD[name]
     for path, text in files.items():
+        (top / path).parent.mkdir(exist_ok=True)
         (top / path).write_text(text)
     done = sh(f"kvtools devices {options} -o out.devices", pipefail=False)
     assert (done.code, done.err.count("\n")) == (code, 1), done.err

@@ -50,6 +50,22 @@ def test_it_learns_and_deep_models_do_too(sh, fleet):
         assert lines_of(fleet / f"{model}.jsonl")[-1]["accuracy"] > 0.4
 
 
+def test_models_of_a_recipe_and_of_ones_own_are_trained_and_described(sh, fleet):
+    (fleet / "m.toml").write_text('[[layers]]\nkind = "linear"\nwidth = 12\n[[layers]]\nkind = "relu"\n')
+    (fleet / "own.py").write_text(
+        "from torch import nn\n\n\ndef net(shape, n_classes):\n    return nn.Linear(shape[0], n_classes)\n"
+    )
+    train = "; ".join(f"{TRAIN} --rounds 2 --model {words} -o {name}.model" for name, words in (
+        ("a", "m.toml"), ("b", "mlp:12"), ("c", "own.py:net")
+    ))  # fmt: skip
+    assert (sh(train).code, sh(train + " --force", pipefail=False).err.count("\n")) == (0, 2)
+    a, b, c = (open_artifact(str(fleet / f"{name}.model")) for name in "abc")
+    for name, array in a.tensors.items():
+        assert array == pytest.approx(b.tensors[name], abs=1e-5)
+    assert a.fields["architecture"] == {"layers": [{"kind": "linear", "width": 12}, {"kind": "relu"}]}
+    assert (c.fields["architecture"], sorted(c.tensors)) == ("own.py:net", ["bias", "weight"])
+
+
 def test_the_same_seed_gives_the_same_bytes_whatever_the_chunk(sh, fleet):
     assert sh(f"{TRAIN} -o a.model && {TRAIN} --chunk 3 -o b.model && cmp a.model b.model").code == 0
     assert (
@@ -107,9 +123,13 @@ BAD = {
     "a tree of others": (TRAIN.replace("f.devices", "few.devices"), 65, "5 devices found, the 20 of f.tree"),
     "devices for a tree": (TRAIN.replace("f.tree", "f.devices"), 65, "device found, tree expected"),
     "other data": (f"{TRAIN.replace('digits.csv', 'other.csv')}", 65, "of which f.devices was made"),
-    "no such model": (f"{TRAIN} --model resnet", 2, "softmax, mlp:WIDTH[,WIDTH] or cnn expected"),
+    "no such model": (f"{TRAIN} --model resnet", 2, "softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml or FILE.py:NAME expected"),
+    "no such recipe": (f"{TRAIN} --model none.toml", 66, "--model none.toml: no such file"),
+    "a recipe of nothing": (f"{TRAIN} --model digits.toml", 2, "layers alone expected"),
     "no images": (f"{TRAIN} --model cnn", 2, "samples of (3,) found"),
     "no such failure": (f"{TRAIN} --fail fire@3", 2, "'fire@3' found"),
+    "no failures to compare with": (f"{TRAIN} --compare", 2, "--compare without --fail found"),
+    "a join of a range": (f"{TRAIN} --fail join:2@3-5", 2, "one step expected, from which they are there"),
     "failures without a tree": (f"{TRAIN} --fail root@3 --algorithm gossip", 2, "failures with gossip found"),
     "too many ratios": (f"{TRAIN} --ratios 1,2,3,1", 2, "3 counts, the last of them 1"),
 }  # fmt: skip
@@ -120,8 +140,29 @@ def test_what_makes_no_sense_is_refused_in_one_line(sh, fleet, name):
     line, code, words = BAD[name]
     text = (fleet / "digits.csv").read_text()
     (fleet / "other.csv").write_text(text.replace(",3\n", ",2\n", 1))
+    (fleet / "digits.toml").write_text("depth = 3\n")
     sh("kvtools devices --data digits.csv --coordinates p.npy --devices 5 -o few.devices")
     done = sh(f"{line} -o out.model", pipefail=False)
     assert (done.code, done.err.count("\n")) == (code, 1), done.err
     assert words in done.err
     assert not (fleet / "out.model").exists()
+
+
+def test_what_failures_cost_is_logged_against_the_run_without(sh, fleet):
+    script = "leaf:30%@2-4,aggregator:1@3,root@6,repeat:20%@2-9,reorder@1-9,join:2@4"
+    done = sh(f"{TRAIN} --rounds 3 --fail {script} --regroup 0.7 --compare -o a.model --log a.jsonl")
+    assert done.code == 0
+    assert sh(f"{TRAIN} --rounds 3 -o b.model --log b.jsonl").code == 0
+    ill, well = (lines_of(fleet / f"{name}.jsonl") for name in "ab")
+    for one, other in zip(ill, well, strict=True):
+        assert one["accuracy_lost"] == pytest.approx(other["accuracy"] - one["accuracy"], abs=1e-6)
+        assert one["simulated_s_lost"] == pytest.approx(one["simulated_s"] - other["simulated_s"], abs=1e-5)
+    assert done.err.splitlines()[-1].startswith("kvtools etree-train: failures cost ")
+    assert any(" devices before, " in line for line in done.err.splitlines())
+
+
+def test_repeated_and_reordered_messages_leave_the_model_as_it_is(sh, fleet):
+    made = sh(f"{TRAIN} --rounds 2 -o a.model && {TRAIN} --rounds 2 --fail repeat:50%@1-9,reorder@1-9 -o b.model")
+    assert (made.code, made.err) == (0, "")
+    a, b = (open_artifact(str(fleet / f"{name}.model")).tensors for name in "ab")
+    assert all(np.array_equal(a[name], b[name]) for name in a)

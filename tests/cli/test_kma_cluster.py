@@ -91,3 +91,19 @@ def test_what_makes_no_sense_is_refused_in_one_line(sh, fleet, name):
     assert (done.code, done.err.count("\n")) == (code, 1), done.err
     assert words in done.err
     assert not (fleet / "out.tree").exists()
+
+
+def test_devices_that_join_leave_the_other_groups_alone(sh, fleet):
+    points = np.load(fleet / "p.npy")
+    np.save(fleet / "q.npy", np.concatenate([points, points[:3] + 0.1]))
+    make = "kvtools devices --coordinates q.npy -o g.devices && kvtools kma-cluster -k 5 --method k-medoids f.devices -o f.tree"
+    done = sh(f"{make} && kvtools kma-cluster --since f.tree --slack 2 g.devices -o g.tree")
+    assert (done.code, done.err) == (0, "")
+    before, after = (open_artifact(str(fleet / f"{name}.tree")) for name in "fg")
+    joined = set((after.tensors["parent"][40:43] - 43).tolist())
+    same = [i for i in range(40) if before.tensors["parent"][i] - 40 not in joined]
+    assert same
+    assert [after.tensors["parent"][i] - 43 for i in same] == [before.tensors["parent"][i] - 40 for i in same]
+    assert json.loads(sh("kvtools info --json g.tree").out)["k"] == 5
+    done = sh("kvtools kma-cluster --since g.tree f.devices", pipefail=False)
+    assert (done.code, done.err.count("\n")) == (2, 1)

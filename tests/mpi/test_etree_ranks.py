@@ -40,7 +40,14 @@ def test_a_fault_is_told_once_and_ends_all(sh, fleet):
 
 
 @pytest.mark.parametrize(
-    "options", ["--model mlp:9", "--algorithm grouped", "--algorithm gossip", "--secure --fail root@3,leaf:10%@2"]
+    "options",
+    [
+        "--model mlp:9",
+        "--algorithm grouped",
+        "--algorithm gossip",
+        "--secure --fail root@3,leaf:10%@2",
+        "-q --fail leaf:40%@2-3,aggregator:1@2,late:20%@3,repeat:50%@1-4,reorder@1-4 --late carry --regroup 0.8 --compare",
+    ],
 )
 def test_models_do_not_depend_on_the_number_of_ranks(sh, fleet, options):
     assert sh("kvtools kma-cluster -k 7 --levels 3,1 --method k-medoids f.devices -o f.tree").code == 0

@@ -14,7 +14,8 @@ from kvtools.etree.labelled import read_labelled
 from kvtools.etree.local import Trainer
 from kvtools.etree.models import build
 from kvtools.etree.partition import histogram, partition
-from kvtools.etree.tree import grow
+from kvtools.etree.regroup import joined
+from kvtools.etree.tree import _tree, grow
 
 METHODS = ["kma", "kma-code", "k-medoids", "accuracy-only", "random", "contiguous"]
 
@@ -168,3 +169,37 @@ def test_on_real_data_kma_leaves_labels_as_k_medoids_does(data, form, least, mos
     assert gaps.min() > least - 0.12, gaps
     assert gaps.max() < most + 0.12, gaps
     assert np.abs(gaps[:, 1:] - gaps[:, :1]).max() < 0.15, gaps
+
+
+@pytest.mark.parametrize(("n_new", "slack"), [(6, 3.0), (30, 0.1)])
+def test_devices_that_join_change_only_the_groups_they_join(n_new, slack):
+    delays = delays_of(80 + n_new, 5)
+    old = delays.take(np.arange(80))
+    tree = grow(kma.cluster("k-medoids", old, 8, seed=0), old, [3, 1], [1, 4, 2, 1], 0, kma.Alone())
+    found = joined(tree, delays, slack, 0)
+    _tree(found.tensors())  # as strictly as a tree is read
+    nearest = delays.nearest(tree.device[tree.nodes(1)].astype(np.int64), np.arange(80, 80 + n_new))
+    untouched = np.flatnonzero(~np.isin(tree.group, nearest))
+    assert len(untouched) or n_new > 6
+    assert np.array_equal(found.group[untouched], tree.group[untouched])
+    assert np.array_equal(found.order[untouched], tree.order[untouched])
+    sizes = np.bincount(found.group)
+    if slack > 1:
+        assert len(sizes) == 8
+        assert np.array_equal(found.group[80:], nearest)
+    else:
+        assert len(sizes) > 8
+    for k in range(len(sizes)):
+        members = np.flatnonzero(found.group == k)
+        node = 80 + n_new + k
+        assert found.order[found.device[node]] == 0
+        assert sorted(found.order[members].tolist()) == list(range(len(members)))
+
+
+def test_nobody_joins_and_nothing_changes():
+    delays = delays_of(40, 2)
+    tree = grow(kma.cluster("k-medoids", delays, 5, seed=0), delays, [1], [1, 4, 1], 0, kma.Alone())
+    found = joined(tree, delays, 0.2, 0)
+    assert all(np.array_equal(array, found.tensors()[name]) for name, array in tree.tensors().items())
+    with pytest.raises(ValueError, match="39 devices found, at least the 40"):
+        joined(tree, delays.take(np.arange(39)), 0.2, 0)

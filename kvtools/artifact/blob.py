@@ -44,16 +44,23 @@ def canonical(value: Any) -> bytes:
     return text.encode("utf-8")
 
 
-def header(specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]], fields: Mapping[str, Any]) -> tuple[bytes, list[str]]:
+def header(
+    specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    fields: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[bytes, list[str]]:
     """Header bytes (length prefix included) and the tensor names in stored order.
 
-    specs: name → (dtype, shape). fields: what the `kvtools` key holds. Raises ValueError for a dtype without a name.
+    specs: name → (dtype, shape). fields: what the `kvtools` key holds. metadata: all keys, in place of that one, for files that
+    are not a bag. Raises ValueError for a dtype without a name.
     """
     for name, (dtype, _) in specs.items():
         if dtype not in NAMES:
             raise ValueError(f"{name}: dtype {dtype} found, one of {', '.join(DTYPES)} expected")
     order = sorted(specs, key=lambda name: (-_RANK[specs[name][0]], name))
-    entries: dict[str, Any] = {"__metadata__": {"kvtools": canonical(fields).decode("utf-8")}}
+    words = {"kvtools": canonical(fields).decode("utf-8")} if metadata is None else dict(metadata)
+    entries: dict[str, Any] = {"__metadata__": words}
     begin = 0
     for name in order:
         dtype, shape = specs[name]

@@ -126,7 +126,7 @@ class Sink:
             os.fsync(self._fd)
             os.replace(self._partial, self.dst)
             self._partial = None
-            _sync_directory(Path(self.dst).parent)
+            sync(Path(self.dst).parent)
         os.close(self._fd)
 
     def abandon(self) -> None:
@@ -202,7 +202,8 @@ def widen_pipe(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
-def _sync_directory(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a directory's entries, are on disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -69,8 +69,8 @@ def _print_table(src: str, line: dict[str, Any], steps: list[str]) -> None:
             typer.echo(f"{'quality':<8} {name:<16} {_rounded(value)}")
     for name, state in line.get("pathways", {}).items():
         typer.echo(f"{'pathway':<8} {name:<16} {state}")
-    for name in ("parameters", "step", "validation"):
-        if isinstance(line.get(name), int | float):
+    for name in ("parameters", "stage", "step", "loss", "validation"):
+        if isinstance(line.get(name), int | float | str):
             typer.echo(f"{'model':<8} {name:<16} {_rounded(line[name])}")
     for step in steps:
         typer.echo(f"{'history':<8} {step}")

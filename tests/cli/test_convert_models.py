@@ -1,0 +1,380 @@
+"""Models of other people's making in, and out again as they want them; every tensor accounted for, nothing half written."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from kvtools.artifact import open_artifact
+from kvtools.artifact.directory import read_directory
+from kvtools.keye.checkpoint import fill, load, open_weights, save, to_torch
+from kvtools.keye.huggingface import config_of
+from kvtools.keye.layouts import Shapes
+from kvtools.keye.model import Keye
+from kvtools.keye.sizes import Architecture, LanguageShape, VisionShape
+
+transformers = pytest.importorskip("transformers")
+
+QWEN = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "bos_token_id": None, "eos_token_id": None,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}  # fmt: skip
+EYES = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
+WORDS = {
+    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50,
+    "max_position_embeddings": 8, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+KEYE = Architecture(
+    VisionShape(24, 40, 2, 2, table_side=4), LanguageShape(32, 48, 2, 4, 2, 16, 97), image_token=95, video_token=96
+)
+UNUSED = {
+    "visual.vision_model.embeddings.packing_position_embedding.weight": (64, 24),
+    "visual.vision_model.head.probe": (1, 1, 24),
+    "visual.vision_model.head.mlp.fc1.bias": (40,),
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def info(bag):
+    from kvtools.artifact.summary import summarize
+
+    return summarize(bag)
+
+
+def qwen(path, *, shard="50GB", **changes):
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**QWEN, **changes})).eval()
+    model.save_pretrained(path, max_shard_size=shard)
+    return model
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=torch.arange(40).view(2, 20)).logits
+
+
+def write_safetensors(path, tensors):
+    from safetensors.torch import save_file
+
+    save_file(tensors, str(path), metadata={"format": "pt"})
+
+
+def read_safetensors(path):
+    from safetensors.torch import load_file
+
+    return load_file(str(path))
+
+
+@pytest.fixture
+def keye(tmp_path):
+    """A directory as the published Keye-VL's, in bfloat16, with what its model does not use."""
+    model = Keye(KEYE).bfloat16()
+    folder = tmp_path / "keye"
+    folder.mkdir()
+    tensors = dict(model.state_dict()) | {name: torch.randn(shape).bfloat16() for name, shape in UNUSED.items()}
+    write_safetensors(folder / "model.safetensors", tensors)
+    shapes = Shapes("keye", KEYE.vision, KEYE.language, None, KEYE)
+    source = {"auto_map": {"AutoModel": "modeling_keye.KeyeForConditionalGeneration"}, "something_else": [1]}
+    (folder / "config.json").write_text(json.dumps(config_of(shapes, source, "bfloat16")))
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    (folder / "modeling_keye.py").write_text("raise SystemExit\n")
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shard", ["50GB", "20KB"])
+def test_qwen3_in_and_out_gives_the_same_logits(kv, tmp_path, tied, shard):
+    theirs = qwen(tmp_path / "in", shard=shard, tie_word_embeddings=tied)
+    assert (tmp_path / "in" / "model.safetensors.index.json").exists() == (shard == "20KB")
+    assert kv("convert in -o m.safetensors", "check m.safetensors", "convert m.safetensors -o out/") == (0, "")
+    again = transformers.Qwen3ForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").eval()
+    assert torch.equal(logits(theirs), logits(again))
+    line = info("m.safetensors")
+    assert (line["system"], line["layout"], line["architecture"]["language"]["tied"]) == ("keye", "qwen3", tied)
+    history = open_weights(str(tmp_path / "out")).history
+    assert [(step["command"], step["argv"]) for step in history] == [("convert", ["in"]), ("convert", ["m.safetensors"])]
+
+
+def test_a_directory_is_cut_into_files_as_asked(kv, tmp_path):
+    theirs = qwen(tmp_path / "in")
+    assert kv("convert in --file-size 20kB -o out/") == (0, "")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 3
+    assert all((tmp_path / "out" / name).stat().st_size < 24_000 for name in files)
+    assert index["metadata"]["total_size"] == sum(x.numel() * 4 for x in theirs.parameters())
+    again = transformers.Qwen3ForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(logits(theirs), logits(again))
+
+
+def test_siglip_whole_in_and_out_gives_the_same_logits(sh, tmp_path):
+    config = transformers.SiglipConfig(text_config=WORDS, vision_config=EYES)
+    theirs = transformers.SiglipModel(config).eval()
+    theirs.save_pretrained(tmp_path / "in")
+    assert sh("kvtools convert in | kvtools convert - -o out/").code == 0
+    again = transformers.SiglipModel.from_pretrained(tmp_path / "out").eval()
+    given = {"input_ids": torch.arange(16).view(2, 8), "pixel_values": torch.randn(2, 3, 56, 56)}
+    with torch.no_grad():
+        assert torch.equal(theirs(**given).logits_per_text, again(**given).logits_per_text)
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+def test_siglips_vision_model_in_and_out_gives_the_same_features(kv, tmp_path, has_head, prefix):
+    theirs = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**EYES, vision_use_head=has_head)).eval()
+    theirs.save_pretrained(tmp_path / "in")
+    tensors = read_safetensors(tmp_path / "in" / "model.safetensors")
+    write_safetensors(tmp_path / "in" / "model.safetensors", {prefix + name: x for name, x in tensors.items()})
+    assert kv("convert in -o m.safetensors", "convert m.safetensors -o out/") == (0, "")
+    again = transformers.SiglipVisionModel.from_pretrained(tmp_path / "out").eval()
+    given = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        assert torch.equal(theirs(given).last_hidden_state, again(given).last_hidden_state)
+
+
+def test_keye_in_and_out_keeps_every_tensor_and_the_config(kv, tmp_path, keye):
+    code, told = kv("convert keye -o m.safetensors", "check m.safetensors", "convert -q m.safetensors -o out/")
+    assert code == 0
+    assert "3 tensors that the model does not use go along: visual.vision_model.embeddings.packing_position" in told
+    assert "left behind: modeling_keye.py" in told
+    before, after = (read_safetensors(folder / "model.safetensors") for folder in (keye, tmp_path / "out"))
+    assert set(before) == set(after)
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.bfloat16 for name in before)
+    assert json.loads((keye / "config.json").read_text()) == json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (keye / "tokenizer.json").read_bytes()
+    line = info("m.safetensors")
+    assert line["unused"] == sorted(UNUSED)
+    assert line["parameters"] == sum(p.numel() for p in Keye(KEYE).parameters())
+    assert line["tensors"]["tokenizer.json"] == ["U8", [13]]
+
+
+def test_a_model_is_loaded_as_it_was_saved_from_either_form(kv, tmp_path, keye):
+    kv("convert -q keye -o m.safetensors")
+    from_directory, from_bag = load(str(keye)), load(str(tmp_path / "m.safetensors"), dtype=torch.float32)
+    assert from_directory.tokenizer_json == from_bag.tokenizer_json == b'{"model": {}}'
+    assert from_bag.model.arch == from_directory.model.arch == KEYE
+    for name, x in from_directory.model.state_dict().items():
+        assert x.dtype == torch.bfloat16
+        assert torch.equal(x.float(), from_bag.model.state_dict()[name])
+    with torch.no_grad():  # weights are the model's own: a mapped file cannot be written to
+        from_directory.model.model.norm.weight.add_(1)
+
+
+def test_what_was_trained_is_saved_with_what_it_came_with(tmp_path, keye):
+    from kvtools.artifact.directory import new_directory
+    from kvtools.artifact.files import Sink
+
+    loaded = load(str(keye))
+    told = {"stage": "alignment", "step": 7, "recipe": {"lr": 0.1}}
+    save(Sink(str(tmp_path / "m")), loaded.model, tokenizer_json=b"{}", told=told, history=[{"id": "a"}], like=loaded.weights)
+    again = load(str(tmp_path / "m"))
+    assert (again.fields["stage"], again.fields["step"], again.fields["config"]) == ("alignment", 7, {"lr": 0.1})
+    assert (again.tokenizer_json, again.history) == (b"{}", [{"id": "a"}])
+    assert set(again.weights.unused) == set(UNUSED)
+    with new_directory(str(tmp_path / "d")) as folder:
+        save(folder, again.model, tokenizer_json=None, told=again.weights.told, history=again.history, like=again.weights)
+    last = load(str(tmp_path / "d"))
+    assert (last.fields["stage"], last.history, last.tokenizer_json) == ("alignment", [{"id": "a"}], b"{}")
+    assert open_artifact(str(tmp_path / "m")).fields["config"] == {"lr": 0.1}
+
+
+def test_a_keye_begins_from_qwen3_and_siglip(tmp_path):
+    theirs = qwen(tmp_path / "q")
+    eyes = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**EYES))
+    eyes.save_pretrained(tmp_path / "s")
+    model = Keye(KEYE)
+    filled = fill(model, open_weights(str(tmp_path / "q"))) + fill(model, open_weights(str(tmp_path / "s")))
+    rest = {name for name in model.state_dict() if name not in filled}
+    assert all(name.startswith("mlp_AR.") for name in rest)
+    assert torch.equal(model.lm_head.weight, theirs.lm_head.weight)
+    wanted = eyes.state_dict()
+    prefix = next(name for name in wanted if name.endswith("post_layernorm.bias")).removesuffix("post_layernorm.bias")
+    assert torch.equal(model.tower.post_layernorm.bias, wanted[prefix + "post_layernorm.bias"])
+    qwen(tmp_path / "wide", hidden_size=64)
+    with pytest.raises(ValueError, match=r"\[97, 64\] found, \[97, 32\] expected"):
+        fill(model, open_weights(str(tmp_path / "wide")))
+
+
+def test_precisions_and_values_are_kept_bit_for_bit(kv, tmp_path):
+    theirs = qwen(tmp_path / "x").bfloat16()
+    theirs.save_pretrained(tmp_path / "in")
+    assert kv("convert in -o m.safetensors") == (0, "")
+    bag = open_artifact(str(tmp_path / "m.safetensors"))
+    for name, x in theirs.state_dict().items():
+        assert torch.equal(to_torch(bag.tensors[name], None), x)
+
+
+def damaged(case, folder):
+    """Do one thing wrong to a directory; returns what the command's line must say."""
+    path, config = folder / "model.safetensors", folder / "config.json"
+    tensors = read_safetensors(path)
+    words = json.loads(config.read_text())
+    if case == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+        return "do not fit its shape"
+    if case == "cut in the header":
+        path.write_bytes(path.read_bytes()[:50])
+        return "announced in a blob of 50"
+    if case == "empty":
+        path.write_bytes(b"")
+        return "an empty file found"
+    if case == "huge header":
+        path.write_bytes((1 << 50).to_bytes(8, "little") + path.read_bytes()[8:])
+        return "header of 1125899906842624 bytes"
+    if case == "missing tensor":
+        del tensors["model.norm.weight"]
+        write_safetensors(path, tensors)
+        return "model.norm.weight missing"
+    if case == "unknown tensor":
+        write_safetensors(path, tensors | {"model.extra.weight": torch.ones(2), "zeta": torch.ones(1)})
+        return "model.extra.weight, zeta unknown"
+    if case == "unknown and missing":
+        tensors["model.nrom.weight"] = tensors.pop("model.norm.weight")
+        write_safetensors(path, tensors)
+        return "model.nrom.weight unknown; model.norm.weight missing"
+    if case == "shape":
+        write_safetensors(path, tensors | {"model.norm.weight": torch.ones(31)})
+        return "model.norm.weight: [31] found, [32] of the config expected"
+    if case == "integers":
+        write_safetensors(path, tensors | {"model.norm.weight": torch.ones(32, dtype=torch.int8)})
+        return "model.norm.weight: I8 found, one of F32"
+    if case == "too many layers":
+        config.write_text(json.dumps(words | {"num_hidden_layers": 10**9}))
+        return "2 layers found, 1000000000 of the config expected"
+    if case == "huge width":
+        config.write_text(json.dumps(words | {"hidden_size": 1 << 39}))
+        return "expected"
+    if case == "negative":
+        config.write_text(json.dumps(words | {"vocab_size": -3}))
+        return "vocab_size: -3 found, a count expected"
+    if case == "model_type":
+        config.write_text(json.dumps(words | {"model_type": "llama"}))
+        return "model_type 'llama' found, Keye, qwen3, siglip"
+    if case == "activation":
+        config.write_text(json.dumps(words | {"hidden_act": "gelu"}))
+        return "hidden_act 'gelu' found, 'silu' expected"
+    if case == "scaled":
+        config.write_text(json.dumps(words | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}))
+        return "rope_type 'yarn' found"
+    if case == "config":
+        config.write_text("{")
+        return "config.json: not JSON"
+    if case == "tied and different":
+        config.write_text(json.dumps(words | {"tie_word_embeddings": True}))
+        return "lm_head.weight: differs from model.embed_tokens.weight"
+    if case == "pickle":
+        path.rename(folder / "pytorch_model.bin")
+        return "pytorch_model.bin: a pickle found, which runs code when read; safetensors expected"
+    if case == "no weights":
+        path.unlink()
+        return "no safetensors file found"
+    if case == "two files":
+        shutil.copy(path, folder / "a.safetensors")
+        path.rename(folder / "b.safetensors")
+        return "2 safetensors files found without model.safetensors.index.json"
+    index = {"weight_map": dict.fromkeys(tensors, "model.safetensors")}
+    if case == "index names a missing shard":
+        index["weight_map"]["model.norm.weight"] = "model-00002.safetensors"
+        told = "model-00002.safetensors named, which is not there"
+    elif case == "index names a path":
+        index["weight_map"]["model.norm.weight"] = "../x.safetensors"
+        told = "../x.safetensors named, which is not there"
+    elif case == "index knows more":
+        index["weight_map"]["model.more"] = "model.safetensors"
+        told = "model.more: missing, though model.safetensors.index.json names it"
+    elif case == "index knows less":
+        del index["weight_map"]["model.norm.weight"]
+        told = "model.norm.weight: found, though model.safetensors.index.json knows nothing"
+    else:
+        index, told = {"weight_map": 3}, "no weight_map"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return told
+
+
+CASES = [
+    "truncated", "cut in the header", "empty", "huge header", "missing tensor", "unknown tensor", "unknown and missing",
+    "shape",
+    "integers", "too many layers", "huge width", "negative", "model_type", "activation", "scaled", "config",
+    "tied and different", "pickle", "no weights", "two files", "index names a missing shard", "index names a path",
+    "index knows more", "index knows less", "index is nonsense",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "in"
+    qwen(folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_directory_that_does_not_hold_together_is_refused(kv, tmp_path, whole, case):
+    folder = tmp_path / "in"
+    shutil.copytree(whole, folder)
+    expected = damaged(case, folder)
+    code, told = kv("convert in -o m.safetensors")
+    assert code == 65, told
+    assert expected in told
+    assert told.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_bag_whose_weights_were_changed_is_refused(kv, tmp_path):
+    qwen(tmp_path / "in")
+    kv("convert in -o m.safetensors", "convert m.safetensors -o first/")
+    data = bytearray((tmp_path / "m.safetensors").read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "m.safetensors").write_bytes(data)
+    code, told = kv("convert m.safetensors -o out/")
+    assert (code, "differs from its crc32" in told) == (65, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "in", "m.safetensors"]
+
+
+def test_a_directory_is_overwritten_when_told_and_only_a_models(kv, tmp_path):
+    qwen(tmp_path / "in")
+    assert kv("convert in -o out/") == (0, "")
+    assert kv("convert in -o out/") == (73, "kvtools convert: out/: exists already. Give --force to overwrite it.\n")
+    (tmp_path / "out" / "stale.txt").write_text("x")
+    assert kv("convert --force in -o out/") == (0, "")
+    assert not (tmp_path / "out" / "stale.txt").exists()
+    (tmp_path / "home" / "deep").mkdir(parents=True)
+    (tmp_path / "home" / "config.json").write_text("{}")
+    assert "no model's directory" in kv("convert --force in -o home/")[1]
+    (tmp_path / "empty").mkdir()
+    assert kv("convert in -o empty/") == (0, "")
+    assert kv("convert in -o in/")[0] == 2
+    assert kv("convert --column user=a in -o x")[0] == 2
+    assert kv("convert in -o nowhere/x/")[0] == 73
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "home", "in", "out"]
+
+
+def test_equal_models_give_equal_bytes(kv, tmp_path):
+    qwen(tmp_path / "in")
+    assert kv("convert in -o a", "convert in -o b", "convert a -o x/", "convert b -o y/") == (0, "")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    x, y = (read_directory(str(tmp_path / name)) for name in "xy")
+    assert all(np.array_equal(x.tensors[name], y.tensors[name]) for name in x.tensors)
+
+
+def test_what_is_no_model_is_told(kv, tmp_path):
+    assert kv("convert nowhere -o out/")[0] == 66
+    (tmp_path / "d").mkdir()
+    assert "no config.json" in kv("convert d -o m")[1]
+    write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(2)})
+    code, told = kv("convert x.safetensors -o out/")
+    assert (code, "a model of keye expected" in told) == (65, True)

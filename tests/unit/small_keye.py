@@ -1,0 +1,52 @@
+"""Very small Keye-VL models and rows, made with a seed."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from kvtools.keye.model import Keye
+from kvtools.keye.rope import positions
+from kvtools.keye.sizes import Architecture, LanguageShape, VisionShape
+
+IMAGE, VIDEO = 48, 49
+ARCH = Architecture(
+    VisionShape(width=24, hidden=40, layers=2, heads=2, table_side=5),
+    LanguageShape(width=32, hidden=48, layers=2, heads=4, kv_heads=2, head_dim=16, vocabulary=50),
+    image_token=IMAGE,
+    video_token=VIDEO,
+)
+
+
+def model(seed=0, *, vision=None, language=None):
+    torch.manual_seed(seed)
+    arch = replace(ARCH, vision=replace(ARCH.vision, **vision or {}), language=replace(ARCH.language, **language or {}))
+    return Keye(arch).eval()
+
+
+def pixels(grids, seed=0):
+    n = sum(t * h * w for t, h, w in grids)
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, 14, 14), dtype=np.uint8))
+
+
+def conversation(*parts, seed=0):
+    """Text by its length, visual items by their grids: tokens int64 (S,), positions int32 (3, S), grids."""
+    rng = np.random.default_rng(seed)
+    words, grids, seconds = [], [], []
+    for part in parts:
+        if isinstance(part, int):
+            words.append(rng.integers(0, 48, part))
+        else:
+            frames, rows, columns = part
+            words.append(np.full(frames * rows * columns // 4, VIDEO if frames > 1 else IMAGE))
+            grids.append(part)
+            seconds.append(np.arange(frames) / 2)
+    tokens = np.concatenate(words)
+    return torch.from_numpy(tokens), torch.from_numpy(positions(tokens, IMAGE, VIDEO, grids, seconds)), grids
+
+
+def row(*conversations):
+    """Conversations packed: tokens, positions, starts, grids."""
+    tokens, places, grids = zip(*conversations, strict=True)
+    starts = np.cumsum([0, *map(len, tokens)])[:-1].tolist()
+    return torch.cat(tokens), torch.cat(places, 1), starts, [grid for part in grids for grid in part]

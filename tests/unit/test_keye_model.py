@@ -1,0 +1,354 @@
+"""Keye-VL as a whole: what is packed, cached or computed again gives what the plain way gives."""
+
+import numpy as np
+import pytest
+import torch
+from small_keye import ARCH, conversation, model, pixels, row
+
+from kvtools.keye.attention import Segments, attend
+from kvtools.keye.language import Cache
+from kvtools.keye.layers import RMSNorm
+from kvtools.keye.matching import BIAS, LOG_SCALE, Matching, sigmoid_loss
+from kvtools.keye.sizes import SIZES, Architecture, LanguageShape, TextShape, VisionShape
+
+EXACT = 1e-5  # float32, products in another order
+
+
+def states(keye, tokens, places, starts, grids, **more):
+    seen = keye.see(pixels(grids), grids) if grids else None
+    return keye.hidden(tokens, places, starts, seen, **more)
+
+
+@pytest.fixture
+def packed():
+    return row(
+        conversation(3, (1, 4, 6), 5, seed=1), conversation(7, seed=2), conversation(2, (3, 4, 2), 2, (1, 2, 2), 1, seed=3),
+        conversation(7, seed=4), conversation(14, seed=5), conversation(7, seed=6),
+    )  # fmt: skip
+
+
+def test_packed_rows_are_rows_alone(packed):
+    keye = model()
+    tokens, places, starts, grids = packed
+    with torch.no_grad():
+        seen = keye.see(pixels(grids), grids)
+        together = keye.hidden(tokens, places, starts, seen)
+        n_visual = 0
+        for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+            mine = slice(start, end)
+            n_mine = int((tokens[mine] >= 48).sum())
+            alone = keye.hidden(tokens[mine], places[:, mine], [0], seen[n_visual : n_visual + n_mine])
+            n_visual += n_mine
+            assert (alone - together[mine]).abs().max() <= EXACT
+
+
+def test_a_changed_segment_changes_no_other(packed):
+    keye = model()
+    tokens, places, starts, grids = packed
+    with torch.no_grad():
+        before = states(keye, tokens, places, starts, grids)
+        changed = tokens.clone()
+        changed[starts[3] : starts[4]] = (changed[starts[3] : starts[4]] + 1) % 40
+        after = states(keye, changed, places, starts, grids)
+    is_same = (before == after).all(1)
+    assert is_same[: starts[3]].all()
+    assert is_same[starts[4] :].all()
+    assert not is_same[starts[3] : starts[4]].any()
+
+
+def test_no_token_sees_a_later_one():
+    keye = model()
+    tokens, places, _ = conversation(9)
+    with torch.no_grad():
+        before = keye.hidden(tokens, places, [0])
+        tokens[6] += 1
+        after = keye.hidden(tokens, places, [0])
+    assert (before[:6] - after[:6]).abs().max() <= EXACT
+    assert (before[6:] - after[6:]).abs().max() > EXACT
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_items_packed_are_items_alone_and_frames_attend_as_told(joint):
+    keye = model(vision={"joint": joint})
+    grids = [(2, 4, 6), (1, 4, 6), (1, 6, 2), (3, 2, 2), (1, 4, 6)]
+    x = pixels(grids)
+    with torch.no_grad():
+        together = keye.features(x, grids)
+        place = 0
+        for t, h, w in grids:
+            mine = slice(place, place + t * h * w)
+            assert (keye.features(x[mine], [(t, h, w)]) - together[mine]).abs().max() <= EXACT
+            place += t * h * w
+        frames = keye.features(x[:48], [(1, 4, 6), (1, 4, 6)])
+    is_equal = (frames - together[:48]).abs().max() <= EXACT
+    assert bool(is_equal) == (not joint)
+
+
+def test_visual_tokens_are_blocks_of_two_by_two_in_raster_order():
+    keye = model()
+    grids = [(2, 4, 6), (1, 2, 4)]
+    x = pixels(grids)
+    with torch.no_grad():
+        seen = keye.see(x, grids)
+        features = keye.features(x, grids)
+        blocks = []
+        for (t, h, w), part in zip(grids, features.split([48, 8]), strict=True):
+            grid = part.view(t, h // 2, 2, w // 2, 2, -1).permute(0, 1, 3, 2, 4, 5)
+            blocks.append(grid.reshape(-1, 24))
+        expected = keye.mlp_AR(torch.cat(blocks))
+    assert seen.shape == (12 + 2, 32)
+    assert (seen - expected).abs().max() <= EXACT
+
+
+def test_the_fixed_table_is_read_in_raster_order_up_to_its_end():
+    keye = model(vision={"interpolate": False, "rope": False})
+    x = pixels([(1, 4, 8)])
+    x[:] = x[:1]  # patches differ by their place alone
+    with torch.no_grad():
+        tall, wide = keye.features(x, [(1, 8, 4)]), keye.features(x, [(1, 4, 8)])
+        assert (tall - wide).abs().max() <= EXACT  # one-dimensional places cannot tell shapes
+        assert (tall[24:] - tall[31]).abs().max() <= EXACT  # the table holds 25
+        assert (tall[0] - tall[1]).abs().max() > EXACT
+    for vision in ({"interpolate": False}, {"rope": False}):
+        other = model(vision=vision)
+        with torch.no_grad():
+            assert (other.features(x, [(1, 8, 4)]) - other.features(x, [(1, 4, 8)])).abs().max() > EXACT
+
+
+def test_pixels_are_scaled_as_published():
+    keye = model()
+    x = pixels([(1, 2, 2)])
+    patch = keye.tower.embeddings.patch_embedding
+    with torch.no_grad():
+        expected = patch((x.double() / 255 - 0.5).float() / 0.5).flatten(1)
+        where = keye.tower.embeddings
+        zero = torch.zeros_like(where.position_embedding.weight)
+        where.position_embedding.weight.copy_(zero)
+        from kvtools.keye.vision import layout
+
+        assert (where(x, layout([(1, 2, 2)], joint=True)) - expected).abs().max() <= EXACT
+
+
+def cached(keye, tokens, places, starts, grids, cuts):
+    """The same states with a cache: cuts say after how many tokens of each conversation a call ends."""
+    ends = [*starts[1:], len(tokens)]
+    seen = keye.see(pixels(grids), grids) if grids else None
+    cache, parts = Cache(), [[] for _ in starts]
+    for number, cut in enumerate(cuts):
+        before = [0] * len(starts) if not number else cuts[number - 1]
+        spans = [(start + a, start + b) for start, a, b in zip(starts, before, cut, strict=True)]
+        where = torch.cat([torch.arange(*span) for span in spans])
+        begins = np.cumsum([0, *(b - a for a, b in spans)])[:-1].tolist()
+        out = keye.hidden(tokens[where], places[:, where], begins, None if number else seen, cache)
+        for part, found in zip(parts, out.split([b - a for a, b in spans]), strict=True):
+            part.append(found)
+    assert [start + n for start, n in zip(starts, cache.lengths, strict=True)] == ends
+    return torch.cat([torch.cat(part) for part in parts])
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_cached_decoding_is_the_full_forward(kv_heads):
+    keye = model(language={"kv_heads": kv_heads})
+    tokens, places, starts, grids = row(
+        conversation(3, (2, 4, 2), 100, seed=1), conversation(102, seed=2), conversation(1, (1, 4, 4), 99, seed=3)
+    )
+    with torch.no_grad():
+        full = states(keye, tokens, places, starts, grids)
+        # prompts at once, then a token each, then several at once, then one by one again; all grow past the cache's room
+        cuts = [(8, 2, 6), (9, 3, 7), (10, 4, 8), (30, 5, 60), *((30 + n, 5 + n, 60 + n) for n in range(1, 44))]
+        cuts.append((107, 102, 104))
+        found = cached(keye, tokens, places, starts, grids, cuts)
+    assert (found - full).abs().max() <= EXACT
+
+
+def test_a_cache_goes_on_with_the_conversations_selected():
+    keye = model()
+    one, two = conversation(6, seed=1), conversation(9, seed=2)
+    tokens, places, starts, _ = row(one, two)
+    cache = Cache()
+    with torch.no_grad():
+        keye.hidden(tokens, places, starts, cache=cache)
+        cache.select(torch.tensor([1, 1, 0]))
+        assert cache.lengths == [9, 9, 6]
+        new = torch.tensor([3, 4, 5])
+        at = torch.tensor([9, 9, 6]).expand(3, -1)
+        found = keye.hidden(new, at, [0, 1, 2], cache=cache)
+        for i, base in enumerate((two, two, one)):
+            whole = torch.cat([base[0], new[i : i + 1]])
+            assert (keye.hidden(whole, torch.arange(len(whole)).expand(3, -1), [0])[-1] - found[i]).abs().max() <= EXACT
+    with pytest.raises(ValueError, match="2 segments found, 3"):
+        keye.hidden(new[:2], at[:, :2], [0, 1], cache=cache)
+
+
+def test_visual_tokens_must_be_as_many_as_were_seen():
+    keye = model()
+    tokens, places, grids = conversation(3, (1, 4, 4), 2)
+    seen = keye.see(pixels(grids), grids)
+    with pytest.raises(ValueError, match="4 visual tokens in the row found, 3"):
+        keye.hidden(tokens, places, [0], seen[:3])
+    with pytest.raises(ValueError, match="4 visual tokens in the row found, 0"):
+        keye.hidden(tokens, places, [0])
+    with pytest.raises(ValueError, match="0 to 49 of the vocabulary"):
+        keye.hidden(tokens + 10, places, [0], seen)
+    with pytest.raises(ValueError, match="sides divisible by 2"):
+        keye.see(pixels([(1, 3, 4)]), [(1, 3, 4)])
+    with pytest.raises(ValueError, match="of the grids expected"):
+        keye.see(pixels(grids), [(1, 4, 6)])
+    with pytest.raises(ValueError, match="segments that start at"):
+        keye.hidden(tokens, places, [0, 20], seen)
+
+
+def test_gradients_are_those_of_finite_differences():
+    keye = model(vision={"joint": False}, language={"tied": True}).double()
+    tokens, places, starts, grids = row(conversation(2, (1, 2, 4), 3, seed=1), conversation(4, seed=2))
+    x = pixels(grids).double()
+
+    def loss():
+        hidden = keye.hidden(tokens, places, starts, keye.see(x, grids))
+        logits = keye.logits(hidden)
+        return torch.nn.functional.cross_entropy(logits[:-1], tokens[1:])
+
+    loss().backward()
+    rng = np.random.default_rng(0)
+    for name, parameter in keye.named_parameters():
+        assert parameter.grad is not None, name
+        for _ in range(2):
+            place = tuple(int(rng.integers(n)) for n in parameter.shape)
+            with torch.no_grad():
+                was = parameter[place].item()
+                values = []
+                for step in (1e-5, -1e-5):
+                    parameter[place] = was + step
+                    values.append(loss().item())
+                parameter[place] = was
+            slope = (values[0] - values[1]) / 2e-5
+            assert abs(slope - parameter.grad[place].item()) <= 1e-7 + 1e-4 * abs(slope), (name, place)
+
+
+def test_checkpointed_layers_give_the_same_gradients(packed):
+    tokens, places, starts, grids = packed
+    grads = []
+    for is_checkpointed in (False, True):
+        keye = model()
+        keye.checkpointing = is_checkpointed
+        assert keye.checkpointing == is_checkpointed
+        states(keye, tokens, places, starts, grids).square().mean().backward()
+        grads.append([p.grad for p in keye.parameters() if p.grad is not None])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+def test_autocast_stays_near_float32_and_gives_gradients(packed):
+    keye = model()
+    tokens, places, starts, grids = packed
+    exact = states(keye, tokens, places, starts, grids).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = states(keye, tokens, places, starts, grids)
+        assert found.dtype == torch.bfloat16
+        keye.logits(found).float().logsumexp(1).sum().backward()
+    assert (found - exact).abs().max() < 0.1  # values near 1, eight bits each, four sublayers deep
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in keye.parameters())
+
+
+def test_weights_in_bfloat16_run_without_autocast(packed):
+    keye = model().bfloat16()
+    tokens, places, starts, grids = packed
+    assert states(keye, tokens, places, starts, grids).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("starts", [[0, 3, 6, 9], [0, 5, 9, 14, 18, 23], [0, 1, 2, 700, 1400], [0]])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_attention_in_segments_is_a_mask_over_all(starts, is_causal):
+    torch.manual_seed(0)
+    n = max(starts) + 5
+    q, k, v = torch.randn(n, 4, 8), torch.randn(n, 2, 8), torch.randn(n, 2, 8)
+    found = attend(q, k, v, Segments.of(starts, n), is_causal=is_causal)
+    number = torch.bucketize(torch.arange(n), torch.tensor(starts), right=True)
+    mask = number[:, None] == number[None]
+    if is_causal:
+        mask = mask.tril()
+    score = torch.einsum("shx,thx->hst", q, k.repeat_interleave(2, 1)).double() / 8**0.5
+    share = score.masked_fill(~mask, -torch.inf).softmax(2)
+    expected = torch.einsum("hst,thx->shx", share, v.repeat_interleave(2, 1).double())
+    assert (found - expected).abs().max() <= EXACT
+
+
+def test_rms_norm_is_its_formula_and_gradient():
+    torch.manual_seed(0)
+    norm = RMSNorm(6, 1e-3).double()
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(5, 2, 6, dtype=torch.float64, requires_grad=True)
+    expected = norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    assert torch.allclose(norm(x), expected)
+    assert torch.autograd.gradcheck(norm, x)
+    assert torch.autograd.gradcheck(lambda w: torch.func.functional_call(norm, {"weight": w}, x), norm.weight)
+
+
+def test_the_loss_of_pairs_is_its_double_sum():
+    torch.manual_seed(0)
+    x, y = (torch.nn.functional.normalize(torch.randn(4, 5), dim=1) for _ in range(2))
+    total = 0.0
+    for i in range(4):
+        for j in range(4):
+            z = 1 if i == j else -1
+            total -= np.log(1 / (1 + np.exp(-z * (10 * float(x[i] @ y[j]) - 10)))) / 4
+    assert abs(float(sigmoid_loss(x, y, torch.tensor([LOG_SCALE]), torch.tensor([BIAS]))) - total) < 1e-5
+
+
+def test_texts_of_any_length_are_texts_alone_and_the_tower_goes_to_keye():
+    torch.manual_seed(0)
+    matching = Matching(ARCH.vision, TextShape(24, 40, 2, 2, 50, 16)).eval()
+    tokens, starts = torch.randint(0, 50, (25,)), [0, 4, 14, 18]
+    with torch.no_grad():
+        together = matching.texts(tokens, starts)
+        for i, (a, b) in enumerate(zip(starts, [*starts[1:], 25], strict=True)):
+            assert (matching.texts(tokens[a:b], [0])[0] - together[i]).abs().max() <= EXACT
+        grids = [(1, 4, 6), (2, 2, 2)]
+        images = matching.images(pixels(grids), grids)
+        assert torch.allclose(images.norm(dim=1), torch.ones(2))
+        assert (matching.images(pixels(grids)[:24], grids[:1])[0] - images[0]).abs().max() <= EXACT
+        keye = model()
+        told = keye.load_state_dict(matching.tower_weights(), strict=False)
+        assert not told.unexpected_keys
+        assert not any(name.startswith("visual") for name in told.missing_keys)
+        assert torch.equal(keye.features(pixels(grids), grids), matching.vision_model(pixels(grids), grids))
+    matching.loss(matching.images(pixels(grids), grids), matching.texts(tokens[:14], [0, 4])).backward()
+    assert all(p.grad is not None for p in matching.parameters())
+    with pytest.raises(ValueError, match="16 tokens below 50"):
+        matching.texts(torch.zeros(17, dtype=torch.long), [0])
+
+
+def test_sizes_tell_themselves_and_count_as_published():
+    for arch in SIZES.values():
+        assert Architecture.from_json(arch.to_json()) == arch
+    with torch.device("meta"):
+        from kvtools.keye.model import Keye
+
+        keye = Keye(SIZES["8b"])
+    parts = [sum(p.numel() for p in part.parameters()) for part in (keye.visual, keye.mlp_AR, keye.model, keye.lm_head)]
+    assert [round(n / 1e6, 1) for n in (parts[0], parts[1])] == [413.0, 40.1]
+    assert round((parts[2] + parts[3]) / 1e9, 3) == 8.191
+    names = set(keye.state_dict())
+    assert "visual.vision_model.encoder.layers.26.self_attn.out_proj.bias" in names
+    assert {"mlp_AR.pre_norm.weight", "model.layers.35.mlp.gate_proj.weight", "model.norm.weight", "lm_head.weight"} <= names
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"language": {"heads": 3, "kv_heads": 2}}, "a multiple"),
+        ({"language": {"widht": 3}}, "language: .* expected"),
+        ({"vision": {"width": "24"}}, "a count of at least 1"),
+        ({"merge": 0}, "a count of at least 1"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(change, match):
+    words = ARCH.to_json()
+    for name, value in change.items():
+        words[name] = {**words[name], **value} if isinstance(value, dict) else value
+    with pytest.raises(ValueError, match=match):
+        Architecture.from_json(words)
+    assert VisionShape(24, 40, 2, 2).head_dim == 12
+    with pytest.raises(ValueError, match="a multiple of 4"):
+        VisionShape(20, 40, 2, 2)
+    with pytest.raises(ValueError, match="a count"):
+        LanguageShape(8, 8, 1, 1, 1, 0)

@@ -1,0 +1,199 @@
+"""Other people's layouts of conversations, each brought to the one form; what cannot be understood told by its place."""
+
+import json
+
+import pytest
+
+from kvtools.faults import Corrupt
+from kvtools.keye.conversations import BAD, normal, open_conversations
+
+
+def said(document):
+    """The conversation in short: role, then texts as they are and items by their source."""
+    return [
+        (m["role"], *(p["text"] if p["type"] == "text" else {k: v for k, v in p.items() if k != "type"} for p in m["content"]))
+        for m in document["messages"]
+    ]
+
+
+LAYOUTS = {
+    "openai": (
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
+        [("user", "hi"), ("assistant", "ho")],
+    ),
+    "openai parts": (
+        {"messages": [{"role": "user", "content": [
+            {"type": "text", "text": "what"}, {"type": "image_url", "image_url": {"url": "file:///a.png"}},
+            {"type": "image_url", "image_url": "b.png"}, {"type": "input_text", "text": "!"}]}]},
+        [("user", "what", {"image": "/a.png"}, {"image": "b.png"}, "!")],
+    ),
+    "qwen parts": (
+        {"messages": [{"role": "user", "content": [
+            {"type": "video", "video": "a.mp4", "fps": 1.0, "nframes": 8, "max_pixels": 5}, {"type": "text", "text": "x"}]}]},
+        [("user", {"video": "a.mp4", "fps": 1.0, "frames": 8}, "x")],
+    ),
+    "a list of frames": (
+        {"messages": [{"role": "user", "content": [{"type": "video", "video": [{"video": "a", "seconds": [1]}]}]}]},
+        [("user", {"video": [{"video": "a", "seconds": [1]}]})],
+    ),
+    "sharegpt": (
+        {"system": "s", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        [("system", "s"), ("user", "a"), ("assistant", "b")],
+    ),
+    "tools": (
+        {"tools": '[{"name": "f"}]', "conversations": [
+            {"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "f"}'},
+            {"from": "observation", "value": "1"}, {"from": "gpt", "value": "b"}]},
+        [("user", "a"), ("assistant", '<tool_call>\n{"name": "f"}\n</tool_call>'), ("tool", "1"), ("assistant", "b")],
+    ),
+    "marks": (
+        {"messages": [{"role": "user", "content": "<image>one<video> two"}, {"role": "assistant", "content": "x<image>"}],
+         "images": ["1.jpg", "2.jpg"], "videos": ["v.mp4"]},
+        [("user", {"image": "1.jpg"}, "one", {"video": "v.mp4"}, " two"), ("assistant", "x", {"image": "2.jpg"})],
+    ),
+    "no marks": (
+        {"messages": [{"role": "user", "content": "what"}], "images": ["1.jpg"]}, [("user", {"image": "1.jpg"}, "what")],
+    ),
+    "marks that stand for nothing": (
+        {"messages": [{"role": "user", "content": "what is <image> in HTML?"}]},
+        [("user", "what is ", "<image>", " in HTML?")],
+    ),
+    "llava": (
+        {"id": 7, "image": "c.jpg", "conversations": [{"from": "human", "value": "<image>\nwho"},
+                                                      {"from": "gpt", "value": "me"}]},
+        [("user", {"image": "c.jpg"}, "\nwho"), ("assistant", "me")],
+    ),
+    "alpaca": (
+        {"instruction": "add", "input": "1 2", "output": "3", "history": [["q", "a"]], "system": "s"},
+        [("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "add\n1 2"), ("assistant", "3")],
+    ),
+    "alpaca without input": ({"instruction": "add", "output": "3"}, [("user", "add"), ("assistant", "3")]),
+    "values": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "value": "a.jpg"}, {"type": "text", "value": "x"}],
+                       "loss_weight": 0.0},
+                      {"role": "assistant", "content": [{"type": "reasoning", "value": "hm"}, {"type": "text", "value": "y"},
+                                                        {"type": "tool_call", "value": '{"name": "f"}'}]}]},
+        [("user", {"image": "a.jpg"}, "x"),
+         ("assistant", "<think>\nhm\n</think>\n\n", "y", '<tool_call>\n{"name": "f"}\n</tool_call>')],
+    ),
+    "calls of functions": (
+        {"messages": [{"role": "user", "content": "x"},
+                      {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]},
+        [("user", "x"), ("assistant", '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>')],
+    ),
+    "pairs": (
+        {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "good"},
+         "rejected": {"from": "gpt", "value": "bad"}},
+        [("user", "a"), ("assistant", "good")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_is_brought_to_the_one_form(name):
+    document, expected = LAYOUTS[name]
+    made = normal(document)
+    found = said(made)
+    if name == "tools":
+        assert found[0][0] == "system"
+        assert '<tools>\n{"name": "f"}\n</tools>' in found.pop(0)[1]
+    assert found == expected
+    assert made["mode"] is None
+    # the one form is a layout too
+    again = normal(made)
+    assert again == made
+
+
+def test_what_else_is_said_stays():
+    made = normal({"messages": [{"role": "user", "content": "x"}], "mode": "think", "answer": 4, "id": 3})
+    assert (made["mode"], made["answer"], made["id"]) == ("think", 4, "3")
+    pair = normal(LAYOUTS["pairs"][0])
+    assert pair["rejected"] == {"role": "assistant", "content": [{"type": "text", "text": "bad"}]}
+    unlearnt = normal({"messages": [{"role": "assistant", "content": "x", "loss_weight": 0.0}]})
+    assert unlearnt["messages"][0]["loss"] is False
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (3, "a JSON int found"),
+        ({"text": "x"}, "text found, messages, conversations or instruction expected"),
+        ({"messages": []}, "no messages"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "role 'bot'"),
+        ({"messages": [{"role": "user", "content": []}]}, "without content"),
+        ({"messages": [{"role": "user", "content": [{"type": "file", "file": "x"}]}]}, "type 'file'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "image": 3}]}]}, "image 3 found"),
+        ({"messages": [{"role": "user", "content": "<audio>x"}], "audios": ["a"]}, "sound found"),
+        ({"messages": [{"role": "user", "content": "x"}], "audios": ["a"]}, "sound found"),
+        ({"messages": [{"role": "user", "content": "<image>"}], "images": ["a", "b"]}, "1 pictures or videos more"),
+        ({"messages": [{"role": "user", "content": "x"}], "mode": "loud"}, "mode 'loud'"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(document, words):
+    with pytest.raises((ValueError, KeyError, TypeError), match=words):
+        normal(document)
+
+
+def test_lists_lines_and_objects_over_many_lines_are_read_alike(tmp_path):
+    documents = [LAYOUTS[name][0] for name in ("openai", "sharegpt", "alpaca")]
+    (tmp_path / "list.json").write_text(json.dumps(documents, indent=1))
+    (tmp_path / "lines.jsonl").write_text("\ufeff" + "\r\n\r\n".join(map(json.dumps, documents)), encoding="utf-8")
+    found = [open_conversations(str(tmp_path / name)).found for name in ("list.json", "lines.jsonl")]
+    assert found[0] == found[1]
+    assert [each["id"] for each in found[0]] == ["00000000", "00000001", "00000002"]
+    (tmp_path / "one.json").write_text(json.dumps(documents[0], indent=1))
+    assert open_conversations(str(tmp_path / "one.json")).found == found[0][:1]
+
+
+def test_bad_lines_are_named_and_the_others_read(tmp_path):
+    good = json.dumps(LAYOUTS["openai"][0])
+    lines = [good, "{", '{"a": 1}', '{"messages": NaN}', '{"messages": [{"role": "user", "content": "\\ud800"}]}', "7", good]
+    data = "\n".join(lines).encode() + b'\n{"messages": "\xff"}\n'
+    (tmp_path / "x.jsonl").write_bytes(data)
+    made = open_conversations(str(tmp_path / "x.jsonl"))
+    assert [each["id"] for each in made.found] == ["00000000", "00000006"]
+    assert made.lost.counts == {BAD: 6}
+    assert made.lost.names[BAD][0].startswith("line 2: not JSON")
+    assert made.root == str(tmp_path)
+
+
+@pytest.mark.parametrize(("data", "words"), [(b"", "no conversation in it"), (b"[", "a JSON list"), (b"[]", "no conversation")])
+def test_a_source_with_nothing_in_it_is_corrupt(tmp_path, data, words):
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(Corrupt, match=words):
+        open_conversations(str(tmp_path / "x.json"))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "n_found", "n_lost"),
+    [
+        ("alpaca_en_demo.json", 999, 0), ("alpaca_zh_demo.json", 1000, 0), ("dpo_en_demo.json", 300, 0),
+        ("glaive_toolcall_en_demo.json", 300, 0), ("mllm_demo.json", 6, 0), ("mllm_video_demo.json", 3, 0),
+        ("mllm_audio_demo.json", 0, 3), ("reason_tool_use_demo_50.jsonl", 50, 0), ("v1_sft_demo.jsonl", 500, 0),
+        ("v1_dpo_demo.jsonl", 10, 0), ("v1_multimodal_demo.jsonl", 24, 0), ("dataset_info.json", 0, 1),
+    ],
+)  # fmt: skip
+def test_llamafactorys_demos_are_understood(data, name, n_found, n_lost):
+    from kvtools.keye.chat import Chat, visuals
+
+    made = open_conversations(str(data / "reasoning" / "llamafactory" / name))
+    assert (len(made.found), len(made.lost)) == (n_found, n_lost)
+    chat = Chat.open(None)
+    for conversation in made.found:
+        _, targets = chat.encode(conversation, [1] * len(visuals(conversation)))
+        assert targets.any()
+
+
+@pytest.mark.data
+def test_reasoning_of_the_demo_is_that_of_its_mechanical_copy(data):
+    ours = open_conversations(str(data / "reasoning" / "llamafactory" / "reason_tool_use_demo_50.jsonl")).found
+    theirs = open_conversations(str(data / "reasoning" / "derived_think_tool_50.jsonl")).found
+
+    def words(conversation, what):
+        text = "".join(p["text"] for m in conversation["messages"] if m["role"] == "assistant" for p in m["content"])
+        return text.count(what)
+
+    for what in ("<think>", "</think>", "<tool_call>"):
+        assert [words(c, what) for c in ours] == [words(c, what) for c in theirs]
+    assert sum(words(c, "<think>") for c in ours) == 112

@@ -1,0 +1,197 @@
+"""Items of conversations into patches: the right frames, true times, budgets kept, and what is not there told by name."""
+
+import numpy as np
+import pytest
+from conftest import make_clip
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from small_media import clip_of, picture, shades, write_stream
+
+from kvtools.artifact.files import Sink
+from kvtools.artifact.stream import Head, Writer
+from kvtools.faults import Corrupt
+from kvtools.keye.media import Media, Unreadable
+from kvtools.keye.visual import Visual, of_pictures, resized, spliced, take
+from kvtools.video import patch
+from kvtools.video.patch import Budget
+
+VIDEO = {"type": "video", "video": "a"}
+
+
+@pytest.fixture
+def stream(tmp_path):
+    return write_stream(tmp_path / "clips.kvs", {"a": clip_of(range(0, 80, 10), begin=1.0), "b": clip_of([200, 210], 1.0)})
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "seconds"),
+    [
+        ({}, [0, 10, 20, 30, 40, 50, 60, 70], [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5]),
+        ({"seconds": [3.1, 1, 9]}, [40, 0, 70], [3, 1, 4.5]),
+        ({"seconds": [1.25]}, [0], [1]),  # a tie goes to the earlier
+        ({"frames": 3}, [0, 40, 70], [1, 3, 4.5]),
+        ({"frames": 1}, [0], [1]),
+        ({"frames": 99}, [0, 10, 20, 30, 40, 50, 60, 70], [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5]),
+        ({"fps": 1}, [0, 20, 50, 70], [1, 2, 3.5, 4.5]),
+        ({"seconds": [4, 1], "shown": [0, 0.5]}, [60, 0], [0, 0.5]),
+    ],
+)
+def test_frames_of_a_record_are_those_asked_for(stream, words, expected, seconds):
+    with Media(streams=[stream]) as media:
+        visual = media.fetch({**VIDEO, **words})
+    assert shades(visual) == expected
+    assert visual.seconds.tolist() == seconds
+    assert (visual.grid.tolist(), visual.is_video) == ([len(expected), 4, 6], True)
+    assert visual.n_tokens == 6 * len(expected)
+
+
+def test_a_picture_may_be_a_frame_of_a_video(stream):
+    with Media(streams=[stream]) as media:
+        visual = media.fetch({"type": "image", "image": "a", "second": 2.1})
+        assert (shades(visual), visual.grid.tolist(), visual.is_video) == ([20], [1, 4, 6], False)
+        assert shades(media.fetch({"type": "image", "image": "b"})) == [200]
+
+
+def test_cuts_are_shown_one_after_another(stream):
+    cuts = [{"video": "a", "seconds": [2, 3]}, {"video": "b", "seconds": [0, 1]}]
+    with Media(streams=[stream]) as media:
+        visual = media.fetch({"type": "video", "video": cuts})
+        assert shades(visual) == [20, 40, 200, 210]
+        assert visual.seconds.tolist() == [2, 3, 3.5, 4.5]
+        small = media.fetch({"type": "video", "video": cuts, "shown": [0, 1, 2, 3], "size": [28, 28]})
+        assert (small.grid.tolist(), small.seconds.tolist()) == ([4, 2, 2], [0, 1, 2, 3])
+
+
+@given(st.integers(1, 60), st.integers(1, 300))
+@settings(max_examples=30, deadline=None)
+def test_the_cap_of_a_video_is_never_passed(tmp_path_factory, n_frames, cap):
+    path = tmp_path_factory.getbasetemp() / "many.kvs"
+    stream = write_stream(path, {"a": clip_of([7] * n_frames)})
+    with Media(streams=[stream], budget=Budget(cap, 1, 768)) as media:
+        if cap < 6:
+            with pytest.raises(Unreadable, match="a frame costs 6 tokens"):
+                media.fetch(VIDEO)
+            return
+        visual = media.fetch(VIDEO)
+    assert visual.n_tokens <= cap
+    assert len(visual.seconds) == min(n_frames, cap // 6)
+
+
+def test_files_are_decoded_and_sized_within_the_budget(tmp_path):
+    make_clip(tmp_path / "clip.mp4")
+    Image.fromarray(picture(90, 300, 500)).save(tmp_path / "p.png")
+    with Media([str(tmp_path)], budget=Budget(64, 4, 16), image_tokens=(4, 20)) as media:
+        video = media.fetch({"type": "video", "video": "clip.mp4"})
+        assert video.seconds.tolist() == [0.0, 0.64, 1.32, 1.96]
+        assert video.n_tokens <= 64
+        assert media.fetch({"type": "video", "video": "clip.mp4", "frames": 2}).seconds.tolist() == [0.0, 1.96]
+        exact = media.fetch({"type": "video", "video": "clip.mp4", "seconds": [1.96, 0.04]})
+        assert exact.seconds.tolist() == pytest.approx([1.96, 0.04])
+        shown = media.fetch({"type": "image", "image": "p.png"})
+        assert (shown.n_tokens <= 20, shown.is_video, shades(shown)) == (True, False, [90])
+        frame = media.fetch({"type": "image", "image": "clip.mp4", "second": 1.0})
+        assert (frame.grid[0], frame.seconds.tolist()) == (1, [1.0])
+
+
+def test_the_frame_of_a_file_at_a_second_is_the_one_that_tokenizing_gives(tmp_path):
+    make_clip(tmp_path / "clip.mp4")
+    with Media([str(tmp_path)]) as media:
+        whole = media.fetch({"type": "video", "video": "clip.mp4", "frames": 4})
+        some = media.fetch({"type": "video", "video": "clip.mp4", "seconds": whole.seconds[[2, 0]].tolist()})
+        assert (some.pixels_P3HW == take(whole, [2, 0]).pixels_P3HW).all()
+
+
+def test_an_absolute_path_needs_no_folder_and_the_first_folder_counts(tmp_path):
+    for name, value in (("one", 10), ("two", 20)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(picture(value)).save(tmp_path / name / "p.png")
+    with Media([str(tmp_path / "two"), str(tmp_path / "one")]) as media:
+        assert shades(media.fetch({"type": "image", "image": "p.png"})) == [20]
+        assert shades(media.fetch({"type": "image", "image": str(tmp_path / "one" / "p.png")})) == [10]
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"type": "video", "video": "none.mp4"}, "none.mp4: no record of that key, and no such file"),
+        ({"type": "image", "image": "https://x/y.png"}, "an address found"),
+        ({"type": "image", "image": "data:image/png;base64,AAAA"}, "an address found"),
+        ({"type": "video", "video": "cut.mp4"}, "cut.mp4: "),
+        ({"type": "video", "video": "cut.mp4", "seconds": [1]}, "cut.mp4: "),
+        ({"type": "image", "image": "cut.mp4"}, "cut.mp4: cannot identify"),
+        ({"type": "video", "video": 3}, "a path or a key expected"),
+        ({"type": "video"}, "a path or a key expected"),
+        ({**VIDEO, "seconds": []}, "a: no seconds found"),
+        ({**VIDEO, "seconds": ["x"]}, "a: "),
+        ({**VIDEO, "shown": [1]}, "1 times shown for 8 frames"),
+        ({**VIDEO, "seconds": [1, 2], "shown": [1, 0]}, "rising"),
+        ({**VIDEO, "size": [30, 28]}, "multiples of 28"),
+        ({**VIDEO, "size": [28]}, "a: "),
+        ({"type": "video", "video": []}, "an empty list of cuts"),
+        ({"type": "video", "video": [{"video": "none"}]}, "no record of that key"),
+        ({"type": "video", "video": "clip.mp4", "frames": 0}, "frames 0 found"),
+        ({"type": "video", "video": "clip.mp4", "fps": -1}, "fps -1.0"),
+    ],
+)
+def test_what_cannot_be_shown_is_unreadable_by_its_name(tmp_path, stream, item, words):
+    make_clip(tmp_path / "clip.mp4")
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "clip.mp4").read_bytes()[:900])
+    with Media([str(tmp_path)], [stream]) as media, pytest.raises(Unreadable) as caught:
+        media.fetch(item)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_record_is_unreadable_and_the_others_are_not(tmp_path):
+    path = tmp_path / "clips.kvs"
+    write_stream(path, {"a": clip_of(range(8)), "b": clip_of([9, 8])})
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.write_bytes(data)
+    with Media(streams=[str(path)]) as media:
+        with pytest.raises(Unreadable, match="^a: "):
+            media.fetch(VIDEO)
+        assert shades(media.fetch({"type": "video", "video": "b"})) == [9, 8]
+
+
+def test_streams_of_other_kinds_and_pipes_are_refused(tmp_path):
+    with Writer(Sink(str(tmp_path / "c.kvs")), Head("conversation")) as writer:
+        writer.write("a", {"json": np.zeros(1, np.uint8)})
+    with pytest.raises(Corrupt, match="conversation records found, video expected"):
+        Media(streams=[str(tmp_path / "c.kvs")])
+    with pytest.raises(Corrupt, match="a pipe cannot be looked into"):
+        Media(streams=["-"])
+
+
+def test_what_was_read_is_kept_up_to_a_limit(stream):
+    with Media(streams=[stream], cache_bytes=60_000) as media:
+        one = media.fetch({"type": "video", "video": "b"})
+        assert media.fetch({"type": "video", "video": "b"}).pixels_P3HW is one.pixels_P3HW
+        assert one.pixels_P3HW.nbytes < 60_000 < media.fetch(VIDEO).pixels_P3HW.nbytes
+        assert media.fetch(VIDEO).pixels_P3HW is not media.fetch(VIDEO).pixels_P3HW
+
+
+def test_resizing_is_that_of_tokenize_video_and_cutting_comes_back():
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (56, 84, 3), dtype=np.uint8) for _ in range(2)]
+    visual = of_pictures(frames, 56, 84, np.arange(2.0), is_video=True)
+    expected = np.concatenate([patch.cut(patch.resize(f, 28, 56)) for f in frames])
+    assert (resized(visual, 28, 56).pixels_P3HW == expected).all()
+    assert resized(visual, 56, 84) is visual
+    joined = spliced([visual, Visual(visual.pixels_P3HW, visual.grid, visual.seconds + 7, is_video=True)])
+    assert joined.seconds.tolist() == [0, 1, 1.5, 2.5]
+
+
+@pytest.mark.data
+def test_llamafactorys_demos_are_seen(data):
+    from kvtools.keye.chat import Chat
+    from kvtools.keye.conversations import open_conversations
+    from kvtools.keye.rows import example
+
+    chat = Chat.open(None)
+    made = open_conversations(str(data / "reasoning" / "llamafactory" / "mllm_demo.json"))
+    with Media([made.root], image_tokens=(4, 64)) as media:
+        rows = [example(conversation, chat, media) for conversation in made.found]
+    assert [len(row.visuals) for row in rows] == [2, 1, 1, 2, 1, 1]
+    assert all((row.tokens == chat.image_token).sum() == sum(v.n_tokens for v in row.visuals) for row in rows)

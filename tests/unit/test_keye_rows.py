@@ -1,0 +1,199 @@
+"""Examples, rows and epochs: nothing lost in packing, an epoch that is the same every time, what is left out told by name."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_media import clip_of, write_stream
+
+from kvtools.artifact.files import Sink, open_source
+from kvtools.artifact.stream import Head, Reader, Writer
+from kvtools.faults import Corrupt
+from kvtools.keye import rows
+from kvtools.keye.chat import Chat
+from kvtools.keye.feed import BAD, NO_ANSWER, TOO_LONG, UNREADABLE, Feed, PackedFeed, steps
+from kvtools.keye.media import Media, Unreadable
+from kvtools.keye.rope import positions
+
+CHAT = Chat.open(None)
+SYSTEM = {"role": "system", "content": ""}
+
+
+def talk(name, n_letters, *visuals):
+    content = [*visuals, {"type": "text", "text": "q" * n_letters}]
+    said = {"role": "assistant", "content": "yes"}
+    return {"id": name, "messages": [SYSTEM, {"role": "user", "content": content}, said]}
+
+
+IMAGE, VIDEO = {"type": "image", "image": "a", "second": 1}, {"type": "video", "video": "a", "frames": 3}
+
+
+@pytest.fixture
+def media(tmp_path):
+    stream = write_stream(tmp_path / "clips.kvs", {"a": clip_of(range(0, 80, 10), 0.7)})
+    with Media(streams=[stream]) as media:
+        yield media
+
+
+def test_a_row_is_its_conversations_one_after_another(media):
+    talks = [talk("one", 3, VIDEO, IMAGE), talk("two", 5), talk("three", 1, IMAGE)]
+    examples = [rows.example(each, CHAT, media) for each in talks]
+    row = rows.join(examples)
+    assert row.keys == ("one", "two", "three")
+    assert row.lengths == [len(e) for e in examples]
+    assert row.segments.tolist() == np.cumsum([0, *row.lengths])[:-1].tolist()
+    assert row.grid.tolist() == [[3, 4, 6], [1, 4, 6], [1, 4, 6]]
+    assert len(row.seconds) == 5
+    is_visual = np.isin(row.tokens, [CHAT.image_token, CHAT.video_token])
+    assert is_visual.sum() * 4 == len(row.pixels)
+    assert not row.targets[is_visual].any()
+    for example, begin, n in zip(examples, row.segments, row.lengths, strict=True):
+        alone = positions(
+            example.tokens, CHAT.image_token, CHAT.video_token, [v.grid for v in example.visuals],
+            [v.seconds for v in example.visuals],
+        )  # fmt: skip
+        assert (row.positions[:, begin : begin + n] == alone).all()
+
+
+def test_positions_follow_the_true_times(media):
+    example = rows.example(talk("x", 1, {"type": "video", "video": "a"}), CHAT, media)
+    shown = example.positions[0][example.tokens == CHAT.video_token].reshape(8, 6)
+    assert (shown - shown[0, 0])[:, 0].tolist() == [int(np.float32(0.7 * k) * np.float32(2)) for k in range(8)]
+
+
+def test_a_sequence_record_gives_the_row_back(tmp_path, media):
+    row = rows.join([rows.example(talk("one", 3, VIDEO), CHAT, media), rows.example(talk("two", 5), CHAT, media)])
+    bare = rows.join([rows.example(talk("three", 2), CHAT, None)])
+    with Writer(Sink(str(tmp_path / "s.kvs")), Head("sequence")) as writer:
+        for name, each in (("r0", row), ("r1", bare)):
+            tensors, fields = rows.to_record(each)
+            writer.write(name, tensors, **fields)
+    for record, expected in zip(Reader(open_source(str(tmp_path / "s.kvs")), "s"), (row, bare), strict=True):
+        found = rows.from_record(record.tensors, record.fields)
+        for name in ("tokens", "targets", "segments", "positions", "grid", "seconds"):
+            assert (getattr(found, name) == getattr(expected, name)).all(), name
+        assert (found.pixels is None) == (expected.pixels is None)
+        assert found.keys == expected.keys
+    feed = PackedFeed([str(tmp_path / "s.kvs")], seed=3)
+    loads = list(feed.epoch(0))
+    assert sorted(load.keys for load in loads) == [("one", "two"), ("three",)]
+    assert {feed.build(load).keys for load in loads} == {("one", "two"), ("three",)}
+    with pytest.raises(Corrupt, match="video records found, sequence expected"):
+        PackedFeed([str(tmp_path / "clips.kvs")])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("segments", lambda x: x + 1, "segments"),
+        ("segments", lambda x: x[:0], "segments"),
+        ("grid", lambda x: x * 2, "patches"),
+        ("seconds", lambda x: x[:-1], "a time a frame"),
+        ("targets", lambda x: x[:-1], "targets"),
+        ("pixels", lambda x: x[:-4], "patches"),
+    ],
+)
+def test_a_record_whose_parts_do_not_fit_is_refused(media, name, change, words):
+    tensors, fields = rows.to_record(rows.join([rows.example(talk("one", 3, VIDEO), CHAT, media)]))
+    fields = {"kind": "sequence", "key": "r", **fields}
+    rows.from_record(tensors, fields)
+    with pytest.raises(ValueError, match=words):
+        rows.from_record({**tensors, name: change(tensors[name])}, fields)
+
+
+def talks_of(lengths):
+    return [talk(f"t{n}", letters) for n, letters in enumerate(lengths)]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(0, 5), st.integers(1, 12))
+@settings(max_examples=30, deadline=None)
+def test_an_epoch_holds_each_conversation_once_and_rows_keep_their_length(lengths, epoch, window):
+    feed = Feed(talks_of(lengths), CHAT, None, length=100, window=window, seed=1)
+    loads = list(feed.epoch(epoch))
+    assert sorted(key for load in loads for key in load.keys) == sorted(f"t{n}" for n in range(len(lengths)))
+    assert all(sum(load.lengths) <= 100 for load in loads)
+    again = Feed(talks_of(lengths), CHAT, None, length=100, window=window, seed=1)
+    assert [load.numbers for load in again.epoch(epoch)] == [load.numbers for load in loads]
+    for load in loads[:3]:
+        row = feed.build(load)
+        assert (tuple(row.lengths), row.keys, int(row.targets.sum())) == (load.lengths, load.keys, load.n_targets)
+
+
+def test_epochs_and_seeds_differ():
+    feed = Feed(talks_of([5] * 40), CHAT, None, length=100)
+    other = Feed(talks_of([5] * 40), CHAT, None, length=100, seed=1)
+    first = [load.numbers for load in feed.epoch(0)]
+    assert first != [load.numbers for load in feed.epoch(1)]
+    assert first != [load.numbers for load in other.epoch(0)]
+
+
+def test_an_epoch_does_not_depend_on_what_was_met_before(media):
+    talks = [talk(f"t{n}", 3 + n % 7, *([IMAGE] if n % 3 else [])) for n in range(20)]
+    fresh, used = (Feed(talks, CHAT, media, length=120, window=8) for _ in range(2))
+    list(used.epoch(0))
+    assert [load.numbers for load in fresh.epoch(1)] == [load.numbers for load in used.epoch(1)]
+
+
+def test_what_cannot_be_learnt_is_left_out_counted_and_named(media):
+    missing = talk("missing", 1, {"type": "video", "video": "nowhere"})
+    asked = {"id": "asked", "messages": [{"role": "user", "content": "q"}]}
+    bad = {"id": "bad", "messages": [{"role": "nobody", "content": "q"}]}
+    half = {"id": "half", "messages": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "x"}]}
+    feed = Feed([talk("good", 3), talk("long", 500), missing, asked, bad, half], CHAT, media, length=120)
+    for _ in range(2):
+        assert [load.keys for load in feed.epoch(0)] == [("good",)]
+    assert feed.lost.counts == {TOO_LONG: 1, UNREADABLE: 1, NO_ANSWER: 1, BAD: 2}
+    said = "\n".join(feed.lost.lines())
+    assert "missing: nowhere: no record of that key" in said
+    assert "long: 5" in said
+    assert "bad: role 'nobody'" in said
+
+
+def test_long_conversations_may_lose_their_last_turns():
+    turns = [{"role": role, "content": letter * 30} for letter in "abc" for role in ("user", "assistant")]
+    feed = Feed([{"id": "x", "messages": [SYSTEM, *turns]}], CHAT, None, length=200, cuts=True)
+    (load,) = feed.epoch(0)
+    text = CHAT.decode(feed.build(load).tokens)
+    assert text.endswith("b" * 30 + "<|im_end|>\n")
+    assert "c" not in text.split("system")[1]
+    assert not list(Feed([{"id": "x", "messages": [SYSTEM, *turns]}], CHAT, None, length=60, cuts=True).epoch(0))
+
+
+def test_a_clip_that_goes_away_is_left_out_of_its_row(tmp_path, media):
+    feed = Feed([talk("one", 1, IMAGE), talk("two", 1)], CHAT, media, length=200)
+    (load,) = feed.epoch(0)
+    media._streams.clear()
+    media._kept.clear()
+    assert feed.build(load).keys == ("two",)
+    assert (feed.gone.counts, feed.lost.counts) == ({UNREADABLE: 1}, {})
+    with pytest.raises(Unreadable):
+        rows.example(talk("one", 1, IMAGE), CHAT, media)
+    with pytest.raises(ValueError, match="no place to look"):
+        rows.example(talk("one", 1, IMAGE), CHAT, None)
+
+
+def test_steps_hold_tokens_enough():
+    feed = Feed(talks_of([20] * 30), CHAT, None, length=120)
+    gathered = list(steps(feed.epoch(0), 300))
+    sums = [sum(sum(load.lengths) for load in step) for step in gathered]
+    assert all(n >= 300 for n in sums[:-1])
+    assert sum(len(step) for step in gathered) == len(list(feed.epoch(0)))
+
+
+@pytest.mark.data
+def test_real_conversations_fill_rows_and_balance(data):
+    from kvtools.keye.conversations import open_conversations
+    from kvtools.learn.packing import balance, filled, max_over_mean, round_robin
+
+    folder = data / "reasoning" / "llamafactory"
+    chat = Chat.open(str(data / "tokenizer" / "minimind"))
+    made = open_conversations(str(folder / "alpaca_en_demo.json"))
+    feed = Feed(made.found, chat, None, length=1024)
+    loads = list(feed.epoch(0))
+    assert len(feed.lost) == 0
+    assert sum(len(load.numbers) for load in loads) == 999
+    lengths = [sum(load.lengths) for load in loads]
+    assert filled(lengths, [[n] for n in range(len(lengths))], 1024) > 0.95
+    alone = [n for load in loads for n in load.lengths]
+    costs = [n * (1 + n / 512) for n in alone]
+    assert max_over_mean(costs, balance(costs, 8)) < 1.01 < max_over_mean(costs, round_robin(len(costs), 8))

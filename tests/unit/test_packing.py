@@ -1,0 +1,76 @@
+"""Packing and balancing, against what they promise and against slow versions of themselves."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtools.learn.packing import balance, filled, max_over_mean, pack, round_robin
+
+
+def slow_first_fit_decreasing(lengths, capacity):
+    rows = []
+    for place in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p)):
+        for row in rows:
+            if sum(lengths[p] for p in row) + lengths[place] <= capacity:
+                row.append(place)
+                break
+        else:
+            rows.append([place])
+    return [sorted(row) for row in rows]
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 80))
+@settings(max_examples=200, deadline=None)
+def test_packing_is_first_fit_decreasing(lengths, capacity):
+    rows = pack(lengths, capacity)
+    assert rows == slow_first_fit_decreasing(lengths, capacity)
+    assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
+    assert all(sum(lengths[p] for p in row) <= capacity for row in rows)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 10))
+@settings(max_examples=100, deadline=None)
+def test_windows_do_not_mix(lengths, window):
+    rows = pack(lengths, 10, window=window)
+    assert all(len({p // window for p in row}) == 1 for row in rows)
+    assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize("lengths", [[3, 11], [0, 3], [-1]])
+def test_what_fits_no_row_is_refused_by_its_place(lengths):
+    with pytest.raises(ValueError, match=rf"length {[x for x in lengths if not 0 < x <= 10][0]} found at"):
+        pack(lengths, 10)
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=30), st.integers(1, 6))
+@settings(max_examples=200, deadline=None)
+def test_balancing_deals_everything_once_and_keeps_grahams_bound(costs, n):
+    parts = balance(costs, n)
+    assert len(parts) == n
+    assert sorted(itertools.chain(*parts)) == list(range(len(costs)))
+    if costs:
+        lower = max(sum(costs) / n, *costs)
+        if len(costs) > n:  # two of the n + 1 largest share a part
+            lower = max(lower, sum(sorted(costs)[-n - 1 :][:2]))
+        assert max(sum(costs[p] for p in part) for part in parts) <= (4 / 3 - 1 / (3 * n)) * lower + 1e-6
+
+
+def test_balancing_beats_dealing_in_turn_on_lengths_as_they_are():
+    costs = np.random.default_rng(0).lognormal(6, 1, 64)
+    even, turn = max_over_mean(costs, balance(costs, 8)), max_over_mean(costs, round_robin(64, 8))
+    assert even < 1.02 < 1.3 < turn
+
+
+def test_ties_go_to_the_earlier():
+    assert balance([1, 1, 1, 1], 2) == [[0, 2], [1, 3]]
+    assert balance([], 3) == [[], [], []]
+    assert pack([], 5) == []
+    assert max_over_mean([0, 0], [[0], [1]]) == 1.0
+
+
+def test_how_full_rows_are():
+    assert filled([4, 4, 2], [[0, 1], [2]], 10) == pytest.approx(0.5)
+    assert filled([], [], 10) == 1.0

@@ -1,6 +1,7 @@
 """`kvtools tokenize-video`: videos in, a stream of patches with true timestamps out."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -9,6 +10,7 @@ from kvtools.faults import Corrupt, Died, Stopped
 from kvtools.options import (
     Compress,
     Config,
+    Device,
     DryRun,
     Force,
     Output,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = [
     "kvtools tokenize-video clip.mp4 -o clip.kvs",
     "kvtools tokenize-video --fps 1 videos/ | kvtools info --records -",
+    "kvtools tokenize-video --encoder keye.safetensors videos/ | kvtools embed - | kvtools info --records -",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools info", "kvtools cat", "kvtools check", "kvtools-stream(5)")
@@ -72,6 +75,14 @@ def main(
     decoder: Annotated[
         Literal["auto", "decord", "pyav"], typer.Option(help="Who decodes; auto is pyav, which was never slower.")
     ] = "auto",
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Add what a Keye-VL sees: tokens, and an embedding a clip.", show_default=False),
+    ] = None,
+    device: Device = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="The encoder's precision; auto is bfloat16 on cuda.")
+    ] = "auto",
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Give a clip up after so long.")] = 60.0,
     jobs: Annotated[
         int | None,
@@ -91,13 +102,15 @@ def main(
 ) -> int:
     """Turn videos into a stream of `video` records: patches, their grid, and when each frame is shown.
 
-    A bad video is told on stderr and the others are written; the exit code is then 65. Written to a file, a run that was
-    stopped or killed takes up where it was when run again. Under mpiexec or srun the ranks share the clips; the records
-    and their order do not depend on how many there are.
+    With --encoder they hold what a model sees in them, too: kvtools semid-build and kvtools embed read it. A bad
+    video is told on stderr and the others are written; the exit code is then 65. Written to a file, a run that was stopped
+    or killed takes up where it was when run again. Under mpiexec or srun the ranks share the clips; the records and their
+    order do not depend on how many there are.
     """
     from kvtools.artifact.files import Sink
-    from kvtools.artifact.history import extend
+    from kvtools.artifact.history import extend, portable
     from kvtools.artifact.stream import Head, Writer
+    from kvtools.learn.place import place_of
     from kvtools.progress import progress
     from kvtools.video.inputs import find_clips, read_list
     from kvtools.video.patch import Budget
@@ -112,9 +125,13 @@ def main(
     require(start is None or end is None or start <= end, "--start", start, f"at most --end, {end},")
     budget = Budget(max_tokens, *band(frame_tokens, "--frame-tokens"))
     recipe = Recipe(Want(fps, frames, min(min_frames, max_frames), max_frames, start, end), budget, pick, decoder)
+    words, eyes = recipe.to_json(), None
     world = ctx.obj.world
+    if encoder is not None:
+        place, chosen = place_of(device, dtype)
+        words |= {"encoder": encoder if print_config else portable([encoder])[0], "dtype": chosen}
     if print_config:
-        typer.echo(to_toml(recipe.to_json()), nl=False)
+        typer.echo(to_toml(words), nl=False)
         return 0
     if world.is_root:
         named = [*(videos or []), *(read_list(list_file) if list_file else [])]
@@ -126,18 +143,27 @@ def main(
         typer.echo(f"{len(clips)} clips to {output}", err=True)
     if dry_run:
         return 0
+    if encoder is not None:
+        from kvtools.keye.encoder import Encoder
+
+        eyes = Encoder.open(encoder, device=place, dtype=chosen, rank=world.rank)
+        most = eyes.most_tokens
+        require(max_tokens <= most, "--max-tokens", max_tokens, f"at most {most}, what a record holds with --encoder,")
     stop = Stop()
+    share = partial(spread, n_jobs=jobs, timeout_s=timeout, finish=eyes.finish(max_tokens, stop.__bool__) if eyes else None)
     if not world.is_root:
-        for _ in spread(world.broadcast(None), recipe, world, stop, n_jobs=jobs, timeout_s=timeout):
+        for _ in share(world.broadcast(None), recipe, world, stop):
             raise AssertionError("outcomes go to rank 0")
         return int(world.broadcast(None))
 
-    head = Head("video", extend("tokenize-video", ctx.obj.argv, stamp=stamp), recipe.to_json())
+    before, inputs = ([eyes.history], [eyes.digest]) if eyes else ([], [])
+    history = extend("tokenize-video", ctx.obj.argv, before=before, inputs=inputs, stamp=stamp)
+    head = Head("video", history, words)
     sink = Sink(output, force=force, keep_partial=True)
     with Writer(sink, head, level=compress) as writer:
         done = writer.resume(start_over=force)
         todo = world.broadcast([clip for clip in clips if clip[0] not in done])
-        outcomes = spread(todo, recipe, world, stop, n_jobs=jobs, timeout_s=timeout)
+        outcomes = share(todo, recipe, world, stop)
         told = progress(outcomes, total=len(todo), unit="clips", words="tokenize-video", quiet=quiet)
         codes, is_stopped = _write(writer, told, ctx.obj.note, strict=strict)
         is_mixed = writer.n_records > 0 or len(set(codes)) > 1

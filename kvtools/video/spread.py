@@ -7,7 +7,7 @@ another.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from kvtools.artifact.files import Spool
 from kvtools.video.pool import Outcome, Pool
@@ -17,14 +17,23 @@ from kvtools.world import Stop, World
 _BLOCK = 8  # clips a worker between two agreements; the wait at its end is a clip's time at most
 
 Clips = Sequence[tuple[str, str]]
+Finish = Callable[[Iterator[Outcome]], Iterator[Outcome]]
 
 
 def spread(
-    clips: Clips, recipe: Recipe, world: World, stop: Stop, *, n_jobs: int | None, timeout_s: float
+    clips: Clips,
+    recipe: Recipe,
+    world: World,
+    stop: Stop,
+    *,
+    n_jobs: int | None,
+    timeout_s: float,
+    finish: Finish | None = None,
 ) -> Iterator[Outcome]:
     """On rank 0 the outcome of every clip, in order; the other ranks work and yield nothing. All ranks must call it.
 
     n_jobs: workers on this rank, by default the cores it has; where clips are fewer than cores, decoders get threads.
+    finish: what each rank does with its own outcomes once they are decoded; it keeps their order.
     """
     n_cores = max(1, len(os.sched_getaffinity(0)) // world.local_size)
     n_jobs = n_jobs or n_cores
@@ -38,6 +47,7 @@ def spread(
                 return
             part = clips[begin : begin + block]
             outcomes = pool.run(world.shard(part), stop=stop.__bool__)
+            outcomes = outcomes if finish is None else finish(outcomes)
             if world.is_root:
                 for i in range(len(part)):
                     source = i % world.size

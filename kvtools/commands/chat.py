@@ -1,0 +1,148 @@
+"""`kvtools chat`: pictures, videos and a question in, the answer out as it comes."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import typer
+
+from kvtools.faults import Corrupt, Usage
+from kvtools.options import AsJson, Device, Quiet, Seed, Verbose, band, require
+
+EXAMPLES = [
+    "kvtools chat -q --model keye.safetensors --greedy --max-new 20 clip.mp4 'What happens?'",
+    "printf 'Who is there?\\nWhat happens?\\n' | kvtools chat --model keye.safetensors --max-new 20 --json clip.mp4 -",
+]
+EXIT_CODES = (0, 2, 65, 66, 74, 141)
+SEE_ALSO = ("kvtools pretrain keye", "kvtools tokenize-video", "kvtools convert", "kvtools-stream(5)")
+
+
+def main(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CLIP|IMAGE|QUESTION", help="What to show, then the question in quotes; - reads questions."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="M", help="A model, or a Hugging Face directory of Keye-VL.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="FILE", help="tokenizer.json. Default: the model's own.", show_default=False)
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Words before the conversation.", show_default=False)
+    ] = None,
+    mode: Annotated[
+        Literal["auto", "think", "no_think"], typer.Option(help="Think before answering, or let the model choose.")
+    ] = "auto",
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the most probable token, instead of drawing one.")] = False,
+    temperature: Annotated[float, typer.Option(metavar="X", help="Above 1 wilder, below tamer; 0 is --greedy.")] = 0.6,
+    top_k: Annotated[int, typer.Option(metavar="N", min=0, help="Draw from the N most probable tokens; 0 is all.")] = 20,
+    top_p: Annotated[float, typer.Option(metavar="SHARE", help="And of them from those that make up SHARE of 1.")] = 0.95,
+    max_new: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens an answer may have.")] = 1024,
+    fps: Annotated[float, typer.Option(metavar="RATE", help="Frames of a video to look at, a second.")] = 2.0,
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Look at N frames a video instead.", show_default=False)
+    ] = None,
+    frame_tokens: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Tokens a frame should cost.")] = "128:768",
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a video may cost.")] = 24_576,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision; auto is bfloat16 on cuda, else float32.")
+    ] = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Ask a model about pictures and videos, and read its answer as it comes.
+
+    Without a question, on a terminal, it is a conversation, and each question knows those before. With - each line of stdin
+    is a question by itself about what is shown. Of a video stream (.kvs) all records are shown. The same seed gives the same
+    answers on one machine.
+    """
+    from kvtools.keye.media import Unreadable
+    from kvtools.keye.talk import Manner, Talk, open_model, show
+    from kvtools.learn.memory import keep_freed
+    from kvtools.learn.place import place_of
+    from kvtools.video.patch import Budget
+
+    require(model is not None, "--model", "missing", "a model, as kvtools pretrain keye makes,")
+    require(0 < fps < float("inf"), "--fps", fps, "a rate above 0")
+    require(0 <= temperature < float("inf"), "--temperature", temperature, "0 or more")
+    require(0 < top_p <= 1, "--top-p", top_p, "more than 0 and at most 1")
+    names, question = _parted(words or [])
+    budget = Budget(max_tokens, *band(frame_tokens, "--frame-tokens"))
+    place, chosen = place_of(device, dtype)
+    keep_freed()
+    manner = Manner(0.0 if greedy else temperature, top_k, top_p, max_new, mode, seed)
+    keye, chat = open_model(model or "", tokenizer, device=place, dtype=chosen)
+    first: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+    try:
+        media, shown = show(names, budget=budget, fps=fps, n_frames=frames)
+        with media:
+            talk = Talk(keye, chat, media, manner)
+            messages = first
+            for number, asked in enumerate(_questions(question)):
+                is_kept = question is None and number > 0
+                content = [] if is_kept else shown
+                messages = [*(messages if is_kept else first), {"role": "user", "content": [*content, _text(asked)]}]
+                said = talk.ask(messages, str(number), None if as_json else _print)
+                messages.append({"role": "assistant", "content": said.text})
+                figures = {
+                    "tokens": said.n_tokens,
+                    "prompt_tokens": said.n_prompt,
+                    "visual_tokens": said.n_visual,
+                    "seconds": round(said.seconds, 3),
+                    "tokens_per_s": round(said.n_tokens / said.seconds, 2),
+                }
+                if as_json:
+                    line = {"question": asked, "answer": said.text, "ended": said.ended, **figures}
+                    typer.echo(json.dumps(line, ensure_ascii=False))
+                else:
+                    typer.echo()
+                if said.ended == "length" and not as_json:
+                    ctx.obj.note(f"cut after {said.n_tokens} tokens; --max-new allows more.", quiet=quiet)
+                if verbose:
+                    ctx.obj.note(f"{said.n_tokens} tokens in {said.seconds:.1f} s, after {said.n_prompt} of the prompt.")
+    except Unreadable as fault:
+        raise Corrupt(f"{fault}.") from None
+    except ValueError as fault:
+        raise Corrupt(f"{model}: {fault}.") from None
+    return 0
+
+
+def _parted(words: list[str]) -> tuple[list[str], str | None]:
+    """What is shown, and the question: "-" for those of stdin, None for a conversation."""
+    if words and (words[-1] == "-" or not os.path.exists(words[-1])):
+        return words[:-1], words[-1]
+    if sys.stdin.isatty():
+        return words, None
+    raise Usage("QUESTION missing: words in quotes after what is shown, or - for lines of stdin, expected.")
+
+
+def _questions(question: str | None) -> Iterator[str]:
+    if question not in (None, "-"):
+        yield question or ""
+        return
+    while True:
+        if question is None:
+            typer.echo("> ", nl=False, err=True)
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        if asked := line.decode("utf-8", "replace").strip():
+            yield asked
+
+
+def _text(words: str) -> dict[str, str]:
+    return {"type": "text", "text": words}
+
+
+def _print(words: str) -> None:
+    if sys.stdout.isatty():  # a model may say whatever bytes it likes, a terminal should not obey them
+        words = "".join(letter for letter in words if letter.isprintable() or letter in "\n\t")
+    typer.echo(words, nl=False)
+    sys.stdout.flush()

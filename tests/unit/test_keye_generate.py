@@ -1,0 +1,284 @@
+"""Answers: what is drawn, what it depends on, and that the cache, the batch and the budget change nothing."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from small_keye import IMAGE, VIDEO, model
+from test_keye_sampling import slow_candidates
+
+from kvtools.keye.generate import Eyes, generate, log_probabilities, with_answer
+from kvtools.keye.model import Keye
+from kvtools.keye.rope import positions, rope_delta
+from kvtools.keye.rows import Example, join
+from kvtools.keye.visual import Visual
+
+
+def prompt(*parts, key="p", seed=0, seconds=None):
+    """Text by its length, visual items by their grids."""
+    rng = np.random.default_rng(seed)
+    words, shown = [], []
+    for part in parts:
+        if isinstance(part, int):
+            words.append(rng.integers(0, 48, part))
+        else:
+            n_frames, rows, cols = part
+            words.append(np.full(n_frames * rows * cols // 4, VIDEO if n_frames > 1 else IMAGE))
+            pixels = rng.integers(0, 256, (n_frames * rows * cols, 3, 14, 14), dtype=np.uint8)
+            times = np.arange(n_frames) / 2 if seconds is None else np.array(seconds, float)
+            shown.append(Visual(pixels, np.array(part, np.int32), times, n_frames > 1))
+    tokens = np.concatenate(words).astype(np.int32)
+    place = positions(tokens, IMAGE, VIDEO, [v.grid for v in shown], [v.seconds for v in shown])
+    return Example(key, tokens, np.zeros(len(tokens), np.uint8), place, tuple(shown))
+
+
+PROMPTS = [
+    prompt(5, key="a", seed=1),
+    prompt(2, (1, 4, 6), 3, key="b", seed=2),
+    prompt(1, (3, 2, 4), 2, key="c", seed=3),
+    prompt(11, key="d", seed=4),
+    prompt(1, (6, 2, 2), 1, key="e", seed=5, seconds=[0, 4, 8, 12, 16, 20]),
+]
+
+
+def answers(keye, prompts=PROMPTS, **options):
+    return list(generate(keye, prompts, **{"max_new": 12, "temperature": 0.0, **options}))
+
+
+def full_logits(keye, made):
+    """Logits of a conversation by one forward without a cache."""
+    row = join([made])
+    with torch.no_grad():
+        seen = None if row.pixels is None else keye.see(torch.tensor(row.pixels), row.grid.tolist())
+        hidden = keye.hidden(torch.tensor(row.tokens).long(), torch.tensor(row.positions), [0], seen)
+        return keye.logits(hidden)
+
+
+def constant(logits):
+    """A model that gives the same logits, whatever it is told."""
+    keye = model()
+    with torch.no_grad():
+        for parameter in keye.model.layers.parameters():
+            parameter.zero_()
+        keye.model.embed_tokens.weight.zero_()[:, 0] = 1000
+        keye.model.norm.weight.copy_(torch.eye(32)[0] / 32**0.5)
+        keye.lm_head.weight.zero_()[:, 0] = torch.tensor(logits)
+    return keye
+
+
+def same(one, other):
+    assert [a.tokens.tolist() for some in one for a in some] == [a.tokens.tolist() for some in other for a in some]
+    assert [a.ended for some in one for a in some] == [a.ended for some in other for a in some]
+
+
+def test_greedy_with_a_cache_is_the_argmax_of_full_forwards():
+    keye = model()
+    for asked, (answer,) in zip(PROMPTS, answers(keye), strict=True):
+        assert (answer.key, answer.ended, len(answer.tokens)) == (asked.key, "length", 12)
+        logits = full_logits(keye, with_answer(asked, answer))
+        logits[:, [IMAGE, VIDEO]] = -torch.inf
+        assert answer.tokens.tolist() == logits[len(asked) - 1 : -1].argmax(1).tolist()
+
+
+def test_an_answer_stands_after_a_video_that_is_longer_than_it_is_wide():
+    asked = PROMPTS[4]  # 20 s are 40 positions for 6 tokens
+    assert rope_delta(asked.positions) == 1 + 40 + 2 - len(asked)
+    made = with_answer(asked, answers(model(), [asked])[0][0])
+    assert made.positions[:, len(asked)].tolist() == [len(asked) + rope_delta(asked.positions)] * 3
+    # as if the answer had been there from the beginning
+    known = positions(made.tokens, IMAGE, VIDEO, [asked.visuals[0].grid], [asked.visuals[0].seconds])
+    assert (made.positions == known).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "n": 3}]
+)
+def test_batch_order_and_budget_change_nothing(options):
+    keye = model(1)
+    together = answers(keye, stop_tokens=[7, 9], **options)
+    same(together, [answers(keye, [p], stop_tokens=[7, 9], **options)[0] for p in PROMPTS])
+    same(together, answers(keye, PROMPTS[::-1], stop_tokens=[7, 9], **options)[::-1])
+    for budget in (1, 40, 130):
+        same(together, answers(keye, stop_tokens=[7, 9], budget=budget, **options))
+
+
+def test_more_answers_begin_with_the_fewer_and_longer_ones_with_the_shorter():
+    keye = model(2)
+    few, many = (answers(keye, temperature=1.0, n=n) for n in (2, 5))
+    same(few, [some[:2] for some in many])
+    assert len({tuple(a.tokens.tolist()) for a in many[0]}) == 5
+    longer = answers(keye, temperature=1.0, n=2, max_new=20)
+    assert [a.tokens[:12].tolist() for s in longer for a in s] == [a.tokens.tolist() for s in few for a in s]
+
+
+def test_seed_and_key_decide_the_chance():
+    keye = model(2)
+    twin = [replace(PROMPTS[0], key="x"), replace(PROMPTS[0], key="x"), replace(PROMPTS[0], key="y")]
+    (x,), (again,), (y,) = answers(keye, twin, temperature=1.0)
+    assert x.tokens.tolist() == again.tokens.tolist() != y.tokens.tolist()
+    assert answers(keye, twin, temperature=1.0, seed=1)[0][0].tokens.tolist() != x.tokens.tolist()
+
+
+def test_stop_tokens_end_an_answer_and_are_its_last():
+    keye = model(1)
+    free = answers(keye, max_new=30, temperature=1.0)
+    stops = [int(free[0][0].tokens[4]), 13]
+    for (stopped,), (whole,) in zip(answers(keye, max_new=30, temperature=1.0, stop_tokens=stops), free, strict=True):
+        tokens = whole.tokens.tolist()
+        ends = [i for i, token in enumerate(tokens) if token in stops]
+        assert stopped.tokens.tolist() == (tokens[: ends[0] + 1] if ends else tokens)
+        assert stopped.ended == ("stop" if ends else "length")
+        assert stopped.said.tolist() == (tokens[: ends[0]] if ends else tokens)
+        np.testing.assert_allclose(stopped.logprobs, whole.logprobs[: len(stopped.tokens)], atol=1e-5)
+
+
+def test_pictures_are_never_drawn_nor_what_is_forbidden():
+    logits = np.zeros(50, np.float32)
+    logits[[IMAGE, VIDEO, 3]] = 9
+    keye = constant(logits)
+    drawn = answers(keye, [PROMPTS[0]], temperature=1.0, n=40, never=[3])[0]
+    assert not {IMAGE, VIDEO, 3} & {int(t) for a in drawn for t in a.tokens}
+    assert answers(keye, [PROMPTS[0]], never=[3])[0][0].tokens.tolist() == [0] * 12
+    expected = -np.log(3 * np.exp(9) + 47)  # they keep their share of the probability
+    np.testing.assert_allclose(drawn[0].logprobs, expected, rtol=1e-5)
+    np.testing.assert_allclose(drawn[0].drawn, -np.log(47), rtol=1e-5)
+
+
+def test_frequencies_follow_the_distribution():
+    logits = np.random.default_rng(0).normal(0, 1.5, 50).astype(np.float32)
+    keye = constant(logits)
+    share = np.exp((logits - logits.max()) / 0.8)
+    share[[IMAGE, VIDEO]] = 0
+    share /= share.sum()
+    some = answers(keye, [PROMPTS[0]], temperature=0.8, n=400, max_new=25)[0]
+    counts = np.bincount(np.concatenate([a.tokens for a in some]), minlength=50)
+    is_likely = share * counts.sum() >= 5
+    found = [*counts[is_likely], counts[~is_likely].sum()]
+    expected = np.array([*share[is_likely], share[~is_likely].sum()]) * counts.sum()
+    assert stats.chisquare(found, expected).pvalue > 1e-3
+    pairs = Counter((int(a), int(b)) for each in some for a, b in zip(each.tokens[:-1], each.tokens[1:], strict=True))
+    top = np.argsort(-share)[:4]  # a token says nothing of the next
+    assert all(
+        abs(pairs[a, b] - share[a] * share[b] * 9600) < 5 * (share[a] * share[b] * 9600) ** 0.5 for a in top for b in top
+    )
+
+
+def test_a_temperature_near_0_is_greedy():
+    keye = model(3)
+    greedy = answers(keye)
+    for temperature in (1e-3, 1e-30):
+        same(greedy, answers(keye, temperature=temperature))
+    assert all((a.drawn == 0).all() for some in greedy for a in some)
+    same(greedy, answers(keye, temperature=1.0, top_k=1))
+
+
+def test_log_probabilities_are_those_of_a_full_forward():
+    keye = model(4)
+    drawn = [a for some in answers(keye, temperature=1.3, top_k=20, top_p=0.9, stop_tokens=[5]) for a in some]
+    for asked, answer in zip(PROMPTS, drawn, strict=True):
+        logits = full_logits(keye, with_answer(asked, answer))[len(asked) - 1 : -1].double()
+        tokens = torch.tensor(answer.tokens).long()
+        whole = logits.log_softmax(1).gather(1, tokens[:, None])[:, 0]
+        np.testing.assert_allclose(answer.logprobs, whole, atol=1e-5)
+        logits[:, [IMAGE, VIDEO]] = -torch.inf
+        for step, (token, drawn_as) in enumerate(zip(tokens.tolist(), answer.drawn, strict=True)):
+            assert drawn_as == pytest.approx(np.log(slow_candidates(logits[step].numpy(), 1.3, 20, 0.9)[token]), abs=1e-4)
+
+
+def test_scores_of_a_packed_row_are_those_of_the_answers():
+    keye = model(4)
+    made = [(p, a) for p, some in zip(PROMPTS, answers(keye, temperature=1.0, n=2), strict=True) for a in some]
+    row = join([with_answer(*pair) for pair in made])
+    scores = log_probabilities(keye, row)
+    assert (scores.shape, scores.dtype) == ((len(row),), torch.float32)
+    assert (scores[row.targets == 0] == 0).all()
+    expected = np.concatenate([answer.logprobs for _, answer in made])
+    np.testing.assert_allclose(scores[row.targets == 1].detach(), expected, atol=1e-5)
+    everywhere = log_probabilities(keye, row, everywhere=True).detach()
+    assert np.flatnonzero(everywhere == 0).tolist() == row.segments.tolist()
+
+
+def test_scores_have_gradients_whatever_the_chunk(monkeypatch):
+    keye = model(5).double()
+    row = join([with_answer(p, a) for p, (a,) in zip(PROMPTS, answers(model(5), temperature=1.0), strict=True)])
+    weights = torch.linspace(-1, 1, len(row), dtype=torch.float64)
+
+    def gradients():
+        keye.zero_grad()
+        (log_probabilities(keye, row) * weights).sum().backward()
+        return [p.grad.clone() for p in keye.parameters() if p.grad is not None]
+
+    whole = gradients()
+    monkeypatch.setattr("kvtools.keye.generate._CHUNK_LOGITS", 7 * 50)
+    for one, other in zip(whole, gradients(), strict=True):
+        torch.testing.assert_close(one, other)
+    parameter, step = keye.lm_head.weight, 1e-6
+    with torch.no_grad():
+        ends = []
+        for sign in (1, -1):
+            parameter[3, 4] += sign * step
+            ends.append(float((log_probabilities(keye, row) * weights).sum()))
+            parameter[3, 4] -= sign * step
+    place = [p is parameter for p in keye.parameters() if p.grad is not None].index(True)
+    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(whole[place][3, 4]), rel=1e-4)
+
+
+def test_a_picture_is_looked_at_once_and_a_prompt_read_once(monkeypatch):
+    keye, looked, read = model(6), [], []
+    see, hidden = Keye.see, Keye.hidden
+    monkeypatch.setattr(Keye, "see", lambda self, pixels, grids: looked.append(len(pixels)) or see(self, pixels, grids))
+    monkeypatch.setattr(Keye, "hidden", lambda self, t, *rest: read.append(len(t)) or hidden(self, t, *rest))
+    asked = PROMPTS[1]
+    other = replace(prompt(2, (1, 4, 6), 4, key="o", seed=9), visuals=asked.visuals)
+    some = answers(keye, [asked, other], n=3, max_new=4)
+    assert looked == [24]
+    assert read == [len(asked) + len(other), 6, 6, 6]
+    looked.clear()
+    eyes = Eyes(keye)
+    for _ in range(2):
+        same(some, answers(keye, [asked, other], n=3, max_new=4, eyes=eyes, budget=1))
+    assert looked == [24]
+    monkeypatch.undo()
+    same(some, [answers(keye, [p], n=3, max_new=4)[0] for p in (asked, other)])
+
+
+def test_each_token_is_told_as_it_is_chosen_and_prompts_are_taken_as_needed():
+    told, taken = [], []
+
+    def prompts():
+        for each in PROMPTS:
+            taken.append(each.key)
+            yield each
+
+    run = generate(model(), prompts(), max_new=3, temperature=0, budget=1, tell=lambda *what: told.append(what))
+    (first,) = next(run)
+    assert taken == ["a", "b"]  # one ahead, to see that it does not fit
+    assert told == [("a", 0, token) for token in first.tokens]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"temperature": -1.0}, "temperature: -1.0"), ({"top_p": 0.0}, "top_p: 0.0"), ({"top_k": -1}, "top_k: -1"),
+     ({"max_new": 0}, "max_new: 0"), ({"n": 0}, "n: 0")],
+)  # fmt: skip
+def test_settings_that_cannot_be_meant_are_refused_at_once(options, words):
+    with pytest.raises(ValueError, match=words):
+        generate(model(), [], **{"max_new": 1, **options})
+
+
+def test_logits_that_are_not_finite_are_refused():
+    keye = model()
+    with torch.no_grad():
+        keye.lm_head.weight[3] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        answers(keye, [PROMPTS[0]])
+
+
+def test_bfloat16_weights_answer_too():
+    keye = model().bfloat16()
+    for asked, (answer,) in zip(PROMPTS, answers(keye), strict=True):
+        scores = log_probabilities(keye, join([with_answer(asked, answer)]))
+        np.testing.assert_allclose(answer.logprobs, scores[len(asked) :].detach(), atol=0.1)

@@ -27,7 +27,8 @@ class Invocation:
         """One line on stderr, in the house form."""
         if not quiet:
             rank = "" if self.world.size == 1 else f"[r{self.world.rank}/{self.world.size}] "
-            typer.echo(f"{rank}kvtools {self.command}: {' '.join(words.splitlines())}", err=True)
+            name = f"kvtools {self.command}".rstrip()
+            typer.echo(f"{rank}{name}: {' '.join(words.splitlines())}", err=True)
 
 
 Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Artifacts to read; - is stdin, the default.")]

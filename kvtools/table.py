@@ -27,6 +27,14 @@ COMMANDS = {
     "tokenize-video": Entry(
         "Keye-VL", "Turn videos into patches with true timestamps.", ("video files",), ("video",), is_parallel=True
     ),
+    "pretrain keye": Entry(
+        "Keye-VL",
+        "Train a model that talks about pictures and videos.",
+        ("conversation", "sequence", "video"),
+        ("model",),
+        is_parallel=True,
+    ),
+    "chat": Entry("Keye-VL", "Ask a model about pictures and videos.", ("model", "video files", "video")),
     "semid-build": Entry(
         "OneRec", "Turn embeddings into semantic IDs.", ("embedding", "video", ".npy"), ("semantic-id",), is_parallel=True
     ),
@@ -40,7 +48,14 @@ COMMANDS = {
     ),
     "embed": Entry("Plumbing", "Turn what is said of items into vectors.", ("items", "embedding", "video"), ("embedding",)),
     "pairs": Entry("Plumbing", "Find items that go together in interactions.", ("interactions",), ("pair",)),
-    "convert": Entry("Plumbing", "Turn files of other people's making into artifacts.", ("interactions",), ("interaction",)),
+    "quiz": Entry("Plumbing", "Make questions that clips answer by themselves.", ("video", "video files"), ("conversation",)),
+    "convert": Entry(
+        "Plumbing",
+        "Turn files of other people's making into artifacts, and models back.",
+        ("interactions", "conversations", "Hugging Face directory", "model"),
+        ("interaction", "conversation", "model", "Hugging Face directory"),
+    ),
+    "merge": Entry("Plumbing", "Average models of one shape.", ("model",), ("model",)),
     "devices": Entry("Plumbing", "Spread labelled data over devices of a network.", ("labelled data", "delays"), ("device",)),
     "info": Entry("Plumbing", "Tell what artifacts hold and how they were made.", ("any",)),
     "cat": Entry("Plumbing", "Join streams into one, select records, or show them as text.", ("any stream",), ("same",)),

@@ -44,6 +44,22 @@ def sh(tmp_path):
     return run
 
 
+@pytest.fixture
+def kv(tmp_path, monkeypatch, capfd):
+    """Run commands one after the other in a scratch folder, in this process, since an interpreter that loads torch takes
+    seconds; the first code that is not 0, and what stderr had."""
+    from kvtools import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*lines):
+        capfd.readouterr()
+        codes = [cli.run(line.split()) for line in lines]
+        return next((code for code in codes if code), 0), capfd.readouterr().err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def data():
     """The folder of real data, or a skip that says what was not tested."""

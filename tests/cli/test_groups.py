@@ -140,6 +140,10 @@ def test_a_first_word_without_its_second_is_refused_with_what_there_is(kitchen, 
     assert told(kitchen(f"kvtools {words}")) == (2, "", f"kvtools bake: {found}; bread or rye-bread expected. See --help.\n")
 
 
+def test_a_fault_before_any_command_is_the_programs_own(kitchen):
+    assert told(kitchen("kvtools --oven")) == (2, "", "kvtools: No such option: --oven. See --help.\n")
+
+
 def test_a_second_word_is_no_command_by_itself(kitchen):
     assert told(kitchen("kvtools bread")) == (2, "", "kvtools bread: No such command 'bread'. See --help.\n")
 

@@ -39,6 +39,23 @@ def test_logs_of_training_over_trees_are_drawn(sh, tmp_path):
     assert (done.code, "without 'algorithm' found" in done.err) == (65, True)
 
 
+def test_logs_of_pretraining_are_drawn_one_after_the_other(sh, tmp_path):
+    import json
+
+    def log(name, stage, *steps):
+        lines = [{"stage": stage, "step": n, "rate": 1.0, "loss": 1 / n, "accuracy": 0.1 * n} for n in steps]
+        held = {"stage": stage, "step": steps[-1], "valid_loss": 0.5, "valid_accuracy": 0.5}
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in [*lines, held]))
+
+    log("a.jsonl", "alignment", 1, 2, 3, 2, 3, 4)  # killed after its third step, and taken up from its first
+    log("b.jsonl", "multitask", 1, 2)
+    done = sh("kvtools plot a.jsonl b.jsonl -o a.svg && cat a.jsonl b.jsonl | kvtools plot - -o b.svg && cmp a.svg b.svg")
+    assert (done.code, done.err) == (0, "")
+    (tmp_path / "b.jsonl").write_text('{"loss": 1, "step": "two"}\n')
+    done = sh("kvtools plot a.jsonl b.jsonl -o c.svg", pipefail=False)
+    assert (done.code, "lines without 'step' found" in done.err) == (65, True)
+
+
 def test_other_artifacts_and_other_forms_are_refused(sh, ids, clip):
     sh("kvtools tokenize-video clip.mp4 -o clip.kvs")
     done = sh("kvtools plot clip.kvs -o a.png", pipefail=False)

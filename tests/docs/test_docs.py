@@ -99,12 +99,30 @@ def make_items(top):
         (top / name).write_text("\n".join([title, *(mark.join(map(str, click)) for click in clicks)]) + "\n")
 
 
+def make_models(top):
+    """Qwen3-0.6B, far smaller than its name, as a directory; a.safetensors and b.safetensors, two models of one shape."""
+    import torch
+
+    from kvtools.artifact.files import Sink
+    from kvtools.keye.checkpoint import Weights, to_numpy, write
+    from kvtools.keye.layouts import Shapes
+    from kvtools.keye.sizes import LanguageShape
+
+    shapes = Shapes("qwen3", language=LanguageShape(16, 32, 2, 2, 1, 8, vocabulary=50))
+    (top / "Qwen3-0.6B").mkdir()
+    for seed, name in enumerate(("Qwen3-0.6B", "a.safetensors", "b.safetensors")):
+        torch.manual_seed(seed)
+        state = {name: to_numpy(x) for name, x in shapes.model().state_dict().items() if name.startswith(("model.", "lm_head"))}
+        write(Weights(name, shapes, state), Sink(str(top / name)) if seed else top / name, history=[])
+
+
 @pytest.fixture(scope="module")
 def worktop(tmp_path_factory):
     """A folder with what the examples speak of."""
     top = tmp_path_factory.mktemp("worktop")
     (top / "videos").mkdir()
     make_items(top)
+    make_models(top)
     make_video(top / "clip.mp4", 20)
     make_video(top / "videos" / "yoga.mp4", 15)
     make_video(top / "videos" / "friday.mp4", 12)

@@ -1,0 +1,236 @@
+"""What a tiny model learns, stage by stage, by the commands themselves: a Markdown table from results that are kept.
+
+Usage: keye.py [seeds=0,1,2] [what=NAME,NAME...] [scale=1]     an hour; goes on where it was stopped
+       keye.py table                                           prints what is kept, and runs nothing
+
+Questions are made by kvtools quiz from real clips without labels (order, match, time, describe), and from the labels of the
+fight/no-fight clips by their own split. Scenes are kept on one side (groups); no clip of a test question is in any training,
+labelled or not. Models are trained by kvtools pretrain keye from random weights. A model is named for all that made it: a step
+whose output is there is not run again, and a changed program does not make another (delete bench/.keye then).
+
+Answers are the option whose first token is most likely. Intervals are 95 %, over clips drawn with replacement, since the
+questions of one clip are not independent; all seeds share the questions. scale= multiplies the steps, to try the script.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kvtools.keye import checkpoint
+from kvtools.keye.chat import Chat
+from kvtools.keye.conversations import open_conversations
+from kvtools.keye.media import Media
+from kvtools.keye.rows import join, prompt
+
+HERE = Path(__file__).resolve().parent
+DATA = Path(os.environ.get("KVTOOLS_DATA") or HERE.parent.parent / "shared" / "data")
+KVTOOLS = Path(sys.executable).with_name("kvtools")
+FOLDER = HERE / ".keye"
+CLIPS = ["video/clips", "video_labelled/asl_gestures", "video_labelled/fight_surv"]
+TOKENIZER = DATA / "tokenizer" / "minimind" / "tokenizer.json"
+# views of one scene, which must not stand on both sides
+SCENES = {"rot": ["rot_0.mov", "rot_90.mov", "rot_180.mov", "rot_270.mov"], "flower": ["flower.mp4", "flower.webm"]}
+
+FRAMES = ["--frames", "6"]
+TRAIN = {
+    "describe": ["--task", "describe", "--form", "open", "-n", "4000"],
+    "time-open": ["--task", "time", "--form", "open", "-n", "8000"],
+    "time": ["--task", "time", "-n", "8000"],
+    "match": ["--task", "match", "-n", "8000"],
+    "order": ["--task", "order", "--form", "check", "-n", "4000"],
+}
+TEST = {
+    "describe": ["--task", "describe", "-n", "400"],
+    "time": ["--task", "time", "-n", "400"],
+    "match": ["--task", "match", "-n", "400"],
+    "order": ["--task", "order", "--form", "check", "-n", "400"],
+}
+FIGHT = ["--form", "check", "--positive", "fight", "--question", "Do they fight?"]
+COMMON = ["--tokenizer", TOKENIZER, "--training", "flip=0.5", "--training", "jitter=0.2"]
+SMALL = ["--batch-tokens", "3072", "--length", "3072"]
+# name: the stage, how many steps, what it begins with, which questions in which shares, and further words
+STAGES = {
+    "matching": ("matching", 300, [], {"describe": 1}, []),
+    "alignment": ("alignment", 100, ["matching"], {"describe": 1}, []),
+    "multitask": (
+        "multitask", 1600, ["alignment"],
+        {"describe": 1, "time-open": 2, "time": 3, "match": 3, "order": 2, "fight": 1}, [],
+    ),
+    "annealing-a": ("annealing", 200, ["multitask"], {"time": 3, "match": 3, "order": 2, "fight": 1}, []),
+    "annealing-b": ("annealing", 200, ["multitask"], {"describe": 2, "time": 1, "match": 1, "order": 1, "fight": 3}, []),
+    "merged": ("merge", 0, ["annealing-a", "annealing-b"], {}, []),
+    # without what comes before, all else alike
+    "multitask, no alignment": ("multitask", 1600, ["matching"], "multitask", []),
+    "multitask, no matching": ("multitask", 1600, [], "multitask", []),
+    "multitask, positions cropped": (
+        "multitask", 1600, [], "multitask",
+        ["--architecture", "vision.interpolate=false", "--architecture", "vision.rope=false"],
+    ),
+    "multitask, positions interpolated": ("multitask", 1600, [], "multitask", ["--architecture", "vision.rope=false"]),
+}  # fmt: skip
+
+
+def made(name, *words):
+    """The path of an artifact in the folder; its command is run where it is not there."""
+    path = FOLDER / name
+    if not path.exists():
+        words = [str(word) for word in (*words, "-q", "-o", path)]
+        print(f"kvtools {' '.join(words)}", file=sys.stderr, flush=True)
+        begun = time.monotonic()
+        done = subprocess.run([KVTOOLS, *words])
+        if done.returncode not in (0, 65):  # 65: some clips give no fair question, which is told
+            raise SystemExit(done.returncode)
+        path.with_suffix(path.suffix + ".s").write_text(f"{time.monotonic() - begun:.1f}")
+    return path
+
+
+def prepare():
+    """Streams of clips, and questions: {name: path} of training and of testing."""
+    FOLDER.mkdir(exist_ok=True)
+    groups, labels = FOLDER / "groups.csv", FOLDER / "labels.csv"
+    with open(DATA / "video_labelled" / "fight_surv" / "split.csv") as file:
+        fights = [{**row, "file": row["file"].removeprefix("fight_surv/")} for row in csv.DictReader(file)]
+    scenes = {name: scene for scene, names in SCENES.items() for name in names}
+    scenes |= {path.name: "asl" for path in (DATA / "video_labelled" / "asl_gestures").glob("*.mkv")}
+    scenes |= {row["file"]: row["scene_group"] for row in fights}
+    groups.write_text("file,group\n" + "".join(f"{name},{scene}\n" for name, scene in scenes.items()))
+    labels.write_text("file,label,split\n" + "".join(f"{row['file']},{row['label']},{row['split']}\n" for row in fights))
+    all_clips = made(
+        "all.kvs", "tokenize-video", *(DATA / part for part in CLIPS), "--fps", 4, "--max-frames", 64, "--frame-tokens", "3:4"
+    )
+    tested = {row["file"] for row in fights if row["split"] == "test"}
+    keys = [json.loads(line)["key"] for line in listed(all_clips)]
+    ours = made("ours.kvs", "cat", all_clips, *(word for key in keys if key not in tested for word in ("--key", key)))
+    train = {
+        name: made(f"train-{name}.kvs", "quiz", ours, *FRAMES, *words, "--split", "train:0.7", "--group", groups)
+        for name, words in TRAIN.items()
+    }
+    test = {
+        name: made(f"test-{name}.kvs", "quiz", ours, *FRAMES, *words, "--split", "test:0.3", "--group", groups, "--seed", 1)
+        for name, words in TEST.items()
+    }
+    for side, kept in (("train", train), ("test", test)):
+        kept["fight"] = made(f"{side}-fight.kvs", "quiz", all_clips, "--labels", labels, "--split", side, "--frames", 8, *FIGHT)
+    return all_clips, train, test
+
+
+def listed(stream):
+    done = subprocess.run([KVTOOLS, "info", "--json", "--records", stream], check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.splitlines()
+
+
+def model(name, seed, clips, train, scale):
+    """The path of a row's model, those before it made first; and the log it left."""
+    stage, steps, before, mixture, words = STAGES[name]
+    mixture = STAGES[mixture][3] if isinstance(mixture, str) else mixture
+    inits = [model(each, seed, clips, train, scale)[0] for each in before]
+    if stage == "merge":
+        told = digest([*map(str, inits)])
+        return made(f"{name}-{seed}-{told}.safetensors", "merge", *inits), None
+    words = [
+        "--stage", stage, *(train[each] for each in mixture), "--ratio", ",".join(map(str, mixture.values())), "--media", clips,
+        *(word for each in inits for word in ("--init", each)), *COMMON, *SMALL, "--steps", max(1, round(steps * scale)),
+        "--seed", seed, *words,
+    ]  # fmt: skip
+    named = f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{digest(words)}"
+    log = FOLDER / f"{named}.log"
+    return made(f"{named}.safetensors", "pretrain", "keye", *words, "--log", log), log
+
+
+def digest(words):
+    said = json.dumps([Path(w).name if isinstance(w, Path) else str(w) for w in words])
+    return hashlib.blake2b(said.encode(), digest_size=4).hexdigest()
+
+
+@torch.no_grad()
+def answered(path, clips, questions):
+    """[(right, clip)] of each question: whether the option whose first token is likeliest is the answer."""
+    loaded = checkpoint.load(str(path))
+    chat = Chat.from_bytes(loaded.tokenizer_json)
+    asked, told = open_conversations(str(questions)).found, []
+    with Media([], [str(clips)]) as media:
+        for begin in range(0, len(asked), 32):
+            part = asked[begin : begin + 32]
+            row = join([prompt(each, chat, media) for each in part])
+            seen = loaded.model.see(torch.from_numpy(row.pixels), row.grid.tolist())
+            places = torch.from_numpy(row.positions)
+            hidden = loaded.model.hidden(torch.from_numpy(row.tokens).long(), places, row.segments.tolist(), seen)
+            last = torch.tensor([*row.segments[1:].tolist(), len(row)]) - 1
+            for each, logits in zip(part, loaded.model.logits(hidden[last]).float(), strict=True):
+                options = ["yes", "no"] if each["form"] == "check" else list("ABCDEFGH"[: len(each["choices"])])
+                first = [chat.tokenizer.encode(option, ())[0] for option in options]
+                told.append((options[int(logits[first].argmax())] == each["answer"], each["clips"][0]))
+    return told
+
+
+def interval(told, n=2000):
+    """95 % of the accuracies of clips drawn with replacement."""
+    clips = sorted({clip for _, clip in told})
+    by_clip = {clip: [right for right, c in told if c == clip] for clip in clips}
+    sums = np.array([[sum(by_clip[clip]), len(by_clip[clip])] for clip in clips], float)
+    drawn = np.random.default_rng(0).integers(len(clips), size=(n, len(clips)))
+    some = sums[drawn].sum(1)
+    return np.quantile(some[:, 0] / some[:, 1], [0.025, 0.975]).tolist()
+
+
+def main():
+    given = dict(word.partition("=")[::2] for word in sys.argv[1:])
+    seeds = [int(seed) for seed in given.get("seeds", "0,1,2").split(",")]
+    names = [*STAGES] if "what" not in given else [n for n in STAGES if n in given["what"].split(";")]
+    kept = FOLDER / "results.jsonl"
+    if "table" not in given:
+        scale = float(given.get("scale", 1))
+        clips, train, test = prepare()
+        torch.set_num_threads(1)
+        for seed in seeds:
+            for name in names:
+                path, log = model(name, seed, clips, train, scale)
+                found = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+                if any(line["model"] == path.name for line in found) or STAGES[name][0] == "matching":
+                    continue
+                line = {
+                    "name": name,
+                    "seed": seed,
+                    "model": path.name,
+                    "seconds": float(path.with_suffix(".safetensors.s").read_text()),
+                }
+                for task, questions in test.items():
+                    told = answered(path, clips, questions)
+                    line[task] = {"n": len(told), "accuracy": float(np.mean([r for r, _ in told])), "ci95": interval(told)}
+                with kept.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(
+                    json.dumps({k: v if not isinstance(v, dict) else round(v["accuracy"], 3) for k, v in line.items()}),
+                    file=sys.stderr,
+                )
+    table(kept)
+
+
+def table(kept):
+    lines = {(line["name"], line["seed"]): line for line in map(json.loads, kept.read_text().splitlines())}
+    tasks = [*TEST, "fight"]
+    print(f"| model | {' | '.join(tasks)} | s |")
+    print("|---|" + "---|" * (len(tasks) + 1))
+    print("| chance | .25 | .25 | .25 | .50 | .54 | |")
+    for name in STAGES:
+        some = [line for (each, _), line in sorted(lines.items()) if each == name]
+        if not some:
+            continue
+        cells = []
+        for task in tasks:
+            found = np.array([line[task]["accuracy"] for line in some])
+            low, high = np.mean([line[task]["ci95"] for line in some], axis=0)
+            cells.append(f"{found.mean():.3f} ± {found.std(ddof=1) if len(found) > 1 else 0:.3f} [{low:.2f}, {high:.2f}]")
+        print(f"| {name} ({len(some)}) | {' | '.join(cells)} | {np.mean([line['seconds'] for line in some]):.0f} |")
+
+
+if __name__ == "__main__":
+    main()

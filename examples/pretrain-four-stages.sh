@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# The four stages of Keye-VL's report on two cores: clips without labels become questions, a tower learns to tell clips apart by
+# what is said of them, a projector joins it to a decoder, both learn to answer, and two annealings on different mixtures are
+# averaged. In the end: how many questions about clips that no stage has seen are answered right, before and after.
+#
+#   examples/pretrain-four-stages.sh [FOLDER]     videos, 30 or more to learn anything; by default those of `make demo`
+#   STEPS=600 examples/pretrain-four-stages.sh …  steps of each stage; 40 by default, which only show that everything runs
+set -euo pipefail
+clips=$(realpath "${1:-$(dirname "$0")/../.demo/clips}")
+work=${WORK:-.four-stages}
+steps=${STEPS:-40}
+[ -d "$clips" ] || { echo "$clips: no such folder; run make demo first, or name one with videos" >&2; exit 66; }
+mkdir -p "$work"
+cd "$work"
+
+show() { printf '\n$ %s\n' "$*"; }
+say() { show "$@"; "$@"; }
+
+# ── clips, and questions that they answer by themselves ──────────────────────────────────────────────────────────────────
+# small frames: 16 to 24 tokens each. A few films are cut into pieces of a second, so that there are enough to ask about; what is
+# held out then are other pieces of the same films.
+tokenize() { kvtools tokenize-video "$@" --frame-tokens 16:24 --max-tokens 512 --force || [ $? = 65 ]; } # told and left out
+if [ "$(find "$clips" -maxdepth 1 -type f | wc -l)" -ge 12 ]; then
+  show kvtools tokenize-video "$clips" --fps 3 --frame-tokens 16:24 --max-tokens 512 -o clips.kvs
+  tokenize "$clips" --fps 3 -o clips.kvs
+else
+  for second in 0 1 2 3 4 5 6 7 8 9; do
+    mkdir -p "pieces/$second"
+    for clip in "$clips"/*; do ln -sf "$clip" "pieces/$second/$second-$(basename "$clip")"; done
+    show kvtools tokenize-video "pieces/$second" --start "$second" --end $((second + 1)) --fps 8 -o "piece-$second.kvs"
+    tokenize "pieces/$second" --start "$second" --end $((second + 1)) --fps 8 -o "piece-$second.kvs" 2>/dev/null # some are over
+  done
+  kvtools cat piece-?.kvs -o clips.kvs --force
+fi
+for side in train:0.6 test:0.4; do
+  part=${side%:*}
+  [ "$part" = train ] && n=400 || n=100
+  say kvtools quiz -q clips.kvs --split "$side" --task describe --form open --frames 4 -o "describe-$part.kvs" --force
+  say kvtools quiz -q clips.kvs --split "$side" --task time --frames 4 --choices 2 -n $n -o "time-$part.kvs" --force
+  say kvtools quiz -q clips.kvs --split "$side" --task match --frames 4 --choices 2 -n $n -o "match-$part.kvs" --force
+done
+
+# ── the stages ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+: >stages.jsonl
+stage() { # stage NAME OUTPUT OPTIONS...
+  say kvtools pretrain keye --stage "$1" "${@:3}" --media clips.kvs --steps "$steps" --batch-tokens 2048 --length 1024 \
+    --log stages.jsonl -o "$2" --force
+}
+both=(time-train.kvs match-train.kvs)
+stage matching 0.safetensors describe-train.kvs
+stage alignment 1.safetensors --init 0.safetensors describe-train.kvs
+stage multitask 2.safetensors --init 1.safetensors describe-train.kvs "${both[@]}" --training jitter=0.2
+stage annealing a.safetensors --init 2.safetensors "${both[@]}" --ratio 3,1
+stage annealing b.safetensors --init 2.safetensors "${both[@]}" --ratio 1,3 --seed 1
+say kvtools merge a.safetensors b.safetensors -o keye.safetensors --force
+say kvtools plot stages.jsonl -o stages.png --force
+show "kvtools info keye.safetensors | grep -E 'model|history'"
+kvtools info keye.safetensors | grep -E 'model|history'
+
+# ── what it has learnt ───────────────────────────────────────────────────────────────────────────────────────────────────
+echo
+python - 1.safetensors 2.safetensors a.safetensors b.safetensors keye.safetensors <<'PY'
+import sys
+from kvtools.keye import checkpoint
+from kvtools.keye.chat import Chat
+from kvtools.keye.conversations import open_conversations
+from kvtools.keye.generate import generate
+from kvtools.keye.media import Media
+from kvtools.keye.rows import prompt
+
+print(f"{'answered right, of clips held out':<36}{'time':>16}{'match':>16}")
+with Media([], ["clips.kvs"]) as media:
+    for name in sys.argv[1:]:
+        loaded = checkpoint.load(name)
+        chat = Chat.from_bytes(loaded.tokenizer_json)
+        cells = []
+        for task in ("time", "match"):
+            asked = open_conversations(f"{task}-test.kvs").found
+            prompts = [prompt(each, chat, media) for each in asked]
+            told = generate(loaded.model, prompts, max_new=4, temperature=0, stop_tokens=chat.stop_tokens)
+            right = sum(chat.decode(answer.said) == each["answer"] for (answer,), each in zip(told, asked))
+            cells.append(f"{right / len(asked):.2f} of {len(asked)}")
+        print(f"{name:<36}{cells[0]:>16}{cells[1]:>16}", flush=True)
+    print(f"{'by chance':<36}{0.5:>10.2f}{0.5:>16.2f}")
+PY

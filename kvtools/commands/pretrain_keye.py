@@ -1,0 +1,195 @@
+"""`kvtools pretrain keye`: conversations about pictures and videos in, a vision-language model out."""
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from kvtools.options import (
+    Config,
+    Device,
+    Force,
+    Output,
+    PrintConfig,
+    Quiet,
+    Seed,
+    Stamp,
+    Strict,
+    Verbose,
+    require,
+    to_toml,
+)
+
+EXAMPLES = [
+    "kvtools pretrain keye questions.kvs --media clips.kvs --steps 5 --batch-tokens 1024 -o tiny.safetensors",
+    "kvtools quiz -q clips.kvs --frames 3 --choices 2 | kvtools pretrain keye - --media clips.kvs --steps 2 | kvtools info -",
+]
+EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
+SEE_ALSO = ("kvtools quiz", "kvtools convert", "kvtools merge", "kvtools chat", "kvtools tokenize-video", "kvtools-stream(5)")
+
+
+def main(
+    ctx: typer.Context,
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="DATA", help="Conversations, as a stream or JSON, or sequence streams; - is stdin."),
+    ] = None,
+    stage: Annotated[
+        Literal["matching", "alignment", "multitask", "annealing", "sft", "cold-start"],
+        typer.Option(help="What learns, and from what: see kvtools-pretrain-keye(1)."),
+    ] = "multitask",
+    init: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Begin with a model, or a Hugging Face directory of one or of a part; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        Literal["tiny", "small", "0.6b", "8b"],
+        typer.Option(help="The model's size where --init does not say; tiny for two cores."),
+    ] = "tiny",
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART.NAME=N", help="Change the size, as language.layers=6; may be repeated."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="tokenizer.json, or a folder. Default: the model's, or bytes.", show_default=False),
+    ] = None,
+    media: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STREAM|DIR", help="Where pictures and videos are: video streams by key, folders; may be repeated."
+        ),
+    ] = None,
+    ratio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...", help="Shares of the inputs in what is shown. Default: as they are.", show_default=False
+        ),
+    ] = None,
+    valid: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Conversations to look at after each epoch, never to learn.", show_default=False),
+    ] = None,
+    steps: Annotated[str, typer.Option(metavar="DURATION", help="How long: 500, 3ep or 1e9tok.")] = "3ep",
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="Learning rate, at its peak. Default: the stage's, less for wide models.", show_default=False
+        ),
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens a step, visual ones included.")] = 8192,
+    length: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="Tokens a packed row. Default: 4096, or --batch-tokens.", show_default=False),
+    ] = None,
+    training: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=X", help="Change the training, as warmup=2%; may be repeated.")
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where a stopped run is kept. Default: .NAME.state beside the output.", show_default=False
+        ),
+    ] = None,
+    log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Append a line of JSON a step and an epoch.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision of products; auto is bfloat16 on cuda.")
+    ] = "auto",
+    device: Device = "auto",
+    seed: Seed = 0,
+    output: Output = "-",
+    force: Force = False,
+    config: Config = None,
+    print_config: PrintConfig = False,
+    strict: Strict = False,
+    stamp: Stamp = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Train a model that talks about pictures and videos, one stage of the report at a time.
+
+    Answers carry the loss; questions and what is shown do not. What cannot be read is told and left out; the exit code is then
+    65. A run that was stopped goes on when the same command is run again. The ranks of mpiexec or srun share each step.
+    """
+    from contextlib import ExitStack, closing
+    from functools import partial
+
+    from kvtools.artifact.files import Sink, open_log, refuse_existing
+    from kvtools.artifact.history import extend
+    from kvtools.keye import checkpoint, starting
+    from kvtools.keye.recipe import Recipe
+    from kvtools.learn.cost import measured_peak
+    from kvtools.learn.loop import DTYPES, Training
+    from kvtools.learn.memory import keep_freed
+    from kvtools.learn.place import place_of, share_cores
+    from kvtools.learn.state import State, beside
+    from kvtools.progress import Ticker
+    from kvtools.world import Stop
+
+    recipe = Recipe.of(
+        stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens, length=length,
+        ratio=ratio, training=training or [], seed=seed,
+    )  # fmt: skip
+    if print_config:
+        typer.echo(to_toml(recipe.to_json()), nl=False)
+        return 0
+    world = ctx.obj.world
+    data = data or ["-"]
+    require("-" not in data or world.size == 1, "DATA", f"- on {world.size} ranks", "a file, which every rank reads,")
+    require([*data, valid].count("-") <= 1, "-", "named more than once", "one input from stdin")
+    require(valid is not None or not recipe.is_judged, "--training", "patience without --valid", "conversations to judge by")
+    place, chosen = place_of(device, dtype)
+    refuse_existing(output, force=force)
+    folder = state or beside(output)
+    stop = Stop() if folder else False  # from here on a signal waits for the first step to be kept
+    share_cores(world.local_size)
+    keep_freed()
+
+    note = partial(ctx.obj.note, quiet=quiet)
+    tell = note if world.is_root else lambda _: None
+
+    with ExitStack() as stack:
+        given = stack.enter_context(starting.open_data(data, ratio=ratio, media=media or [], valid=valid))
+        start = starting.begin(recipe, init or [], tokenizer, place)
+        task = stack.enter_context(closing(starting.task_of(recipe, start, given, world, place)))
+        plan = recipe.plan(starting.lengths_of(recipe, task), start.arch, chosen)
+        kept = State(folder, {**recipe.to_json(), "start": start.digest, "input": given.digest, "dtype": chosen})
+        peak = measured_peak(place, DTYPES[chosen])
+        run = Training(task, plan, kept, world, device=place, peak=peak)
+        if run.take_up(start_over=force):
+            tell(f"{folder}: goes on after step {run.progress.step}.")
+        elif verbose:
+            tell(f"{recipe.what.summary}: {start.n_learning} parameters, {plan.n_steps} steps, rate {plan.rate:.3g}.")
+            tell(f"mfu: FLOPs of the model's products / (seconds * {peak:.3g} FLOP/s measured here in {chosen}).")
+        ticker = Ticker(
+            total=plan.n_steps - run.progress.step, unit="steps", words="pretrain keye", quiet=quiet or not world.is_root
+        )
+        given.settle(note, is_root=world.is_root, strict=strict)
+        with open_log(log if world.is_root else None) as curve:
+            for step in run.run(stop):
+                if strict:
+                    given.refuse_bad()
+                if step.validation is None:
+                    ticker()
+                elif verbose:
+                    tell(f"epoch {step.epoch:g}: " + ", ".join(f"{n} {x:.4g}" for n, x in step.validation.items()) + ".")
+                run.progress.loss = step.figures.get("loss", run.progress.loss)
+                line = {"stage": stage, "step": step.step, "epoch": step.epoch, **step.figures, **(step.validation or {})}
+                curve.write(json.dumps(line) + "\n")
+        code: int = world.max(given.settle(note, is_root=world.is_root, strict=strict))
+    if not world.is_root:
+        return 0
+    told = {"stage": stage, "step": run.progress.step, "loss": run.progress.loss, "validation": run.progress.best_score}
+    history = extend("pretrain keye", ctx.obj.argv, before=[*given.histories, *start.histories], stamp=stamp)
+    checkpoint.save(
+        Sink(output, force=force), start.model.cpu(), tokenizer_json=start.chat.to_bytes(), like=start.like, history=history,
+        told={"recipe": recipe.to_json()} | {name: x for name, x in told.items() if x is not None},
+    )  # fmt: skip
+    run.forget()
+    return code

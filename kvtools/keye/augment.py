@@ -1,0 +1,55 @@
+"""Pictures and videos changed a little at each use, so that a few clips teach more: mirrored, or darker, lighter, flatter.
+
+All that a conversation shows changes alike, since questions compare. Off unless asked for: a mirrored picture has its left and
+right exchanged, and its words do not know. Legend: P patches, T frames.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kvtools.keye.rows import Row
+
+
+@dataclass(frozen=True)
+class Augment:
+    """flip: share of conversations that are mirrored. jitter: largest change of contrast, and of brightness (of 255)."""
+
+    flip: float = 0.0
+    jitter: float = 0.0
+
+    def __call__(self, row: Row, visual_tokens: tuple[int, int], chance: Callable[[str], np.random.Generator]) -> Row:
+        """The row with other pixels. chance: a generator for each key of a conversation."""
+        if row.pixels is None or not (self.flip or self.jitter):
+            return row
+        sizes = row.grid.astype(np.int64).prod(1)
+        whose = owners(row, visual_tokens)
+        pixels, begin = row.pixels.copy(), 0
+        drawn = {owner: chance(row.keys[owner]).uniform(size=3) for owner in set(whose)}
+        for owner, grid, size in zip(whose, row.grid.tolist(), sizes.tolist(), strict=True):
+            part = pixels[begin : begin + size]
+            flips, gain, shift = drawn[owner]
+            if flips < self.flip:
+                part[:] = mirrored(part, grid)
+            if self.jitter:
+                gain, shift = 1 + self.jitter * (2 * gain - 1), 127.5 + 255 * self.jitter * (2 * shift - 1)
+                levels = (np.arange(256) - 127.5) * gain + shift
+                part[:] = levels.round().clip(0, 255).astype(np.uint8)[part]
+            begin += size
+        return replace(row, pixels=pixels)
+
+
+def mirrored(pixels_P3HW: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
+    """Patches of the mirror image of each frame."""
+    n_frames, rows, columns = grid
+    patches = pixels_P3HW.reshape(n_frames, rows, columns, *pixels_P3HW.shape[1:])
+    return patches[:, :, ::-1, :, :, ::-1].reshape(pixels_P3HW.shape)
+
+
+def owners(row: Row, visual_tokens: tuple[int, int]) -> list[int]:
+    """The number of the conversation that each picture or video of a row is in. visual_tokens: ids that stand for them."""
+    n_before = np.concatenate([[0], np.isin(row.tokens, visual_tokens).cumsum()])
+    first_token = np.cumsum([0, *(row.grid.astype(np.int64).prod(axis=1) // 4)])[:-1]
+    ends = n_before[[*row.segments[1:].tolist(), len(row)]]
+    return np.searchsorted(ends, first_token, side="right").tolist()  # type: ignore[no-any-return]

@@ -1,0 +1,505 @@
+"""A step of Keye-VL: which tokens carry loss, what is frozen, what it costs, and how it is cut up, which changes nothing."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_keye import ARCH
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from kvtools.artifact.files import Sink
+from kvtools.artifact.stream import Head, Writer
+from kvtools.faults import Corrupt, Usage
+from kvtools.keye import starting
+from kvtools.keye.augment import Augment, mirrored, owners
+from kvtools.keye.chat import Chat
+from kvtools.keye.feed import Feed, PackedFeed
+from kvtools.keye.flops import Shape, of_pairs, of_row
+from kvtools.keye.matching import Matching
+from kvtools.keye.media import Unreadable
+from kvtools.keye.model import Keye
+from kvtools.keye.recipe import Recipe
+from kvtools.keye.rows import to_record
+from kvtools.keye.sizes import TextShape
+from kvtools.keye.stages import PARTS, STAGES
+from kvtools.keye.training import Answering, Contrasting
+from kvtools.keye.visual import Visual
+from kvtools.learn.loop import Plan, Training
+from kvtools.learn.settings import Lengths
+from kvtools.learn.state import State
+from kvtools.world import World
+
+CHAT = Chat.open(None)
+VOCABULARY = -(-CHAT.size // 64) * 64
+SMALL = replace(
+    ARCH, language=replace(ARCH.language, vocabulary=VOCABULARY), image_token=CHAT.image_token, video_token=CHAT.video_token
+)
+N = 10
+
+
+class Shelf:
+    """Clips by number, some of which may be lost; stands where Media does."""
+
+    def __init__(self, *lost):
+        self.lost, self.n_fetched = set(lost), 0
+
+    def fetch(self, item):
+        self.n_fetched += 1
+        name = item[item["type"]]
+        if name in self.lost:
+            raise Unreadable(name, "torn")
+        number = int(name)
+        grid = [(2, 2, 4), (3, 2, 2), (1, 4, 4)][number % 3]
+        pixels = np.random.default_rng(number).integers(0, 256, (np.prod(grid), 3, 14, 14), dtype=np.uint8)
+        return Visual(pixels, np.array(grid, np.int32), np.arange(grid[0]) / 2, is_video=True)
+
+
+def talk(number, answer=None, *, clips=1):
+    shown = [{"type": "video", "video": str(number + 10 * k)} for k in range(clips)]
+    asked = [*shown, {"type": "text", "text": f"What is {number}?"}]
+    said = [{"type": "text", "text": answer or f"It is {'no. ' * (number % 4)}{number}."}]
+    return {"id": f"t{number}", "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+
+
+def of_size(rank, size):
+    made = World()
+    made.rank, made.size = rank, size
+    return made
+
+
+def feed_of(conversations=None, *, shelf=None, length=256, **named):
+    return Feed(conversations or [talk(n) for n in range(N)], CHAT, shelf or Shelf(), length=length, **named)
+
+
+def task_of(stage="multitask", source=None, *, world=None, seed=0, **named):
+    torch.manual_seed(3)
+    given = {
+        "batch_tokens": 512, "world": world or World(), "device": "cpu", "seed": seed, "augment": Augment(), **named,
+    }  # fmt: skip
+    source = source or feed_of()
+    if STAGES[stage].is_contrastive:
+        model = Matching(SMALL.vision, TextShape(24, 40, 1, 2, VOCABULARY, positions=16))
+        return Contrasting(model, source, SMALL, STAGES[stage], **given)
+    return Answering(Keye(SMALL), source, SMALL, STAGES[stage], **given)
+
+
+def train(task, n_steps=2, **named):
+    plan = Plan(epochs=n_steps, n_steps=n_steps, warmup=0, rate=1e-2, **named)
+    try:
+        return list(Training(task, plan, State(None, {}), World()).run(stop=False))
+    finally:
+        task.close()
+
+
+def weights(task):
+    return {name: x.detach().clone() for name, x in task.model.state_dict().items()}
+
+
+# ── which tokens carry loss ──────────────────────────────────────────────────────────────────────────────────────────────
+def rows_of(source, epoch=0):
+    return [source.build(load) for load in source.epoch(epoch)]
+
+
+def slow_loss(model, row):
+    """Cross-entropy in float64 of every token that the assistant says, and no other; how many they are, and how many right."""
+    model = model.double()
+    visual = None if row.pixels is None else model.see(torch.from_numpy(row.pixels).double(), row.grid.tolist())
+    tokens = torch.from_numpy(row.tokens.astype(np.int64))
+    hidden = model.hidden(tokens, torch.from_numpy(row.positions), row.segments.tolist(), visual)
+    shares = (hidden @ model.output_VD.T).log_softmax(1)
+    total, n_right, n = 0.0, 0, 0
+    said = CHAT.tokenizer.ids["<|im_end|>"]
+    for begin, end in zip(row.segments.tolist(), [*row.segments[1:].tolist(), len(row)], strict=True):
+        words = CHAT.decode(row.tokens[begin:end])
+        # the assistant's words, found as text: from its turn's beginning to the end of the turn
+        answer = words.split("<|im_start|>assistant\n")[1].split("<|im_end|>")[0]
+        n_answer = len(CHAT.tokenizer.encode(answer, ())) + 1
+        last = begin + max(np.flatnonzero(row.tokens[begin:end] == said))
+        for place in range(last - n_answer + 1, last + 1):
+            total -= float(shares[place - 1, row.tokens[place]].detach())
+            n_right += int(shares[place - 1].argmax() == int(row.tokens[place]))
+            n += 1
+    model.float()
+    return total, n_right, n
+
+
+def test_the_loss_is_that_of_the_answers_and_their_ends_alone():
+    task = task_of()
+    for row in rows_of(task.source):
+        total, right, count = task.measure(row)
+        wanted, n_right, n = slow_loss(task.model, row)
+        assert (count, float(right)) == (n, n_right)
+        # float32 sums over a few dozen tokens of about 6 nats each
+        assert total.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_is_shown_and_asked_carries_no_loss():
+    task = task_of()
+    row = rows_of(task.source)[0]
+    is_said = row.targets == 1
+    assert not np.isin(row.tokens[is_said], (CHAT.image_token, CHAT.video_token)).any()
+    told = CHAT.decode(row.tokens[is_said]).split("<|im_end|>")[:-1]
+    assert told == [talk(int(key[1:]))["messages"][1]["content"][0]["text"] for key in row.keys]
+
+
+def test_rows_packed_give_the_loss_of_conversations_alone():
+    task = task_of()
+    packed = [task.measure(row) for row in rows_of(task.source)]
+    alone = [task.measure(row) for n in range(N) for row in rows_of(feed_of([talk(n)]))]
+    assert len(packed) < len(alone) == N
+    assert sum(x[2] for x in packed) == sum(x[2] for x in alone)
+    assert sum(x[0] for x in packed).item() == pytest.approx(sum(x[0] for x in alone).item(), rel=1e-5)
+
+
+def test_a_conversation_of_words_only_trains_too_and_leaves_a_projector_as_it_is():
+    words = [{"id": f"w{n}", "messages": [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": f"It{n}."}]}
+             for n in range(4)]  # fmt: skip
+    task = task_of("alignment", Feed(words, CHAT, None, length=256))
+    before = weights(task)
+    steps = train(task, 2, weight_decay=0.0)
+    assert all(step.figures["grad_norm"] == 0 for step in steps)
+    assert all(torch.equal(x, before[name]) for name, x in weights(task).items())
+    mixed = task_of("alignment", feed_of([*words, *[talk(n) for n in range(4)]]))
+    assert train(mixed, 1)[0].figures["grad_norm"] > 0
+
+
+# ── what is frozen ───────────────────────────────────────────────────────────────────────────────────────────────────────
+LEARNS = {"alignment": {"projector"}, **dict.fromkeys(("multitask", "annealing", "sft", "cold-start"), set(PARTS))}
+
+
+@pytest.mark.parametrize("stage", LEARNS)
+def test_what_is_frozen_gets_no_gradient_and_does_not_change_by_a_bit(stage):
+    task = task_of(stage)
+    before = weights(task)
+    train(task)
+    changed = Counter()
+    for name, parameter in task.model.named_parameters():
+        part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "decoder")
+        is_learning = part in LEARNS[stage]
+        assert parameter.requires_grad is is_learning, name
+        assert (parameter.grad is not None) is is_learning, name
+        is_other = not torch.equal(parameter, before[name])
+        assert is_learning or not is_other, name
+        changed[part] += is_other
+    assert {part for part, n in changed.items() if n} == LEARNS[stage]
+
+
+def test_matching_teaches_both_towers_and_its_temperature():
+    task = task_of("matching")
+    before = weights(task)
+    train(task)
+    for name, parameter in task.model.named_parameters():
+        if "k_proj.bias" not in name and "position_embedding" not in name:  # a key's bias changes no share
+            assert not torch.equal(parameter, before[name]), name
+
+
+def test_matching_counts_equal_texts_as_belonging_to_each_others_pictures():
+    source = feed_of([talk(n, answer="the same" if n < 2 else f"no. {n}") for n in range(4)], length=1024)
+    task = task_of("matching", source)
+    (row,) = rows_of(source)
+    total, right, count = task.measure(row)
+    with torch.no_grad():
+        images = task.model.images(torch.from_numpy(row.pixels), row.grid.tolist()).double()
+        texts = [row.tokens[row.targets == 1]]
+        ends = np.flatnonzero(texts[0] == CHAT.tokenizer.ids["<|im_end|>"]) + 1
+        texts = np.split(texts[0], ends)[:-1]
+        words = torch.cat([task.model.texts(torch.from_numpy(t.astype(np.int64)), [0]) for t in texts]).double()
+        logits = images @ words.T * task.model.logit_scale.double().exp() + task.model.logit_bias.double()
+    wanted = 0.0
+    for i in range(4):
+        for j in range(4):
+            is_pair = texts[i].tobytes() == texts[j].tobytes()
+            wanted -= float(torch.nn.functional.logsigmoid(logits[i, j] if is_pair else -logits[i, j]))
+    assert sum(a.tobytes() == b.tobytes() for a in texts for b in texts) == 6
+    assert count == 4
+    assert float(total) == pytest.approx(wanted, rel=1e-4)
+    best = logits.argmax(1).tolist()
+    assert float(right) == sum(texts[i].tobytes() == texts[best[i]].tobytes() for i in range(4))
+
+
+def test_matching_cuts_long_texts_and_looks_at_the_first_clip_of_each():
+    source = feed_of([talk(n, answer=f"{n}" * 40, clips=2) for n in range(2)], length=1024)
+    task = task_of("matching", source)
+    seen = []
+    task.model.texts = lambda tokens, starts: seen.append((tokens, starts)) or torch.ones(len(starts), 24)
+    images = []
+    first = type(task.model).images
+    task.model.images = lambda *given: images.append(first(task.model, *given)) or images[-1]
+    (row,) = rows_of(source)
+    _, _, count = task.measure(row)
+    tokens, starts = seen[0]
+    assert (count, starts, len(tokens), len(images[0])) == (2, [0, 16], 32, 4)
+    assert tokens[15] == tokens[31] == CHAT.tokenizer.ids["<|im_end|>"]
+
+
+# ── how a step is cut up ─────────────────────────────────────────────────────────────────────────────────────────────────
+def test_pieces_and_ranks_share_the_rows_of_a_step_and_lose_none():
+    alone = task_of(source=feed_of(length=128))
+    for rows in alone.epoch(0):
+        wanted = sorted(load.numbers for load in rows)
+        for size, n in ((1, 1), (1, 3), (1, 50), (2, 2), (2, 3), (4, 4), (4, 9)):
+            given = []
+            for rank in range(size):
+                task = task_of(source=feed_of(length=128), world=of_size(rank, size))
+                pieces = task.pieces(rows, n)
+                given += [load.numbers for piece in pieces[rank::size] for load in piece]
+                task.close()
+            assert sorted(given) == wanted, (size, n)
+    alone.close()
+
+
+def test_ranks_get_nearly_equal_work_and_are_told_how_nearly():
+    long, short = [talk(n, answer="x" * 150) for n in range(4)], [talk(n) for n in range(4, 24)]
+    tasks = [task_of(source=feed_of([*long, *short], length=256), batch_tokens=10_000, world=of_size(r, 3)) for r in range(3)]
+    (rows,) = list(tasks[0].epoch(0))
+    work = [sum(t.flops(load) for piece in t.pieces(rows, 5)[r::3] for load in piece) for r, t in enumerate(tasks)]
+    told = tasks[1].after_step(World())
+    assert told["load_max_over_mean"] == pytest.approx(max(work) / np.mean(work))
+    in_turn = [sum(tasks[0].flops(load) for load in rows[r::3]) for r in range(3)]
+    assert told["in_turn_max_over_mean"] == pytest.approx(max(in_turn) / np.mean(in_turn))
+    assert told["load_max_over_mean"] < 4 / 3  # Graham's bound on the largest share
+    for task in tasks:
+        task.close()
+
+
+def test_a_run_taken_up_builds_only_what_is_still_to_be_learnt():
+    shelf = Shelf()
+    task = task_of(source=feed_of(shelf=shelf, length=128), batch_tokens=128)
+    steps = list(task.epoch(0))
+    n_measured = shelf.n_fetched
+    assert (n_measured, len(steps) > 4) == (N, True), "looking at what comes costs each conversation one look"
+    going = task.epoch(0)
+    for _ in steps[:-1]:
+        next(going)
+    task.pieces(next(going), 1)
+    task.close()
+    assert shelf.n_fetched - n_measured <= sum(len(load.numbers) for load in steps[-1])
+
+
+# ── what became unreadable ───────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_clip_that_goes_between_two_looks_is_left_out_and_told_once():
+    shelf = Shelf()
+    task = task_of(source=feed_of(shelf=shelf))
+    assert task.n_steps() > 0
+    shelf.lost = {"3"}
+    steps = train(task, 3 * task.n_steps(), save_every=0)
+    assert all(np.isfinite(step.figures["loss"]) for step in steps if step.figures)
+    assert (task.source.lost.counts, list(task.source.gone.counts.values())) == ({}, [1])
+    assert "t3: 3: torn" in task.source.gone.lines()[0]
+
+
+def test_a_step_of_which_nothing_is_left_changes_nothing():
+    shelf = Shelf()
+    task = task_of(source=feed_of([talk(1), talk(2)], shelf=shelf))
+    before = weights(task)
+    assert task.n_steps() == 1
+    shelf.lost = {"1", "2"}
+    steps = train(task, 2)
+    assert [sorted(step.figures) for step in steps] == [["rate", "seconds", "tokens", "tokens_per_s"]] * 2
+    assert all(torch.equal(x, before[name]) for name, x in weights(task).items())
+
+
+# ── packed rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def packed(path, rows):
+    with Writer(Sink(str(path)), Head("sequence")) as writer:
+        for number, row in enumerate(rows):
+            tensors, fields = to_record(row)
+            writer.write(f"r{number}", tensors, **fields)
+    return str(path)
+
+
+def test_packed_rows_give_the_loss_of_the_conversations_they_are_of(tmp_path):
+    source = feed_of()
+    rows = rows_of(source)
+    task = task_of(source=PackedFeed([packed(tmp_path / "rows.kvs", rows)]))
+    told = [task.measure(task.source.build(load)) for load in task.source.epoch(0)]
+    live = [task.measure(row) for row in rows]
+    assert float(sum(x[0] for x in told)) == pytest.approx(float(sum(x[0] for x in live)), rel=1e-6)
+    assert sorted(key for load in task.source.epoch(1) for key in load.keys) == sorted(f"t{n}" for n in range(N))
+
+
+def edited(row, **changed):
+    def put(array, place, value):
+        array = array.copy()
+        array[place] = value
+        return array
+
+    return replace(row, **{name: put(getattr(row, name), *change) for name, change in changed.items()})
+
+
+BAD_ROWS = {
+    "an id beyond the vocabulary": ({"tokens": (5, 70_000)}, "70000 found, ids below the model's"),
+    "an id below 0": ({"tokens": (5, -1)}, "-1 to"),
+    "a visual token too many": ({"tokens": (1, SMALL.video_token)}, "visual tokens at"),
+    "targets that are neither 0 nor 1": ({"targets": (5, 2)}, "targets: 0 or 1"),
+    "a target that begins a conversation": ({"targets": (0, 1)}, "0 for the first token"),
+    "an odd grid": ({"grid": (slice(None), (2, 8, 1))}, "patches"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ROWS)
+def test_a_packed_row_that_the_model_cannot_be_shown_is_named(tmp_path, what):
+    change, words = BAD_ROWS[what]
+    (row,) = rows_of(feed_of([talk(0)]))
+    start = starting.Start(Keye(SMALL), SMALL, CHAT, None, [], "")
+    source = PackedFeed(
+        [packed(tmp_path / "rows.kvs", [row, edited(row, **change)])], check=lambda row: starting._require_fits(row, start)
+    )
+    with pytest.raises(Corrupt, match="record 1: ") as found:
+        list(source.epoch(0))
+    assert words in str(found.value)
+
+
+# ── what it costs ────────────────────────────────────────────────────────────────────────────────────────────────────────
+BIG = replace(
+    SMALL,
+    vision=replace(SMALL.vision, width=64, hidden=160, layers=3, heads=4, table_side=4),
+    language=replace(SMALL.language, width=96, hidden=256, layers=3, heads=6, kv_heads=2),
+)
+
+
+@pytest.mark.parametrize("stage", ["multitask", "alignment"])
+@pytest.mark.parametrize("joint", [True, False])
+def test_flops_are_those_that_torch_counts(stage, joint):
+    arch = replace(BIG, vision=replace(BIG.vision, joint=joint))
+    clips = [{"type": "video", "video": "0"}, {"type": "text", "text": "How?"}]
+    source = feed_of(
+        [{"id": f"t{n}", "messages": [{"role": "user", "content": clips}, {"role": "assistant", "content": "so " * n}]}
+         for n in (5, 9, 20, 30)],
+        shelf=Reel(), length=4096,
+    )  # fmt: skip
+    task = Answering(
+        Keye(arch), source, arch, STAGES[stage], batch_tokens=4096, world=World(), device="cpu", seed=0, augment=Augment()
+    )
+    (load,) = source.epoch(0)
+    row = source.build(load)
+    # the plain kernel, whose products torch counts; it computes both halves of what is causal
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        task.measure(row)[0].backward()
+    task.close()
+    shape = arch.language
+    causal = sum(2 * n * n * shape.heads * shape.head_dim * shape.layers for n in load.lengths)
+    wanted = task.flops(load) + 3 * causal
+    assert counter.get_total_flops() == pytest.approx(wanted, rel=0.03)
+
+
+class Reel(Shelf):
+    def fetch(self, item):
+        pixels = np.zeros((6 * 6 * 8, 3, 14, 14), np.uint8)
+        return Visual(pixels, np.array((6, 6, 8), np.int32), np.arange(6) / 2, is_video=True)
+
+
+def test_flops_of_pairs_are_those_that_torch_counts():
+    text = TextShape(64, 160, 2, 4, VOCABULARY, positions=64)
+    model = Matching(BIG.vision, text)
+    grids = [(6, 6, 8), (4, 6, 8)]
+    pixels = torch.zeros(sum(int(np.prod(grid)) for grid in grids), 3, 14, 14, dtype=torch.uint8)
+    tokens, starts = torch.randint(0, 200, (50,)), [0, 20]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.loss(model.images(pixels, grids), model.texts(tokens, starts)).backward()
+    assert counter.get_total_flops() == pytest.approx(of_pairs(BIG.vision, text, grids, 50), rel=0.05)
+
+
+def test_a_frozen_tower_costs_its_forward_alone():
+    flops = of_row(BIG, Shape([100, 50], [(2, 4, 4)], 30))
+    everything = flops.training(STAGES["multitask"].trains)
+    assert everything == 3 * flops.forward - flops.patches
+    aligned = flops.training(STAGES["alignment"].trains)
+    assert aligned == flops.patches + flops.tower + 3 * (flops.projector + flops.pairs) + 2 * (flops.decoder + flops.head)
+
+
+# ── pictures that change ─────────────────────────────────────────────────────────────────────────────────────────────────
+def test_each_picture_belongs_to_its_conversation():
+    source = feed_of([talk(0, clips=2), {**talk(1), "id": "t1"}, talk(2)], length=2048)
+    (row,) = rows_of(source)
+    begins = [int(key[1:]) for key in row.keys]
+    assert owners(row, (SMALL.image_token, SMALL.video_token)) == [g for g, n in enumerate(begins) for _ in range(1 + (n == 0))]
+
+
+def test_a_mirror_shows_each_frame_from_right_to_left_and_twice_is_nothing():
+    picture = np.random.default_rng(0).integers(0, 256, (2, 2 * 14, 3 * 14, 3), dtype=np.uint8)  # T, height, width
+    patches = picture.reshape(2, 2, 14, 3, 14, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 3, 14, 14)
+    other = picture[:, :, ::-1].reshape(2, 2, 14, 3, 14, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 3, 14, 14)
+    assert np.array_equal(mirrored(patches, (2, 2, 3)), other)
+    assert np.array_equal(mirrored(mirrored(patches, (2, 2, 3)), (2, 2, 3)), patches)
+
+
+def test_chance_in_pictures_hangs_on_epoch_and_key_alone():
+    def seen(epoch, seed=0, length=256):
+        task = task_of(source=feed_of(length=length), seed=seed, augment=Augment(flip=0.5, jitter=0.3))
+        task._epoch = epoch
+        found = {}
+        for load in task.source.epoch(0):
+            row = task._row(load)
+            begin = 0
+            for owner, grid in zip(owners(row, task._visual_tokens), row.grid, strict=True):
+                found[row.keys[owner]] = row.pixels[begin : begin + int(grid.prod())].tobytes()
+                begin += int(grid.prod())
+        task.close()
+        return found
+
+    assert seen(0) == seen(0) == seen(0, length=512)
+    assert all(x != y for x, y in zip(seen(0).values(), seen(1).values(), strict=True))
+    assert seen(0) != seen(0, seed=1)
+    plain = {f"t{n}": Shelf().fetch({"type": "video", "video": str(n)}).pixels_P3HW.tobytes() for n in range(N)}
+    assert all(seen(0)[key] != plain[key] for key in plain)
+
+
+# ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def recipe(stage="multitask", steps="3ep", training=(), **named):
+    given = {"size": "tiny", "architecture": [], "lr": None, "batch_tokens": 1000, "length": 100, "ratio": None, "seed": 0}
+    return Recipe.of(stage=stage, steps=steps, training=training, **{**given, **named})
+
+
+def test_durations_come_out_in_steps():
+    lengths = Lengths(40, 40_000)
+    training = ["warmup=10%", "save=1ep", "patience=2ep", "tower=0.1"]
+    plan = recipe(training=training).plan(lengths, SMALL, "float32")
+    assert (plan.n_steps, plan.warmup, plan.save_every, plan.patience, plan.pieces) == (120, 12, 40, 2, 10)
+    assert plan.rates == {"visual.": 0.1}
+    assert recipe(steps="8e4tok").plan(lengths, SMALL, "float32").n_steps == 80
+    unknown = Lengths(1 << 40, (1 << 40) * 1000)
+    assert recipe(steps="8e4tok").plan(unknown, SMALL, "float32").n_steps == 80
+    assert not recipe(steps="8e4tok").counts_epochs
+
+
+@pytest.mark.parametrize(("patience", "n_epochs"), [("0", 0), ("0ep", 0), ("2ep", 2), ("10", 1), ("60", 2), ("0.5ep", 1)])
+def test_patience_is_at_least_an_epoch_where_there_is_any(patience, n_epochs):
+    made = recipe(steps="500", training=[f"patience={patience}"])
+    assert made.is_judged is (n_epochs > 0)
+    assert made.counts_epochs or not n_epochs
+    assert made.plan(Lengths(40, 40_000), SMALL, "float32").patience == n_epochs
+
+
+def test_a_stage_has_its_rate_and_wide_models_a_lower_one():
+    wide = replace(SMALL, language=replace(SMALL.language, width=512))
+    for stage, told in STAGES.items():
+        assert recipe(stage).rate(SMALL) == told.rate
+        assert recipe(stage).rate(wide) == told.rate / 4
+    assert recipe(lr=0.5).rate(wide) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("parts", "ratio", "wanted"),
+    [
+        ([4, 2], None, "aaaabb"),
+        ([4, 2], "1,1", "aaaabbbb"),
+        ([4, 2], "2:1", "aaaabb"),
+        ([4, 2], "1,3", "aaaa" + "b" * 12),
+        ([4, 0], "1,1", "aaaa"),
+    ],
+)
+def test_inputs_come_in_the_shares_told_and_none_loses_any(parts, ratio, wanted):
+    found = [[{"id": f"{name}{k}"} for k in range(n)] for name, n in zip("ab", parts, strict=True)]
+    made = starting.mixed(found, ratio)
+    assert "".join(each["id"][0] for each in made) == wanted
+    assert {each["id"] for each in made} == {each["id"] for part in found for each in part}
+
+
+@pytest.mark.parametrize("ratio", ["1", "1,2,3", "1,0", "1,x", "1,inf", "-1,2", "1,nan"])
+def test_shares_that_cannot_be_meant_are_refused(ratio):
+    with pytest.raises(Usage, match="2 numbers above 0 expected"):
+        starting.mixed([[{}], [{}]], ratio)

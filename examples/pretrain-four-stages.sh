@@ -6,8 +6,9 @@
 #   examples/pretrain-four-stages.sh [FOLDER]     videos, 30 or more to learn anything; by default those of `make demo`
 #   STEPS=600 examples/pretrain-four-stages.sh …  steps of each stage; 40 by default, which only show that everything runs
 set -euo pipefail
-clips=$(realpath "${1:-$(dirname "$0")/../.demo/clips}")
-work=${WORK:-.four-stages}
+demo=$(dirname "$0")/../.demo
+clips=$(realpath -m "${1:-$demo/clips}")
+work=${WORK:-$demo/four-stages}
 steps=${STEPS:-40}
 [ -d "$clips" ] || { echo "$clips: no such folder; run make demo first, or name one with videos" >&2; exit 66; }
 mkdir -p "$work"

@@ -21,7 +21,7 @@ from kvtools.options import (
 )
 
 EXAMPLES = [
-    "kvtools pretrain keye questions.kvs --media clips.kvs --steps 5 --batch-tokens 1024 -o tiny.safetensors",
+    "kvtools pretrain keye questions.kvs --media clips.kvs --steps 2 --batch-tokens 1024 -o tiny.safetensors",
     "kvtools quiz -q clips.kvs --frames 3 --choices 2 | kvtools pretrain keye - --media clips.kvs --steps 2 | kvtools info -",
 ]
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)

@@ -20,7 +20,7 @@ EXAMPLES = [
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools tokenize-video", "kvtools convert", "kvtools cat", "kvtools-stream(5)")
 
-_TASKS = ("order", "match", "time")
+_TASKS = ("order", "match", "time", "describe")
 
 
 def main(
@@ -29,9 +29,9 @@ def main(
         list[str] | None,
         typer.Argument(metavar="CLIPS|VIDEO|DIR", help="Streams of videos, video files, and folders of them; - is stdin."),
     ] = None,
-    task: Annotated[str, typer.Option(metavar="NAMES", help="Ask for order, match, time, or several, with commas.")] = (
-        "order,match,time"
-    ),
+    task: Annotated[
+        str, typer.Option(metavar="NAMES", help="Ask for order, match, time, describe, or several, with commas.")
+    ] = ("order,match,time"),
     number: Annotated[
         int | None,
         typer.Option(
@@ -61,8 +61,8 @@ def main(
         typer.Option(metavar="CSV", help="Ask for labels instead: file,label[,split][,group].", show_default=False),
     ] = None,
     question: Annotated[
-        str, typer.Option(metavar="TEXT", help="--labels: the words of the question.", show_default=False)
-    ] = "",
+        str | None, typer.Option(metavar="TEXT", help="--labels: the words of the question.", show_default=False)
+    ] = None,
     positive: Annotated[
         str | None,
         typer.Option(metavar="LABEL", help="--labels --form check: yes is this label. Default: the first.", show_default=False),
@@ -81,9 +81,10 @@ def main(
 ) -> int:
     """Make questions of clips, with their answers, for training and for measuring: no labels are needed.
 
-    Frames are to be put in order, the clip that goes on is to be chosen, and the second is to be told at which one clip becomes
-    another. Questions name clips by their keys and hold no pictures. Answers are drawn before clips are looked at. A clip is on
-    one side of a split for good. Clips that cannot be read are told and left out; the exit code is then 65.
+    Frames are to be put in order, the clip that goes on is to be chosen, the second is to be told at which one clip becomes
+    another, and how light, coloured and lively a clip is. Questions name clips by their keys and hold no pictures. Answers are
+    drawn before clips are looked at. A clip is on one side of a split for good. Clips that cannot be read are told and left
+    out; the exit code is then 65.
     """
     from kvtools.artifact.files import Sink, is_same_file, refuse_existing
     from kvtools.artifact.history import extend

@@ -174,15 +174,15 @@ class PackedFeed:
 
 
 def steps(loads: Iterator[Load], n_tokens: int) -> Iterator[list[Load]]:
-    """Loads gathered into steps of at least n_tokens tokens each; what is left at the end makes the last, smaller one."""
+    """Loads gathered into steps of at most n_tokens tokens each, but one load at least; the last may be smaller."""
     held: list[Load] = []
     n_held = 0
     for load in loads:
-        held.append(load)
-        n_held += sum(load.lengths)
-        if n_held >= n_tokens:
+        if held and n_held + sum(load.lengths) > n_tokens:
             yield held
             held, n_held = [], 0
+        held.append(load)
+        n_held += sum(load.lengths)
     if held:
         yield held
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as nf
 from torch.utils.checkpoint import checkpoint
 
+_ONEDNN = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
+
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """The precision of matrix products of x: autocast's where it is on, x's own else."""
@@ -44,7 +46,7 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Saves x and one number a row; backward is written out, since torch's composite form passes over x eleven times."""
+    """Saves x and one number a row. torch's own form passes over x eleven times backward, and takes 1.6 times as long."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -57,13 +59,24 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad = grads[0]
-        normed = x * scale
-        n_leading = tuple(range(x.ndim - 1))
-        weight_grad = (grad * normed).sum(n_leading)
-        inner = grad * weight
-        share = (inner * normed).mean(-1, keepdim=True)
-        return inner.sub_(normed.mul_(share)).mul_(scale), weight_grad, None
+        width = x.shape[-1]
+        grad_NX, scale_N1 = grads[0].reshape(-1, width), scale.view(-1, 1)
+        # LayerNorm's backward is one pass over everything; where the mean is 0 it is ours but for one term, which goes back
+        x_grad, weight_grad, _ = torch.ops.aten.native_layer_norm_backward(
+            grad_NX, x.reshape(-1, width), [width], torch.zeros_like(scale_N1), scale_N1, weight, None, [True, True, False]
+        )
+        x_grad.addcmul_((grad_NX @ weight).unsqueeze(1), scale_N1, value=1 / width)
+        return x_grad.view_as(x), weight_grad, None
+
+
+def linear_gelu(layer: nn.Linear, x: Tensor, *, tanh: bool) -> Tensor:
+    """gelu(layer(x)). On CPU without gradients as one operation of oneDNN's, the one that torch.compile puts there: GELU by itself
+    took 12 % of a tower's time in bfloat16 (one core, 2,048 patches, width 384)."""
+    if x.device.type == "cpu" and not torch.is_grad_enabled() and x.dtype == layer.weight.dtype and x.dtype in _ONEDNN:
+        fused = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
+        out: Tensor = fused(x, layer.weight, layer.bias, "gelu", [], "tanh" if tanh else "none")
+        return out
+    return nf.gelu(layer(x), approximate="tanh" if tanh else "none")
 
 
 def repeated(layer: Callable[..., Tensor], *given: object, is_checkpointed: bool) -> Tensor:

@@ -5,9 +5,8 @@ GELU, Linear. Legend: P patches, M visual tokens, D width.
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as nf
 
-from kvtools.keye.layers import layer_norm
+from kvtools.keye.layers import layer_norm, linear_gelu
 from kvtools.keye.sizes import Architecture
 
 
@@ -28,5 +27,5 @@ class Projector(nn.Module):
     def forward(self, seen_PD: Tensor) -> Tensor:
         """seen_PD: in the order of vision.block_order, so that a block is a view."""
         joined = layer_norm(self.pre_norm, seen_PD).view(-1, self.linear_1.in_features)
-        out: Tensor = self.linear_2(nf.gelu(self.linear_1(joined)))
+        out: Tensor = self.linear_2(linear_gelu(self.linear_1, joined, tanh=False))
         return out

@@ -158,9 +158,9 @@ def _of(shape: Any, words: Any, name: str) -> Any:
 
 SIZES: dict[str, Architecture] = {
     "tiny": Architecture(
-        VisionShape(width=128, hidden=384, layers=3, heads=4, table_side=16),
+        VisionShape(width=128, hidden=256, layers=2, heads=4, table_side=16),
         LanguageShape(
-            width=128, hidden=384, layers=4, heads=4, kv_heads=2, head_dim=32, vocabulary=6400, theta=1e4, tied=True,
+            width=128, hidden=256, layers=4, heads=4, kv_heads=2, head_dim=32, vocabulary=6400, theta=1e4, tied=True,
             positions=8192,
         ),
     ),

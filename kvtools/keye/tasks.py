@@ -16,6 +16,7 @@ What is fair, and what a question must not give away:
 - Clips to choose from, or to join, are of different groups, and no frame of one looks like a frame of another: two views of one
   scene are no choice. The right one does not look least like the beginning of all, as after a cut within the clip it may.
 - A cut is asked for only where it changes the picture more than anything beside it.
+- What a clip looks like is said by rules (describing.py), and no option says the same of it as another.
 All this is told by looks alone, which is what it tests: comparing pictures, and saying so. It is no test of understanding.
 
 A drawn question that is not fair gives None, and the caller draws again with the same answer. Legend: T frames, K options.
@@ -30,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from kvtools.chance import generator
+from kvtools.keye.describing import description
 from kvtools.keye.visual import Visual
 from kvtools.video import patch
 
@@ -209,6 +211,31 @@ def time(clip: Clip, others: Sequence[Clip], draw: Draw) -> Question | None:
     return {**asked, "second": times[cut]}
 
 
+def describe(clip: Clip, others: Sequence[Clip], draw: Draw) -> Question | None:
+    """A clip: what do its pixels say (describing.py)? `check`: is it this?"""
+    frames = _evenly(len(clip.seconds), draw.n_frames, draw.chance)
+    video = {"type": "video", "video": clip.key, "seconds": [float(clip.seconds[f]) for f in frames]}
+    right = description(clip.looks[frames])
+    n_wrong = {"choice": draw.n_choices - 1, "open": 0, "check": 1}[draw.form]
+    wrong: list[str] = []
+    for other in (others[i] for i in draw.chance.permutation(len(others)) if n_wrong):
+        words = description(other.looks)
+        if words not in (right, *wrong):
+            wrong.append(words)
+        if len(wrong) == n_wrong:
+            break
+    if len(wrong) < n_wrong:
+        return None
+    if draw.form == "check":
+        words = [right, wrong[0]][draw.place]
+        return _asked([video, _text(f"Is it {words}?")], draw, _YES_NO, clips=[clip.key])
+    if draw.form == "open":
+        asked = _asked([video, _text("What does it look like?")], draw, [right], clips=[clip.key])
+        return {**asked, "chance": 0.0, "choices": []}
+    options = [*wrong[: draw.place], right, *wrong[draw.place :]]
+    return _asked([video, _text(_listed("What does it look like?", options))], draw, options, clips=[clip.key])
+
+
 def label(clip: Clip, word: str, words: Sequence[str], draw: Draw, *, asked_for: str, question: str) -> Question:
     """What the clip is said to be. `check`: whether it is `asked_for`. chance is left to the caller, who knows the shares."""
     video = {"type": "video", "video": clip.key, "frames": draw.n_frames}
@@ -250,7 +277,7 @@ def orders(n: int, n_options: int, chance: np.random.Generator) -> list[list[int
     raise ValueError(f"{n_options} orders of {n} frames that differ enough: not found, fewer options or more frames expected")
 
 
-TASKS = {"order": order, "match": match, "time": time}
+TASKS = {"order": order, "match": match, "time": time, "describe": describe}
 _YES_NO = ["yes", "no"]
 
 

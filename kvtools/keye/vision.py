@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nf
 
 from kvtools.keye.attention import Segments, attend
-from kvtools.keye.layers import layer_norm, product_dtype, repeated
+from kvtools.keye.layers import layer_norm, linear_gelu, product_dtype, repeated
 from kvtools.keye.rope import Turn, rotate, vision_turn
 from kvtools.keye.sizes import TextShape, VisionShape
 
@@ -138,7 +138,7 @@ class Feed(nn.Module):
         self.fc2 = nn.Linear(shape.hidden, shape.width)
 
     def forward(self, x_PD: Tensor) -> Tensor:
-        out: Tensor = self.fc2(nf.gelu(self.fc1(x_PD), approximate="tanh"))
+        out: Tensor = self.fc2(linear_gelu(self.fc1, x_PD, tanh=True))
         return out
 
 

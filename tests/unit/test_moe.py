@@ -183,7 +183,7 @@ def test_the_load_of_every_step_is_even_within_a_hundred_steps_and_stays_so(n_ex
             told.append(made.rebalance(made.load))
             made.load.zero_()
     assert worst[0] > (3 if skew else 1.2), "it was skewed"
-    # by the sign of the excess it is 1.3 to 1.7 for good
+    # by the sign of the excess the worst of these steps has 1.2 to 1.9 times the mean
     assert max(worst[100:]) < 1.2
     assert max(told[140:]) < 1.05
 
@@ -204,7 +204,8 @@ def test_a_generators_experts_count_what_there_is_and_no_padding(decoder):
     batch = cutter.batch(cutter.training_rows(np.ones(len(histories.items), bool)))
     model.loss(batch)
     n_context = int((batch.short.items >= 0).sum()) + len(batch.static)  # and a token of each user
-    assert (batch.short.items < 0).any() and (batch.targets < 0).any(), "there is padding"
+    assert (batch.short.items < 0).any(), "there is padding"
+    assert (batch.targets < 0).any(), "here too"
     found = [float(layer.load.sum()) for layer in model.experts()]
     expected = [arch.active * n_context] * len(model.encoder) + [arch.active * 3 * batch.n_targets] * arch.decoder_layers
     assert found == expected

@@ -32,5 +32,5 @@ bench: .venv
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/run.sh
 
 clean:
-	rm -rf $(VENV) build .demo bench/.venv bench/.clips bench/.onerec
+	rm -rf $(VENV) build .demo bench/.venv bench/.venv-federated bench/.clips bench/.onerec bench/.keye bench/.etree
 	find . -name __pycache__ -prune -exec rm -rf {} +

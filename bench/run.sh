@@ -14,6 +14,14 @@ if [ ! -e $peers/.ready ]; then
     "requests==2.*" "packaging==26.*" "urllib3==2.*" "idna==3.*" "certifi" "charset-normalizer==3.*"
   touch $peers/.ready
 fi
+# flwr and pfl want other versions of small packages than constraints.txt has: only what computes is held
+federated=bench/.venv-federated
+if [ ! -e $federated/.ready ]; then
+  python -m venv $federated
+  grep -E '^(torch|numpy|scipy)==' constraints.txt > $federated/pins.txt
+  $federated/bin/pip install --quiet -c $federated/pins.txt "flwr[simulation]==1.42.0" "pfl[pytorch]==0.6.0" k-means-constrained
+  touch $federated/.ready
+fi
 python bench/make_clips.py bench/.clips
 python bench/video.py bench/.clips $peers/bin/python
 python bench/pipe.py
@@ -25,5 +33,8 @@ python bench/generate.py $peers/bin/python
 python bench/train.py $peers/bin/python
 python bench/scaling.py beauty
 for data in beauty ml-100k; do python bench/onerec.py $data table; done
-python bench/etree.py $peers/bin/python
+python bench/keye_speed.py $peers/bin/python
+python bench/keye.py
+python bench/etree.py $federated/bin/python
+python bench/etree_drills.py "$KVTOOLS_DATA"
 python bench/etree_science.py "$KVTOOLS_DATA"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as nf
 from torch.utils.checkpoint import checkpoint
 
-_ONEDNN = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
+_HAS_FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_ONEDNN = (torch.float32, torch.bfloat16) if _HAS_FUSED else ()
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -70,8 +71,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def linear_gelu(layer: nn.Linear, x: Tensor, *, tanh: bool) -> Tensor:
-    """gelu(layer(x)). On CPU without gradients as one operation of oneDNN's, the one that torch.compile puts there: GELU by itself
-    took 12 % of a tower's time in bfloat16 (one core, 2,048 patches, width 384)."""
+    """gelu(layer(x)). On CPU without gradients as one operation of oneDNN's, the one that torch.compile puts there: GELU by
+    itself took 12 % of a tower's time in bfloat16 (one core, 2,048 patches, width 384)."""
     if x.device.type == "cpu" and not torch.is_grad_enabled() and x.dtype == layer.weight.dtype and x.dtype in _ONEDNN:
         fused = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
         out: Tensor = fused(x, layer.weight, layer.bias, "gelu", [], "tanh" if tanh else "none")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128  # queries: fewer make products thin, more hide half a block of pairs in vain and leave the cache
+_SCORES = 1 << 24  # of a block that hides none: 32 MiB
 # tokens: up to here shares are kept for backward, at most L bytes a token and head; beyond it they are computed again
 _KEPT = 1024
 
@@ -34,12 +35,12 @@ class _Products(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, q_ARLX: Tensor, k_ALX: Tensor, v_ALX: Tensor, is_causal: bool
     ) -> Tensor:
         out_ARLX = torch.empty_like(q_ARLX)
-        hidden = _hidden(q_ARLX) if is_causal else None
+        hidden, size = _hidden(q_ARLX) if is_causal else None, _size(q_ARLX, is_causal=is_causal)
         is_kept = any(ctx.needs_input_grad) and q_ARLX.shape[2] <= _KEPT
         kept = []
-        for begin in range(0, q_ARLX.shape[2], _BLOCK):
-            share_ANE = _share(_scaled(q_ARLX, begin), k_ALX, begin, hidden)
-            _put(out_ARLX, begin, torch.bmm(share_ANE, v_ALX[:, : share_ANE.shape[2]]))
+        for block in _blocks(q_ARLX, size):
+            share_ANE = _share(_scaled(q_ARLX, block), k_ALX, block, hidden)
+            _put(out_ARLX, block, torch.bmm(share_ANE, v_ALX[:, : share_ANE.shape[2]]))
             kept += [share_ANE] if is_kept else []
         ctx.save_for_backward(q_ARLX, k_ALX, v_ALX, *kept)
         ctx.is_causal = is_causal  # type: ignore[attr-defined]
@@ -48,34 +49,40 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_ARLX, k_ALX, v_ALX, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
-        hidden = _hidden(q_ARLX) if ctx.is_causal else None  # type: ignore[attr-defined]
+        is_causal = ctx.is_causal  # type: ignore[attr-defined]
+        hidden, size = _hidden(q_ARLX) if is_causal else None, _size(q_ARLX, is_causal=is_causal)
         q_grad = torch.empty_like(q_ARLX)
         k_grad, v_grad = (torch.zeros_like(k_ALX, dtype=torch.float32) for _ in range(2))  # sums over blocks
-        for number, begin in enumerate(range(0, q_ARLX.shape[2], _BLOCK)):
-            q_ANX = _scaled(q_ARLX, begin)
-            share_ANE = kept[number] if kept else _share(q_ANX, k_ALX, begin, hidden)
+        for number, block in enumerate(_blocks(q_ARLX, size)):
+            q_ANX = _scaled(q_ARLX, block)
+            share_ANE = kept[number] if kept else _share(q_ANX, k_ALX, block, hidden)
             n_seen = share_ANE.shape[2]
-            grad_ANX = _block(grads[0], begin).reshape(q_ANX.shape)
+            grad_ANX = grads[0][:, :, block].reshape(q_ANX.shape)
             v_grad[:, :n_seen] += torch.bmm(share_ANE.transpose(1, 2), grad_ANX)
             share_grad = torch.bmm(grad_ANX, v_ALX[:, :n_seen].transpose(1, 2))
             score_grad = torch._softmax_backward_data(share_grad, share_ANE, 2, share_ANE.dtype)  # noqa: SLF001
             k_grad[:, :n_seen] += torch.bmm(score_grad.transpose(1, 2), q_ANX)
-            _put(q_grad, begin, torch.bmm(score_grad, k_ALX[:, :n_seen]).mul_(q_ARLX.shape[3] ** -0.5))
+            _put(q_grad, block, torch.bmm(score_grad, k_ALX[:, :n_seen]).mul_(q_ARLX.shape[3] ** -0.5))
         return q_grad, k_grad.to(k_ALX.dtype), v_grad.to(v_ALX.dtype), None
 
 
-def _block(x_ARLX: Tensor, begin: int) -> Tensor:
-    return x_ARLX[:, :, begin : begin + _BLOCK]
+def _size(q_ARLX: Tensor, *, is_causal: bool) -> int:
+    """Queries a block."""
+    return _BLOCK if is_causal else max(_BLOCK, _SCORES // (q_ARLX[..., 0].numel() or 1))
 
 
-def _put(x_ARLX: Tensor, begin: int, result_ANX: Tensor) -> None:
-    block = _block(x_ARLX, begin)
-    block.copy_(result_ANX.view_as(block))
+def _blocks(q_ARLX: Tensor, size: int) -> list[slice]:
+    return [slice(begin, min(begin + size, q_ARLX.shape[2])) for begin in range(0, q_ARLX.shape[2], size)]
 
 
-def _scaled(q_ARLX: Tensor, begin: int) -> Tensor:
+def _put(x_ARLX: Tensor, block: slice, result_ANX: Tensor) -> None:
+    part = x_ARLX[:, :, block]
+    part.copy_(result_ANX.view_as(part))
+
+
+def _scaled(q_ARLX: Tensor, block: slice) -> Tensor:
     """A block's queries of all heads that share keys, one after the other, (A, R * N, X)."""
-    return (_block(q_ARLX, begin) * q_ARLX.shape[3] ** -0.5).flatten(1, 2)
+    return (q_ARLX[:, :, block] * q_ARLX.shape[3] ** -0.5).flatten(1, 2)
 
 
 def _hidden(q_ARLX: Tensor) -> Tensor:
@@ -84,11 +91,11 @@ def _hidden(q_ARLX: Tensor) -> Tensor:
     return hidden
 
 
-def _share(q_ANX: Tensor, k_ALX: Tensor, begin: int, hidden: Tensor | None) -> Tensor:
+def _share(q_ANX: Tensor, k_ALX: Tensor, block: slice, hidden: Tensor | None) -> Tensor:
     """How much each query of a block sees of each key, (A, R * N, E)."""
-    n_queries = min(_BLOCK, k_ALX.shape[1] - begin)
-    n_seen = k_ALX.shape[1] if hidden is None else begin + n_queries
+    n_queries = block.stop - block.start
+    n_seen = k_ALX.shape[1] if hidden is None else block.stop
     score_ANE = torch.bmm(q_ANX, k_ALX[:, :n_seen].transpose(1, 2))
     if hidden is not None:
-        score_ANE.view(len(q_ANX), -1, n_queries, n_seen)[..., begin:].add_(hidden[:n_queries, :n_queries])
+        score_ANE.view(len(q_ANX), -1, n_queries, n_seen)[..., block.start :].add_(hidden[:n_queries, :n_queries])
     return torch.softmax(score_ANE, 2)

@@ -26,6 +26,7 @@ OWNERS = {
     "decord": "video",
     "av": "video",
     "pyarrow": "onerec",
+    "tokenizers": "keye",
 }
 BUDGETS = {"cli.py": 200, "options.py": 150, "world.py": 250}
 SYSTEMS = {"keye", "onerec", "etree"}

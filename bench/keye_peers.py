@@ -65,7 +65,8 @@ class Training:
         torch.manual_seed(SEED)
         config = transformers.Qwen3Config(
             vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.hidden,
-            num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim,
+            num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
             tie_word_embeddings=True, attn_implementation="sdpa", use_cache=False,
         )  # fmt: skip
         self.model = transformers.Qwen3ForCausalLM(config).train()

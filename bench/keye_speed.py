@@ -236,7 +236,7 @@ def memory(kind, n_words, n_tokens, width):
             )
     loss.backward()
     seconds = time.perf_counter() - begun
-    print(json.dumps({"held": resident("VmHWM") - before, "seconds": seconds, "loss": float(loss) / n_tokens}))
+    print(json.dumps({"held": resident("VmHWM") - before, "seconds": seconds, "loss": loss.item() / n_tokens}))
 
 
 def measure_memory(n_words, n_tokens, width):

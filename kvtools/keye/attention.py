@@ -1,7 +1,8 @@
 """Attention within the segments of a packed row: no token sees another segment's, and no time is spent on hiding them.
 
 Segments of equal length are computed as one batch, others in a call each: the work is the sum of the squares of the lengths.
-torch's scaled_dot_product_attention everywhere. Not here: positions (rope.py), and what goes in and comes out.
+torch's scaled_dot_product_attention everywhere but on CPUs in bfloat16 (products.py). Not here: positions (rope.py), and what
+goes in and comes out.
 
 Legend: S tokens of a row, G segments, H heads, K heads of keys and values, X width of a head, C cached tokens.
 """

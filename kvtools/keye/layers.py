@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nf
 from torch.utils.checkpoint import checkpoint
 
-_HAS_FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_HAS_FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 _ONEDNN = (torch.float32, torch.bfloat16) if _HAS_FUSED else ()
 
 

@@ -1,7 +1,6 @@
 """Models of other people's making in, and out again as they want them; every tensor accounted for, nothing half written."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -16,12 +15,8 @@ from kvtools.keye.model import Keye
 from kvtools.keye.sizes import Architecture, LanguageShape, VisionShape
 
 transformers = pytest.importorskip("transformers")
+from checkpoints import qwen, read_safetensors, write_safetensors  # noqa: E402
 
-QWEN = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "bos_token_id": None, "eos_token_id": None,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-}  # fmt: skip
 EYES = {
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -57,27 +52,9 @@ def info(bag):
     return summarize(bag)
 
 
-def qwen(path, *, shard="50GB", **changes):
-    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**QWEN, **changes})).eval()
-    model.save_pretrained(path, max_shard_size=shard)
-    return model
-
-
 def logits(model):
     with torch.no_grad():
         return model(input_ids=torch.arange(40).view(2, 20)).logits
-
-
-def write_safetensors(path, tensors):
-    from safetensors.torch import save_file
-
-    save_file(tensors, str(path), metadata={"format": "pt"})
-
-
-def read_safetensors(path):
-    from safetensors.torch import load_file
-
-    return load_file(str(path))
 
 
 @pytest.fixture
@@ -217,121 +194,6 @@ def test_precisions_and_values_are_kept_bit_for_bit(kv, tmp_path):
     bag = open_artifact(str(tmp_path / "m.safetensors"))
     for name, x in theirs.state_dict().items():
         assert torch.equal(to_torch(bag.tensors[name], None), x)
-
-
-def damaged(case, folder):
-    """Do one thing wrong to a directory; returns what the command's line must say."""
-    path, config = folder / "model.safetensors", folder / "config.json"
-    tensors = read_safetensors(path)
-    words = json.loads(config.read_text())
-    if case == "truncated":
-        path.write_bytes(path.read_bytes()[:-100])
-        return "do not fit its shape"
-    if case == "cut in the header":
-        path.write_bytes(path.read_bytes()[:50])
-        return "announced in a blob of 50"
-    if case == "empty":
-        path.write_bytes(b"")
-        return "an empty file found"
-    if case == "huge header":
-        path.write_bytes((1 << 50).to_bytes(8, "little") + path.read_bytes()[8:])
-        return "header of 1125899906842624 bytes"
-    if case == "missing tensor":
-        del tensors["model.norm.weight"]
-        write_safetensors(path, tensors)
-        return "model.norm.weight missing"
-    if case == "unknown tensor":
-        write_safetensors(path, tensors | {"model.extra.weight": torch.ones(2), "zeta": torch.ones(1)})
-        return "model.extra.weight, zeta unknown"
-    if case == "unknown and missing":
-        tensors["model.nrom.weight"] = tensors.pop("model.norm.weight")
-        write_safetensors(path, tensors)
-        return "model.nrom.weight unknown; model.norm.weight missing"
-    if case == "shape":
-        write_safetensors(path, tensors | {"model.norm.weight": torch.ones(31)})
-        return "model.norm.weight: [31] found, [32] of the config expected"
-    if case == "integers":
-        write_safetensors(path, tensors | {"model.norm.weight": torch.ones(32, dtype=torch.int8)})
-        return "model.norm.weight: I8 found, one of F32"
-    if case == "too many layers":
-        config.write_text(json.dumps(words | {"num_hidden_layers": 10**9}))
-        return "2 layers found, 1000000000 of the config expected"
-    if case == "huge width":
-        config.write_text(json.dumps(words | {"hidden_size": 1 << 39}))
-        return "expected"
-    if case == "negative":
-        config.write_text(json.dumps(words | {"vocab_size": -3}))
-        return "vocab_size: -3 found, a count expected"
-    if case == "model_type":
-        config.write_text(json.dumps(words | {"model_type": "llama"}))
-        return "model_type 'llama' found, Keye, qwen3, siglip"
-    if case == "activation":
-        config.write_text(json.dumps(words | {"hidden_act": "gelu"}))
-        return "hidden_act 'gelu' found, 'silu' expected"
-    if case == "scaled":
-        config.write_text(json.dumps(words | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}))
-        return "rope_type 'yarn' found"
-    if case == "config":
-        config.write_text("{")
-        return "config.json: not JSON"
-    if case == "tied and different":
-        config.write_text(json.dumps(words | {"tie_word_embeddings": True}))
-        return "lm_head.weight: differs from model.embed_tokens.weight"
-    if case == "pickle":
-        path.rename(folder / "pytorch_model.bin")
-        return "pytorch_model.bin: a pickle found, which runs code when read; safetensors expected"
-    if case == "no weights":
-        path.unlink()
-        return "no safetensors file found"
-    if case == "two files":
-        shutil.copy(path, folder / "a.safetensors")
-        path.rename(folder / "b.safetensors")
-        return "2 safetensors files found without model.safetensors.index.json"
-    index = {"weight_map": dict.fromkeys(tensors, "model.safetensors")}
-    if case == "index names a missing shard":
-        index["weight_map"]["model.norm.weight"] = "model-00002.safetensors"
-        told = "model-00002.safetensors named, which is not there"
-    elif case == "index names a path":
-        index["weight_map"]["model.norm.weight"] = "../x.safetensors"
-        told = "../x.safetensors named, which is not there"
-    elif case == "index knows more":
-        index["weight_map"]["model.more"] = "model.safetensors"
-        told = "model.more: missing, though model.safetensors.index.json names it"
-    elif case == "index knows less":
-        del index["weight_map"]["model.norm.weight"]
-        told = "model.norm.weight: found, though model.safetensors.index.json knows nothing"
-    else:
-        index, told = {"weight_map": 3}, "no weight_map"
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return told
-
-
-CASES = [
-    "truncated", "cut in the header", "empty", "huge header", "missing tensor", "unknown tensor", "unknown and missing",
-    "shape",
-    "integers", "too many layers", "huge width", "negative", "model_type", "activation", "scaled", "config",
-    "tied and different", "pickle", "no weights", "two files", "index names a missing shard", "index names a path",
-    "index knows more", "index knows less", "index is nonsense",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "in"
-    qwen(folder)
-    return folder
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_directory_that_does_not_hold_together_is_refused(kv, tmp_path, whole, case):
-    folder = tmp_path / "in"
-    shutil.copytree(whole, folder)
-    expected = damaged(case, folder)
-    code, told = kv("convert in -o m.safetensors")
-    assert code == 65, told
-    assert expected in told
-    assert told.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
 def test_a_bag_whose_weights_were_changed_is_refused(kv, tmp_path):

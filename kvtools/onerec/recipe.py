@@ -21,7 +21,7 @@ _TRAINING: dict[str, Any] = {
     "rate": "cosine",
     "clip": 1.0,
     "accumulate": 1,
-    "save_every": "0",
+    "save": "500",  # how often a state is put aside, beside epochs
     "patience": "5ep",
     "valid_users": 2000,
     "positive_from": "",  # the rating from which an interaction is positive; empty: the median
@@ -83,7 +83,7 @@ class Recipe:
         arch = dense_twin(arch) if told["experts"] == 0 and "experts=0" in architecture else arch
         arch = replace(arch, **{name: told[name] for name in told if told[name] != defaults[name]})
         refuse_nonsense("--architecture", arch.to_json(), _MAY_BE)
-        refuse_nonsense("--training", changed, _MAY_BE, ("warmup", "save_every", "patience"))
+        refuse_nonsense("--training", changed, _MAY_BE, ("warmup", "save", "patience"))
         if arch.width % arch.heads or 0 < arch.experts < arch.active or (arch.experts and not arch.expert_hidden):
             raise Usage(
                 f"--architecture: width {arch.width}, {arch.heads} heads, {arch.active} of {arch.experts} experts of "
@@ -134,7 +134,7 @@ class Recipe:
             clip=float(self.training["clip"]),
             pieces=int(self.training["accumulate"]),
             patience=round(steps_of("patience") / n_steps),
-            save_every=math.ceil(steps_of("save_every")),
+            save_every=math.ceil(steps_of("save")),
             dtype=dtype,
             seed=self.seed,
         )

@@ -150,7 +150,7 @@ def test_a_signal_while_input_is_read_stops_the_run_at_its_first_step(sh, shop, 
 
 
 def test_killed_and_run_again_it_goes_on_from_the_last_state_and_ends_with_the_same_bytes(sh, shop):
-    line = f"{TRAIN} --steps 150 --training patience=0 --training save_every=5 -o"
+    line = f"{TRAIN} --steps 100 --training patience=0 --training save=5 -o"
     words = [str(BIN / "kvtools"), *line.split()[1:], "m.safetensors", "--log", "curve.jsonl"]
     running = subprocess.Popen(words, cwd=shop)
     log = shop / "curve.jsonl"
@@ -160,8 +160,8 @@ def test_killed_and_run_again_it_goes_on_from_the_last_state_and_ends_with_the_s
     assert running.wait(60) == -signal.SIGKILL
     assert not (shop / "m.safetensors").exists()
     again = sh(f"{line} m.safetensors")
-    told = re.fullmatch(r"kvtools pretrain onerec: \.m\.safetensors\.state: goes on after step (\d+)\.\n", again.err)
     assert again.code == 0
+    told = re.match(r"kvtools pretrain onerec: \.m\.safetensors\.state: goes on after step (\d+)\.\n", again.err)
     assert told, again.err
     assert curve(log)[0][-1]["step"] - int(told[1]) <= 5
     assert sh(f"{line} whole.safetensors").code == 0
@@ -362,7 +362,7 @@ USAGE = {
     "--training valid_users=-1": "0 or more",
     "--training rate=linear": "cosine or constant expected",
     "--training warmup=soon": "--training warmup soon: a duration expected",
-    "--training save_every=often": "--training save_every often: a duration expected",
+    "--training save=often": "--training save often: a duration expected",
     "--training patience=-1": "--training patience -1: a duration expected",
     "--training positive_from=good": "a rating expected",
     "--steps 0": "--steps 0: ",

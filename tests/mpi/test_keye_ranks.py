@@ -75,7 +75,7 @@ def test_what_was_stopped_on_two_ranks_goes_on_on_two_ranks(sh, here):
     assert stopped.code == 75
     assert stopped.err.count("Run again to continue") == 1, stopped.err
     again = sh(f"{line} -o m")
-    assert (again.code, again.err.count("goes on after step 1")) == (0, 1)
+    assert (again.code, again.err.count("goes on after step 1")) == (0, 1), again.err
     assert sh(f"{line} -o whole && kvtools sum m whole").code == 0
     assert (here / "m").stat().st_size == (here / "whole").stat().st_size
     assert sh("cmp m whole").code == 0

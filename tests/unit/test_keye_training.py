@@ -215,7 +215,7 @@ def test_matching_counts_equal_texts_as_belonging_to_each_others_pictures():
             wanted -= float(torch.nn.functional.logsigmoid(logits[i, j] if is_pair else -logits[i, j]))
     assert sum(a.tobytes() == b.tobytes() for a in texts for b in texts) == 6
     assert count == 4
-    assert float(total) == pytest.approx(wanted, rel=1e-4)
+    assert total.item() == pytest.approx(wanted, rel=1e-4)
     best = logits.argmax(1).tolist()
     assert float(right) == sum(texts[i].tobytes() == texts[best[i]].tobytes() for i in range(4))
 

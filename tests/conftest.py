@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-import pytest
+# test files run side by side, one a core: threads that wait for one another on a busy core spin, and are slower than one
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("KVTOOLS_DATA", ROOT.parent / "shared" / "data"))

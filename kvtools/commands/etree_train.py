@@ -97,7 +97,6 @@ def main(
     from dataclasses import replace
 
     import numpy as np
-    import torch
 
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.files import Sink, refuse_existing
@@ -112,6 +111,7 @@ def main(
     from kvtools.etree.training import Plan, Run
     from kvtools.etree.tree import read_tree
     from kvtools.faults import Corrupt, Missing, Stopped, Usage
+    from kvtools.learn.place import place_of
     from kvtools.progress import Ticker
     from kvtools.world import Stop
 
@@ -126,7 +126,7 @@ def main(
     if print_config:
         typer.echo(to_toml(recipe), nl=False)
         return 0
-    require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
+    place, _ = place_of(device)
     require(not secure or late == "drop", "--late", late, "drop with --secure: no second mask hides a late update")
     if tree is None or data is None:
         raise Missing(f"{'--tree' if tree is None else '--data'}: missing. Name it.")
@@ -145,7 +145,6 @@ def main(
         grown = replace(grown, ratios=np.array(given, np.int32))
     labelled = same_data(data, bag, name)
     train, test = labelled.train, labelled.test
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
     def tell(words: str) -> None:
         ctx.obj.note(words, quiet=quiet or not world.is_root)

@@ -102,12 +102,12 @@ def main(
     from kvtools.learn.cost import measured_peak
     from kvtools.learn.loop import DTYPES, Training
     from kvtools.learn.memory import keep_freed
+    from kvtools.learn.place import place_of, share_cores
     from kvtools.learn.state import State, beside
     from kvtools.onerec import generator
     from kvtools.onerec.histories import join
     from kvtools.onerec.ids import Ids
     from kvtools.onerec.interaction_stream import open_interactions, roles
-    from kvtools.onerec.nearest import share_cores
     from kvtools.onerec.preparing import prepare
     from kvtools.onerec.recipe import Recipe
     from kvtools.onerec.training import Pretraining
@@ -128,9 +128,7 @@ def main(
         interactions != "-" or world.size == 1, "INTERACTIONS", f"- on {world.size} ranks", "a file, which every rank reads,"
     )
     require([interactions, items, users].count("-") <= 1, "-", "named more than once", "one input from stdin")
-    require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    chosen = ("bfloat16" if place == "cuda" else "float32") if dtype == "auto" else dtype
+    place, chosen = place_of(device, dtype)
     refuse_existing(output, force=force)
     folder = state or beside(output)
     stop = Stop() if folder else False  # from here on a signal waits for the first step to be kept

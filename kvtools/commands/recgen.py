@@ -83,13 +83,11 @@ def main(
     popular, and that is told. Scores are log-probabilities. --evaluate ranks all items for each held-out interaction and
     prints HR, NDCG and Pass@k. The ranks of mpiexec or srun share the users; results do not depend on how many there are.
     """
-    import torch
-
     from kvtools.artifact.files import refuse_existing
     from kvtools.learn.loop import DTYPES
     from kvtools.learn.memory import keep_freed
+    from kvtools.learn.place import place_of, share_cores
     from kvtools.onerec.interaction_stream import roles
-    from kvtools.onerec.nearest import share_cores
     from kvtools.onerec.recommend import Choice
     from kvtools.onerec.serving import Serving, write_json, write_stream
 
@@ -111,9 +109,8 @@ def main(
     require(
         interactions != "-" or world.size == 1, "INTERACTIONS", f"- on {world.size} ranks", "a file, which every rank reads,"
     )
-    require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
     weight = _share(blend or "0")
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    place, _ = place_of(device)
     refuse_existing(output, force=force)
     share_cores(world.local_size)
     keep_freed()

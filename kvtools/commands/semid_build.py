@@ -95,18 +95,16 @@ def main(
     items share one ID. It is kept with the IDs, where kvtools info shows it. A fit into a file that was stopped goes on when
     the same command is run again.
     """
-    import torch
-
     from kvtools.artifact import open_artifact
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
+    from kvtools.learn.place import place_of, share_cores
     from kvtools.onerec.align import Settings
     from kvtools.onerec.aligning import Aligned
     from kvtools.onerec.encoding import Encoder
     from kvtools.onerec.fitting import Fitting
     from kvtools.onerec.intake import Intake
-    from kvtools.onerec.nearest import share_cores
     from kvtools.onerec.tokenizer import Recipe
     from kvtools.world import World
 
@@ -120,8 +118,7 @@ def main(
         require(value is None or pairs is not None, option, "alone", "--pairs PAIRS beside it")
     require(codebook is not None or not append, "--append", "alone", "--codebook IDS beside it")
     require(not (as_json and output == "-"), "--json", "with IDs on stdout", "-o FILE beside it")
-    require(device != "cuda" or torch.cuda.is_available(), "--device", "cuda", "a machine that has one")
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    place, _ = place_of(device)
     world = ctx.obj.world
     share_cores(world.local_size)
     if method != "rq-kmeans" or codebook is not None:  # the work of one

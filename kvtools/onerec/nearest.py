@@ -12,7 +12,6 @@ Source of the expansion argmin ||x - c||^2 = argmax x.c - ||c||^2 / 2: Lloyd 198
 and Stability of Numerical Algorithms", 2nd ed., section 3.1. The combination is ours.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,12 +57,6 @@ def fastest(device: str, n_width: int, n_codes: int) -> Filter:
             float(torch.mm(x_BD, c_KD.T)[0, 0])
             seconds[dtype] = min(seconds.get(dtype, 1e9), time.perf_counter() - begun)
     return Filter(place, min(seconds, key=lambda dtype: seconds[dtype]))
-
-
-def share_cores(n_processes: int) -> None:
-    """Leave as many of this machine's cores to the others as they are, where several processes work on it."""
-    if n_processes > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // n_processes))
 
 
 class Codebook:

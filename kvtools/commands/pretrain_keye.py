@@ -120,6 +120,10 @@ def main(
     from contextlib import ExitStack, closing
     from functools import partial
 
+    from kvtools.world import Stop
+
+    # before all that takes long, such as loading torch: a signal from here on waits for the first step to be kept
+    stop = Stop() if state or output != "-" else False
     from kvtools.artifact.files import Sink, open_log, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.keye import checkpoint, starting
@@ -130,7 +134,6 @@ def main(
     from kvtools.learn.place import place_of, share_cores
     from kvtools.learn.state import State, beside
     from kvtools.progress import Ticker
-    from kvtools.world import Stop
 
     recipe = Recipe.of(
         stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens, length=length,
@@ -147,7 +150,6 @@ def main(
     place, chosen = place_of(device, dtype)
     refuse_existing(output, force=force)
     folder = state or beside(output)
-    stop = Stop() if folder else False  # from here on a signal waits for the first step to be kept
     share_cores(world.local_size)
     keep_freed()
 

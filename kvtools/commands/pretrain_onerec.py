@@ -94,6 +94,10 @@ def main(
     column overrides this. Pathways whose features are missing are off, and kvtools info says so. A run that was stopped goes
     on when the same command is run again. The ranks of mpiexec or srun share each step.
     """
+    from kvtools.world import Stop
+
+    # before all that takes long, such as loading torch: a signal from here on waits for the first step to be kept
+    stop = Stop() if state or output != "-" else False
     import torch
 
     from kvtools.artifact.files import Sink, open_log, refuse_existing
@@ -113,7 +117,6 @@ def main(
     from kvtools.onerec.training import Pretraining
     from kvtools.onerec.users import open_users
     from kvtools.progress import Ticker
-    from kvtools.world import Stop
 
     recipe = Recipe.of(
         size=size, decoder=decoder, near=near, without=without or [], architecture=architecture or [], steps=steps, lr=lr,
@@ -131,7 +134,6 @@ def main(
     place, chosen = place_of(device, dtype)
     refuse_existing(output, force=force)
     folder = state or beside(output)
-    stop = Stop() if folder else False  # from here on a signal waits for the first step to be kept
     share_cores(world.local_size)
     keep_freed()
 

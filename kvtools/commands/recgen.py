@@ -93,7 +93,10 @@ def main(
 
     world = ctx.obj.world
     require(
-        bool(models) != (baseline is not None), "--model", f"{models or 'nothing'} and --baseline {baseline}", "one of the two"
+        bool(models) != (baseline is not None),
+        "--model",
+        f"{' '.join(models or []) or 'none'} and --baseline {baseline}",
+        "one of the two",
     )
     require(len(models or []) <= 1 or evaluate is not None, "--model", "more than one", "--evaluate beside them")
     require(baseline is None or items is not None, "--baseline", f"{baseline} alone", "--items IDS beside it")
@@ -103,6 +106,10 @@ def main(
     for option, value in (("--users", users), ("--shard", shard), ("--titles", titles), ("-o", output)):
         require(evaluate is None or value in (None, "-"), option, f"{value} with --evaluate", "one of the two")
     require(titles is None or as_json, "--titles", f"{titles} alone", "--json beside it")
+    unfit = [
+        word for word, is_given in (("--table", table is not None), ("--exact", exact), ("--no-trie", no_trie)) if is_given
+    ]
+    require(baseline is None or not unfit, "--baseline", f"{baseline} with {' '.join(unfit)}", "a --model")
     require(blend is None or baseline is None, "--blend", f"{blend} with --baseline", "a --model")
     sources = [interactions, items, table, titles, *(models or [])]
     require(sources.count("-") <= 1, "-", "named more than once", "one input from stdin")

@@ -263,7 +263,12 @@ def by_counting(
     offsets, items = ask.past(histories)
     if name == "popular":
         return top_popular(counted.popularity, offsets, items, k, exclude_seen=mask_seen)
-    return counted.near.nearest(offsets, items, k, exclude_seen=mask_seen)
+    found, scores = counted.near.nearest(offsets, items, k, exclude_seen=mask_seen)
+    is_cold = ask.lengths == 0
+    if is_cold.any():  # nothing goes with nothing: what is popular is all that can be said
+        nobody = np.zeros(int(is_cold.sum()) + 1, np.int64)
+        found[is_cold], scores[is_cold] = top_popular(counted.popularity, nobody, items[:0], k, exclude_seen=False)
+    return found, scores
 
 
 def count(histories: Histories, is_train: np.ndarray, n_items: int, near: Cooccurrence, times: np.ndarray) -> Counted:

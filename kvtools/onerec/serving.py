@@ -19,7 +19,7 @@ from kvtools.artifact.files import Sink, open_source
 from kvtools.artifact.history import Step, extend
 from kvtools.artifact.stream import Head, Writer
 from kvtools.chance import generator as chance
-from kvtools.faults import Corrupt
+from kvtools.faults import Corrupt, Missing, Usage
 from kvtools.onerec import cooccurrence, evaluating, generator
 from kvtools.onerec.cooccurrence import Settings
 from kvtools.onerec.findings import Findings
@@ -151,7 +151,11 @@ class Serving:
         numbers = list(range(len(names)))
         if users is not None:
             wanted = [name for name in dict.fromkeys(_names(users)) if name]
+            if not wanted:
+                raise Usage(f"--users {users!r}: no name in it, some expected.")
             known = {name: number for number, name in enumerate(names)}
+            if _looks_like_a_path(users) and users not in known and not os.path.exists(users):
+                raise Missing(f"--users {users}: no such file, and no such user.")
             numbers, names = [known.get(name, -1) for name in wanted], wanted
         chosen = list(shard(range(len(numbers)), part))
         names = [names[n] for n in chosen]
@@ -163,6 +167,10 @@ class Serving:
         made = generator.load(open_artifact(src), src)
         if made.static and self._table is None:
             self._tell(f"{src}: knows of users, and is told nothing of them without --table.")
+        if self._table is not None and not made.static:
+            if self._table != "-":
+                open_source(self._table).close()
+            self._tell(f"{src}: knows nothing of users; --table {self._table} is not used.")
         self.history.append(made.history)
         if self._items is not None and Ids.open(self._items)[0].digest != made.ids.digest:
             raise Corrupt(f"{src}: trained with other IDs than those of {self._items}. Give the IDs it was trained with.")
@@ -257,11 +265,15 @@ def write_stream(
 def _names(words: str) -> list[str]:
     """Names from a file, one a line, or with commas between."""
     if not os.path.isfile(words):  # unlike Path.is_file, it takes a long list of names for what it is
-        return words.split(",")
+        return [name.strip() for name in words.split(",")]
     try:
         return [line.strip() for line in open_source(words).read().decode().splitlines()]
     except UnicodeDecodeError as fault:
         raise Corrupt(f"{words}: {fault}; names in UTF-8 expected.") from None
+
+
+def _looks_like_a_path(words: str) -> bool:
+    return "," not in words and (os.sep in words or os.path.splitext(words)[1] != "")
 
 
 def _with(choice: Choice, **changed: Any) -> Choice:

@@ -245,6 +245,39 @@ def test_baselines_stand_in_the_same_table(shop, ask, capfd):
         assert line["items"] == [f"i{n}" for n in new[:6]]
 
 
+@pytest.mark.parametrize("name", ["popular", "co-occurrence"])
+def test_a_baseline_too_gives_a_stranger_what_is_popular(shop, capfd, name):
+    counting = f"kvtools recgen --items items.ids clicks.csv --baseline {name} --users nobody -k 4 --json"
+    done = say(counting, capfd)
+    assert (done.code, "get what is popular (nobody)" in done.err) == (0, True)
+    (line,) = map(json.loads, done.out.splitlines())
+    counts = np.zeros(40)
+    for items in clicks_of(shop / "clicks.csv").values():
+        for item in items[:-2]:
+            counts[int(item[1:])] += 1
+    assert (line["fallback"], line["items"]) == ("popular", [f"i{n}" for n in np.argsort(-counts, kind="stable")[:4]])
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ("--users missing.txt", 66, "--users missing.txt: no such file, and no such user."),
+        ("--users ,", 2, "--users ',': no name in it, some expected."),
+        ("--table nope.csv", 66, "nope.csv: no such file or directory."),
+    ],
+)
+def test_files_that_are_named_have_to_be_there(shop, capfd, options, code, words):
+    done = say(f"{ASK} --json {options}", capfd)
+    assert (done.code, done.out, done.err) == (code, b"", f"kvtools recgen: {words}\n")
+
+
+@pytest.mark.parametrize("option", ["--table users.csv", "--exact", "--no-trie"])
+def test_a_baseline_refuses_what_only_a_model_has(shop, capfd, option):
+    done = say(f"kvtools recgen --items items.ids clicks.csv --baseline popular {option} --json", capfd)
+    assert (done.code, done.out) == (2, b"")
+    assert done.err == f"kvtools recgen: --baseline popular with {option.split()[0]}: a --model expected.\n"
+
+
 def test_a_blend_lies_between_the_generator_and_the_counts(shop, ask, capfd):
     line = f"{ASK} --evaluate test --beam 64"
     plain, none, whole = (ask(f"{line} {option}")[0] for option in ("", "--blend 0", "--blend 1"))

@@ -273,7 +273,7 @@ def test_a_run_into_a_pipe_ends_by_a_signal(here):
         while running.poll() is None and not (here / "log").exists():
             time.sleep(0.01)
         running.send_signal(signal.SIGTERM)
-        out, _ = running.communicate(timeout=30)
+        out, _ = running.communicate(timeout=120)
     assert (running.returncode, out) == (143, b"")
 
 

@@ -100,13 +100,16 @@ def make_items(top):
 
 
 def make_models(top):
-    """Qwen3-0.6B, far smaller than its name, as a directory; a.safetensors and b.safetensors, two models of one shape."""
+    """Qwen3-0.6B, far smaller than its name, as a directory; a.safetensors and b.safetensors, two models of one shape;
+    keye.safetensors, a whole one that has learnt nothing."""
     import torch
 
     from kvtools.artifact.files import Sink
-    from kvtools.keye.checkpoint import Weights, to_numpy, write
+    from kvtools.keye.chat import Chat
+    from kvtools.keye.checkpoint import Weights, save, to_numpy, write
     from kvtools.keye.layouts import Shapes
-    from kvtools.keye.sizes import LanguageShape
+    from kvtools.keye.model import Keye
+    from kvtools.keye.sizes import Architecture, LanguageShape, VisionShape
 
     shapes = Shapes("qwen3", language=LanguageShape(16, 32, 2, 2, 1, 8, vocabulary=50))
     (top / "Qwen3-0.6B").mkdir()
@@ -114,6 +117,12 @@ def make_models(top):
         torch.manual_seed(seed)
         state = {name: to_numpy(x) for name, x in shapes.model().state_dict().items() if name.startswith(("model.", "lm_head"))}
         write(Weights(name, shapes, state), Sink(str(top / name)) if seed else top / name, history=[])
+    chat = Chat.open(None)
+    arch = Architecture(
+        VisionShape(16, 32, 1, 2, table_side=4), LanguageShape(16, 32, 2, 2, 1, 8, vocabulary=chat.size),
+        image_token=chat.image_token, video_token=chat.video_token,
+    )  # fmt: skip
+    save(Sink(str(top / "keye.safetensors")), Keye(arch), tokenizer_json=chat.to_bytes(), told={}, history=[])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kvtools.faults import Corrupt, Usage
+from kvtools.faults import Corrupt, Missing, Usage
 from kvtools.options import AsJson, Device, Quiet, Seed, Verbose, band, require
 
 EXAMPLES = [
@@ -116,7 +116,12 @@ def main(
 
 def _parted(words: list[str]) -> tuple[list[str], str | None]:
     """What is shown, and the question: "-" for those of stdin, None for a conversation."""
+    from kvtools.video.inputs import VIDEO_SUFFIXES
+    from kvtools.video.order import IMAGE_SUFFIXES
+
     if words and (words[-1] == "-" or not os.path.exists(words[-1])):
+        if " " not in words[-1] and os.path.splitext(words[-1])[1].lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, ".kvs"):
+            raise Missing(f"{words[-1]}: no such file. A question comes last, in quotes.")
         return words[:-1], words[-1]
     if sys.stdin.isatty():
         return words, None

@@ -73,6 +73,8 @@ def main(
         return _convert_conversations(
             ctx, src, output, compress=compress, force=force, strict=strict, stamp=stamp, has_columns=bool(columns)
         )
+    if src.endswith(".safetensors"):
+        raise Usage(f"{src}: a model becomes a directory. Name a DST that ends in a slash.")
     from kvtools.onerec.interaction_stream import open_interactions, roles, write_interactions
 
     refuse_existing(output, force=force)

@@ -34,6 +34,7 @@ from kvtools.video.sample import Want, linspace_indices
 
 Item = Mapping[str, Any]
 
+_NAMED = 80  # characters of a name that are told: it may be a picture written out
 _POOLS = 4  # workers kept waiting, one for each way of choosing frames
 
 
@@ -41,8 +42,8 @@ class Unreadable(ValueError):
     """A picture or video that cannot be shown: `name` as the conversation has it, and why."""
 
     def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"{name}: {why}")
-        self.name, self.why = name, why
+        self.name, self.why = name if len(name) <= _NAMED else f"{name[:_NAMED]}…", why
+        super().__init__(f"{self.name}: {why}")
 
 
 class Media:
@@ -153,7 +154,7 @@ class Media:
         for root in [""] if os.path.isabs(name) else [*self.roots, ""]:
             if os.path.exists(path := os.path.join(root, name)):
                 return path
-        where = ", ".join(self.roots) or "the current folder"
+        where = ", ".join(dict.fromkeys(root or "the current folder" for root in self.roots or [""]))
         raise ValueError(f"no record of that key, and no such file in {where}")
 
     def _picture(self, path: str) -> Visual:

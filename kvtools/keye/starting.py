@@ -198,8 +198,8 @@ def task_of(recipe: Recipe, start: Start, given: Given, world: World, device: st
         given.lost.append((name, rows.lost))
         given.gone.append((name, rows.gone))
     if next(source.epoch(0), None) is None:
-        lines = "; ".join(line for _, lost in given.lost for line in lost.lines())
-        raise Corrupt(f"DATA: {lines or 'no conversations'}; nothing is left to learn. Look at --length, --media and the data.")
+        lines = "; ".join(f"{name}: {line}" for name, lost in given.lost for line in lost.lines())
+        raise Corrupt(f"{lines or 'DATA: no conversations'}; nothing is left to learn. Look at --length, --media and the data.")
     named: dict[str, Any] = {
         "batch_tokens": recipe.batch_tokens,
         "world": world,

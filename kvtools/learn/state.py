@@ -73,7 +73,10 @@ class State:
         """Take up what was put aside; None where nothing was. Raises Usage for a run with other options."""
         if self._path is None or not os.path.exists(self._path):
             return None
-        bag = open_artifact(self._path)
+        try:
+            bag = open_artifact(self._path)
+        except Corrupt as fault:
+            raise Corrupt(f"{fault} The unfinished run cannot be taken up: give --force to start over.") from None
         if not isinstance(bag, Bag) or bag.kind != _KIND:
             raise Corrupt(f"{self._path}: the state of an unfinished run expected. Give --force to start over.")
         other = sorted(k for k in {*self._config, *bag.fields["config"]} if self._config.get(k) != bag.fields["config"].get(k))

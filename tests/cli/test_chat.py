@@ -168,6 +168,7 @@ def test_an_answer_that_is_cut_is_noted(ask):
         ("--model keye.safetensors --top-p 0 Well?", 2, "--top-p 0.0"),
         ("--model keye.safetensors --frame-tokens 3 Well?", 2, "--frame-tokens 3"),
         ("--model absent.safetensors Well?", 66, "absent.safetensors: no such file or directory"),
+        ("--model keye.safetensors absent.mp4", 66, "absent.mp4: no such file. A question comes last"),
         ("--model keye.safetensors absent.mp4 Well?", 66, "absent.mp4: no such file. Put the question in quotes"),
         ("--model clip.mp4 Well?", 65, "clip.mp4: neither a stream nor a bag"),
         ("--model shop.safetensors Well?", 65, "shop.safetensors: onerec found, a model of keye expected"),

@@ -133,8 +133,9 @@ def save(
     told: Mapping[str, Any],
     history: list[dict[str, Any]],
     like: Weights | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a model: a bag, or a directory's files into a folder.
+    """Write a model: a bag, or a directory's files into a folder. files: further small ones, such as a chat template.
 
     told: stage, step and what else is to be said; `recipe` among it becomes the artifact's. like: what the model was made from,
     whose unused tensors, small files and config go with it, where the layout is the same.
@@ -144,7 +145,7 @@ def save(
     else:
         shapes = Shapes("siglip", vision=model.vision_model.shape, text=model.text_model.shape)
     is_alike = like is not None and like.shapes.layout == shapes.layout
-    files = dict(like.files) if like is not None and is_alike else {}
+    kept = dict(like.files) if like is not None and is_alike else {}
     words = dict(told)
     recipe = words.pop("recipe", {})
     made = Weights(
@@ -152,7 +153,7 @@ def save(
         shapes,
         {name: to_numpy(x) for name, x in model.state_dict().items()},
         like.unused if like is not None and is_alike else {},
-        files | ({TOKENIZER: tokenizer_json} if tokenizer_json is not None else {}),
+        kept | dict(files or {}) | ({TOKENIZER: tokenizer_json} if tokenizer_json is not None else {}),
         like.huggingface if like is not None and is_alike else {},
         words,
         recipe,

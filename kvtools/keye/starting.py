@@ -39,6 +39,13 @@ from kvtools.world import World
 
 _ROUND = 64  # vocabularies are made a multiple of it: products of even sizes are faster
 _TEXT_POSITIONS = 64  # SigLIP's
+_SPOKEN = (
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 _BAD_INPUT = (feed.BAD, feed.UNREADABLE)  # what makes the exit code 65; what is only too long does not
 
 
@@ -90,6 +97,7 @@ class Start:
     like: Weights | None
     histories: list[list[Step]]
     digest: str
+    files: dict[str, bytes]  # small ones that go with the tokenizer
 
     @property
     def n_learning(self) -> str:
@@ -158,7 +166,10 @@ def mixed(found: Sequence[list[dict[str, Any]]], ratio: str | None) -> list[dict
 def begin(recipe: Recipe, init: Sequence[str], tokenizer: str | None, device: str) -> Start:
     """The model that a run starts from, on its device. Raises Corrupt for parts that do not fit one another."""
     parts = [checkpoint.open_weights(src) for src in init]
-    chat = _chat(parts, tokenizer, is_contrastive=recipe.what.is_contrastive)
+    speaker = _speaker(parts, is_contrastive=recipe.what.is_contrastive) if tokenizer is None else None
+    chat = Chat.open(tokenizer)
+    if speaker is not None:
+        chat = Chat.from_bytes(speaker.files[checkpoint.TOKENIZER], f"{speaker.name}: {checkpoint.TOKENIZER}")
     arch = recipe.shaped(_base(parts, SIZES[recipe.size], chat))
     if any(part.shapes.language is not None for part in parts):
         chat.require_fits(arch.language.vocabulary, arch.image_token, arch.video_token)
@@ -178,8 +189,9 @@ def begin(recipe: Recipe, init: Sequence[str], tokenizer: str | None, device: st
             digest.update(f"{name} {array.shape} {array.dtype}".encode())
             digest.update(bytes_of(array))
     digest.update(chat.to_bytes())
+    spoken = {name: data for name, data in (speaker.files if speaker is not None else {}).items() if name in _SPOKEN}
     like = next((part for part in reversed(parts) if part.shapes.layout in ("keye", "siglip")), None)
-    return Start(model.to(device), arch, chat, like, [part.history for part in parts], digest.hexdigest())
+    return Start(model.to(device), arch, chat, like, [part.history for part in parts], digest.hexdigest(), spoken)
 
 
 def task_of(recipe: Recipe, start: Start, given: Given, world: World, device: str) -> Task:
@@ -231,14 +243,11 @@ def _named(src: str) -> str:
     return "stdin" if src == "-" else src
 
 
-def _chat(parts: Sequence[Weights], tokenizer: str | None, *, is_contrastive: bool) -> Chat:
-    """The tokenizer told, or that of the part whose words the model takes over, or of any, or bytes."""
+def _speaker(parts: Sequence[Weights], *, is_contrastive: bool) -> Weights | None:
+    """The part whose tokenizer is taken: that whose words the model takes over, or any that has one."""
     having = [part for part in reversed(parts) if checkpoint.TOKENIZER in part.files]
     wanted = [part for part in having if (part.shapes.text if is_contrastive else part.shapes.language) is not None]
-    kept = next(iter([*wanted, *having]), None)
-    if tokenizer is not None or kept is None:
-        return Chat.open(tokenizer)
-    return Chat.from_bytes(kept.files[checkpoint.TOKENIZER], f"{kept.name}: {checkpoint.TOKENIZER}")
+    return next(iter([*wanted, *having]), None)
 
 
 def _require_fits(row: Row, start: Start) -> None:

@@ -170,6 +170,8 @@ def test_a_tower_and_a_decoder_of_others_are_put_together_and_go_back(here, capf
     tower = {f"visual.{name}": x for name, x in theirs.items() if name.startswith("vision_model.") and ".head." not in name}
     assert is_same(parts("m", "visual."), tower)
     assert is_same(parts("m", "model."), parts("qwen3/model.safetensors", "model."))
+    assert say("kvtools convert m -o whole/", capfd).code == 0
+    assert (here / "whole" / "generation_config.json").read_bytes() == (here / "qwen3" / "generation_config.json").read_bytes()
     assert say("kvtools convert m -o back/").code == 0
     assert is_same(parts("back/model.safetensors", "visual.", "mlp_AR.", "model."), parts("m", "visual.", "mlp_AR.", "model."))
 

@@ -57,17 +57,17 @@ FIGHT = ["--form", "check", "--positive", "fight", "--question", "Do they fight?
 COMMON = ["--tokenizer", TOKENIZER, "--training", "flip=0.5", "--training", "jitter=0.2"]
 SMALL = ["--batch-tokens", "4096", "--length", "4096"]
 # name: the stage, how many steps, what it begins with, which questions in which shares, and further words
-MIXTURE = {"time-open": 3, "time": 4, "match": 3}
+MIXTURE = {"describe": 1, "time-open": 2, "time": 3, "match": 3, "order": 2, "fight": 1}
 TIME = {"time-open": 1, "time": 1}
 STAGES = {
     "matching": ("matching", 200, [], {"describe": 1}, []),
-    "alignment": ("alignment", 50, ["matching"], {"describe": 1}, []),
-    "multitask": ("multitask", 1400, ["alignment"], MIXTURE, []),
-    "annealing-a": ("annealing", 200, ["multitask"], {"time": 2, "match": 2, "order": 4}, []),
-    "annealing-b": ("annealing", 200, ["multitask"], {"time": 2, "match": 2, "fight": 4}, []),
+    "alignment": ("alignment", 100, ["matching"], {"describe": 1}, []),
+    "multitask": ("multitask", 1500, ["alignment"], MIXTURE, []),
+    "annealing-a": ("annealing", 150, ["multitask"], {"time": 3, "match": 3, "order": 2, "fight": 1}, []),
+    "annealing-b": ("annealing", 150, ["multitask"], {"describe": 2, "time": 1, "match": 1, "order": 1, "fight": 3}, []),
     "merged": ("merge", 0, ["annealing-a", "annealing-b"], {}, []),
     # without what comes before, all else alike
-    "multitask-alone": ("multitask", 1400, [], MIXTURE, []),
+    "multitask-alone": ("multitask", 1500, [], MIXTURE, []),
     # the report's Table 2, on one question
     "time-base": (
         "multitask", 700, [], TIME, ["--architecture", "vision.interpolate=false", "--architecture", "vision.rope=false"],

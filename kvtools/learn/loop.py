@@ -123,8 +123,8 @@ class Training:
     def run(self, stop: object) -> Iterator[Step]:
         """Train to the end. The state stays until `forget`: weights that cannot be written are not lost.
 
-        Raises Stopped, everything saved, where any rank is asked to stop; Fault for a loss that is not finite, naming the
-        rows, with the state that was put aside last kept.
+        Raises Stopped, everything saved where there is a folder, when any rank is asked to stop; Fault for a loss that is not
+        finite, naming the rows, with the state that was put aside last kept.
         """
         rate = Rate(self.plan.rate, self.plan.n_steps, self.plan.warmup, self.plan.shape)
         at = self.progress
@@ -138,8 +138,7 @@ class Training:
                 yield self._step(rows, rate.at(at.step))
                 at.batch, at.step = number + 1, at.step + 1
                 if self._world.any(stop):
-                    self._save()
-                    raise Stopped(f"stopped after step {at.step}. Run again to continue.")
+                    raise self._stopped()
                 if self.plan.save_every and at.step % self.plan.save_every == 0:
                     self._save()
             at.epoch, at.batch = at.epoch + 1, 0
@@ -231,6 +230,14 @@ class Training:
     def _save(self) -> None:
         if self._world.is_root:
             self._state.save(self.task.model, self.best, self._optimizer, self.progress)
+
+    def _stopped(self) -> Stopped:
+        self._save()
+        if self._state.has_place:
+            return Stopped(f"stopped after step {self.progress.step}. Run again to continue.")
+        lost = Stopped(f"stopped after step {self.progress.step}, and kept nowhere. Run again with --state DIR.")
+        lost.code = 143  # 75 would promise that it goes on
+        return lost
 
     def _where(self) -> str:
         return "The last state is kept; run again with --force, which starts over, and a lower --lr or without that data."

@@ -51,6 +51,11 @@ class State:
         self._config = config
 
     @property
+    def has_place(self) -> bool:
+        """Whether there is a folder to keep it in."""
+        return self._path is not None
+
+    @property
     def is_kept(self) -> bool:
         """Whether there is one to take up."""
         return self._path is not None and os.path.exists(self._path)

@@ -137,6 +137,13 @@ def test_a_run_stopped_at_every_step_equals_the_whole_too(tmp_path):
     assert_same(weights(task), weights(whole))
 
 
+def test_a_stopped_run_with_nowhere_to_be_kept_does_not_promise_to_go_on():
+    run = Training(Toy(), plan(), State(None, {}), World())
+    with pytest.raises(Stopped, match="stopped after step 3, and kept nowhere.*--state DIR") as found:
+        list(run.run(After(3)))
+    assert found.value.code == 143
+
+
 @pytest.mark.parametrize("at", range(1, 11))
 def test_a_run_killed_after_any_step_goes_on_from_its_last_state(tmp_path, at):
     folder, whole, second = str(tmp_path / "state"), Toy(dropout=0.3), Toy(dropout=0.3)

@@ -97,7 +97,7 @@ class Start:
     like: Weights | None
     histories: list[list[Step]]
     digest: str
-    files: dict[str, bytes]  # small ones that go with the tokenizer
+    files: dict[str, bytes] = field(default_factory=dict)  # small ones that go with the tokenizer
 
     @property
     def n_learning(self) -> str:

@@ -142,7 +142,7 @@ def _convert_conversations(
     made = open_conversations(src)
     if not made.found:
         raise Corrupt(f"{name}: {made.lost.lines()[0]}; nothing is left.")
-    code = made.lost.settle(ctx.obj.note, name, strict=strict)
+    code = made.lost.settle(name, ctx.obj.note, strict=strict)
     head = Head("conversation", extend("convert", ctx.obj.argv, before=[made.history], stamp=stamp))
     with Writer(Sink(output, force=force), head, level=compress) as writer:
         write(made.found, writer)

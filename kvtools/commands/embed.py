@@ -75,9 +75,9 @@ def main(
     from kvtools.artifact.stream import Head, Reader, Writer
     from kvtools.artifact.strings import pack
     from kvtools.faults import Corrupt, Usage
+    from kvtools.findings import Findings
     from kvtools.onerec import lsa, vectors
     from kvtools.onerec.catalogue import read_catalogue
-    from kvtools.onerec.findings import Findings
 
     if is_same_file(items, output):
         raise Usage(f"{items}: both input and output. Name another output.")

@@ -90,9 +90,9 @@ def main(
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Writer
     from kvtools.faults import Corrupt, Usage
+    from kvtools.findings import Findings
     from kvtools.keye import quiz
     from kvtools.keye.conversations import write
-    from kvtools.keye.lost import Lost
     from kvtools.video.inputs import find_clips
     from kvtools.video.patch import Budget
     from kvtools.video.recipe import Recipe
@@ -112,7 +112,7 @@ def main(
     groups = told if group is None else quiz.Table.open(group)
 
     found: list[Clip] = []
-    lost, histories, files = Lost(), [], []
+    lost, histories, files = Findings(), [], []
     for src in named:
         reader = None if os.path.isdir(src) else quiz.stream_of(src)
         if reader is None:
@@ -122,13 +122,13 @@ def main(
             histories.append(reader.head.history)
     if files:
         found += quiz.clips_of_files(find_clips(files), recipe, lost)
-    code = lost.settle(ctx.obj.note, "clips", strict=strict)
+    code = lost.settle("clips", ctx.obj.note, strict=strict)
     first = {clip.key: clip for clip in reversed(found)}
     grouped = quiz.in_groups(list(reversed(first.values())), groups)
     kept = quiz.on_side(grouped, side, told)
-    notes, note = Lost(), partial(ctx.obj.note, quiet=quiet)
+    notes, note = Findings(), partial(ctx.obj.note, quiet=quiet)
     for pair in quiz.look_across(grouped, kept) if side is not None else []:
-        notes.add("clips that look like one on the other side of the split, kept; --group keeps them together", pair)
+        notes.lose("clips that look like one on the other side of the split, kept; --group keeps them together", pair)
     if told is None:
         made = list(quiz.ask(kept, tasks, form, number or 100, notes, n_frames=frames, n_choices=choices, seed=seed))
     else:
@@ -142,7 +142,7 @@ def main(
         raise Corrupt(
             f"{len(found)} clips: no question could be made: {why}. Give longer clips, more of them, or fewer --frames."
         )
-    notes.tell(note, "clips")
+    notes.settle("clips", note, strict=False)  # told, and no fault: clips enough were left
     if number is not None and len(made) < number:
         note(f"clips: {len(made)} questions made of {number}; they give no more that differ.")
     config = {

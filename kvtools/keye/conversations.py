@@ -24,8 +24,8 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.artifact.stream import Reader, Writer
 from kvtools.faults import Corrupt
+from kvtools.findings import Findings
 from kvtools.keye.chat import MODES
-from kvtools.keye.lost import Lost
 
 BAD = "conversations that cannot be understood left out"
 
@@ -46,7 +46,7 @@ class Conversations:
     """What a source holds: `root` is the folder in which its relative paths begin; `history` that of a stream's first part."""
 
     found: list[dict[str, Any]] = field(default_factory=list)
-    lost: Lost = field(default_factory=Lost)
+    lost: Findings = field(default_factory=Findings)
     root: str = ""
     history: list[Step] = field(default_factory=list)
 
@@ -80,7 +80,7 @@ def open_conversations(src: str, file: BinaryIO | None = None) -> Conversations:
             conversation = normal(document)
             canonical(conversation)  # half a letter (a lone surrogate) can be read but not written
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
-            made.lost.add(BAD, f"{where}: {' '.join(str(fault).split())}")
+            made.lost.lose(BAD, f"{where}: {' '.join(str(fault).split())}")
         else:
             made.found.append({"id": f"{n_met - 1:08d}", **conversation})
     if not n_met:

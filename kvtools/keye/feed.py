@@ -17,8 +17,8 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Index
 from kvtools.chance import generator
 from kvtools.faults import Corrupt
+from kvtools.findings import Findings
 from kvtools.keye.chat import Chat, Conversation
-from kvtools.keye.lost import Lost
 from kvtools.keye.media import Media, Unreadable
 from kvtools.keye.rows import Example, Row, example, from_record, join, shortened
 from kvtools.learn import packing
@@ -63,7 +63,7 @@ class Feed:
         self._chat, self._media, self._tokens_per_second = chat, media, tokens_per_second
         self.length, self._window, self._seed, self._cuts = length, window, seed, cuts
         self._measures: dict[int, _Measure | None] = {}
-        self.lost, self.gone = Lost(), Lost()
+        self.lost, self.gone = Findings(), Findings()
         self._is_gone: set[int] = set()
 
     def __len__(self) -> int:
@@ -103,19 +103,19 @@ class Feed:
             self._measures[number] = None if made is None else _measured(made)
         return self._measures[number]
 
-    def _built(self, number: int, lost: Lost) -> Example | None:
+    def _built(self, number: int, lost: Findings) -> Example | None:
         key = self.key(number)
         try:
             made = self._example(self._conversations[number], key)
         except Unreadable as fault:
-            lost.add(UNREADABLE, f"{key}: {fault}")
+            lost.lose(UNREADABLE, f"{key}: {fault}")
         except (ValueError, KeyError, TypeError) as fault:
-            lost.add(BAD, f"{key}: {' '.join(str(fault).split())}")
+            lost.lose(BAD, f"{key}: {' '.join(str(fault).split())}")
         else:
             if len(made) > self.length:
-                lost.add(TOO_LONG, f"{key}: {len(made)} tokens")
+                lost.lose(TOO_LONG, f"{key}: {len(made)} tokens")
             elif not made.targets.any():
-                lost.add(NO_ANSWER, key)
+                lost.lose(NO_ANSWER, key)
             else:
                 return made
         return None
@@ -145,7 +145,7 @@ class PackedFeed:
         self._places = [(p, n) for p, part in enumerate(self._parts) for n in range(len(part))]
         self._seed, self._names, self._check = seed, list(streams), check
         self._loads: dict[int, Load] = {}
-        self.lost, self.gone = Lost(), Lost()
+        self.lost, self.gone = Findings(), Findings()
 
     def __len__(self) -> int:
         return len(self._places)

@@ -20,7 +20,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Reader
 from kvtools.chance import generator, seed_of
 from kvtools.faults import Corrupt
-from kvtools.keye.lost import Lost
+from kvtools.findings import Findings
 from kvtools.keye.tasks import TASKS, Clip, Draw, Form, Question, are_alike, label
 from kvtools.keye.visual import Visual
 from kvtools.video.pool import Pool
@@ -111,12 +111,12 @@ def clips_of(reader: Reader, name: str) -> Iterator[Clip]:
         yield _clip(record.key, record.tensors)
 
 
-def clips_of_files(named: Sequence[tuple[str, str]], recipe: Recipe, lost: Lost) -> Iterator[Clip]:
+def clips_of_files(named: Sequence[tuple[str, str]], recipe: Recipe, lost: Findings) -> Iterator[Clip]:
     """The clips of (key, path) of video files, each its own group."""
     with Pool(recipe, n_jobs=len(os.sched_getaffinity(0)), n_threads=1, timeout_s=60.0) as pool:
         for outcome in pool.run(named):
             if outcome.record is None:
-                lost.add(UNREADABLE, f"{outcome.key}: {outcome.fault}")
+                lost.lose(UNREADABLE, f"{outcome.key}: {outcome.fault}")
                 continue
             with outcome.record as spool:
                 tensors, _ = decode(bytearray(b"".join(spool)))
@@ -142,7 +142,7 @@ def on_side(clips: Sequence[Clip], side: Side | None, table: Table | None) -> li
     return [clip for clip in clips if (table.of(clip.key) or {}).get("split") == side.name]
 
 
-def labels_of(clips: Sequence[Clip], table: Table, lost: Lost) -> dict[str, str]:
+def labels_of(clips: Sequence[Clip], table: Table, lost: Findings) -> dict[str, str]:
     """What the table's column `label` says of each clip it names; the others are lost. Raises Corrupt without that column."""
     if table.column(["label"]) is None:
         raise Corrupt(f"{table.name}: no column label in it.")
@@ -150,7 +150,7 @@ def labels_of(clips: Sequence[Clip], table: Table, lost: Lost) -> dict[str, str]
     for clip in clips:
         words = table.of(clip.key)
         if words is None:
-            lost.add(f"clips that {table.name} does not name left out", clip.key)
+            lost.lose(f"clips that {table.name} does not name left out", clip.key)
         else:
             found[clip.key] = words["label"]
     return found
@@ -170,7 +170,7 @@ def look_across(clips: Sequence[Clip], kept: Sequence[Clip]) -> list[str]:
 
 
 def ask(
-    clips: Sequence[Clip], tasks: Sequence[str], form: Form, n: int, lost: Lost, *, n_frames: int, n_choices: int, seed: int
+    clips: Sequence[Clip], tasks: Sequence[str], form: Form, n: int, lost: Findings, *, n_frames: int, n_choices: int, seed: int
 ) -> Iterator[Question]:
     """N questions, the tasks in turn; fewer where the clips give no more. No two are the same."""
     askers = [_ask(task, clips, form, lost, n_frames, n_choices, seed) for task in tasks]
@@ -209,12 +209,12 @@ def ask_labels(
 
 
 def _ask(
-    task: str, clips: Sequence[Clip], form: Form, lost: Lost, n_frames: int, n_choices: int, seed: int
+    task: str, clips: Sequence[Clip], form: Form, lost: Findings, n_frames: int, n_choices: int, seed: int
 ) -> Iterator[Question]:
     fit = [clip for clip in clips if len(clip.seconds) >= n_frames - (task == "time")]
     for clip in clips:
         if clip not in fit:
-            lost.add(f"clips with too few frames for {task} left out", f"{clip.key}: {len(clip.seconds)}")
+            lost.lose(f"clips with too few frames for {task} left out", f"{clip.key}: {len(clip.seconds)}")
     failures: Counter[str] = Counter()
     seen: set[bytes] = set()
     served: set[str] = set()
@@ -232,7 +232,7 @@ def _ask(
                 break
             failures[clip.key] += 1
             if failures[clip.key] == _FAILURES and clip.key not in served:
-                lost.add(f"{UNFIT} ({task})", clip.key)
+                lost.lose(f"{UNFIT} ({task})", clip.key)
         else:
             return
 

@@ -21,12 +21,12 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.artifact.stream import Index, Reader
 from kvtools.faults import Corrupt, Usage
+from kvtools.findings import Findings
 from kvtools.keye import checkpoint, feed
 from kvtools.keye.augment import Augment
 from kvtools.keye.chat import Chat
 from kvtools.keye.checkpoint import Weights
 from kvtools.keye.conversations import open_conversations
-from kvtools.keye.lost import Lost
 from kvtools.keye.matching import Matching
 from kvtools.keye.media import Media
 from kvtools.keye.model import Keye
@@ -62,8 +62,8 @@ class Given:
     held: list[dict[str, Any]] = field(default_factory=list)
     histories: list[list[Step]] = field(default_factory=list)
     digest: str = ""
-    lost: list[tuple[str, Lost]] = field(default_factory=list)
-    gone: list[tuple[str, Lost]] = field(default_factory=list)
+    lost: list[tuple[str, Findings]] = field(default_factory=list)
+    gone: list[tuple[str, Findings]] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
 
     def refuse_bad(self) -> None:

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kvtools.faults import Corrupt, Usage
+from kvtools.findings import Findings
 from kvtools.onerec import table
-from kvtools.onerec.findings import Findings
 
 _WORD = re.compile(r"\w\w+")
 _ID_NAMES = ("item_id", "item", "id", "itemId", "movieId")

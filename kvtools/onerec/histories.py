@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from kvtools.onerec.findings import Findings
+from kvtools.findings import Findings
 from kvtools.onerec.ids import Ids
 from kvtools.onerec.interactions import TRAIN, Interactions, split
 

@@ -10,8 +10,8 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.keys import Keys
 from kvtools.artifact.stream import Reader
 from kvtools.faults import Corrupt, Usage
+from kvtools.findings import Findings
 from kvtools.onerec import vectors
-from kvtools.onerec.findings import Findings
 
 HUGE = 1e15  # squares of larger values, summed, would come near the end of float32's range
 

@@ -22,7 +22,7 @@ from kvtools.artifact.history import Step
 from kvtools.artifact.stream import Reader, Writer
 from kvtools.artifact.strings import pack, unpack
 from kvtools.faults import Corrupt, Usage
-from kvtools.onerec.findings import Findings
+from kvtools.findings import Findings
 from kvtools.onerec.interactions import NAMES, TEST, TRAIN, Interactions, read_interactions
 
 _BATCH = 65_536  # interactions and users a record, besides those of its last user

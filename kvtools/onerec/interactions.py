@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvtools.faults import Corrupt
+from kvtools.findings import Findings
 from kvtools.onerec import table
-from kvtools.onerec.findings import Findings
 
 TRAIN, VALID, TEST = 0, 1, 2
 

@@ -20,9 +20,9 @@ from kvtools.artifact.history import Step, extend
 from kvtools.artifact.stream import Head, Writer
 from kvtools.chance import generator as chance
 from kvtools.faults import Corrupt, Missing, Usage
+from kvtools.findings import Findings
 from kvtools.onerec import cooccurrence, evaluating, generator
 from kvtools.onerec.cooccurrence import Settings
-from kvtools.onerec.findings import Findings
 from kvtools.onerec.generator import Counted, Generator
 from kvtools.onerec.histories import Codings, Histories, join
 from kvtools.onerec.ids import Ids

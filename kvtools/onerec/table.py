@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from kvtools.faults import Corrupt
-from kvtools.onerec.findings import Findings
+from kvtools.findings import Findings
 
 Format = Literal["auto", "csv", "tsv", "atomic", "sequence"]
 

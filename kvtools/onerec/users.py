@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from kvtools.artifact.files import open_source
 from kvtools.faults import Corrupt
+from kvtools.findings import Findings
 from kvtools.onerec import table
-from kvtools.onerec.findings import Findings
 from kvtools.onerec.interactions import NAMES
 
 # ours: OneRec (arXiv 2506.13695) gives each feature of a user an embedding, and does not say how numbers are bucketed

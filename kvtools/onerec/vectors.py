@@ -15,7 +15,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Reader
 from kvtools.artifact.strings import unpack
 from kvtools.faults import Corrupt
-from kvtools.onerec.findings import Findings
+from kvtools.findings import Findings
 
 Block = tuple[list[str], np.ndarray]  # n keys, float (n, D)
 

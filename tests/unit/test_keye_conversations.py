@@ -178,7 +178,7 @@ def test_llamafactorys_demos_are_understood(data, name, n_found, n_lost):
     from kvtools.keye.chat import Chat, visuals
 
     made = open_conversations(str(data / "reasoning" / "llamafactory" / name))
-    assert (len(made.found), len(made.lost)) == (n_found, n_lost)
+    assert (len(made.found), made.lost.n_lost) == (n_found, n_lost)
     chat = Chat.open(None)
     for conversation in made.found:
         _, targets = chat.encode(conversation, [1] * len(visuals(conversation)))

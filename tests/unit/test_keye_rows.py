@@ -191,7 +191,7 @@ def test_real_conversations_fill_rows_and_balance(data):
     made = open_conversations(str(folder / "alpaca_en_demo.json"))
     feed = Feed(made.found, chat, None, length=1024)
     loads = list(feed.epoch(0))
-    assert len(feed.lost) == 0
+    assert feed.lost.n_lost == 0
     assert sum(len(load.numbers) for load in loads) == 999
     lengths = [sum(load.lengths) for load in loads]
     assert filled(lengths, [[n] for n in range(len(lengths))], 1024) > 0.95

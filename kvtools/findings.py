@@ -22,6 +22,10 @@ class Findings:
     names: dict[str, list[str]] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
 
+    def lose(self, what: str, name: str) -> None:
+        """Count one more of `what`, by its name, as lost."""
+        self.add(what, 1, [name])
+
     def add(self, what: str, count: int, names: Iterable[object] = (), *, is_lost: bool = True) -> None:
         """Count `count` more of `what`; does nothing where count is 0."""
         if not count:
@@ -47,9 +51,9 @@ class Findings:
         """How many rows or items were lost in all."""
         return sum(self.counts[what] for what in self.lost)
 
-    def lines(self, *, lost: bool) -> list[str]:
-        """A line a finding, those that cost rows or those that were mended."""
-        return [self.line(what) for what in self.counts if (what in self.lost) is lost]
+    def lines(self, *, lost: bool | None = None) -> list[str]:
+        """A line a finding: all, or those that cost rows, or those that were mended."""
+        return [self.line(what) for what in self.counts if lost in (None, what in self.lost)]
 
     def to_json(self) -> dict[str, Any]:
         """{what: {"count", "first", "lost"}}."""

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from generate_peers import DTYPES, END, N_SPECIAL, SEED, Dims, Work, asked, catalogue, gemm, gemm_shapes, gflop, tokens
-from ours import HERE, Peer, n_parameters, of_rounds, of_size, verdict
+from ours import HERE, Peer, n_parameters, of_rounds, of_size, resident, verdict
 from torch import nn
 from torch.nn import functional as nf
 
@@ -238,14 +238,6 @@ def measure(python, work, n_rounds, n_threads):
             told.insert(0, f"{times:.1f}× T5 (≥ 14×: {verdict(times >= 14)})")
         print(f"- {name}: {'; '.join(told)}.")
     sys.stdout.flush()
-
-
-def resident(field):
-    """Bytes of this process: VmRSS is what it holds, VmHWM the most it held since the last reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
 
 
 def memory(name, work, n_rounds, n_threads):

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from generate_peers import DTYPES, SEED, asked
 from keye_peers import Shape, Sight, batches_of, sight_grids
-from ours import HERE, Peer, n_parameters, of_rounds, verdict
+from ours import HERE, Peer, n_parameters, of_rounds, resident, verdict
 
 from kvtools.keye import flops
 from kvtools.keye.model import Keye
@@ -208,14 +208,6 @@ def measure_seeing(python, shape, n_rounds, n_threads, words):
         )
         print(f"- {name}: {words}.")
     sys.stdout.flush()
-
-
-def resident(field):
-    """Bytes of this process: VmRSS is what it holds, VmHWM the most it held since the last reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
 
 
 def memory(kind, n_words, n_tokens, width):

@@ -80,6 +80,14 @@ class Peer:
         return line
 
 
+def resident(field):
+    """Bytes of this process: VmRSS is what it holds, VmHWM the most it held since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
 def of_rounds(rates):
     """Median, least and most."""
     digits = 0 if statistics.median(rates) >= 100 else 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvtools.keye.rows import Row
+from kvtools.keye.rows import Row, owners
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,3 @@ def mirrored(pixels_P3HW: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     n_frames, rows, columns = grid
     patches = pixels_P3HW.reshape(n_frames, rows, columns, *pixels_P3HW.shape[1:])
     return patches[:, :, ::-1, :, :, ::-1].reshape(pixels_P3HW.shape)
-
-
-def owners(row: Row, visual_tokens: tuple[int, int]) -> list[int]:
-    """The number of the conversation that each picture or video of a row is in. visual_tokens: ids that stand for them."""
-    n_before = np.concatenate([[0], np.isin(row.tokens, visual_tokens).cumsum()])
-    first_token = np.cumsum([0, *(row.grid.astype(np.int64).prod(axis=1) // 4)])[:-1]
-    ends = n_before[[*row.segments[1:].tolist(), len(row)]]
-    return np.searchsorted(ends, first_token, side="right").tolist()  # type: ignore[no-any-return]

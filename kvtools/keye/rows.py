@@ -117,6 +117,14 @@ def pack(examples: Sequence[Example], length: int, *, window: int | None = None)
     return [join([examples[place] for place in row]) for row in rows]
 
 
+def owners(row: Row, visual_tokens: tuple[int, int]) -> list[int]:
+    """The number of the conversation that each picture or video of a row is in. visual_tokens: ids that stand for them."""
+    n_before = np.concatenate([[0], np.isin(row.tokens, visual_tokens).cumsum()])
+    first_token = np.cumsum([0, *(row.grid.astype(np.int64).prod(axis=1) // 4)])[:-1]
+    ends = n_before[[*row.segments[1:].tolist(), len(row)]]
+    return np.searchsorted(ends, first_token, side="right").tolist()  # type: ignore[no-any-return]
+
+
 def to_record(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of a `sequence` record, and the fields to go with them."""
     tensors = {"tokens": row.tokens, "targets": row.targets, "segments": row.segments, "positions": row.positions}

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from kvtools.chance import generator
 from kvtools.keye import feed
-from kvtools.keye.augment import Augment, owners
+from kvtools.keye.augment import Augment
 from kvtools.keye.feed import Feed, Load, PackedFeed
 from kvtools.keye.flops import Shape, of_pairs, of_row
 from kvtools.keye.matching import Matching
 from kvtools.keye.model import Keye
-from kvtools.keye.rows import Row
+from kvtools.keye.rows import Row, owners
 from kvtools.keye.sizes import Architecture
 from kvtools.keye.stages import Stage
 from kvtools.learn.crossentropy import IGNORED, linear_cross_entropy

@@ -29,6 +29,7 @@ from kvtools.keye.huggingface import config_of, shapes_of_config
 from kvtools.keye.layouts import Shapes, canonical, is_unused
 from kvtools.keye.matching import Matching
 from kvtools.keye.model import Keye
+from kvtools.learn.blank import blank
 
 SYSTEM = "keye"
 TOKENIZER = "tokenizer.json"
@@ -176,7 +177,7 @@ def made_of(weights: Weights, *, dtype: torch.dtype | None = None) -> Loaded:
             f"{weights.name}: a {weights.shapes.layout} alone found, a whole model expected. It can begin one: "
             "kvtools pretrain keye --init."
         )
-    with torch.device("meta"):
+    with blank():
         model = cast("Keye | Matching", weights.shapes.model())
     state = {name: to_torch(array, dtype) for name, array in weights.tensors.items()}
     model.load_state_dict(state, assign=True)

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from kvtools.keye.matching import Matching, PooledTower
 from kvtools.keye.model import Keye
 from kvtools.keye.sizes import Architecture, LanguageShape, TextShape, VisionShape, text_of
+from kvtools.learn.blank import blank
 
 LAYOUTS = ("keye", "qwen3", "siglip", "siglip-vision")
 # carried through and never used: what the published model has beside what it computes with
@@ -83,7 +83,7 @@ class Shapes:
         others than the shapes say: a config's word makes no layers."""
         _compare_layers(names, self)
         try:
-            with torch.device("meta"):
+            with blank():
                 made = self.model().state_dict()
         except (RuntimeError, OverflowError) as fault:
             raise ValueError(f"sizes that no model can have ({str(fault).splitlines()[0]})") from None

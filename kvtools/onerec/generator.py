@@ -16,6 +16,7 @@ from kvtools.artifact import Bag
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
 from kvtools.faults import Corrupt
+from kvtools.learn.blank import blank
 from kvtools.onerec import users
 from kvtools.onerec.cooccurrence import Cooccurrence, Settings
 from kvtools.onerec.histories import Codings
@@ -134,7 +135,7 @@ def _require_shapes(
     n_layers = arch.encoder_layers + arch.decoder_layers
     if n_layers > len(tensors):
         raise Corrupt(f"{name}: {n_layers} layers found in {len(tensors)} tensors.")
-    with torch.device("meta"):
+    with blank():
         wanted = make(arch, ids, codings, static).state_dict()
     for weight, like in wanted.items():
         found = list(tensors[weight].shape) if weight in tensors else None

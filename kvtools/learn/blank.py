@@ -1,0 +1,28 @@
+"""Models without numbers: the names and shapes of their weights, at no cost of memory, and little of time.
+
+On torch's meta device a tensor has a shape and nothing else. But to fill or scale one there loads most of torch's compiler, a
+second of work that every reading of a model would pay; here such operations give the tensor back as it is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_NOTHING = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_, torch.Tensor.__rmul__}
+
+
+class _AsItIs(TorchFunctionMode):
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _NOTHING or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def blank() -> Iterator[None]:
+    """Within it, modules are made of shapes alone."""
+    with torch.device("meta"), _AsItIs():
+        yield

@@ -1,0 +1,44 @@
+"""Models of shapes alone: those of the real ones, and made without loading what only real ones need."""
+
+import subprocess
+import sys
+
+import numpy as np
+import small_keye
+import torch
+
+from kvtools.keye.matching import Matching
+from kvtools.keye.model import Keye
+from kvtools.keye.sizes import TextShape
+from kvtools.learn.blank import blank
+from kvtools.onerec.model import OneRec, Vocabulary
+from kvtools.onerec.sizes import SIZES
+
+CODES = torch.from_numpy(np.array([[0, 1], [1, 0]], np.int32))
+MADE = [
+    lambda: Keye(small_keye.ARCH),
+    lambda: Matching(small_keye.ARCH.vision, TextShape(24, 40, 1, 2, vocabulary=50)),
+    lambda: OneRec(SIZES["tiny"], Vocabulary((2, 2), 2, {"age": 3}, (4,)), CODES),
+]
+
+
+def test_names_and_shapes_are_those_of_the_real_model():
+    for make in MADE:
+        with blank():
+            empty = {name: (x.shape, x.dtype) for name, x in make().state_dict().items()}
+        assert empty == {name: (x.shape, x.dtype) for name, x in make().state_dict().items()}
+
+
+def test_a_blank_model_takes_no_memory():
+    with blank():
+        assert {p.device.type for make in MADE for p in make().parameters()} == {"meta"}
+
+
+def test_shapes_do_not_load_torchs_compiler():
+    program = (
+        "import sys; from kvtools.keye.model import Keye; from kvtools.keye.sizes import SIZES; "
+        "from kvtools.learn.blank import blank\nbefore = len(sys.modules)\n"
+        "with blank(): Keye(SIZES['tiny'])\n"
+        "assert len(sys.modules) < before + 20"  # the compiler is eight hundred
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,6 +1,5 @@
 """`kvtools pretrain keye`: conversations about pictures and videos in, a vision-language model out."""
 
-import json
 from typing import Annotated, Literal
 
 import typer
@@ -124,16 +123,16 @@ def main(
 
     # before all that takes long, such as loading torch: a signal from here on waits for the first step to be kept
     stop = Stop() if state or output != "-" else False
-    from kvtools.artifact.files import Sink, open_log, refuse_existing
+    from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.keye import checkpoint, starting
     from kvtools.keye.recipe import Recipe
     from kvtools.learn.cost import measured_peak
+    from kvtools.learn.follow import follow, take_up
     from kvtools.learn.loop import DTYPES, Training
     from kvtools.learn.memory import keep_freed
     from kvtools.learn.place import place_of, share_cores
     from kvtools.learn.state import State, beside
-    from kvtools.progress import Ticker
 
     recipe = Recipe.of(
         stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens, length=length,
@@ -164,34 +163,22 @@ def main(
         kept = State(folder, {**recipe.to_json(), "start": start.digest, "input": given.digest, "dtype": chosen})
         peak = measured_peak(place, DTYPES[chosen])
         run = Training(task, plan, kept, world, device=place, peak=peak)
-        if run.take_up(start_over=force):
-            tell(f"{folder}: goes on after step {run.progress.step}.")
-        elif verbose:
-            tell(f"{recipe.what.summary}: {start.n_learning} parameters, {plan.n_steps} steps, rate {plan.rate:.3g}.")
-            tell(f"mfu: FLOPs of the model's products / (seconds * {peak:.3g} FLOP/s measured here in {chosen}).")
-        ticker = Ticker(
-            total=plan.n_steps - run.progress.step, unit="steps", words="pretrain keye", quiet=quiet or not world.is_root
-        )
+        told = f"{recipe.what.summary}: {start.n_learning} parameters, {plan.n_steps} steps, rate {plan.rate:.3g}."
+        peak_words = f"{peak:.3g} FLOP/s measured here in {chosen}"
+        take_up(run, folder, start_over=force, tell=tell, told=told if verbose else "", peak=peak_words)
         given.settle(note, is_root=world.is_root, strict=strict)
-        with open_log(log if world.is_root else None) as curve:
-            for step in run.run(stop):
-                if strict:
-                    given.refuse_bad()
-                if step.validation is None:
-                    ticker()
-                elif verbose:
-                    tell(f"epoch {step.epoch:g}: " + ", ".join(f"{n} {x:.4g}" for n, x in step.validation.items()) + ".")
-                run.progress.loss = step.figures.get("loss", run.progress.loss)
-                line = {"stage": stage, "step": step.step, "epoch": step.epoch, **step.figures, **(step.validation or {})}
-                curve.write(json.dumps(line) + "\n")
+        follow(
+            run, given.guarded(run.run(stop)) if strict else run.run(stop), words="pretrain keye",
+            log=log if world.is_root else None, tell=tell, is_quiet=quiet or not world.is_root, is_told=verbose, stage=stage,
+        )  # fmt: skip
         code: int = world.max(given.settle(note, is_root=world.is_root, strict=strict))
     if not world.is_root:
         return 0
-    told = {"stage": stage, "step": run.progress.step, "loss": run.progress.loss, "validation": run.progress.best_score}
+    figures = {"stage": stage, "step": run.progress.step, "loss": run.progress.loss, "validation": run.progress.best_score}
     history = extend("pretrain keye", ctx.obj.argv, before=[*given.histories, *start.histories], stamp=stamp)
     checkpoint.save(
         Sink(output, force=force), start.model.cpu(), tokenizer_json=start.chat.to_bytes(), like=start.like, files=start.files,
-        history=history, told={"recipe": recipe.to_json()} | {name: x for name, x in told.items() if x is not None},
+        history=history, told={"recipe": recipe.to_json()} | {name: x for name, x in figures.items() if x is not None},
     )  # fmt: skip
     run.forget()
     return code

@@ -1,6 +1,5 @@
 """`kvtools pretrain onerec`: interactions and semantic IDs in, a generator of recommendations out."""
 
-import json
 from typing import Annotated, Literal
 
 import typer
@@ -100,10 +99,11 @@ def main(
     stop = Stop() if state or output != "-" else False
     import torch
 
-    from kvtools.artifact.files import Sink, open_log, refuse_existing
+    from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.faults import Corrupt
     from kvtools.learn.cost import measured_peak
+    from kvtools.learn.follow import follow, take_up
     from kvtools.learn.loop import DTYPES, Training
     from kvtools.learn.memory import keep_freed
     from kvtools.learn.place import place_of, share_cores
@@ -116,7 +116,6 @@ def main(
     from kvtools.onerec.recipe import Recipe
     from kvtools.onerec.training import Pretraining
     from kvtools.onerec.users import open_users
-    from kvtools.progress import Ticker
 
     recipe = Recipe.of(
         size=size, decoder=decoder, near=near, without=without or [], architecture=architecture or [], steps=steps, lr=lr,
@@ -164,22 +163,14 @@ def main(
     peak = measured_peak(place, DTYPES[chosen])
     kept = State(folder, {**recipe.to_json(), "items": ids.digest, "input": made.digest, "dtype": chosen})
     run = Training(task, plan, kept, world, device=place, peak=peak)
-    if run.take_up(start_over=force):
-        tell(f"{folder}: goes on after step {run.progress.step}.")
-    elif verbose:
-        tell(f"{sum(p.numel() for p in model.parameters()):,} parameters, {plan.n_steps} steps; {made.pathways}.")
-        tell(f"mfu: FLOPs of the model's products / (seconds * {peak:.3g} FLOP/s measured here in {chosen}).")
-    ticker = Ticker(
-        total=plan.n_steps - run.progress.step, unit="steps", words="pretrain onerec", quiet=quiet or not world.is_root
+    told = (
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {plan.n_steps} steps; {made.pathways}." if verbose else ""
     )
-    with open_log(log if world.is_root else None) as curve:
-        for step in run.run(stop):
-            if step.validation is None:
-                ticker()
-            elif verbose:
-                tell(f"epoch {step.epoch:g}: " + ", ".join(f"{n} {x:.4g}" for n, x in step.validation.items()) + ".")
-            run.progress.loss = step.figures.get("loss", run.progress.loss)
-            curve.write(json.dumps({"step": step.step, "epoch": step.epoch, **step.figures, **(step.validation or {})}) + "\n")
+    take_up(run, folder, start_over=force, tell=tell, told=told, peak=f"{peak:.3g} FLOP/s measured here in {chosen}")
+    follow(
+        run, run.run(stop), words="pretrain onerec", log=log if world.is_root else None, tell=tell,
+        is_quiet=quiet or not world.is_root, is_told=verbose,
+    )  # fmt: skip
     if not world.is_root:
         return 0
     model.eval()

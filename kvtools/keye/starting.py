@@ -6,11 +6,11 @@ what none brings is random. Stage 0 trains a SigLIP, whose tower later stages be
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from kvtools.keye.training import Answering, Contrasting, Task
 from kvtools.learn.settings import Lengths
 from kvtools.world import World
 
+_T = TypeVar("_T")
 _ROUND = 64  # vocabularies are made a multiple of it: products of even sizes are faster
 _TEXT_POSITIONS = 64  # SigLIP's
 _SPOKEN = (
@@ -72,6 +73,12 @@ class Given:
             for line, reason in zip(lost.lines(), lost.counts, strict=True):
                 if reason in _BAD_INPUT:
                     raise Corrupt(f"{name}: {line}; --strict expects none.")
+
+    def guarded(self, steps: Iterable[_T]) -> Iterator[_T]:
+        """The steps of a run, which ends as soon as something bad was left out."""
+        for step in steps:
+            self.refuse_bad()
+            yield step
 
     def settle(self, note: Callable[[str], None], *, is_root: bool, strict: bool) -> int:
         """Tell what was left out and has not been told: rank 0 all of it, others what they alone may know. Returns 65 where

@@ -186,6 +186,7 @@ class Training:
         figures |= self.task.after_step(self._world)
         seconds = time.perf_counter() - begun
         self.progress.tokens += int(tokens)
+        self.progress.loss = figures.get("loss", self.progress.loss)
         figures |= {"rate": rate, "tokens": self.progress.tokens, "tokens_per_s": tokens / seconds, "seconds": seconds}
         if self._peak:
             figures["mfu"] = flops / (seconds * self._peak * self._world.size)

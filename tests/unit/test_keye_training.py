@@ -14,7 +14,7 @@ from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Head, Writer
 from kvtools.faults import Corrupt, Usage
 from kvtools.keye import starting
-from kvtools.keye.augment import Augment, mirrored, owners
+from kvtools.keye.augment import Augment, mirrored
 from kvtools.keye.chat import Chat
 from kvtools.keye.feed import Feed, PackedFeed
 from kvtools.keye.flops import Shape, of_pairs, of_row
@@ -22,7 +22,7 @@ from kvtools.keye.matching import Matching
 from kvtools.keye.media import Unreadable
 from kvtools.keye.model import Keye
 from kvtools.keye.recipe import Recipe
-from kvtools.keye.rows import to_record
+from kvtools.keye.rows import owners, to_record
 from kvtools.keye.sizes import TextShape
 from kvtools.keye.stages import PARTS, STAGES
 from kvtools.keye.training import Answering, Contrasting

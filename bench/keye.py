@@ -26,9 +26,9 @@ import torch
 
 from kvtools.keye import checkpoint
 from kvtools.keye.chat import Chat
+from kvtools.keye.choosing import chosen
 from kvtools.keye.conversations import open_conversations
 from kvtools.keye.media import Media
-from kvtools.keye.rows import join, prompt
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("KVTOOLS_DATA") or HERE.parent.parent / "shared" / "data")
@@ -148,25 +148,13 @@ def digest(words):
     return hashlib.blake2b(said.encode(), digest_size=4).hexdigest()
 
 
-@torch.no_grad()
 def answered(path, clips, questions):
     """[(right, clip)] of each question: whether the option whose first token is likeliest is the answer."""
     loaded = checkpoint.load(str(path))
-    chat = Chat.from_bytes(loaded.tokenizer_json)
-    asked, told = open_conversations(str(questions)).found, []
+    asked = open_conversations(str(questions)).found
     with Media([], [str(clips)]) as media:
-        for begin in range(0, len(asked), 32):
-            part = asked[begin : begin + 32]
-            row = join([prompt(each, chat, media) for each in part])
-            seen = loaded.model.see(torch.from_numpy(row.pixels), row.grid.tolist())
-            places = torch.from_numpy(row.positions)
-            hidden = loaded.model.hidden(torch.from_numpy(row.tokens).long(), places, row.segments.tolist(), seen)
-            last = torch.tensor([*row.segments[1:].tolist(), len(row)]) - 1
-            for each, logits in zip(part, loaded.model.logits(hidden[last]).float(), strict=True):
-                options = ["yes", "no"] if each["form"] == "check" else list("ABCDEFGH"[: len(each["choices"])])
-                first = [chat.tokenizer.encode(option, ())[0] for option in options]
-                told.append((options[int(logits[first].argmax())] == each["answer"], each["clips"][0]))
-    return told
+        told = chosen(loaded.model, Chat.from_bytes(loaded.tokenizer_json), media, asked)
+        return [(said == each["answer"], each["clips"][0]) for said, each in zip(told, asked, strict=True)]
 
 
 def interval(told, n=2000):

@@ -64,10 +64,9 @@ python - 1.safetensors 2.safetensors a.safetensors b.safetensors keye.safetensor
 import sys
 from kvtools.keye import checkpoint
 from kvtools.keye.chat import Chat
+from kvtools.keye.choosing import chosen
 from kvtools.keye.conversations import open_conversations
-from kvtools.keye.generate import generate
 from kvtools.keye.media import Media
-from kvtools.keye.rows import prompt
 
 print(f"{'answered right, of clips held out':<36}{'time':>16}{'match':>16}")
 with Media([], ["clips.kvs"]) as media:
@@ -77,9 +76,8 @@ with Media([], ["clips.kvs"]) as media:
         cells = []
         for task in ("time", "match"):
             asked = open_conversations(f"{task}-test.kvs").found
-            prompts = [prompt(each, chat, media) for each in asked]
-            told = generate(loaded.model, prompts, max_new=4, temperature=0, stop_tokens=chat.stop_tokens)
-            right = sum(chat.decode(answer.said) == each["answer"] for (answer,), each in zip(told, asked))
+            told = chosen(loaded.model, chat, media, asked)
+            right = sum(said == each["answer"] for said, each in zip(told, asked))
             cells.append(f"{right / len(asked):.2f} of {len(asked)}")
         print(f"{name:<36}{cells[0]:>16}{cells[1]:>16}", flush=True)
     print(f"{'by chance':<36}{0.5:>10.2f}{0.5:>16.2f}")

@@ -9,7 +9,9 @@ Files are decoded in a worker process with a time limit (video/pool.py); only fr
 this one, and pictures. Records come at the size at which they were made; a budget takes frames from them, never pixels.
 """
 
+import base64
 import hashlib
+import io
 import json
 import math
 import os
@@ -17,7 +19,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -123,6 +125,9 @@ class Media:
         if stream is not None:
             whole = self._keep(("record", name), lambda: _of_record(stream, name))
             return _of_frames(whole, item)
+        if item["type"] == "image" and name.startswith("data:"):
+            content = hashlib.blake2b(name.encode(), digest_size=16).digest()
+            return self._keep(("written out", content), lambda: self._picture(_written_out(name)))
         path = self._find(name)
         if item["type"] == "image" and "second" not in item:
             return self._keep(("picture", path), lambda: self._picture(path))
@@ -150,15 +155,15 @@ class Media:
 
     def _find(self, name: str) -> str:
         if "://" in name or name.startswith("data:"):
-            raise ValueError("an address found, a file or the key of a record expected")
+            raise ValueError("an address found, a file, the key of a record, or a picture written out in base64 expected")
         for root in [""] if os.path.isabs(name) else [*self.roots, ""]:
             if os.path.exists(path := os.path.join(root, name)):
                 return path
         where = ", ".join(dict.fromkeys(root or "the current folder" for root in self.roots or [""]))
         raise ValueError(f"no record of that key, and no such file in {where}")
 
-    def _picture(self, path: str) -> Visual:
-        (frame_HWC,) = decode.read_frames([path], [0])
+    def _picture(self, source: str | BinaryIO) -> Visual:
+        frame_HWC = decode.read_picture(source, Path(source).name if isinstance(source, str) else "the picture written out")
         height, width = patch.smart_resize(*frame_HWC.shape[:2], *self._image_pixels)
         return of_pictures([frame_HWC], height, width, np.zeros(1), is_video=False)
 
@@ -207,6 +212,14 @@ class Media:
                 while self._n_bytes > self._cache_bytes:
                     self._n_bytes -= self._kept.popitem(last=False)[1].pixels_P3HW.nbytes
         return visual
+
+
+def _written_out(address: str) -> BinaryIO:
+    """The bytes of a `data:image/png;base64,…`, as OpenAI's messages have pictures."""
+    head, _, text = address.partition(",")
+    if not head.endswith(";base64"):
+        raise ValueError("data without ;base64 found, a picture written out in base64 expected")
+    return io.BytesIO(base64.b64decode(text, validate=True))
 
 
 def _open_stream(src: str) -> Index:

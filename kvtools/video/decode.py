@@ -17,12 +17,12 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.logging
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kvtools.video.order import IMAGE_SUFFIXES, natural_order
 
@@ -138,16 +138,23 @@ def open_frames(paths: Sequence[str], fps: float) -> Index:
 def read_frames(paths: Sequence[str], positions: Sequence[int]) -> Iterator[np.ndarray]:
     """Pictures as uint8 (H, W, 3), transparency laid on white."""
     for position in positions:
-        try:
-            with Image.open(paths[position]) as image:
-                picture = ImageOps.exif_transpose(image)
-                if picture.has_transparency_data:
-                    rgba = picture.convert("RGBA")
-                    picture = Image.new("RGB", rgba.size, (255, 255, 255))
-                    picture.paste(rgba, mask=rgba.getchannel("A"))
-                yield np.asarray(picture.convert("RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{Path(paths[position]).name}: {error}") from None
+        yield read_picture(paths[position], Path(paths[position]).name)
+
+
+def read_picture(source: str | BinaryIO, name: str) -> np.ndarray:
+    """One picture as uint8 (H, W, 3), transparency laid on white. Raises ValueError, with the name, for what is none."""
+    try:
+        with Image.open(source) as image:
+            picture = ImageOps.exif_transpose(image)
+            if picture.has_transparency_data:
+                rgba = picture.convert("RGBA")
+                picture = Image.new("RGB", rgba.size, (255, 255, 255))
+                picture.paste(rgba, mask=rgba.getchannel("A"))
+            return np.asarray(picture.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: cannot identify it as a picture") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _open(path: str) -> Any:

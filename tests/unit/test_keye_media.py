@@ -1,5 +1,8 @@
 """Items of conversations into patches: the right frames, true times, budgets kept, and what is not there told by name."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
 from conftest import make_clip
@@ -111,12 +114,26 @@ def test_an_absolute_path_needs_no_folder_and_the_first_folder_counts(tmp_path):
         assert shades(media.fetch({"type": "image", "image": str(tmp_path / "one" / "p.png")})) == [10]
 
 
+def test_a_picture_may_be_written_out():
+    written = io.BytesIO()
+    Image.fromarray(picture(30)).save(written, "PNG")
+    address = "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
+    with Media() as media:
+        assert shades(media.fetch({"type": "image", "image": address})) == [30]
+
+
 @pytest.mark.parametrize(
     ("item", "words"),
     [
         ({"type": "video", "video": "none.mp4"}, "none.mp4: no record of that key, and no such file"),
         ({"type": "image", "image": "https://x/y.png"}, "an address found"),
-        ({"type": "image", "image": "data:image/png;base64,AAAA"}, "an address found"),
+        (
+            {"type": "image", "image": "data:image/png;base64,AAAA"},
+            "data:image/png;base64,AAAA: the picture written out: cannot",
+        ),
+        ({"type": "image", "image": "data:image/png;base64,A*"}, "base64"),
+        ({"type": "image", "image": "data:image/png,AAAA"}, "without ;base64 found"),
+        ({"type": "video", "video": "data:video/mp4;base64,AAAA"}, "an address found"),
         ({"type": "video", "video": "cut.mp4"}, "cut.mp4: "),
         ({"type": "video", "video": "cut.mp4", "seconds": [1]}, "cut.mp4: "),
         ({"type": "image", "image": "cut.mp4"}, "cut.mp4: cannot identify"),

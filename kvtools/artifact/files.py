@@ -146,14 +146,21 @@ class Sink:
             fd = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise CannotCreate(f"{path}: {_reason(error)}.") from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not claim(fd):
             os.close(fd)
-            raise CannotCreate(f"{path}: another run is writing it. Wait for it, or name another output.") from None
-        except OSError:
-            pass  # some network file systems have no flock; the protection is a courtesy
+            raise CannotCreate(f"{path}: another run is writing it. Wait for it, or name another output.")
         return fd
+
+
+def claim(fd: int) -> bool:
+    """Lock an open file or folder until it is closed; False where another process has."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # some network file systems have no flock; the protection is a courtesy
+    return True
 
 
 class Spool:

@@ -161,6 +161,7 @@ def main(
         task = stack.enter_context(closing(starting.task_of(recipe, start, given, world, place)))
         plan = recipe.plan(starting.lengths_of(recipe, task), start.arch, chosen)
         kept = State(folder, {**recipe.to_json(), "start": start.digest, "input": given.digest, "dtype": chosen})
+        stack.enter_context(kept.claimed(is_root=world.is_root))
         peak = measured_peak(place, DTYPES[chosen])
         run = Training(task, plan, kept, world, device=place, peak=peak)
         told = f"{recipe.what.summary}: {start.n_learning} parameters, {plan.n_steps} steps, rate {plan.rate:.3g}."

@@ -166,11 +166,12 @@ def main(
     told = (
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {plan.n_steps} steps; {made.pathways}." if verbose else ""
     )
-    take_up(run, folder, start_over=force, tell=tell, told=told, peak=f"{peak:.3g} FLOP/s measured here in {chosen}")
-    follow(
-        run, run.run(stop), words="pretrain onerec", log=log if world.is_root else None, tell=tell,
-        is_quiet=quiet or not world.is_root, is_told=verbose,
-    )  # fmt: skip
+    with kept.claimed(is_root=world.is_root):
+        take_up(run, folder, start_over=force, tell=tell, told=told, peak=f"{peak:.3g} FLOP/s measured here in {chosen}")
+        follow(
+            run, run.run(stop), words="pretrain onerec", log=log if world.is_root else None, tell=tell,
+            is_quiet=quiet or not world.is_root, is_told=verbose,
+        )  # fmt: skip
     if not world.is_root:
         return 0
     model.eval()

@@ -5,7 +5,8 @@ what the uninterrupted one would have done, to the bit on one machine.
 """
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import nn
 
 from kvtools.artifact import Bag, open_artifact
 from kvtools.artifact.bag import write_bag
-from kvtools.artifact.files import Sink
-from kvtools.faults import Corrupt, Usage
+from kvtools.artifact.files import Sink, claim
+from kvtools.faults import CannotCreate, Corrupt, Usage
 
 _KIND = "train-state"
 
@@ -49,6 +50,28 @@ class State:
     def __init__(self, folder: str | None, config: dict[str, Any]) -> None:
         self._path = None if folder is None else os.path.join(folder, "train.state")
         self._config = config
+
+    @contextmanager
+    def claimed(self, *, is_root: bool) -> Iterator[None]:
+        """While two runs would spoil each other's state: rank 0 has the folder for itself. Raises CannotCreate where another
+        run is at work in it, or it cannot be made."""
+        if self._path is None or not is_root:
+            yield
+            return
+        folder = os.path.dirname(self._path)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise CannotCreate(f"{folder}: {(error.strerror or str(error)).lower()}.") from None
+        try:
+            if not claim(fd):
+                raise CannotCreate(f"{folder}: another run is at work there. Wait for it, or name another --state.")
+            yield
+        finally:
+            os.close(fd)
+            with suppress(OSError):  # something is kept in it
+                os.rmdir(folder)
 
     @property
     def has_place(self) -> bool:

@@ -168,6 +168,23 @@ def test_killed_and_run_again_it_goes_on_from_the_last_state_and_ends_with_the_s
     assert sh("cmp m.safetensors whole.safetensors").code == 0
 
 
+def test_two_runs_do_not_share_a_state(sh, shop):
+    line = f"{TRAIN} --training patience=0 -o m.safetensors"
+    words = [str(BIN / "kvtools"), *line.split()[1:], "--log", "curve.jsonl", "--steps", "100000"]
+    running = subprocess.Popen(words, cwd=shop, stderr=subprocess.DEVNULL)
+    try:
+        while running.poll() is None and not (shop / "curve.jsonl").exists():
+            time.sleep(0.002)
+        second = sh(f"{line} --steps 2 --force")
+    finally:
+        running.kill()
+        running.wait(60)
+    assert second.code == 73
+    assert second.err == (
+        "kvtools pretrain onerec: .m.safetensors.state: another run is at work there. Wait for it, or name another --state.\n"
+    )
+
+
 def test_a_job_whose_end_is_near_stops_at_the_first_step(shop, capfd, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
     done = say(f"{TRAIN} --steps 9 --state kept -o m.safetensors", capfd)

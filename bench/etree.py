@@ -242,7 +242,7 @@ def rounds(n_devices, n_samples):
 def scaling(n_devices):
     """Two rounds of softmax regression over so many devices of one sample, and the memory it took at most, in a process."""
     program = f"""
-import numpy as np, resource, time
+import numpy as np, time
 from kvtools.etree.course import *
 from kvtools.etree.kma import Alone
 from kvtools.etree.local import Trainer, cores
@@ -262,7 +262,9 @@ trainer = Trainer(Dense((64, 10)), x, y, np.arange(n), np.arange(n + 1), 10, 0.0
 course = TreeCourse(tree, delays, trainer, Costs(), "samples", tree.group, Alone())
 begun = time.perf_counter()
 for _ in range(2): course.step()
-print((time.perf_counter() - begun) / 2, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+seconds = (time.perf_counter() - begun) / 2
+# not ru_maxrss, which begins at what the parent held
+print(seconds, next(int(line.split()[1]) / 2**20 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     seconds, peak = map(float, done.stdout.split())

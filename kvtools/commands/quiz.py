@@ -138,7 +138,7 @@ def main(
             n_frames=frames, n_choices=choices, seed=seed, asked_for=positive, question=question or "",
         )  # fmt: skip
     if not made:
-        why = "; ".join(notes.lines()) or "none is on this side of the split"
+        why = "; ".join(notes.lines()) or ("none is on this side of the split" if side else "none that differ")
         raise Corrupt(
             f"{len(found)} clips: no question could be made: {why}. Give longer clips, more of them, or fewer --frames."
         )

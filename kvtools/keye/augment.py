@@ -1,7 +1,8 @@
 """Pictures and videos changed a little at each use, so that a few clips teach more: mirrored, or darker, lighter, flatter.
 
-All that a conversation shows changes alike, since questions compare. Off unless asked for: a mirrored picture has its left and
-right exchanged, and its words do not know. Legend: P patches, T frames.
+All that a conversation shows changes alike, since questions compare; and nothing that one shows which says `"as_is": true`, as
+those of `quiz --task describe` do. Off unless asked for: a mirrored picture has its left and right exchanged, and its words do
+not know. Legend: P patches, T frames.
 """
 
 from collections.abc import Callable
@@ -26,9 +27,12 @@ class Augment:
         sizes = row.grid.astype(np.int64).prod(1)
         whose = owners(row, visual_tokens)
         pixels, begin = row.pixels.copy(), 0
-        drawn = {owner: chance(row.keys[owner]).uniform(size=3) for owner in set(whose)}
+        drawn = {n: chance(row.keys[n]).uniform(size=3) for n in set(whose) if row.keys[n] not in row.as_is}
         for owner, grid, size in zip(whose, row.grid.tolist(), sizes.tolist(), strict=True):
             part = pixels[begin : begin + size]
+            begin += size
+            if owner not in drawn:
+                continue
             flips, gain, shift = drawn[owner]
             if flips < self.flip:
                 part[:] = mirrored(part, grid)
@@ -36,7 +40,6 @@ class Augment:
                 gain, shift = 1 + self.jitter * (2 * gain - 1), 127.5 + 255 * self.jitter * (2 * shift - 1)
                 levels = (np.arange(256) - 127.5) * gain + shift
                 part[:] = levels.round().clip(0, 255).astype(np.uint8)[part]
-            begin += size
         return replace(row, pixels=pixels)
 
 

@@ -31,6 +31,7 @@ class Example:
     targets: np.ndarray
     positions: np.ndarray
     visuals: tuple[Visual, ...] = ()
+    as_is: bool = False  # what is said of the pictures would be wrong of others, such as mirrored ones
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -41,7 +42,8 @@ class Row:
     """Conversations one after another.
 
     tokens int32 (S,), targets uint8 (S,), segments int32 (G,) first tokens, positions int32 (3, S), pixels uint8
-    (P, 3, 14, 14) or None, grid int32 (V, 3), seconds float64 (T,), keys of the conversations.
+    (P, 3, 14, 14) or None, grid int32 (V, 3), seconds float64 (T,), keys of the conversations, and those of whom no picture may
+    be changed.
     """
 
     tokens: np.ndarray
@@ -52,6 +54,7 @@ class Row:
     grid: np.ndarray
     seconds: np.ndarray
     keys: tuple[str, ...]
+    as_is: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -68,9 +71,9 @@ def example(
     """A conversation with what it shows. Raises media.Unreadable, and ValueError for what is not of the normal form."""
     shown = _fetched(conversation, media)
     tokens, targets = chat.encode(conversation, [visual.n_tokens for visual in shown])
-    return Example(
-        key or str(conversation.get("id", "")), tokens, targets, _places(tokens, shown, chat, tokens_per_second), shown
-    )
+    places = _places(tokens, shown, chat, tokens_per_second)
+    is_as_is = conversation.get("as_is") is True
+    return Example(key or str(conversation.get("id", "")), tokens, targets, places, shown, is_as_is)
 
 
 def prompt(
@@ -108,6 +111,7 @@ def join(examples: Sequence[Example]) -> Row:
         np.array([visual.grid for visual in shown], np.int32).reshape(-1, 3),
         np.concatenate([np.empty(0), *(visual.seconds for visual in shown)]),
         tuple(each.key for each in examples),
+        frozenset(each.key for each in examples if each.as_is),
     )
 
 
@@ -130,7 +134,7 @@ def to_record(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     tensors = {"tokens": row.tokens, "targets": row.targets, "segments": row.segments, "positions": row.positions}
     if row.pixels is not None:
         tensors |= {"pixels": row.pixels, "grid": row.grid, "seconds": row.seconds}
-    return tensors, {"keys": list(row.keys)}
+    return tensors, {"keys": list(row.keys), **({"as_is": sorted(row.as_is)} if row.as_is else {})}
 
 
 def from_record(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> Row:
@@ -148,7 +152,8 @@ def from_record(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) ->
     if not isinstance(keys, list) or len(keys) != len(starts):
         raise ValueError(f"keys: one a conversation, {len(starts)}, expected")
     tokens, targets, places = (tensors[name] for name in ("tokens", "targets", "positions"))
-    return Row(tokens, targets, starts, places, pixels, grid, seconds, tuple(map(str, keys)))
+    as_is = frozenset(map(str, fields.get("as_is", ())))
+    return Row(tokens, targets, starts, places, pixels, grid, seconds, tuple(map(str, keys)), as_is)
 
 
 def _fetched(conversation: Conversation, media: Media | None) -> tuple[Visual, ...]:

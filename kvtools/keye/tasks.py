@@ -228,12 +228,12 @@ def describe(clip: Clip, others: Sequence[Clip], draw: Draw) -> Question | None:
         return None
     if draw.form == "check":
         words = [right, wrong[0]][draw.place]
-        return _asked([video, _text(f"Is it {words}?")], draw, _YES_NO, clips=[clip.key])
+        return _of_looks([video, _text(f"Is it {words}?")], draw, _YES_NO, clip)
     if draw.form == "open":
-        asked = _asked([video, _text("What does it look like?")], draw, [right], clips=[clip.key])
+        asked = _of_looks([video, _text("What does it look like?")], draw, [right], clip)
         return {**asked, "chance": 0.0, "choices": []}
     options = [*wrong[: draw.place], right, *wrong[draw.place :]]
-    return _asked([video, _text(_listed("What does it look like?", options))], draw, options, clips=[clip.key])
+    return _of_looks([video, _text(_listed("What does it look like?", options))], draw, options, clip)
 
 
 def label(clip: Clip, word: str, words: Sequence[str], draw: Draw, *, asked_for: str, question: str) -> Question:
@@ -320,3 +320,8 @@ def _asked(parts: list[dict[str, Any]], draw: Draw, options: Sequence[str], *, c
     said = {"role": "assistant", "content": [_text(answer)]}
     told = {"answer": answer, "chance": 1 / len(options), "choices": list(options), "clips": list(clips), "form": draw.form}
     return {"mode": None, "messages": [{"role": "user", "content": parts}, said], **told}
+
+
+def _of_looks(parts: list[dict[str, Any]], draw: Draw, options: Sequence[str], clip: Clip) -> Question:
+    """A question whose answer would be another were its clip mirrored or lighter."""
+    return {**_asked(parts, draw, options, clips=[clip.key]), "as_is": True}

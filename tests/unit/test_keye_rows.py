@@ -62,7 +62,9 @@ def test_positions_follow_the_true_times(media):
 
 
 def test_a_sequence_record_gives_the_row_back(tmp_path, media):
-    row = rows.join([rows.example(talk("one", 3, VIDEO), CHAT, media), rows.example(talk("two", 5), CHAT, media)])
+    told = {**talk("one", 3, VIDEO), "as_is": True}
+    row = rows.join([rows.example(told, CHAT, media), rows.example(talk("two", 5), CHAT, media)])
+    assert row.as_is == {"one"}
     bare = rows.join([rows.example(talk("three", 2), CHAT, None)])
     with Writer(Sink(str(tmp_path / "s.kvs")), Head("sequence")) as writer:
         for name, each in (("r0", row), ("r1", bare)):
@@ -74,6 +76,7 @@ def test_a_sequence_record_gives_the_row_back(tmp_path, media):
             assert (getattr(found, name) == getattr(expected, name)).all(), name
         assert (found.pixels is None) == (expected.pixels is None)
         assert found.keys == expected.keys
+        assert found.as_is == expected.as_is
     feed = PackedFeed([str(tmp_path / "s.kvs")], seed=3)
     loads = list(feed.epoch(0))
     assert sorted(load.keys for load in loads) == [("one", "two"), ("three",)]

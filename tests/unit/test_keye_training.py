@@ -448,6 +448,17 @@ def test_chance_in_pictures_hangs_on_epoch_and_key_alone():
     assert all(seen(0)[key] != plain[key] for key in plain)
 
 
+def test_pictures_whose_words_would_be_wrong_of_others_stay_as_they_are():
+    source = feed_of([{**talk(0), "as_is": True}, talk(1)], length=2048)
+    (row,) = rows_of(source)
+    visual = (SMALL.image_token, SMALL.video_token)
+    changed = Augment(flip=1.0, jitter=0.3)(row, visual, lambda _: np.random.default_rng(0))
+    begin = 0
+    for owner, grid in zip(owners(row, visual), row.grid, strict=True):
+        part = slice(begin, begin := begin + int(grid.prod()))
+        assert np.array_equal(changed.pixels[part], row.pixels[part]) == (row.keys[owner] == "t0")
+
+
 # ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def recipe(stage="multitask", steps="3ep", training=(), **named):
     given = {"size": "tiny", "architecture": [], "lr": None, "batch_tokens": 1000, "length": 100, "ratio": None, "seed": 0}

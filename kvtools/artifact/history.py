@@ -22,7 +22,7 @@ Step = dict[str, Any]
 # options that say where and how, not what: name → whether a value follows
 _SILENT = {
     "-o": True, "--output": True, "--jobs": True, "--timeout": True, "--state": True, "--log": True, "--report": True,
-    "--list": True, "--memory": True, "--device": True, "--chunk": True, "--json": False,
+    "--list": True, "--memory": True, "--device": True, "--peak": True, "--chunk": True, "--json": False,
     "--force": False, "-q": False, "--quiet": False, "-v": False, "--verbose": False, "--stamp": False, "--strict": False,
 }  # fmt: skip
 

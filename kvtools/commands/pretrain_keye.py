@@ -9,10 +9,14 @@ from kvtools.options import (
     Device,
     Force,
     Output,
+    Peak,
+    Precision,
     PrintConfig,
     Quiet,
     Seed,
     Stamp,
+    StateFolder,
+    StepLog,
     Strict,
     Verbose,
     require,
@@ -88,18 +92,10 @@ def main(
     training: Annotated[
         list[str] | None, typer.Option(metavar="NAME=X", help="Change the training, as warmup=2%; may be repeated.")
     ] = None,
-    state: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Where a stopped run is kept. Default: .NAME.state beside the output.", show_default=False
-        ),
-    ] = None,
-    log: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Append a line of JSON a step and an epoch.", show_default=False)
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision of products; auto is bfloat16 on cuda.")
-    ] = "auto",
+    state: StateFolder = None,
+    log: StepLog = None,
+    peak: Peak = None,
+    dtype: Precision = "auto",
     device: Device = "auto",
     seed: Seed = 0,
     output: Output = "-",
@@ -162,11 +158,10 @@ def main(
         plan = recipe.plan(starting.lengths_of(recipe, task), start.arch, chosen)
         kept = State(folder, {**recipe.to_json(), "start": start.digest, "input": given.digest, "dtype": chosen})
         stack.enter_context(kept.claimed(is_root=world.is_root))
-        peak = measured_peak(place, DTYPES[chosen])
-        run = Training(task, plan, kept, world, device=place, peak=peak)
+        ceiling = peak or measured_peak(place, DTYPES[chosen])
+        run = Training(task, plan, kept, world, device=place, peak=ceiling)
         told = f"{recipe.what.summary}: {start.n_learning} parameters, {plan.n_steps} steps, rate {plan.rate:.3g}."
-        peak_words = f"{peak:.3g} FLOP/s measured here in {chosen}"
-        take_up(run, folder, start_over=force, tell=tell, told=told if verbose else "", peak=peak_words)
+        take_up(run, folder, start_over=force, tell=tell, told=told if verbose else "", is_peak_given=peak is not None)
         given.settle(note, is_root=world.is_root, strict=strict)
         follow(
             run, given.guarded(run.run(stop)) if strict else run.run(stop), words="pretrain keye",

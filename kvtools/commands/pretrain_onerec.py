@@ -9,10 +9,14 @@ from kvtools.options import (
     Device,
     Force,
     Output,
+    Peak,
+    Precision,
     PrintConfig,
     Quiet,
     Seed,
     Stamp,
+    StateFolder,
+    StepLog,
     Strict,
     Verbose,
     require,
@@ -64,18 +68,10 @@ def main(
     columns: Annotated[
         list[str] | None, typer.Option("--column", metavar="ROLE=COL", help="Name a column, as in kvtools convert.")
     ] = None,
-    state: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Where a stopped run is kept. Default: .NAME.state beside the output.", show_default=False
-        ),
-    ] = None,
-    log: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Append a line of JSON a step and an epoch.", show_default=False)
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision of products; auto is bfloat16 on cuda.")
-    ] = "auto",
+    state: StateFolder = None,
+    log: StepLog = None,
+    peak: Peak = None,
+    dtype: Precision = "auto",
     device: Device = "auto",
     seed: Seed = 0,
     output: Output = "-",
@@ -160,14 +156,14 @@ def main(
         model, made.cutter, made.rows, held=made.held, n_targets=batch, smoothing=recipe.smoothing, device=place
     )  # fmt: skip
     plan = recipe.plan(task.n_steps(), task.n_tokens(), chosen)
-    peak = measured_peak(place, DTYPES[chosen])
+    ceiling = peak or measured_peak(place, DTYPES[chosen])
     kept = State(folder, {**recipe.to_json(), "items": ids.digest, "input": made.digest, "dtype": chosen})
-    run = Training(task, plan, kept, world, device=place, peak=peak)
+    run = Training(task, plan, kept, world, device=place, peak=ceiling)
     told = (
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {plan.n_steps} steps; {made.pathways}." if verbose else ""
     )
     with kept.claimed(is_root=world.is_root):
-        take_up(run, folder, start_over=force, tell=tell, told=told, peak=f"{peak:.3g} FLOP/s measured here in {chosen}")
+        take_up(run, folder, start_over=force, tell=tell, told=told, is_peak_given=peak is not None)
         follow(
             run, run.run(stop), words="pretrain onerec", log=log if world.is_root else None, tell=tell,
             is_quiet=quiet or not world.is_root, is_told=verbose,

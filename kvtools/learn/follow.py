@@ -8,16 +8,17 @@ from kvtools.learn.loop import Step, Training
 from kvtools.progress import Ticker
 
 
-def take_up(run: Training, folder: str | None, *, start_over: bool, tell: Callable[[str], None], told: str, peak: str) -> None:
-    """Continue the run from its state, where there is one, which is told.
-
-    told: what a new run is, empty where nothing is to be said; peak: FLOP/s and the precision they were measured in.
-    """
+def take_up(
+    run: Training, folder: str | None, *, start_over: bool, tell: Callable[[str], None], told: str, is_peak_given: bool
+) -> None:
+    """Continue the run from its state, where there is one, which is told. told: what a new run is, empty where nothing is to
+    be said."""
     if run.take_up(start_over=start_over):
         tell(f"{folder}: goes on after step {run.progress.step}.")
     elif told:
         tell(told)
-        tell(f"mfu: FLOPs of the model's products / (seconds * {peak}).")
+        where = "given" if is_peak_given else f"measured here in {run.plan.dtype}"
+        tell(f"mfu: FLOPs of the model's products / (seconds * {run.peak:.3g} FLOP/s {where}).")
 
 
 def follow(

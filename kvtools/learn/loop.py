@@ -103,7 +103,7 @@ class Training:
     def __init__(
         self, task: Task[Any], plan: Plan, state: State, world: World, *, device: str = "cpu", peak: float = 0.0
     ) -> None:
-        self.task, self.plan, self._state, self._world, self._device, self._peak = task, plan, state, world, device, peak
+        self.task, self.plan, self.peak, self._state, self._world, self._device = task, plan, peak, state, world, device
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         groups = _groups(task.model, plan)
@@ -188,8 +188,8 @@ class Training:
         self.progress.tokens += int(tokens)
         self.progress.loss = figures.get("loss", self.progress.loss)
         figures |= {"rate": rate, "tokens": self.progress.tokens, "tokens_per_s": tokens / seconds, "seconds": seconds}
-        if self._peak:
-            figures["mfu"] = flops / (seconds * self._peak * self._world.size)
+        if self.peak:
+            figures["mfu"] = flops / (seconds * self.peak * self._world.size)
         return Step(self.progress.step + 1, self.progress.epoch + 1, figures)
 
     def _require_finite(self, what: str, values: Iterable[float], rows: Any) -> None:

@@ -168,6 +168,17 @@ def test_killed_and_run_again_it_goes_on_from_the_last_state_and_ends_with_the_s
     assert sh("cmp m.safetensors whole.safetensors").code == 0
 
 
+def test_a_peak_may_be_given_and_mfu_is_of_it(sh, shop):
+    line = f"{TRAIN} --steps 1 -v --log curve.jsonl"
+    given = sh(f"{line} --peak 5e8 -o given.safetensors")
+    assert "products / (seconds * 5e+08 FLOP/s given)." in given.err
+    assert "FLOP/s measured here in float32)." in sh(f"{line} -o measured.safetensors").err
+    (step, _), _ = curve(shop / "curve.jsonl")
+    n_flops = step["mfu"] * step["seconds"] * 5e8
+    assert 1e5 < n_flops < 1e9
+    assert sh("cmp given.safetensors measured.safetensors").code == 0
+
+
 def test_two_runs_do_not_share_a_state(sh, shop):
     line = f"{TRAIN} --training patience=0 -o m.safetensors"
     words = [str(BIN / "kvtools"), *line.split()[1:], "--log", "curve.jsonl", "--steps", "100000"]

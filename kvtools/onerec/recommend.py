@@ -210,8 +210,10 @@ class Recommender:
         if seen is None:
             return None
         rows, items = np.divmod(np.unique(seen), len(self._made.ids))
-        counts = np.bincount(rows * self.trie.n_ids + self.trie.id_of_item[items], minlength=n_users * self.trie.n_ids)
-        return torch.from_numpy(counts.reshape(n_users, -1) >= np.diff(self.trie.bucket)).to(self._device)
+        met, n_seen = np.unique(rows * self.trie.n_ids + self.trie.id_of_item[items], return_counts=True)
+        barred = np.zeros(n_users * self.trie.n_ids, bool)
+        barred[met[n_seen >= np.diff(self.trie.bucket)[met % self.trie.n_ids]]] = True
+        return torch.from_numpy(barred.reshape(n_users, -1)).to(self._device)
 
     def _ids_of(self, items_Bk: np.ndarray) -> np.ndarray:
         return np.where(items_Bk >= 0, self.trie.id_of_item[items_Bk], -1)

@@ -85,6 +85,8 @@ class Serving:
             made, histories = self._generator(model)
             if calibrate:
                 choice = _with(choice, blend=self._calibrated(made, histories, choice))
+                if part != "test":
+                    self._tell("--blend auto: users it was chosen by are evaluated, which flatters it. See --evaluate test.")
             recommender = self._recommender(made, histories, choice)
             recommend, ids_of = recommender.recommend, recommender.trie.id_of_item
             told |= {"beam": choice.beam, "blend": choice.blend}

@@ -1,6 +1,7 @@
 """`kvtools merge`: several models of one shape become their average."""
 
 import math
+import os
 from typing import Annotated
 
 import typer
@@ -43,7 +44,7 @@ def main(
     from kvtools.artifact.digest import Digest
     from kvtools.artifact.files import Sink, is_same_file, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.faults import Corrupt, Usage
+    from kvtools.faults import Corrupt, Missing, Usage
     from kvtools.learn.averaging import average
 
     names = inputs or []
@@ -55,6 +56,8 @@ def main(
     refuse_existing(output, force=force)
     bags: list[Bag] = []
     for src in names:
+        if os.path.isdir(src):
+            raise Missing(f"{src}: a directory found, a model in one file expected. kvtools convert makes one of it.")
         bag = open_artifact(src)
         if not isinstance(bag, Bag) or bag.kind != "model":
             kind = bag.kind if isinstance(bag, Bag) else bag.head.kind

@@ -32,6 +32,7 @@ BAD = "conversations that cannot be understood left out"
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "tool": "tool",
           "observation": "tool", "function": "tool", "function_call": "assistant", "developer": "system"}  # fmt: skip
 _WORDS = ("seconds", "second", "fps", "frames", "shown", "size")  # what an item says beside its source
+_LOOKED = 4096  # bytes in which what is no text has a zero
 _MARK = re.compile(r"(<image>|<video>|<audio>)")
 _TOOLS = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function "
@@ -71,7 +72,10 @@ def open_conversations(src: str, file: BinaryIO | None = None) -> Conversations:
         made.history = reader.head.history
         documents = _of_stream(reader, name)
     else:
-        documents = _of_text(file.read(), name)
+        data = file.read()
+        if b"\0" in data[:_LOOKED]:
+            raise Corrupt(f"{name}: bytes that are neither a stream nor JSON found, conversations expected.")
+        documents = _of_text(data, name)
     n_met = 0
     for n_met, (where, document) in enumerate(documents, start=1):
         try:

@@ -107,3 +107,12 @@ def test_the_output_is_not_overwritten_unasked(kv, models):
 
 def test_a_full_disk_is_told(sh, models):
     assert sh("kvtools merge a b > /dev/full").code == 74
+
+
+def test_a_directory_is_told_how_to_become_a_model(sh, tmp_path):
+    (tmp_path / "hf").mkdir()
+    done = sh("kvtools merge hf hf")
+    assert done.code == 66
+    assert done.err == (
+        "kvtools merge: hf: a directory found, a model in one file expected. kvtools convert makes one of it.\n"
+    )

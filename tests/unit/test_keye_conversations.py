@@ -157,7 +157,13 @@ def test_bad_lines_are_named_and_the_others_read(tmp_path):
     assert made.root == str(tmp_path)
 
 
-@pytest.mark.parametrize(("data", "words"), [(b"", "no conversation in it"), (b"[", "a JSON list"), (b"[]", "no conversation")])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "no conversation in it"), (b"[", "a JSON list"), (b"[]", "no conversation"),
+        (b"\x89PNG\r\n\0\0", "neither a stream nor JSON"),
+    ],
+)  # fmt: skip
 def test_a_source_with_nothing_in_it_is_corrupt(tmp_path, data, words):
     (tmp_path / "x.json").write_bytes(data)
     with pytest.raises(Corrupt, match=words):

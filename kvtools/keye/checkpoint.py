@@ -25,7 +25,7 @@ from kvtools.artifact.blob import NAMES
 from kvtools.artifact.directory import SHARD_BYTES, fill_directory, read_directory
 from kvtools.artifact.files import Sink
 from kvtools.faults import Corrupt
-from kvtools.keye.huggingface import config_of, shapes_of_config
+from kvtools.keye.huggingface import companions, config_of, shapes_of_config
 from kvtools.keye.layouts import Shapes, canonical, is_unused
 from kvtools.keye.matching import Matching
 from kvtools.keye.model import Keye
@@ -117,11 +117,13 @@ def write(weights: Weights, dst: Sink | Path, *, history: list[dict[str, Any]], 
     dtypes = {NAMES[array.dtype] for array in weights.tensors.values()}
     dtype = str(_FLOATS[min(dtypes, key=list(_FLOATS).index)]).removeprefix("torch.")
     ours = {"history": history, "told": weights.told, "config": weights.recipe}
+    made = companions(weights.shapes, has_tokenizer=TOKENIZER in weights.files) | {_OURS: ours}
     fill_directory(
         dst,
         {**weights.tensors, **weights.unused},
         config=config_of(weights.shapes, weights.huggingface, dtype),
-        files={**weights.files, _OURS: json.dumps(ours, sort_keys=True, ensure_ascii=False).encode("utf-8")},
+        files={name: json.dumps(x, sort_keys=True, ensure_ascii=False).encode("utf-8") for name, x in made.items()}
+        | dict(weights.files),
         shard_bytes=shard_bytes,
     )
 

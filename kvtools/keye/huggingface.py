@@ -1,4 +1,4 @@
-"""config.json of the Hugging Face hub: shapes from it, and it from shapes.
+"""config.json of the Hugging Face hub: shapes from it, and it from shapes; and the small files that go with it.
 
 Fields as transformers' configurations name them, with its defaults where published files leave them out. What a config asks for
 beyond what is built here (other activations, scaled rotations, sliding windows) is refused by name.
@@ -80,6 +80,34 @@ def config_of(shapes: Shapes, source: Mapping[str, Any], dtype: str) -> dict[str
         "image_token_id": shapes.whole.image_token,
         "video_token_id": shapes.whole.video_token,
     }
+
+
+def companions(shapes: Shapes, *, has_tokenizer: bool) -> dict[str, dict[str, Any]]:
+    """Further files without which others cannot load a Keye-VL's directory: how pictures become patches (values as those of the
+    published preview), and which class reads the tokenizer."""
+    if shapes.whole is None:
+        return {}
+    pictures = {
+        "image_processor_type": "SiglipImageProcessor",
+        "processor_class": "KeyeProcessor",
+        **dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True),
+        "resample": 3,  # bicubic
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "min_pixels": 4 * 28 * 28,
+        "max_pixels": 1280 * 28 * 28,
+        "patch_size": shapes.whole.vision.patch,
+        "merge_size": shapes.whole.merge,
+        "temporal_patch_size": 1,
+    }
+    words = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": shapes.whole.language.positions,
+    }
+    return {"preprocessor_config.json": pictures} | ({"tokenizer_config.json": words} if has_tokenizer else {})
 
 
 def _language(config: Mapping[str, Any]) -> LanguageShape:

@@ -170,6 +170,23 @@ def test_what_was_trained_is_saved_with_what_it_came_with(tmp_path, keye):
     assert open_artifact(str(tmp_path / "m")).fields["config"] == {"lr": 0.1}
 
 
+def test_others_find_the_tokenizer_and_how_pictures_become_patches(kv, tmp_path, keye):
+    from kvtools.artifact.files import Sink
+    from kvtools.keye.chat import Chat
+
+    chat = Chat.open(None)
+    save(Sink(str(tmp_path / "m")), load(str(keye)).model, tokenizer_json=chat.to_bytes(), told={}, history=[])
+    kv("convert -q m -o made/")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == chat.stop_tokens
+    pictures = json.loads((tmp_path / "made" / "preprocessor_config.json").read_text())
+    assert (pictures["patch_size"], pictures["merge_size"], pictures["temporal_patch_size"]) == (14, 2, 1)
+    assert (pictures["min_pixels"], pictures["max_pixels"]) == (3136, 1_003_520)
+    kv("convert -q made -o again.safetensors")
+    kv("convert -q again.safetensors -o last/")
+    assert (tmp_path / "last" / "preprocessor_config.json").read_text() == json.dumps(pictures, sort_keys=True)
+
+
 def test_a_keye_begins_from_qwen3_and_siglip(tmp_path):
     theirs = qwen(tmp_path / "q")
     eyes = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**EYES))

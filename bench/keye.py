@@ -9,7 +9,8 @@ labelled or not. Models are trained by kvtools pretrain keye from random weights
 whose output is there is not run again, and a changed program does not make another (delete bench/.keye then).
 
 Answers are the option whose first token is most likely. Intervals are 95 %, over clips drawn with replacement, since the
-questions of one clip are not independent; all seeds share the questions. scale= multiplies the steps, to try the script.
+questions of one clip are not independent; all seeds share the questions. Of the rows on positions the figure is how often a
+clip is nearest to its own description, of those of some fifty others. scale= multiplies the steps, to try the script.
 """
 
 import csv
@@ -40,14 +41,17 @@ TOKENIZER = DATA / "tokenizer" / "minimind" / "tokenizer.json"
 SCENES = {"rot": ["rot_0.mov", "rot_90.mov", "rot_180.mov", "rot_270.mov"], "flower": ["flower.mp4", "flower.webm"]}
 
 FRAMES = ["--frames", "6"]
+SAID = "described"  # open questions, by which a tower alone is judged
 TRAIN = {
     "describe": ["--task", "describe", "--form", "open", "-n", "4000"],
+    "describe-choice": ["--task", "describe", "-n", "4000"],
     "time-open": ["--task", "time", "--form", "open", "-n", "8000"],
     "time": ["--task", "time", "-n", "8000"],
     "match": ["--task", "match", "-n", "8000"],
     "order": ["--task", "order", "--form", "check", "-n", "4000"],
 }
 TEST = {
+    SAID: ["--task", "describe", "--form", "open", "-n", "400"],
     "describe": ["--task", "describe", "-n", "400"],
     "time": ["--task", "time", "-n", "400"],
     "match": ["--task", "match", "-n", "400"],
@@ -55,26 +59,26 @@ TEST = {
 }
 FIGHT = ["--form", "check", "--positive", "fight", "--question", "Do they fight?"]
 COMMON = ["--tokenizer", TOKENIZER, "--training", "flip=0.5", "--training", "jitter=0.2"]
-SMALL = ["--batch-tokens", "4096", "--length", "4096"]
+SMALL = ["--batch-tokens", "2048", "--length", "2048"]
 # name: the stage, how many steps, what it begins with, which questions in which shares, and further words
-MIXTURE = {"describe": 1, "time-open": 2, "time": 3, "match": 3, "order": 2, "fight": 1}
-TIME = {"time-open": 1, "time": 1}
+MIXTURE = {"describe": 1, "describe-choice": 1, "time-open": 1, "time": 3, "match": 4, "order": 1, "fight": 1}
+POSITIONS = "positions-"
+FLAT, UNROTATED = ["--architecture", "vision.interpolate=false"], ["--architecture", "vision.rope=false"]
 STAGES = {
-    "matching": ("matching", 200, [], {"describe": 1}, []),
+    "matching": ("matching", 400, [], {"describe": 1}, []),
     "alignment": ("alignment", 100, ["matching"], {"describe": 1}, []),
-    "multitask": ("multitask", 1500, ["alignment"], MIXTURE, []),
-    "annealing-a": ("annealing", 150, ["multitask"], {"time": 3, "match": 3, "order": 2, "fight": 1}, []),
-    "annealing-b": ("annealing", 150, ["multitask"], {"describe": 2, "time": 1, "match": 1, "order": 1, "fight": 3}, []),
+    "multitask": ("multitask", 2500, ["alignment"], MIXTURE, []),
+    "annealing-a": ("annealing", 200, ["multitask"], {"time": 3, "match": 3, "order": 1, "fight": 1}, []),
+    "annealing-b": ("annealing", 200, ["multitask"], {"describe-choice": 2, "time": 1, "match": 1, "order": 1, "fight": 3}, []),
     "merged": ("merge", 0, ["annealing-a", "annealing-b"], {}, []),
     # without what comes before, all else alike
-    "multitask-alone": ("multitask", 1500, [], MIXTURE, []),
-    # the report's Table 2, on one question
-    "time-base": (
-        "multitask", 700, [], TIME, ["--architecture", "vision.interpolate=false", "--architecture", "vision.rope=false"],
-    ),
-    "time-interpolated": ("multitask", 700, [], TIME, ["--architecture", "vision.rope=false"]),
-    "time-interpolated-rope": ("multitask", 700, [], TIME, []),
-}  # fmt: skip
+    "multitask-alone": ("multitask", 2500, [], MIXTURE, []),
+    # the report's Table 2: clips of any shape are told apart by what is said of them, where their light is among it
+    "positions-untrained": ("matching", 1, [], {"describe": 1}, []),
+    "positions-base": ("matching", 400, [], {"describe": 1}, [*FLAT, *UNROTATED]),
+    "positions-interpolated": ("matching", 400, [], {"describe": 1}, UNROTATED),
+    "positions-interpolated-rope": ("matching", 400, [], {"describe": 1}, []),
+}
 
 
 def made(name, *words):
@@ -126,17 +130,18 @@ def listed(stream):
     return done.stdout.splitlines()
 
 
-def model(name, seed, clips, train, scale):
+def model(name, seed, clips, train, test, scale):
     """The path of a row's model, those before it made first; and the log it left."""
     stage, steps, before, mixture, words = STAGES[name]
-    inits = [model(each, seed, clips, train, scale)[0] for each in before]
+    inits = [model(each, seed, clips, train, test, scale)[0] for each in before]
     if stage == "merge":
         told = digest([*map(str, inits)])
         return made(f"{name}-{seed}-{told}.safetensors", "merge", *inits), None
+    valid = ["--valid", test[SAID]] if name.startswith(POSITIONS) else []
     words = [
-        "--stage", stage, *(train[each] for each in mixture), "--ratio", ",".join(map(str, mixture.values())), "--media", clips,
-        *(word for each in inits for word in ("--init", each)), *COMMON, *SMALL, "--steps", max(1, round(steps * scale)),
-        "--seed", seed, *words,
+        "--stage", stage, *valid, *(train[each] for each in mixture), "--ratio", ",".join(map(str, mixture.values())),
+        "--media", clips, *(word for each in inits for word in ("--init", each)), *COMMON, *SMALL,
+        "--steps", max(1, round(steps * scale)), "--seed", seed, *words,
     ]  # fmt: skip
     named = f"{name}-{seed}-{digest(words)}"
     log = FOLDER / f"{named}.log"
@@ -178,44 +183,56 @@ def main():
         torch.set_num_threads(1)
         for seed in seeds:
             for name in names:
-                path, _ = model(name, seed, clips, train, scale)
+                path, log = model(name, seed, clips, train, test, scale)
                 found = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-                if any(line["model"] == path.name for line in found) or STAGES[name][0] == "matching":
+                if any(line["model"] == path.name for line in found):
                     continue
-                line = {
-                    "name": name,
-                    "seed": seed,
-                    "model": path.name,
-                    "seconds": float(path.with_suffix(".safetensors.s").read_text()),
-                }
-                for task, questions in test.items():
-                    told = answered(path, clips, questions)
-                    line[task] = {"n": len(told), "accuracy": float(np.mean([r for r, _ in told])), "ci95": interval(told)}
+                seconds = float(path.with_suffix(".safetensors.s").read_text())
+                line = {"name": name, "seed": seed, "model": path.name, "seconds": seconds}
+                if name.startswith(POSITIONS):
+                    last = json.loads(log.read_text().splitlines()[-1])
+                    line |= {"accuracy": last["valid_accuracy"], "loss": last["valid_loss"]}
+                elif STAGES[name][0] == "matching":
+                    continue
+                else:
+                    line |= {task: measured(path, clips, questions) for task, questions in test.items() if task != SAID}
                 with kept.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-                print(
-                    json.dumps({k: v if not isinstance(v, dict) else round(v["accuracy"], 3) for k, v in line.items()}),
-                    file=sys.stderr,
-                )
+                told = {key: round(x["accuracy"], 3) if isinstance(x, dict) else x for key, x in line.items()}
+                print(json.dumps(told), file=sys.stderr)
     table(kept)
+
+
+def measured(path, clips, questions):
+    told = answered(path, clips, questions)
+    return {"n": len(told), "accuracy": float(np.mean([right for right, _ in told])), "ci95": interval(told)}
 
 
 def table(kept):
     lines = {(line["name"], line["seed"]): line for line in map(json.loads, kept.read_text().splitlines())}
-    tasks = [*TEST, "fight"]
+    by_name = {name: [line for (each, _), line in sorted(lines.items()) if each == name] for name in STAGES}
+    tasks = [*(task for task in TEST if task != SAID), "fight"]
     print(f"| model | {' | '.join(tasks)} | s |")
     print("|---|" + "---|" * (len(tasks) + 1))
     print("| chance | .25 | .25 | .25 | .50 | .54 | |")
-    for name in STAGES:
-        some = [line for (each, _), line in sorted(lines.items()) if each == name]
-        if not some:
+    for name, some in by_name.items():
+        if not some or name.startswith(POSITIONS):
             continue
         cells = []
         for task in tasks:
-            found = np.array([line[task]["accuracy"] for line in some])
             low, high = np.mean([line[task]["ci95"] for line in some], axis=0)
-            cells.append(f"{found.mean():.3f} ± {found.std(ddof=1) if len(found) > 1 else 0:.3f} [{low:.2f}, {high:.2f}]")
+            cells.append(f"{spread(line[task]['accuracy'] for line in some)} [{low:.2f}, {high:.2f}]")
         print(f"| {name} ({len(some)}) | {' | '.join(cells)} | {np.mean([line['seconds'] for line in some]):.0f} |")
+    print("\n| positions | right descriptions | loss a clip |\n|---|---|---|")
+    for name, some in by_name.items():
+        if some and name.startswith(POSITIONS):
+            cells = [spread(line[figure] for line in some) for figure in ("accuracy", "loss")]
+            print(f"| {name.removeprefix(POSITIONS)} ({len(some)}) | {' | '.join(cells)} |")
+
+
+def spread(values):
+    found = np.array([*values])
+    return f"{found.mean():.3f} ± {found.std(ddof=1) if len(found) > 1 else 0:.3f}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kvtools.faults import Corrupt, Missing, Usage
-from kvtools.options import AsJson, Device, Quiet, Seed, Verbose, band, require
+from kvtools.options import Device, Quiet, Seed, Verbose, band, require
 
 EXAMPLES = [
     "kvtools chat -q --model keye.safetensors --greedy --max-new 20 clip.mp4 'What happens?'",
@@ -49,7 +49,7 @@ def main(
     frame_tokens: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Tokens a frame should cost.")] = "128:768",
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a video may cost.")] = 24_576,
     seed: Seed = 0,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a line of JSON.")] = False,
     device: Device = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision; auto is bfloat16 on cuda, else float32.")

@@ -94,7 +94,7 @@ def _switched(
     sizes = {"static": 1, "short": arch.short, "positive": arch.positive, "lifelong": arch.lifelong, "near": arch.near}
     told: dict[str, str] = {}
     for name, size in sizes.items():
-        reason = "switched off" if name in without or not size else reasons.get(name, "")
+        reason = "switched off" if name in without else reasons.get(name, "") if size else "not asked for"
         told[name] = f"off: {reason}" if reason else "on"
     off: dict[str, Any] = {name: 0 for name in ("positive", "lifelong", "near") if told[name] != "on"}
     return replace(arch, **off), told

@@ -50,7 +50,7 @@ def test_items_and_clicks_become_a_model_that_tells_its_story(sh, shop):
         "short": "on",
         "positive": "on",
         "lifelong": "off: no history is longer than 40",
-        "near": "off: switched off",
+        "near": "off: not asked for",
     }
     tensors = load_file(shop / "m.safetensors")
     weights = {name for name in tensors if not name.startswith(("catalogue.", "counts."))}
@@ -279,7 +279,7 @@ def test_steps_may_be_told_in_epochs_and_in_tokens(shop, steps, n_epochs):
 
 # ── pathways ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 VARIANTS = {
-    "": {"static": "off: no user table", "positive": "on", "near": "off: switched off"},
+    "": {"static": "off: no user table", "positive": "on", "near": "off: not asked for"},
     "--users users.csv": {"static": "on"},
     "--users users.csv --without static": {"static": "off: switched off"},
     "--without positive --without lifelong": {"positive": "off: switched off", "lifelong": "off: switched off"},

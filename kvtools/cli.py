@@ -7,6 +7,7 @@ the exit code (faults.py); under MPI it ends the other ranks too.
 
 import errno
 import json
+import math
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from kvtools import __version__, help_text
-from kvtools.faults import Died, Fault, Usage
+from kvtools.faults import Died, Fault, Missing, Usage
 from kvtools.options import Invocation
 from kvtools.table import COMMANDS, Entry, below, find
 from kvtools.world import World
@@ -36,6 +37,7 @@ class Command(TyperCommand):
         ctx.obj.world = World.open()
         if not entry.is_parallel and not ctx.obj.world.is_root:
             return 0
+        self._refuse_infinite(ctx)
         try:
             code = super().invoke(ctx) or 0
             sys.stdout.flush()
@@ -44,6 +46,13 @@ class Command(TyperCommand):
             raise Died(141) from None
         except KeyboardInterrupt:
             raise Died(130) from None
+
+    def _refuse_infinite(self, ctx: Any) -> None:
+        """Recipes and logs are JSON, which has finite numbers only: nothing is to fail for that in the end."""
+        for option in self.params:
+            value = ctx.params.get(option.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise Usage(f"{option.opts[-1]} {value}: a finite number expected.")
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         help_text.write(self, ctx, formatter, COMMANDS[self.name or ""].load(self.name or ""))
@@ -151,8 +160,8 @@ def _occupy_standard_streams() -> None:
 
 
 def _tell(fault: Fault, invocation: Invocation) -> None:
-    # a usage error is every rank's error, and a stop is agreed: one of them says it, and the others give it time to
-    if (isinstance(fault, Usage) or fault.is_agreed) and os.environ.get("PMI_RANK", "0") != "0":
+    # what is asked for is every rank's error, and a stop is agreed: one of them says it, and the others give it time to
+    if (isinstance(fault, Usage | Missing) or fault.is_agreed) and os.environ.get("PMI_RANK", "0") != "0":
         time.sleep(0 if fault.is_agreed else _FIRST_WORDS_S)
     elif str(fault):
         invocation.note(str(fault))

@@ -29,6 +29,14 @@ class Digest:
             state.update(bytes_of(np.ascontiguousarray(tensors[name])))
         self._total = (self._total + int.from_bytes(state.digest(), "little")) % _MODULUS
 
+    @staticmethod
+    def of_bag(tensors: Mapping[str, np.ndarray]) -> "Digest":
+        """The digest of a bag's tensors."""
+        digest = Digest()
+        for name, array in tensors.items():
+            digest.add({name: array}, {})
+        return digest
+
     def __add__(self, other: "Digest") -> "Digest":
         return Digest((self._total + other._total) % _MODULUS)
 

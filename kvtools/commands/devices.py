@@ -171,7 +171,7 @@ def main(
     recipe |= {"devices": n_devices, "last_mile": last_mile}
     write_bag(
         Sink(output, force=force), "device", roster.tensors(), config=recipe,
-        history=extend("devices", ctx.obj.argv, stamp=stamp), **fields,
+        history=extend("devices", ctx.obj.argv, inputs=[labelled.digest] if labelled else [], stamp=stamp), **fields,
     )  # fmt: skip
     return 0
 
@@ -182,5 +182,5 @@ def _mean_and_deviation(words: str) -> tuple[float, float]:
         found = float(mean), float(deviation) if colon else 0.0
     except ValueError:
         found = (-1.0, -1.0)
-    require(min(found) >= 0 and max(found) < 1e6, "--last-mile", words, "MEAN:SD in ms, as 5:2")
+    require(all(0 <= x < 1e6 for x in found), "--last-mile", words, "MEAN:SD in ms, as 5:2")
     return found

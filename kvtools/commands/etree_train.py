@@ -1,11 +1,31 @@
 """`kvtools etree-train`: a tree, its devices and their data in, a trained model out."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kvtools.options import Config, Device, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, require, to_toml
+from kvtools.options import (
+    Config,
+    Device,
+    Force,
+    Output,
+    PrintConfig,
+    Quiet,
+    Seed,
+    Stamp,
+    StateFolder,
+    Verbose,
+    require,
+    to_toml,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from kvtools.artifact import Bag
+    from kvtools.etree.roster import Roster
+    from kvtools.etree.tree import Tree
 
 EXAMPLES = [
     "kvtools etree-train --tree fleet.tree --data digits.csv fleet.devices --rounds 4 --log run.jsonl -o fleet.model",
@@ -70,6 +90,7 @@ def main(
         Literal["drop", "carry"], typer.Option(help="Late updates: drop, or count half in the next step.")
     ] = "drop",
     secure: Annotated[bool, typer.Option("--secure", help="Mask updates: aggregators of groups see sums alone.")] = False,
+    state: StateFolder = None,
     log: Annotated[
         str | None, typer.Option(metavar="FILE", help="Append a JSON line an evaluation.", show_default=False)
     ] = None,
@@ -96,10 +117,8 @@ def main(
     """
     from dataclasses import replace
 
-    import numpy as np
-
     from kvtools.artifact.bag import write_bag
-    from kvtools.artifact.files import Sink, refuse_existing
+    from kvtools.artifact.files import Sink, open_log, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.etree.course import Costs
     from kvtools.etree.kept import Kept
@@ -110,12 +129,14 @@ def main(
     from kvtools.etree.traffic import Paths, Queues
     from kvtools.etree.training import Plan, Run
     from kvtools.etree.tree import read_tree
-    from kvtools.faults import Corrupt, Missing, Stopped, Usage
+    from kvtools.faults import Fault, Missing, Stopped, Usage
     from kvtools.learn.place import place_of
+    from kvtools.learn.state import beside
     from kvtools.progress import Ticker
     from kvtools.world import Stop
 
-    world, stop = ctx.obj.world, Stop()
+    world, stop = ctx.obj.world, Stop() if state or output != "-" else False
+    require((tree, devices) != ("-", "-"), "--tree, DEVICES", "- for both", "one input from stdin")
     recipe: dict[str, Any] = {
         "algorithm": algorithm, "ratios": ratios, "rounds": rounds, "epochs": epochs, "every": every, "model": model, "lr": lr,
         "batch": batch, "weights": weights, "barrier": barrier, "routing": routing,
@@ -135,14 +156,10 @@ def main(
     roster, bag = read_roster(devices, world)
     grown, tree_bag = read_tree(tree, world)
     name = "stdin" if devices == "-" else devices
-    if roster.delays is None or len(roster) != grown.n_devices:
-        found = f"{len(roster)} devices" if roster.delays is not None else "devices without a network"
-        raise Corrupt(f"{name}: {found} found, the {grown.n_devices} of {tree}, with their delays, expected.")
+    digests = _of_one_fleet(name, tree, roster, grown, bag, tree_bag)
+    assert roster.delays is not None, "a fleet has delays"
     if ratios:
-        given = [int(word) if word.isdigit() else 0 for word in ratios.split(",")]
-        is_right = len(given) == len(grown.ratios) and min(given) > 0 and given[-1] == 1
-        require(is_right, "--ratios", ratios, f"{len(grown.ratios)} counts, the last of them 1")
-        grown = replace(grown, ratios=np.array(given, np.int32))
+        grown = replace(grown, ratios=_ratios(ratios, len(grown.ratios)))
     labelled = same_data(data, bag, name)
     train, test = labelled.train, labelled.test
 
@@ -161,19 +178,26 @@ def main(
     except ValueError as fault:
         raise Usage(f"{fault}.") from None
     architecture = getattr(built, "architecture", model)
-    kept = Kept(output, {**recipe, "devices": bag.fields.get("partition"), "tree": tree_bag.history[-1:], "is": architecture})
+    kept = Kept(
+        state or beside(output),
+        {**recipe, "devices": bag.fields.get("partition"), "tree": tree_bag.history[-1:], "is": architecture},
+    )
     if not force and (n_done := kept.resume(run)):
         tell(f"goes on after round {n_done}.")
     tick = Ticker(total=run.n_steps // run.course.round_steps, unit="rounds", words=algorithm, quiet=quiet or not world.is_root)
     line: dict[str, Any] = {}
-    for line in run:
-        tick()
-        if log and world.is_root:
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        if world.any(stop) and run.course.spent.steps < run.n_steps:
-            words = kept.save(run, is_writer=world.is_root)
-            raise Stopped(words if world.is_root else "")
+    with open_log(log if world.is_root else None) as curve:
+        try:
+            for told in run.rounds():
+                tick()
+                if told is not None:
+                    line = told
+                    curve.write(json.dumps(line) + "\n")
+                if world.any(stop) and run.course.spent.steps < run.n_steps:
+                    kept.save(run, is_writer=world.is_root)
+                    raise Stopped("stopped; run the same command again to go on." if world.is_root else "")
+        except ValueError as fault:
+            raise Fault(f"{fault}.") from None
     final = run.weights()  # everyone's groups are needed for it
     if not world.is_root:
         return 0
@@ -182,10 +206,36 @@ def main(
         tell(
             f"failures cost {100 * lost:.2f} points of accuracy, {line['accuracy']:.4f} reached, and {slower:.3f} simulated s."
         )
-    history = extend("etree-train", ctx.obj.argv, before=[bag.history, tree_bag.history], stamp=stamp)
+    history = extend("etree-train", ctx.obj.argv, before=[bag.history, tree_bag.history], inputs=digests, stamp=stamp)
     result = {name: value for name, value in line.items() if name != "wall_s"}
     write_bag(
         Sink(output, force=force), "model", final, config=recipe, history=history, result=result, architecture=architecture
     )
     kept.forget()
     return 0
+
+
+def _of_one_fleet(name: str, tree: str, roster: "Roster", grown: "Tree", bag: "Bag", tree_bag: "Bag") -> list[str]:
+    """The digests of devices and tree. Raises Corrupt for a tree of others."""
+    from kvtools.artifact.digest import Digest
+    from kvtools.faults import Corrupt
+
+    if roster.delays is None or len(roster) != grown.n_devices:
+        found = f"{len(roster)} devices" if roster.delays is not None else "devices without a network"
+        raise Corrupt(f"{name}: {found} found, the {grown.n_devices} of {tree}, with their delays, expected.")
+    digests = [str(Digest.of_bag(each.tensors)) for each in (bag, tree_bag)]
+    if tree_bag.fields.get("made_of", digests[0]) != digests[0]:
+        raise Corrupt(f"{name}: other devices than those that {tree} was made of. Give that bag, or make a tree of this one.")
+    return digests
+
+
+def _ratios(words: str, n: int) -> "np.ndarray":
+    """int32 (n,), of `R,...,1`."""
+    import numpy as np
+
+    from kvtools.etree.tree import MOST
+
+    given = [int(word) if word.isdecimal() else 0 for word in words.split(",")]
+    is_right = len(given) == n and min(given) > 0 and max(given) <= MOST and given[-1] == 1
+    require(is_right, "--ratios", words, f"{n} counts, the last of them 1")
+    return np.array(given, np.int32)

@@ -67,6 +67,9 @@ def _print_table(src: str, line: dict[str, Any], steps: list[str]) -> None:
     }.items():
         if name not in line["config"]:
             typer.echo(f"{'quality':<8} {name:<16} {_rounded(value)}")
+    for part in ("partition", "network"):
+        for name, value in line[part].items() if isinstance(line.get(part), dict) else ():
+            typer.echo(f"{part:<9}{name:<16} {_rounded(value)}")
     for name, state in line.get("pathways", {}).items():
         typer.echo(f"{'pathway':<8} {name:<16} {state}")
     for name in ("parameters", "stage", "step", "loss", "validation"):

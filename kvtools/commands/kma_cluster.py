@@ -1,10 +1,13 @@
 """`kvtools kma-cluster`: devices in, a tree of aggregators over them out."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from kvtools.options import Config, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, require, to_toml
+
+if TYPE_CHECKING:
+    from kvtools.etree.kma import Groups
 
 EXAMPLES = [
     "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o near.tree",
@@ -78,6 +81,7 @@ def main(
     import numpy as np
 
     from kvtools.artifact.bag import write_bag
+    from kvtools.artifact.digest import Digest
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.etree import balanced, kma
@@ -89,6 +93,8 @@ def main(
     from kvtools.progress import Ticker
 
     world = ctx.obj.world
+    if since:
+        _refuse_shapes(ctx)
     above = _counts(levels, "--levels") if levels else ([1] if groups > 1 else [])
     given = _counts(ratios, "--ratios") if ratios else [1, *[5] * len(above), 1]
     recipe: dict[str, Any] = {
@@ -134,13 +140,14 @@ def main(
         return 0
     tensors = tree.tensors()
     apart = roster.delays.each(np.arange(len(roster)), found.centre[found.group])
-    report: dict[str, Any] = {"k": len(found.centre), "devices": len(roster), "delay_ms": float(apart.mean()), "method": method}
+    made_of = str(Digest.of_bag(bag.tensors))
+    recipe |= {} if before is None else {"groups": len(found.centre), "levels": None, "ratios": None, "method": "joined"}
+    report: dict[str, Any] = {"k": len(found.centre), "devices": len(roster), "delay_ms": float(apart.mean())}
+    report |= {"method": recipe["method"], "made_of": made_of}
     report |= {"sweeps": found.n_sweeps, "cycled": found.cycle > 0, "settled": found.is_settled}
     report |= {"sizes": found.sizes.tolist(), "accuracy_gap": None, "label_gap_l1": None, "label_gap_js": None}
-    if found.cycle:
-        ctx.obj.note(f"centres came back after {found.cycle} sweeps; the best of {found.n_sweeps} is taken.", quiet=quiet)
-    elif not found.is_settled:
-        ctx.obj.note(f"centres still moved after {found.n_sweeps} sweeps; the best of them is taken.", quiet=quiet)
+    if words := _unsettled(found):
+        ctx.obj.note(words, quiet=quiet)
     if roster.has_data:
         l1, js = kma.label_gaps(found, roster.labels)
         report |= {"label_gap_l1": float(l1.mean()), "label_gap_js": float(js.mean())}
@@ -153,12 +160,33 @@ def main(
     earlier = [each.history for each in (bag, before) if each is not None]
     write_bag(
         Sink(output, force=force), "tree", tensors, config=recipe,
-        history=extend("kma-cluster", ctx.obj.argv, before=earlier, stamp=stamp), **report,
+        history=extend("kma-cluster", ctx.obj.argv, before=earlier, inputs=[made_of], stamp=stamp), **report,
     )  # fmt: skip
     return 0
 
 
+def _unsettled(found: "Groups") -> str:
+    """Why the best sweep was not the last, empty where it was."""
+    if found.cycle:
+        return f"centres came back after {found.cycle} sweeps; the best of {found.n_sweeps} is taken."
+    return "" if found.is_settled else f"centres still moved after {found.n_sweeps} sweeps; the best of them is taken."
+
+
+def _refuse_shapes(ctx: typer.Context) -> None:
+    """Raise Usage for options that say how a tree is to be, where others only join one."""
+    for name in ("groups", "method", "levels", "ratios"):
+        source = ctx.get_parameter_source(name)
+        require(
+            source is None or source.name != "COMMANDLINE",
+            f"--{name}",
+            "given with --since",
+            "the tree's own, which others join,",
+        )
+
+
 def _counts(words: str, option: str) -> list[int]:
+    from kvtools.etree.tree import MOST
+
     parts = words.split(",")
-    require(all(part.isdigit() and int(part) for part in parts), option, words, "counts between commas, as 4,1")
+    require(all(part.isdecimal() and 0 < int(part) <= MOST for part in parts), option, words, "counts between commas, as 4,1")
     return [int(part) for part in parts]

@@ -70,12 +70,7 @@ def main(
         merged = average([bag.tensors for bag in bags], parts, names)
     except ValueError as fault:
         raise Corrupt(f"{fault}.") from None
-    digests = []
-    for bag in bags:
-        digest = Digest()
-        for name, array in bag.tensors.items():
-            digest.add({name: array}, {})
-        digests.append(str(digest))
+    digests = [str(Digest.of_bag(bag.tensors)) for bag in bags]
     fields = {word: value for word, value in bags[0].fields.items() if word not in _OF_ONE}
     history = extend("merge", ctx.obj.argv, before=[bag.history for bag in bags], inputs=digests, stamp=stamp)
     write_bag(

@@ -33,9 +33,7 @@ def main(
                     digest.add(record.tensors, record.fields)
                     n_records += 1
             else:
-                for name, tensor in artifact.tensors.items():
-                    digest.add({name: tensor}, {})
-                n_records = 1
+                digest, n_records = Digest.of_bag(artifact.tensors), 1
         except Fault as fault:
             ctx.obj.note(str(fault))
             worst = max(worst, fault.code)

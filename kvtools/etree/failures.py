@@ -109,6 +109,8 @@ ALL_WELL = Status()
 def read_script(words: str, tree: Tree, seed: int) -> list[Event]:
     """The events of a script. Raises ValueError for other words and for levels that the tree has not."""
     n, found = tree.n_devices, []
+    if not words.strip():
+        raise ValueError(f"--fail without a word found, {FORM} expected")
     officers = np.unique(tree.device[n:])
     for place, word in enumerate(words.split(",")):
         match = _EVENT.fullmatch(word.strip())
@@ -122,6 +124,8 @@ def read_script(words: str, tree: Tree, seed: int) -> list[Event]:
         what, who = "dead", match["who"]
         if who:
             able = np.setdiff1d(np.arange(n), officers) if who in ("leaf", "join") else np.arange(n)
+            if match["percent"] and float(match["count"]) > 100:
+                raise ValueError(f"{word!r} found, 100% at most expected")
             count = round(float(match["count"]) / 100 * n) if match["percent"] else int(float(match["count"]))
             targets = np.sort(chance.permutation(able)[:count])
             what = "dead" if who in ("leaf", "join") else who

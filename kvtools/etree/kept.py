@@ -1,7 +1,8 @@
-"""What a run that was stopped leaves beside its output, `.NAME.state`, so that the same command goes on from there."""
+"""What a run that was stopped leaves in a folder, `.NAME.state` beside its output: the same command goes on from there."""
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from kvtools.etree.training import Run
 
 
 class Kept:
-    """The state of a run into `output`; there is none for stdout. `words` tell this run from others."""
+    """The state of a run, in a folder; folder None: there is none. `words` tell this run from others."""
 
-    def __init__(self, output: str, words: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | None, words: Mapping[str, Any]) -> None:
         self._words = json.loads(json.dumps(words))
-        self._path = None if output == "-" else Path(output).with_name(f".{Path(output).name}.state")
+        self._path = None if folder is None else Path(folder) / "train.state"
 
     def resume(self, run: Run) -> int:
         """Bring a run to where the same one was stopped; the rounds it has done, 0 where there is nothing of it."""
@@ -27,14 +28,16 @@ class Kept:
         run.restore(bag.tensors, bag.fields["progress"])
         return run.course.spent.steps // run.course.round_steps
 
-    def save(self, run: Run, *, is_writer: bool) -> str:
-        """Keep a run's state, written by one of the ranks; what to tell the user. Every rank must call it."""
+    def save(self, run: Run, *, is_writer: bool) -> None:
+        """Keep a run's state, written by one of the ranks. Every rank must call it."""
         tensors, progress = run.state()
         if self._path is not None and is_writer:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             write_bag(Sink(str(self._path), force=True), "model", tensors, config=self._words, history=[], progress=progress)
-        return "stopped; run the same command again to go on." if self._path else "stopped; without -o FILE nothing was kept."
 
     def forget(self) -> None:
         """The run is over."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # not there, or something else is in it
+                self._path.parent.rmdir()

@@ -15,6 +15,8 @@ import json
 import math
 import os
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -27,6 +29,11 @@ from kvtools.faults import Corrupt, Missing
 _MAX_CLASSES = 65_536
 _HELD_OUT = 5  # one in so many
 _IMAGES = (".jpg", ".jpeg", ".png")
+# what the readers of other formats raise for damage
+_DAMAGE = (
+    ValueError, KeyError, EOFError, TypeError, AttributeError, RecursionError, csv.Error, zlib.error, gzip.BadGzipFile,
+    tarfile.TarError, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def _parts(paths: Iterable[str]) -> Iterable[Part]:
         try:
             with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
                 yield _checked(read(cast(BinaryIO, file)))
-        except (ValueError, KeyError, EOFError, TypeError, gzip.BadGzipFile, tarfile.TarError) as fault:
+        except _DAMAGE as fault:
             raise Corrupt(f"{path}: {str(fault).rstrip('.') or type(fault).__name__}.") from None
 
 

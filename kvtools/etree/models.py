@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from kvtools.chance import generator
 
+_WIDEST = 1 << 20  # of a layer of an MLP: beyond it a model takes gigabytes a group
 Rows = list[Tensor]
 # x (B, b, ...), y (B, b), weight (B, b): one step of gradient descent for each device, in place. weight: what each sample
 # counts, 0 where there is none; the loss is the weighted sum of cross-entropies
@@ -213,7 +214,7 @@ def build(words: str, shape: tuple[int, ...], n_classes: int, seed: int = 0) -> 
     n_features = math.prod(shape)
     if words == "softmax":
         return Dense((n_features, n_classes))
-    if name == "mlp" and all(word.isdigit() and int(word) for word in widths.split(",")):
+    if name == "mlp" and all(word.isdecimal() and 0 < int(word) <= _WIDEST for word in widths.split(",")):
         return Dense((n_features, *map(int, widths.split(",")), n_classes))
     if words == "cnn" and len(shape) == 3 and min(_pooled(_pooled(n, 5), 5) for n in shape[1:]) >= 1:
         return Conv((shape[0], shape[1], shape[2]), n_classes)

@@ -248,14 +248,16 @@ def _is_number(word: str) -> bool:
 def _symmetric(matrix: np.ndarray, *, is_mended: bool, tell: Tell) -> np.ndarray:
     is_missing = ~np.isfinite(matrix)
     larger = np.fmax(matrix, matrix.T)
-    is_odd = np.abs(matrix - matrix.T) > _ASYMMETRIC * larger + 1e-6
+    with np.errstate(invalid="ignore"):  # the infinite are missing
+        is_odd = np.abs(matrix - matrix.T) > _ASYMMETRIC * larger + 1e-6
     for is_bad, what in ((is_missing, "missing"), (is_odd, "asymmetric")):
         if is_bad.any() and not is_mended:
             row, column = (int(place) for place in np.argwhere(is_bad)[0])
             there, back = matrix[row, column], matrix[column, row]
             raise ValueError(
-                f"{int(is_bad.sum())} delays {what} (from {row} to {column} {there:g} ms, back {back:g} ms), symmetric ones "
-                "expected. --symmetrize takes the mean of both directions, and the shortest detour for what is missing"
+                f"{int(is_bad.sum())} delays {what} (site {row} to site {column}: {there:g} ms, back {back:g} ms), "
+                "symmetric ones expected. --symmetrize takes the mean of both directions, and the shortest detour for what is "
+                "missing"
             )
     if not is_mended:
         return np.asarray((matrix + matrix.T) / 2)
@@ -276,7 +278,7 @@ def _lines(file: BinaryIO, scale: float) -> tuple[list[str], np.ndarray, np.ndar
     ends: list[tuple[str, str]] = []
     weights: list[float] = []
     for number, line in enumerate(io.TextIOWrapper(file, "utf-8"), start=1):
-        words = line.split()
+        words = line.partition("#")[0].split()
         if not words:
             continue
         if len(words) != 3 or not _is_number(words[2]):

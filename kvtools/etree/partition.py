@@ -28,8 +28,9 @@ def parse(words: str) -> tuple[str, float]:
     if not match:
         raise ValueError(f"{FORMS} expected")
     name, number = match[1] or match[2] or match[4], float(match[3] or match[5] or 0)
-    if match[4] and number <= 0:
-        raise ValueError(f"{FORMS} expected, the number above 0")
+    largest = 100.0 if name == "quantity" else 1e6  # exp(100 times a normal number) is still a number
+    if match[4] and not 0 < number <= largest:
+        raise ValueError(f"{FORMS} expected, the number above 0 and up to {largest:g}")
     return name, number
 
 
@@ -88,7 +89,10 @@ def checked(index: np.ndarray, offsets: np.ndarray, n_samples: int) -> tuple[np.
 
 def read_partition(file: BinaryIO, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
     """A partition from JSON: a list of lists of sample numbers, a device each, or {device: [numbers]} in the order written."""
-    words = json.load(file)
+    try:
+        words = json.load(file)
+    except RecursionError:
+        raise ValueError("lists in lists in lists found, a list of lists of sample numbers expected") from None
     lists = list(words.values()) if isinstance(words, dict) else words
     if (
         not isinstance(lists, list)

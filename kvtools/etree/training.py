@@ -79,8 +79,21 @@ class Run:
                 regroup=plan.regroup, is_masked=plan.is_masked, tell=tell, traffic=traffic,
             )  # fmt: skip
         self._tree = tree
-        self._events = read_script(plan.fail, tree, trainer.seed) if plan.fail else []
+        a_round = self.epochs_a_round
+        if plan.epochs is not None and plan.epochs % a_round:
+            few = plan.epochs // a_round * a_round
+            near = f"{few} or {few + a_round}" if few else str(a_round)
+            raise ValueError(f"{plan.epochs} epochs with {plan.algorithm} found, whose rounds have {a_round}; {near} expected")
+        self._events = read_script(plan.fail, tree, trainer.seed) if plan.fail is not None else []
+        for begin in sorted({event.begin for event in self._events if event.begin > self.n_steps}):
+            tell(f"--fail: step {begin} is after the last, {self.n_steps}: what is to happen then never does.")
         self._earlier_s = 0.0
+        self._spent_s = 0.0
+
+    @property
+    def epochs_a_round(self) -> int:
+        """Local epochs in a round."""
+        return int(self._tree.ratios[0]) * self.course.round_steps
 
     @property
     def n_steps(self) -> int:
@@ -88,9 +101,16 @@ class Run:
         per_round = self.course.round_steps
         if self.plan.epochs is None:
             return self.plan.rounds * per_round
-        return max(1, self.plan.epochs // (int(self._tree.ratios[0]) * per_round)) * per_round
+        return self.plan.epochs // self.epochs_a_round * per_round
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (line for line in self.rounds() if line is not None)
+
+    def rounds(self) -> Iterator[dict[str, Any] | None]:
+        """Round after round, between which `state` may be asked for: the line where it was evaluated, else None.
+
+        Raises ValueError for a model that has diverged.
+        """
         course, per_round = self.course, self.course.round_steps
         begun = time.monotonic()
         well = iter(self._well) if self._well else None
@@ -100,16 +120,21 @@ class Run:
                 course.step(status_at(self._events, self._tree, number))
             else:
                 course.step()
-            if number % per_round == 0 and (number // per_round % self.plan.every == 0 or number == self.n_steps):
-                self._spent_s = self._earlier_s + time.monotonic() - begun
+            if number % per_round:
+                continue
+            self._spent_s = self._earlier_s + time.monotonic() - begun
+            line = None
+            if number // per_round % self.plan.every == 0 or number == self.n_steps:
                 line = self.line()
+                if not np.isfinite(line["loss"]):
+                    raise ValueError(f"round {line['round']}: a loss that is not finite found; try a lower --lr")
                 if well:  # its rounds are as long, and are evaluated as often
                     paused = time.monotonic()
                     unharmed = next(well)
                     begun += time.monotonic() - paused
                     line["accuracy_lost"] = round(unharmed["accuracy"] - line["accuracy"], 6)
                     line["simulated_s_lost"] = round(line["simulated_s"] - unharmed["simulated_s"], 6)
-                yield line
+            yield line
 
     def line(self) -> dict[str, Any]:
         """What has been reached and spent, under the names that scripts rely on."""

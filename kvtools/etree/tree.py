@@ -19,6 +19,8 @@ from kvtools.etree.delay import Delays
 from kvtools.etree.kma import Groups, Peers, cluster
 from kvtools.faults import Corrupt
 
+MOST = 1 << 20  # of a ratio, or of aggregators on a level: products of a few are still counts
+
 
 @dataclass(frozen=True)
 class Tree:

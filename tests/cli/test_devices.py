@@ -141,7 +141,7 @@ BAD = {
     "two parts": ("--graph g.txt", {"g.txt": "1 2 3\n4 5 6\n"}, 65, "2 parts that no edge connects"),
     "a negative edge": ("--graph g.txt", {"g.txt": "1 2 -3\n"}, 65, "edge 1: -3 ms found"),
     "a negative delay": ("--delay m.txt", {"m.txt": "0 -1\n-1 0\n"}, 65, "-1 ms from 0 to 1 found"),
-    "an asymmetric matrix": ("--delay m.txt", {"m.txt": "0 1\n9 0\n"}, 65, "asymmetric (from 0 to 1 1 ms, back 9 ms)"),
+    "an asymmetric matrix": ("--delay m.txt", {"m.txt": "0 1\n9 0\n"}, 65, "asymmetric (site 0 to site 1: 1 ms, back 9 ms)"),
     "a ragged matrix": ("--delay m.txt", {"m.txt": "0 1\n9\n"}, 65, "row 2: 1 numbers found, 2 expected"),
     "a folder without pings": ("--delay empty", {"empty/x.txt": ""}, 65, "empty: no file *Ping.csv in it"),
     "a ping without a number": ("--delay p.csv", {"p.csv": f"{PINGS}Bern,1km,1,soon,1,1,1\n"}, 65, "row 2: a city and"),

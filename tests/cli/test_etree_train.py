@@ -132,6 +132,17 @@ BAD = {
     "a join of a range": (f"{TRAIN} --fail join:2@3-5", 2, "one step expected, from which they are there"),
     "failures without a tree": (f"{TRAIN} --fail root@3 --algorithm gossip", 2, "failures with gossip found"),
     "too many ratios": (f"{TRAIN} --ratios 1,2,3,1", 2, "3 counts, the last of them 1"),
+    "a tree of other devices": (TRAIN.replace("f.devices", "alike.devices"), 65, "other devices than those that f.tree"),
+    "epochs that are no rounds": (f"{TRAIN} --epochs 7", 2, "7 epochs with etree found, whose rounds have 5; 5 or 10 expected"),
+    "a script without a word": (f"{TRAIN} --fail ''", 2, "--fail without a word found"),
+    "more than all of them": (f"{TRAIN} --fail leaf:200%@1", 2, "100% at most expected"),
+    "an infinite number": (f"{TRAIN} --deadline inf", 2, "--deadline inf: a finite number expected"),
+    "a rate too high": (f"{TRAIN} --model mlp:9 --lr 1e6 --log run.jsonl", 1, "a loss that is not finite found"),
+    "updates too large to mask": (f"{TRAIN} --secure --lr 1e30", 1, "too large for sums in 64 bits"),
+    "a ratio that is no number": (f"{TRAIN} --ratios 1,²,1", 2, "3 counts, the last of them 1"),
+    "a ratio without end": (f"{TRAIN} --ratios 1,10000000000,1", 2, "3 counts, the last of them 1"),
+    "a layer without end": (f"{TRAIN} --model mlp:999999999", 2, "mlp:WIDTH"),
+    "stdin twice": ("kvtools etree-train --tree - --data digits.csv -", 2, "one input from stdin"),
 }  # fmt: skip
 
 
@@ -142,10 +153,27 @@ def test_what_makes_no_sense_is_refused_in_one_line(sh, fleet, name):
     (fleet / "other.csv").write_text(text.replace(",3\n", ",2\n", 1))
     (fleet / "digits.toml").write_text("depth = 3\n")
     sh("kvtools devices --data digits.csv --coordinates p.npy --devices 5 -o few.devices")
+    sh("kvtools devices --data digits.csv --coordinates p.npy --seed 9 -o alike.devices")
     done = sh(f"{line} -o out.model", pipefail=False)
     assert (done.code, done.err.count("\n")) == (code, 1), done.err
     assert words in done.err
     assert not (fleet / "out.model").exists()
+
+
+def test_what_is_never_to_happen_is_told(sh, fleet):
+    done = sh(f"{TRAIN} --rounds 1 --fail root@99 -o a.model")
+    assert (done.code, done.err.count("\n")) == (0, 1)
+    assert "--fail: step 99 is after the last, 5: what is to happen then never does." in done.err
+
+
+def test_a_run_into_a_pipe_that_is_told_to_end_ends_as_any_program_does(fleet):
+    words = [str(BIN / "kvtools"), *f"{TRAIN} --rounds 100000 --log run.jsonl".split()[1:]]
+    with open(fleet / "out", "wb") as out:
+        process = subprocess.Popen(words, cwd=fleet, stdout=out, stderr=subprocess.PIPE)
+    while process.poll() is None and not (fleet / "run.jsonl").exists():
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 143
 
 
 def test_what_failures_cost_is_logged_against_the_run_without(sh, fleet):

@@ -104,6 +104,11 @@ def test_devices_that_join_leave_the_other_groups_alone(sh, fleet):
     same = [i for i in range(40) if before.tensors["parent"][i] - 40 not in joined]
     assert same
     assert [after.tensors["parent"][i] - 43 for i in same] == [before.tensors["parent"][i] - 40 for i in same]
-    assert json.loads(sh("kvtools info --json g.tree").out)["k"] == 5
+    told = json.loads(sh("kvtools info --json g.tree").out)
+    assert (told["k"], told["method"], told["config"]["groups"], told["config"]["ratios"]) == (5, "joined", 5, None)
+    done = sh("kvtools kma-cluster --since f.tree -k 9 g.devices", pipefail=False)
+    assert (done.code, done.err) == (
+        2, "kvtools kma-cluster: --groups given with --since: the tree's own, which others join, expected.\n"
+    )  # fmt: skip
     done = sh("kvtools kma-cluster --since g.tree f.devices", pipefail=False)
     assert (done.code, done.err.count("\n")) == (2, 1)

@@ -55,33 +55,6 @@ Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of a
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute; auto is cuda where there is one.")
 ]
-StateFolder = Annotated[
-    str | None,
-    typer.Option(
-        "--state",
-        metavar="DIR",
-        help="Where a stopped run is kept. Default: .NAME.state beside the output.",
-        show_default=False,
-    ),
-]
-StepLog = Annotated[
-    str | None,
-    typer.Option("--log", metavar="FILE", help="Append a line of JSON a step and an epoch.", show_default=False),
-]
-Precision = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    typer.Option("--dtype", help="Precision of products; auto is bfloat16 on cuda."),
-]
-Peak = Annotated[
-    float | None,
-    typer.Option(
-        "--peak",
-        metavar="FLOPS",
-        min=1,
-        help="FLOP/s of a device at best, for the log's mfu. Default: measured.",
-        show_default=False,
-    ),
-]
 Memory = Annotated[
     str | None,
     typer.Option(

@@ -1,31 +1,12 @@
 """`kvtools etree-train`: a tree, its devices and their data in, a trained model out."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from kvtools.options import (
-    Config,
-    Device,
-    Force,
-    Output,
-    PrintConfig,
-    Quiet,
-    Seed,
-    Stamp,
-    StateFolder,
-    Verbose,
-    require,
-    to_toml,
-)
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from kvtools.artifact import Bag
-    from kvtools.etree.roster import Roster
-    from kvtools.etree.tree import Tree
+from kvtools.learn.options import StateFolder
+from kvtools.options import Config, Device, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, require, to_toml
 
 EXAMPLES = [
     "kvtools etree-train --tree fleet.tree --data digits.csv fleet.devices --rounds 4 --log run.jsonl -o fleet.model",
@@ -115,8 +96,6 @@ def main(
     writes and kvtools plot draws. The ranks of mpiexec or srun share the groups. A run into a file that was stopped goes on
     when the same command is run again.
     """
-    from dataclasses import replace
-
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.files import Sink, open_log, refuse_existing
     from kvtools.artifact.history import extend
@@ -128,7 +107,7 @@ def main(
     from kvtools.etree.roster import read_roster
     from kvtools.etree.traffic import Paths, Queues
     from kvtools.etree.training import Plan, Run
-    from kvtools.etree.tree import read_tree
+    from kvtools.etree.tree import read_tree, same_fleet
     from kvtools.faults import Fault, Missing, Stopped, Usage
     from kvtools.learn.place import place_of
     from kvtools.learn.state import beside
@@ -156,10 +135,10 @@ def main(
     roster, bag = read_roster(devices, world)
     grown, tree_bag = read_tree(tree, world)
     name = "stdin" if devices == "-" else devices
-    digests = _of_one_fleet(name, tree, roster, grown, bag, tree_bag)
+    digests = same_fleet(roster, bag, name, grown, tree_bag, tree)
     assert roster.delays is not None, "a fleet has delays"
     if ratios:
-        grown = replace(grown, ratios=_ratios(ratios, len(grown.ratios)))
+        grown = grown.with_ratios(ratios)
     labelled = same_data(data, bag, name)
     train, test = labelled.train, labelled.test
 
@@ -213,29 +192,3 @@ def main(
     )
     kept.forget()
     return 0
-
-
-def _of_one_fleet(name: str, tree: str, roster: "Roster", grown: "Tree", bag: "Bag", tree_bag: "Bag") -> list[str]:
-    """The digests of devices and tree. Raises Corrupt for a tree of others."""
-    from kvtools.artifact.digest import Digest
-    from kvtools.faults import Corrupt
-
-    if roster.delays is None or len(roster) != grown.n_devices:
-        found = f"{len(roster)} devices" if roster.delays is not None else "devices without a network"
-        raise Corrupt(f"{name}: {found} found, the {grown.n_devices} of {tree}, with their delays, expected.")
-    digests = [str(Digest.of_bag(each.tensors)) for each in (bag, tree_bag)]
-    if tree_bag.fields.get("made_of", digests[0]) != digests[0]:
-        raise Corrupt(f"{name}: other devices than those that {tree} was made of. Give that bag, or make a tree of this one.")
-    return digests
-
-
-def _ratios(words: str, n: int) -> "np.ndarray":
-    """int32 (n,), of `R,...,1`."""
-    import numpy as np
-
-    from kvtools.etree.tree import MOST
-
-    given = [int(word) if word.isdecimal() else 0 for word in words.split(",")]
-    is_right = len(given) == n and min(given) > 0 and max(given) <= MOST and given[-1] == 1
-    require(is_right, "--ratios", words, f"{n} counts, the last of them 1")
-    return np.array(given, np.int32)

@@ -4,19 +4,16 @@ from typing import Annotated, Literal
 
 import typer
 
+from kvtools.learn.options import Peak, Precision, StateFolder, StepLog
 from kvtools.options import (
     Config,
     Device,
     Force,
     Output,
-    Peak,
-    Precision,
     PrintConfig,
     Quiet,
     Seed,
     Stamp,
-    StateFolder,
-    StepLog,
     Strict,
     Verbose,
     require,

@@ -8,16 +8,17 @@ lives takes over, which everybody can tell without talking. `ratios` r0, r1, …
 many aggregations of a level come between two uploads to the next; the last is 1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from kvtools.artifact import Bag, kinds
+from kvtools.artifact.digest import Digest
 from kvtools.etree import roster
 from kvtools.etree.delay import Delays
 from kvtools.etree.kma import Groups, Peers, cluster
-from kvtools.faults import Corrupt
+from kvtools.faults import Corrupt, Usage
 
 MOST = 1 << 20  # of a ratio, or of aggregators on a level: products of a few are still counts
 
@@ -46,6 +47,13 @@ class Tree:
     def group(self) -> np.ndarray:
         """int64 (n,): the group of each device, from 0."""
         return self.parent[: self.n_devices].astype(np.int64) - self.n_devices
+
+    def with_ratios(self, words: str) -> "Tree":
+        """The same tree with other ratios, `R,...,1`. Raises Usage for what are none."""
+        given = [int(word) if word.isdecimal() else 0 for word in words.split(",")]
+        if len(given) != len(self.ratios) or not 0 < min(given) <= max(given) <= MOST or given[-1] != 1:
+            raise Usage(f"--ratios {words}: {len(self.ratios)} counts, the last of them 1, expected.")
+        return replace(self, ratios=np.array(given, np.int32))
 
     def nodes(self, level: int) -> np.ndarray:
         """The nodes of a level, in order."""
@@ -109,6 +117,19 @@ def read_tree(src: str, peers: roster.Peers) -> tuple[Tree, Bag]:
         return _tree(bag.tensors), bag
     except ValueError as fault:
         raise Corrupt(f"{name}: {fault}.") from None
+
+
+def same_fleet(found: roster.Roster, bag: Bag, name: str, tree: Tree, tree_bag: Bag, tree_name: str) -> list[str]:
+    """The digests of devices and tree. Raises Corrupt for a tree that was made of others."""
+    if found.delays is None or len(found) != tree.n_devices:
+        what = f"{len(found)} devices" if found.delays is not None else "devices without a network"
+        raise Corrupt(f"{name}: {what} found, the {tree.n_devices} of {tree_name}, with their delays, expected.")
+    digests = [str(Digest.of_bag(each.tensors)) for each in (bag, tree_bag)]
+    if tree_bag.fields.get("made_of", digests[0]) != digests[0]:
+        raise Corrupt(
+            f"{name}: other devices than those that {tree_name} was made of. Give that bag, or make a tree of this one."
+        )
+    return digests
 
 
 def _tree(tensors: dict[str, Any]) -> Tree:

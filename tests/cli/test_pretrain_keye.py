@@ -478,7 +478,7 @@ USAGE = {
     "--steps 0": "--steps 0: ",
     "--steps 2%": "--steps 2%: ",
     "--steps many": "--steps many: a duration expected",
-    "--lr inf": "--lr inf: a finite number above 0 expected",
+    "--lr inf": "--lr inf: a finite number expected",
     "--lr 0": "--lr 0.0: a finite number above 0 expected",
     "--length 1": "'--length'",
     "--length 1024": "--length 1024: at most --batch-tokens, 512, expected",

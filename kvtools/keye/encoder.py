@@ -66,12 +66,10 @@ class Encoder:
             if isinstance(model, Keye)
             else {"vision_model": model.vision_model}
         )
-        digest = Digest()
-        for part, module in parts.items():
-            for name, weight in module.state_dict().items():
-                digest.add({f"{part}.{name}": checkpoint.to_numpy(weight)}, {})
+        weights = {f"{part}.{name}": x for part, module in parts.items() for name, x in module.state_dict().items()}
+        self.digest = str(Digest.of_bag({name: checkpoint.to_numpy(x) for name, x in weights.items()}))
+        for module in parts.values():
             module.to(device)
-        self.digest = str(digest)
         if isinstance(model, Keye):
             del model.model  # the decoder is not asked
         self._model = model

@@ -110,7 +110,7 @@ def main(
     from kvtools.etree.tree import read_tree, same_fleet
     from kvtools.faults import Fault, Missing, Stopped, Usage
     from kvtools.learn.place import place_of
-    from kvtools.learn.state import beside
+    from kvtools.learn.state import beside, claimed
     from kvtools.progress import Ticker
     from kvtools.world import Stop
 
@@ -156,16 +156,13 @@ def main(
         run = Run(plan, grown, roster.delays, trainer, costs, (test.x, test.y), world, tell, traffic)
     except ValueError as fault:
         raise Usage(f"{fault}.") from None
-    architecture = getattr(built, "architecture", model)
-    kept = Kept(
-        state or beside(output),
-        {**recipe, "devices": bag.fields.get("partition"), "tree": tree_bag.history[-1:], "is": architecture},
-    )
-    if not force and (n_done := kept.resume(run)):
-        tell(f"goes on after round {n_done}.")
+    folder, architecture = state or beside(output), getattr(built, "architecture", model)
+    kept = Kept(folder, {**recipe, "made_of": digests, "is": architecture})
     tick = Ticker(total=run.n_steps // run.course.round_steps, unit="rounds", words=algorithm, quiet=quiet or not world.is_root)
     line: dict[str, Any] = {}
-    with open_log(log if world.is_root else None) as curve:
+    with claimed(folder, is_root=world.is_root), open_log(log if world.is_root else None) as curve:
+        if not force and (n_done := kept.resume(run)):
+            tell(f"goes on after round {n_done}.")
         try:
             for told in run.rounds():
                 tick()

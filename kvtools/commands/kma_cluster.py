@@ -88,15 +88,15 @@ def main(
     from kvtools.etree.pretrain import accuracies
     from kvtools.etree.regroup import joined
     from kvtools.etree.roster import read_roster
-    from kvtools.etree.tree import grow, read_tree
+    from kvtools.etree.tree import counts, grow, read_tree
     from kvtools.faults import Corrupt, Missing, Usage
     from kvtools.progress import Ticker
 
     world = ctx.obj.world
     if since:
         _refuse_shapes(ctx)
-    above = _counts(levels, "--levels") if levels else ([1] if groups > 1 else [])
-    given = _counts(ratios, "--ratios") if ratios else [1, *[5] * len(above), 1]
+    above = counts(levels, "--levels") if levels else ([1] if groups > 1 else [])
+    given = counts(ratios, "--ratios") if ratios else [1, *[5] * len(above), 1]
     recipe: dict[str, Any] = {
         "groups": groups, "method": method, "delta": delta, "levels": ",".join(map(str, above)) or None,
         "ratios": ",".join(map(str, given)), "pretrain": pretrain, "lr": lr, "batch": batch, "label_weight": label_weight,
@@ -182,11 +182,3 @@ def _refuse_shapes(ctx: typer.Context) -> None:
             "given with --since",
             "the tree's own, which others join,",
         )
-
-
-def _counts(words: str, option: str) -> list[int]:
-    from kvtools.etree.tree import MOST
-
-    parts = words.split(",")
-    require(all(part.isdecimal() and 0 < int(part) <= MOST for part in parts), option, words, "counts between commas, as 4,1")
-    return [int(part) for part in parts]

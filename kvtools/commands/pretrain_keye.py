@@ -125,7 +125,7 @@ def main(
     from kvtools.learn.loop import DTYPES, Training
     from kvtools.learn.memory import keep_freed
     from kvtools.learn.place import place_of, share_cores
-    from kvtools.learn.state import State, beside
+    from kvtools.learn.state import State, beside, claimed
 
     recipe = Recipe.of(
         stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens, length=length,
@@ -154,7 +154,7 @@ def main(
         task = stack.enter_context(closing(starting.task_of(recipe, start, given, world, place)))
         plan = recipe.plan(starting.lengths_of(recipe, task), start.arch, chosen)
         kept = State(folder, {**recipe.to_json(), "start": start.digest, "input": given.digest, "dtype": chosen})
-        stack.enter_context(kept.claimed(is_root=world.is_root))
+        stack.enter_context(claimed(folder, is_root=world.is_root))
         ceiling = peak or measured_peak(place, DTYPES[chosen])
         run = Training(task, plan, kept, world, device=place, peak=ceiling)
         told = f"{recipe.what.summary}: {start.n_learning} parameters, {plan.n_steps} steps, rate {plan.rate:.3g}."

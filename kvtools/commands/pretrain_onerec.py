@@ -100,7 +100,7 @@ def main(
     from kvtools.learn.loop import DTYPES, Training
     from kvtools.learn.memory import keep_freed
     from kvtools.learn.place import place_of, share_cores
-    from kvtools.learn.state import State, beside
+    from kvtools.learn.state import State, beside, claimed
     from kvtools.onerec import generator
     from kvtools.onerec.histories import join
     from kvtools.onerec.ids import Ids
@@ -159,7 +159,7 @@ def main(
     told = (
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {plan.n_steps} steps; {made.pathways}." if verbose else ""
     )
-    with kept.claimed(is_root=world.is_root):
+    with claimed(folder, is_root=world.is_root):
         take_up(run, folder, start_over=force, tell=tell, told=told, is_peak_given=peak is not None)
         follow(
             run, run.run(stop), words="pretrain onerec", log=log if world.is_root else None, tell=tell,

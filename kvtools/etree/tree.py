@@ -50,8 +50,8 @@ class Tree:
 
     def with_ratios(self, words: str) -> "Tree":
         """The same tree with other ratios, `R,...,1`. Raises Usage for what are none."""
-        given = [int(word) if word.isdecimal() else 0 for word in words.split(",")]
-        if len(given) != len(self.ratios) or not 0 < min(given) <= max(given) <= MOST or given[-1] != 1:
+        given = counts(words, "--ratios")
+        if len(given) != len(self.ratios) or given[-1] != 1:
             raise Usage(f"--ratios {words}: {len(self.ratios)} counts, the last of them 1, expected.")
         return replace(self, ratios=np.array(given, np.int32))
 
@@ -62,6 +62,14 @@ class Tree:
     def tensors(self) -> dict[str, np.ndarray]:
         found = {"parent": self.parent, "level": self.level, "device": self.device, "ratios": self.ratios, "order": self.order}
         return found | ({"public": self.public} if len(self.public) else {})
+
+
+def counts(words: str, option: str) -> list[int]:
+    """What an option of counts says, as `4,1`. Raises Usage for anything else."""
+    parts = words.split(",")
+    if not all(part.isdecimal() and 0 < int(part) <= MOST for part in parts):
+        raise Usage(f"{option} {words}: counts between commas, as 4,1, expected.")
+    return [int(part) for part in parts]
 
 
 def grow(groups: Groups, delays: Delays, above: list[int], ratios: list[int], seed: int, peers: Peers) -> Tree:

@@ -44,34 +44,34 @@ def beside(dst: str) -> str | None:
     return os.path.join(os.path.dirname(dst), f".{os.path.basename(dst)}.state")
 
 
+@contextmanager
+def claimed(folder: str | None, *, is_root: bool) -> Iterator[None]:
+    """While two runs would spoil each other's state: rank 0 has the folder for itself. folder None: nothing is kept. Raises
+    CannotCreate where another run is at work in it, or it cannot be made."""
+    if folder is None or not is_root:
+        yield
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise CannotCreate(f"{folder}: {(error.strerror or str(error)).lower()}.") from None
+    try:
+        if not claim(fd):
+            raise CannotCreate(f"{folder}: another run is at work there. Wait for it, or name another --state.")
+        yield
+    finally:
+        os.close(fd)
+        with suppress(OSError):  # something is kept in it
+            os.rmdir(folder)
+
+
 class State:
     """The state of a run, in a folder. folder None: the run keeps none."""
 
     def __init__(self, folder: str | None, config: dict[str, Any]) -> None:
         self._path = None if folder is None else os.path.join(folder, "train.state")
         self._config = config
-
-    @contextmanager
-    def claimed(self, *, is_root: bool) -> Iterator[None]:
-        """While two runs would spoil each other's state: rank 0 has the folder for itself. Raises CannotCreate where another
-        run is at work in it, or it cannot be made."""
-        if self._path is None or not is_root:
-            yield
-            return
-        folder = os.path.dirname(self._path)
-        try:
-            os.makedirs(folder, exist_ok=True)
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise CannotCreate(f"{folder}: {(error.strerror or str(error)).lower()}.") from None
-        try:
-            if not claim(fd):
-                raise CannotCreate(f"{folder}: another run is at work there. Wait for it, or name another --state.")
-            yield
-        finally:
-            os.close(fd)
-            with suppress(OSError):  # something is kept in it
-                os.rmdir(folder)
 
     @property
     def has_place(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from kvtools.chance import seed_of
 from kvtools.faults import Usage
 from kvtools.keye.sizes import SIZES, Architecture
-from kvtools.keye.stages import STAGES, Stage, rate_of
+from kvtools.keye.stages import PARTS, STAGES, Stage, rate_of
 from kvtools.learn.loop import Plan
 from kvtools.learn.settings import Allowed, Lengths, named, refuse_nonsense
 from kvtools.options import duration
@@ -19,7 +19,9 @@ _TRAINING: dict[str, Any] = {
     "warmup": "5%",
     "rate": "cosine",
     "clip": 1.0,
-    "tower": 1.0,  # the vision tower's rate, of the others'
+    # what learns to see goes slower than what learns to talk: at the decoder's rate all visual tokens grow into one (honest.md)
+    "tower": 0.1,  # the vision tower's rate, of the decoder's
+    "projector": 0.1,
     "window": 256,  # conversations packed together
     "save": "500",  # how often a state is put aside, beside epochs
     "patience": "0",
@@ -111,7 +113,7 @@ class Recipe:
         def steps_of(name: str) -> float:
             return lengths.steps(self.training[name], f"--training {name}", of=n_total)
 
-        is_slower = self.training["tower"] != 1 and "tower" in self.what.trains and not self.what.is_contrastive
+        rates = {PARTS[part]: float(self.training[part]) for part in ("tower", "projector")}
         return Plan(
             epochs=n_total,  # each has a step at least, and not all have as many
             n_steps=n_total,
@@ -123,7 +125,7 @@ class Recipe:
             pieces=-(-self.batch_tokens // self.length),  # a row at a time: memory is that of one
             patience=max(int(self.is_judged), round(steps_of("patience") / lengths.n_steps)),
             save_every=round(steps_of("save")),
-            rates={"visual.": float(self.training["tower"])} if is_slower else {},
+            rates=rates if "decoder" in self.what.trains else {},
             dtype=dtype,
             seed=self.seed,
         )

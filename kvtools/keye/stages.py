@@ -30,7 +30,7 @@ _ALL = frozenset(PARTS)
 
 STAGES = {
     "matching": Stage("pictures against texts, by a sigmoid", frozenset({"tower"}), 1e-3, is_contrastive=True),
-    "alignment": Stage("the projector alone", frozenset({"projector"}), 2e-3),
+    "alignment": Stage("the projector alone", frozenset({"projector"}), 2e-4),
     "multitask": Stage("everything", _ALL, 2e-3),
     "annealing": Stage("everything, on a better mixture", _ALL, 5e-4),
     "sft": Stage("everything, on instructions", _ALL, 3e-4),

@@ -13,6 +13,9 @@ import pytest
 
 from kvtools import cli
 from kvtools.artifact.kinds import KINDS
+from kvtools.keye.sizes import SIZES as KEYE_SIZES
+from kvtools.keye.stages import STAGES
+from kvtools.onerec.sizes import SIZES as ONEREC_SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 MAN = ROOT / "man"
@@ -296,3 +299,36 @@ def test_the_program_in_the_stream_page_writes_the_bytes_it_shows(tmp_path):
     assert (tmp_path / "tiny.kvs").read_bytes() == shown
     checked = bash("kvtools check tiny.kvs", tmp_path)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def told_sizes(page):
+    """{size: {name: word}} of the table under SIZES."""
+    table = re.search(r"^\.Sh SIZES$.*?^\.Bd -literal -offset indent$\n(.*?)^\.Ed$", (MAN / page).read_text(), re.M | re.S)[1]
+    head, *lines = (line.split() for line in table.splitlines())
+    return {size: {name: words[i] for name, *words in lines} for i, size in enumerate(head)}
+
+
+def as_told(value):
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def test_sizes_are_those_that_the_pages_tell():
+    for page, sizes in (("kvtools-pretrain-onerec.1", ONEREC_SIZES), ("kvtools-pretrain-keye.1", KEYE_SIZES)):
+        told = told_sizes(page)
+        assert [*told] == [*sizes]
+        for size, shape in sizes.items():
+            for name, word in told[size].items():
+                found = shape
+                for part in name.split("."):
+                    found = getattr(found, part)
+                assert word == as_told(found) or float(word) == found, (page, size, name)
+
+
+def test_rates_of_stages_are_those_that_the_page_tells():
+    told = (MAN / "kvtools-pretrain-keye.1").read_text()
+    words = re.search(r"Rates at their peak are (.*?)for the others", told, re.S)[1]
+    named = dict(re.findall(r"(\de-\d) for\n\.Cm (\w+)", words))
+    rest = words.split()[-1]
+    for name, stage in STAGES.items():
+        rate = next((rate for rate, each in named.items() if each == name), rest)
+        assert float(rate) == stage.rate, name

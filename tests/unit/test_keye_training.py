@@ -465,12 +465,15 @@ def recipe(stage="multitask", steps="3ep", training=(), **named):
     return Recipe.of(stage=stage, steps=steps, training=training, **{**given, **named})
 
 
+SLOWER = {"visual.": 0.1, "mlp_AR.": 0.1}
+
+
 def test_durations_come_out_in_steps():
     lengths = Lengths(40, 40_000)
-    training = ["warmup=10%", "save=1ep", "patience=2ep", "tower=0.1"]
+    training = ["warmup=10%", "save=1ep", "patience=2ep", "tower=0.5"]
     plan = recipe(training=training).plan(lengths, SMALL, "float32")
     assert (plan.n_steps, plan.warmup, plan.save_every, plan.patience, plan.pieces) == (120, 12, 40, 2, 10)
-    assert plan.rates == {"visual.": 0.1}
+    assert plan.rates == {"visual.": 0.5, "mlp_AR.": 0.1}
     assert recipe(steps="8e4tok").plan(lengths, SMALL, "float32").n_steps == 80
     unknown = Lengths(1 << 40, (1 << 40) * 1000)
     assert recipe(steps="8e4tok").plan(unknown, SMALL, "float32").n_steps == 80
@@ -490,6 +493,8 @@ def test_a_stage_has_its_rate_and_wide_models_a_lower_one():
     for stage, told in STAGES.items():
         assert recipe(stage).rate(SMALL) == told.rate
         assert recipe(stage).rate(wide) == told.rate / 4
+        alone = stage in ("matching", "alignment")  # what is trained alone has the stage's own rate
+        assert recipe(stage).plan(Lengths(40, 40_000), SMALL, "float32").rates == ({} if alone else SLOWER)
     assert recipe(lr=0.5).rate(wide) == 0.5
 
 

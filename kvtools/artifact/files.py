@@ -10,6 +10,7 @@ Not here: what the bytes mean.
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -41,6 +42,18 @@ def open_source(src: str) -> BinaryIO:
         return open(src, "rb", buffering=1 << 20)
     except OSError as error:
         raise Missing(f"{src}: {_reason(error)}.") from None
+
+
+def open_seekable(src: str) -> BinaryIO:
+    """open_source, of what can be read again from any place: what comes through a pipe is kept in a temporary file."""
+    file = open_source(src)
+    if file.seekable():
+        return file
+    kept = tempfile.TemporaryFile()  # noqa: SIM115 it is the reader's, and gone with it
+    shutil.copyfileobj(file, kept, _PIPE_BYTES)
+    kept.flush()
+    kept.seek(0)
+    return kept
 
 
 def is_same_file(src: str, dst: str) -> bool:

@@ -227,6 +227,11 @@ class Index:
         except (_Torn, ValueError, struct.error) as fault:
             raise Corrupt(f"{self._name}: {fault}") from None
 
+    @property
+    def name(self) -> str:
+        """What the stream is called in messages."""
+        return self._name
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -126,7 +126,7 @@ def main(
     if print_config:
         typer.echo(to_toml(recipe), nl=False)
         return 0
-    place, _ = place_of(device)
+    place, _ = place_of(device, rank=world.rank)
     require(not secure or late == "drop", "--late", late, "drop with --secure: no second mask hides a late update")
     if tree is None or data is None:
         raise Missing(f"{'--tree' if tree is None else '--data'}: missing. Name it.")

@@ -139,7 +139,7 @@ def main(
     require("-" not in data or world.size == 1, "DATA", f"- on {world.size} ranks", "a file, which every rank reads,")
     require([*data, valid].count("-") <= 1, "-", "named more than once", "one input from stdin")
     require(valid is not None or not recipe.is_judged, "--training", "patience without --valid", "conversations to judge by")
-    place, chosen = place_of(device, dtype)
+    place, chosen = place_of(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
     folder = state or beside(output)
     share_cores(world.local_size)

@@ -123,7 +123,7 @@ def main(
         interactions != "-" or world.size == 1, "INTERACTIONS", f"- on {world.size} ranks", "a file, which every rank reads,"
     )
     require([interactions, items, users].count("-") <= 1, "-", "named more than once", "one input from stdin")
-    place, chosen = place_of(device, dtype)
+    place, chosen = place_of(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
     folder = state or beside(output)
     share_cores(world.local_size)

@@ -102,6 +102,9 @@ def main(
     require(set(tasks) <= set(_TASKS), "--task", task, f"{', '.join(_TASKS)}, or several with commas,")
     _require_askable(tasks if labels is None else [], form, frames, choices)
     require(labels is not None or not (question or positive), "--question, --positive", "given", "--labels with them")
+    require(positive is None or form == "check", "--positive", positive, "--form check beside it")
+    source = ctx.get_parameter_source("task")
+    require(labels is None or source is None or source.name != "COMMANDLINE", "--task", task, "--labels without it")
     recipe = Recipe(Want(fps=4.0, max_frames=256), Budget(24_576, *band(frame_tokens, "--frame-tokens")))
     named = clips or ["-"]
     if any(is_same_file(src, output) for src in named):

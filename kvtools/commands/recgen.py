@@ -117,7 +117,7 @@ def main(
         interactions != "-" or world.size == 1, "INTERACTIONS", f"- on {world.size} ranks", "a file, which every rank reads,"
     )
     weight = _share(blend or "0")
-    place, _ = place_of(device)
+    place, _ = place_of(device, rank=world.rank)
     refuse_existing(output, force=force)
     share_cores(world.local_size)
     keep_freed()

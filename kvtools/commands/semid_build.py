@@ -118,8 +118,8 @@ def main(
         require(value is None or pairs is not None, option, "alone", "--pairs PAIRS beside it")
     require(codebook is not None or not append, "--append", "alone", "--codebook IDS beside it")
     require(not (as_json and output == "-"), "--json", "with IDs on stdout", "-o FILE beside it")
-    place, _ = place_of(device)
     world = ctx.obj.world
+    place, _ = place_of(device, rank=world.rank)
     share_cores(world.local_size)
     if method != "rq-kmeans" or codebook is not None:  # the work of one
         if not world.is_root:

@@ -128,7 +128,7 @@ def main(
     words, eyes = recipe.to_json(), None
     world = ctx.obj.world
     if encoder is not None:
-        place, chosen = place_of(device, dtype)
+        place, chosen = place_of(device, dtype, rank=world.rank)
         words |= {"encoder": encoder if print_config else portable([encoder])[0], "dtype": chosen}
     if print_config:
         typer.echo(to_toml(words), nl=False)
@@ -146,7 +146,7 @@ def main(
     if encoder is not None:
         from kvtools.keye.encoder import Encoder
 
-        eyes = Encoder.open(encoder, device=place, dtype=chosen, rank=world.rank)
+        eyes = Encoder.open(encoder, device=place, dtype=chosen)
         most = eyes.most_tokens
         require(max_tokens <= most, "--max-tokens", max_tokens, f"at most {most}, what a record holds with --encoder,")
     stop = Stop()

@@ -9,6 +9,7 @@ Not here: what pictures hold (media.py), where tokens stand (rope.py), other peo
 (conversations.py).
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kvtools.faults import Corrupt
-from kvtools.keye.tokenizer import CONTROL, GROUNDING, SPEECH, Tokenizer
+from kvtools.keye.tokenizer import CONTROL, FILE, GROUNDING, SPEECH, Tokenizer
 
 Conversation = Mapping[str, Any]
 
@@ -59,6 +60,13 @@ class Chat:
     def from_bytes(data: bytes, name: str = "tokenizer.json") -> "Chat":
         """By the bytes of a tokenizer.json, such as a model carries."""
         return Chat(Tokenizer.from_bytes(data, name))
+
+    @staticmethod
+    def of_model(src: str, files: Mapping[str, bytes]) -> "Chat | None":
+        """By what a model's bag or directory src carries, whose small files these are; None where it has no tokenizer."""
+        if FILE in files:
+            return Chat.from_bytes(files[FILE], f"{src}: {FILE}")
+        return Chat.open(src) if os.path.exists(os.path.join(src, "vocab.json")) else None
 
     def to_bytes(self) -> bytes:
         """A tokenizer.json that holds all the tokens; the same bytes every time."""

@@ -26,13 +26,13 @@ from kvtools.artifact.directory import SHARD_BYTES, fill_directory, read_directo
 from kvtools.artifact.files import Sink
 from kvtools.faults import Corrupt
 from kvtools.keye.huggingface import companions, config_of, shapes_of_config
-from kvtools.keye.layouts import Shapes, canonical, is_unused
+from kvtools.keye.layouts import Shapes, canonical, is_unused, stacks
 from kvtools.keye.matching import Matching
 from kvtools.keye.model import Keye
+from kvtools.keye.tokenizer import FILE as TOKENIZER
 from kvtools.learn.blank import blank
 
 SYSTEM = "keye"
-TOKENIZER = "tokenizer.json"
 _OURS = "kvtools.json"
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _OWN_FIELDS = ("kind", "config", "history", "crc32", "system", "layout", "architecture", "unused", "huggingface", "parameters")
@@ -206,6 +206,10 @@ def fill(model: Keye | Matching, weights: Weights) -> list[str]:
     shared = [name for name in given if name in mine]
     if not shared:
         raise ValueError(f"{weights.name}: nothing found that this model has")
+    found, expected = stacks(given), stacks(mine)
+    for stack in found.keys() & expected.keys():
+        if found[stack] != expected[stack]:
+            raise ValueError(f"{stack}: {len(found[stack])} layers found, {len(expected[stack])} expected")
     for name in shared:
         if tuple(given[name].shape) != tuple(mine[name].shape):
             raise ValueError(f"{name}: {list(given[name].shape)} found, {list(mine[name].shape)} expected")

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -104,9 +105,9 @@ def normal(document: Any) -> dict[str, Any]:
         raise ValueError(f"a JSON {type(document).__name__} found, an object expected")
     rest = dict(document)
     turns = _taken_turns(rest)
-    media = {kind: _sources(rest, kind) for kind in ("image", "video", "audio")}
+    media = {kind: sources for kind in ("image", "video", "audio") if (sources := _sources(rest, kind)) is not None}
     messages = [_message(turn, media) for turn in turns]
-    if media["audio"]:
+    if media.get("audio"):
         raise ValueError("sound found, pictures and videos expected")
     _place_unmarked(messages, media)
     if tools := rest.pop("tools", None):
@@ -172,7 +173,9 @@ def _taken_turns(rest: dict[str, Any]) -> list[dict[str, Any]]:
         rest["rejected"] = worse[-1]
     listed = [rest.pop(name) for name in ("messages", "conversations", "chosen_messages") if name in rest]
     if listed:
-        turns = list(listed[0])
+        turns = listed[0]
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            raise ValueError(f"messages {str(turns)[:40]!r} found, a list of objects expected")
     elif "instruction" in rest:
         turns = []
         for asked, answered in rest.pop("history", None) or []:
@@ -192,11 +195,11 @@ def _taken_turns(rest: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "system", "content": system}, *turns] if system else turns
 
 
-def _sources(rest: dict[str, Any], kind: str) -> list[Any]:
-    """What the `<image>` marks and their like stand for, in order."""
+def _sources(rest: dict[str, Any], kind: str) -> list[Any] | None:
+    """What the `<image>` marks and their like stand for, in order; None where nothing is said of it."""
     found = rest.pop(f"{kind}s", None)
     found = rest.pop(kind, None) if found is None else found
-    return [] if found is None else [found] if isinstance(found, str | dict) else list(found)
+    return [found] if isinstance(found, str | dict) else None if found is None else list(found)
 
 
 def _message(turn: Mapping[str, Any], media: dict[str, list[Any]]) -> dict[str, Any]:
@@ -215,7 +218,7 @@ def _message(turn: Mapping[str, Any], media: dict[str, list[Any]]) -> dict[str, 
     if not made:
         raise ValueError(f"a message of {told} without content found")
     message: dict[str, Any] = {"role": _ROLES[told], "content": made}
-    if message["role"] == "assistant" and (turn.get("loss") is False or turn.get("loss_weight") == 0):
+    if message["role"] == "assistant" and (turn.get("loss") is False or 0 in (turn.get("loss_weight"), turn.get("weight"))):
         message["loss"] = False
     return message
 
@@ -223,6 +226,8 @@ def _message(turn: Mapping[str, Any], media: dict[str, list[Any]]) -> dict[str, 
 def _parts(part: Any, media: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     if isinstance(part, str):
         part = {"type": "text", "text": part}
+    if not isinstance(part, dict):
+        raise ValueError(f"content {part!r} found, text or an object expected")
     kind = str(part.get("type", "")).removesuffix("_url").removeprefix("input_")
     value = next((part[name] for name in (part["type"], kind, "value", "url", "path") if name in part), None)
     if isinstance(value, dict) and "url" in value:
@@ -240,10 +245,13 @@ def _parts(part: Any, media: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _marked(words: str, media: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """Text with marks for what the conversation lists apart; without such a list a mark is text."""
+    """Text with marks for what the conversation lists apart; without such a list a mark is text. Raises ValueError for more
+    marks than it has."""
     for piece in _MARK.split(words):
         kind = piece[1:-1] if _MARK.fullmatch(piece) else ""
-        if kind and media[kind]:
+        if kind in media:
+            if not media[kind]:
+                raise ValueError(f"more {piece} marks found than there are {kind}s")
             source = media[kind].pop(0)
             if kind == "audio":
                 raise ValueError("sound found, pictures and videos expected")
@@ -254,7 +262,7 @@ def _marked(words: str, media: dict[str, list[Any]]) -> Iterator[dict[str, Any]]
 
 def _place_unmarked(messages: Sequence[dict[str, Any]], media: dict[str, list[Any]]) -> None:
     """Put what no mark stands for before the first question, if there was no mark at all."""
-    left = [(kind, source) for kind in ("image", "video") for source in media[kind]]
+    left = [(kind, source) for kind in ("image", "video") for source in media.get(kind, ())]
     asked = next((message for message in messages if message["role"] == "user"), None)
     if not left:
         return
@@ -264,9 +272,10 @@ def _place_unmarked(messages: Sequence[dict[str, Any]], media: dict[str, list[An
 
 
 def _item(kind: str, value: Any, told: Mapping[str, Any]) -> dict[str, Any]:
-    source = value.get(kind) if isinstance(value, dict) else value
+    # a dictionary says where under its kind, or as datasets of Hugging Face do
+    source = next((value[name] for name in (kind, "path") if value.get(name)), None) if isinstance(value, dict) else value
     if isinstance(source, str):
-        source = source.removeprefix("file://")
+        source = unquote(source.removeprefix("file://")) if source.startswith("file://") else source
     elif not (isinstance(source, list) and source and kind == "video"):
         raise ValueError(f"{kind} {source!r} found, a path or a key expected")
     words = {name: told[name] for name in _WORDS if told.get(name) is not None}
@@ -276,6 +285,8 @@ def _item(kind: str, value: Any, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _call(value: Any) -> str:
+    if isinstance(value, dict) and isinstance(value.get("arguments"), str):  # OpenAI's are JSON within JSON
+        value = {**value, "arguments": _parsed(value["arguments"].encode() or b"{}")}
     words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f"<tool_call>\n{words}\n</tool_call>"
 

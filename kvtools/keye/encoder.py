@@ -75,14 +75,9 @@ class Encoder:
         self._model = model
 
     @classmethod
-    def open(cls, src: str, *, device: str, dtype: str, rank: int = 0) -> Self:
-        """The eyes of a `model` bag or a Hugging Face directory; ranks take the GPUs of a machine in turn.
-
-        Raises Corrupt for what has none, Missing for nothing.
-        """
+    def open(cls, src: str, *, device: str, dtype: str) -> Self:
+        """The eyes of a `model` bag or a Hugging Face directory. Raises Corrupt for what has none, Missing for nothing."""
         loaded = checkpoint.load(src, dtype=DTYPES[dtype])
-        if device == "cuda":
-            device = f"cuda:{rank % torch.cuda.device_count()}"
         try:
             return cls(loaded.model, loaded.history, device)
         except ValueError as fault:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Index
 from kvtools.chance import generator
 from kvtools.faults import Corrupt
@@ -136,14 +135,14 @@ class PackedFeed:
     """
 
     def __init__(
-        self, streams: Sequence[str], *, seed: int = 0, check: Callable[[Row], None] = lambda _: None
+        self, streams: Sequence[Index], *, seed: int = 0, check: Callable[[Row], None] = lambda _: None
     ) -> None:  # fmt: skip
-        self._parts = [Index(open_source(src), src) for src in streams]
-        for part, src in zip(self._parts, streams, strict=True):
+        self._parts = list(streams)
+        for part in self._parts:
             if part.heads[0].kind != "sequence":
-                raise Corrupt(f"{src}: {part.heads[0].kind} records found, sequence expected.")
+                raise Corrupt(f"{part.name}: {part.heads[0].kind} records found, sequence expected.")
         self._places = [(p, n) for p, part in enumerate(self._parts) for n in range(len(part))]
-        self._seed, self._names, self._check = seed, list(streams), check
+        self._seed, self._check = seed, check
         self._loads: dict[int, Load] = {}
         self.lost, self.gone = Findings(), Findings()
 
@@ -170,7 +169,7 @@ class PackedFeed:
             self._check(row)
             return row
         except ValueError as fault:
-            raise Corrupt(f"{self._names[part]}: record {number}: {fault}.") from None
+            raise Corrupt(f"{self._parts[part].name}: record {number}: {fault}.") from None
 
 
 def steps(loads: Iterator[Load], n_tokens: int) -> Iterator[list[Load]]:

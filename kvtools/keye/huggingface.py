@@ -118,7 +118,8 @@ def _language(config: Mapping[str, Any]) -> LanguageShape:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise ValueError(f"rope_type {kind!r} found, default expected")
-    heads = _count(config, "num_attention_heads")
+    heads, head_dim = _count(config, "num_attention_heads"), _count(config, "head_dim", 128)
+    _refuse(rope, "mrope_section", list(sections(head_dim)))
     theta = rope.get("rope_theta", config.get("rope_theta", 1e6))
     return LanguageShape(
         width=_count(config, "hidden_size"),
@@ -126,7 +127,7 @@ def _language(config: Mapping[str, Any]) -> LanguageShape:
         layers=_count(config, "num_hidden_layers"),
         heads=heads,
         kv_heads=_count(config, "num_key_value_heads", heads),
-        head_dim=_count(config, "head_dim", 128),
+        head_dim=head_dim,
         vocabulary=_count(config, "vocab_size"),
         theta=_number(theta, "rope_theta"),
         eps=_number(config.get("rms_norm_eps", 1e-6), "rms_norm_eps"),

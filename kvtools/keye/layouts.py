@@ -110,12 +110,18 @@ def canonical(layout: str, names: Iterable[str]) -> dict[str, str]:
     return {name: name if layout != "siglip-vision" or name.startswith(_VISION) else _VISION + name for name in names}
 
 
-def _compare_layers(names: Iterable[str], shapes: Shapes) -> None:
+def stacks(names: Iterable[str]) -> dict[str, set[int]]:
+    """The numbers of the layers of each stack, by what their names begin with."""
     found: dict[str, set[int]] = {}
     for name in names:
         match = _LAYER.match(name)
         if match:
             found.setdefault(match[1], set()).add(int(match[2][:9]))
+    return found
+
+
+def _compare_layers(names: Iterable[str], shapes: Shapes) -> None:
+    found = stacks(names)
     prefix = "visual.vision_model" if shapes.layout == "keye" else "vision_model"
     for stack, part in ((f"{prefix}.encoder.layers.", shapes.vision), ("text_model.encoder.layers.", shapes.text),
                         ("model.layers.", shapes.language)):  # fmt: skip

@@ -19,7 +19,7 @@ from kvtools.artifact.blob import canonical, decode
 from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Reader
 from kvtools.chance import generator, seed_of
-from kvtools.faults import Corrupt
+from kvtools.faults import Corrupt, Usage
 from kvtools.findings import Findings
 from kvtools.keye.tasks import TASKS, Clip, Draw, Form, Question, are_alike, label
 from kvtools.keye.visual import Visual
@@ -51,7 +51,7 @@ class Table:
         if "file" not in titles:
             raise Corrupt(f"{src}: columns {', '.join(titles) or 'none'} found, file expected.")
         found: dict[str, Mapping[str, str]] = {}
-        for number, row in enumerate(rows[1:], start=2):
+        for number, row in ((number, row) for number, row in enumerate(rows[1:], start=2) if row):
             words = dict(zip(titles, row, strict=False))
             if len(row) != len(titles) or words["file"] in found:
                 raise Corrupt(
@@ -190,8 +190,13 @@ def ask_labels(
     asked_for: str | None, question: str,
 ) -> list[Question]:  # fmt: skip
     """A question a clip, in a shuffled order, over again until there are n. chance is the share of the most frequent answer,
-    what who looks at nothing reaches, or one of the options where that is more."""
+    what who looks at nothing reaches, or one of the options where that is more. Raises Corrupt for clips of one label, and
+    Usage for an asked_for that none has."""
     words = sorted(set(labels))
+    if labels and len(words) < 2:
+        raise Corrupt(f"labels: {words[0]!r} of all {len(labels)} clips found, two labels at least expected.")
+    if asked_for is not None and labels and asked_for not in words:
+        raise Usage(f"--positive {asked_for}: one of {', '.join(words)} expected.")
     asked_for = words[0] if asked_for is None and words else asked_for or ""
     n_options = min(n_choices, len(words))
     asked: list[Question] = []

@@ -103,8 +103,9 @@ class Recipe:
         return {name: value for name, value in self.words.items() if value not in ([], None)}
 
     def rate(self, arch: Architecture) -> float:
-        """The peak rate for a model of that architecture."""
-        return self.lr if self.lr is not None else rate_of(self.stage, arch.language.width)
+        """The peak rate for a model of that architecture: by the width of the tower where that is what learns."""
+        width = (arch.vision if self.what.is_contrastive else arch.language).width
+        return self.lr if self.lr is not None else rate_of(self.stage, width)
 
     def plan(self, lengths: Lengths, arch: Architecture, dtype: Any) -> Plan:
         """The loop's plan, for epochs of those lengths."""

@@ -39,6 +39,6 @@ STAGES = {
 
 
 def rate_of(stage: str, width: int) -> float:
-    """The peak rate of a stage for a decoder of that width: inverse to it beyond 128, as maximal update parametrisation has it
+    """The peak rate of a stage for a part of that width: inverse to it beyond 128, as maximal update parametrisation has it
     (arXiv 2203.03466)."""
     return STAGES[stage].rate * min(1.0, 128 / width)

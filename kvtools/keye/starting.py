@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 
 from kvtools.artifact import is_stream
 from kvtools.artifact.blob import bytes_of, canonical
-from kvtools.artifact.files import open_source
+from kvtools.artifact.files import open_seekable
 from kvtools.artifact.history import Step
 from kvtools.artifact.stream import Index, Reader
 from kvtools.faults import Corrupt, Usage
@@ -33,6 +33,7 @@ from kvtools.keye.model import Keye
 from kvtools.keye.recipe import Recipe
 from kvtools.keye.rows import Row
 from kvtools.keye.sizes import SIZES, Architecture, TextShape
+from kvtools.keye.tokenizer import FILE as TOKENIZER
 from kvtools.keye.training import Answering, Contrasting, Task
 from kvtools.learn.settings import Lengths
 from kvtools.world import World
@@ -59,7 +60,7 @@ class Given:
 
     media: Media
     conversations: list[dict[str, Any]] = field(default_factory=list)
-    packed: list[str] = field(default_factory=list)
+    packed: list[Index] = field(default_factory=list)
     held: list[dict[str, Any]] = field(default_factory=list)
     histories: list[list[Step]] = field(default_factory=list)
     digest: str = ""
@@ -118,17 +119,18 @@ def open_data(data: Sequence[str], *, ratio: str | None, media: Sequence[str], v
     """The data that options name. Raises Corrupt for inputs of another kind, Usage for options that do not fit them."""
     streams = [src for src in media if not Path(src).is_dir()]
     found: list[list[dict[str, Any]]] = []
-    packed: list[str] = []
+    packed: list[Index] = []
     digest = hashlib.blake2b(digest_size=8)
     histories, lost, roots = [], [], [src for src in media if Path(src).is_dir()]
     for src in data:
-        if _is_packed(src):
-            index = Index(open_source(src), src)
-            packed.append(src)
+        file = open_seekable(src)
+        if _is_packed(file, _named(src)):
+            index = Index(file, _named(src))
+            packed.append(index)
             histories.append(index.heads[0].history)
             digest.update(index.digest.encode())
         else:
-            opened = open_conversations(src)
+            opened = open_conversations(src, file)
             found.append(opened.found)
             histories.append(opened.history)
             lost.append((_named(src), opened.lost))
@@ -136,7 +138,7 @@ def open_data(data: Sequence[str], *, ratio: str | None, media: Sequence[str], v
             for conversation in opened.found:
                 digest.update(canonical(conversation))
     if packed and found:
-        raise Usage(f"{packed[0]}: packed rows beside conversations. Give one or the other.")
+        raise Usage(f"{packed[0].name}: packed rows beside conversations. Give one or the other.")
     if packed and ratio is not None:
         raise Usage("--ratio: packed rows have been mixed already. Leave it out.")
     held = open_conversations(valid) if valid is not None else None
@@ -144,7 +146,7 @@ def open_data(data: Sequence[str], *, ratio: str | None, media: Sequence[str], v
         lost.append((_named(valid or ""), held.lost))
         roots.append(held.root)
     with Media(list(dict.fromkeys(roots)), streams) as opened_media:
-        digest.update(f"{ratio} {opened_media.digest}".encode())
+        digest.update(f"{ratio} {opened_media.digest} {[src for src in media if src not in streams]}".encode())
         digest.update(canonical(held.found if held else []))
         conversations = mixed(found, ratio)
         yield Given(
@@ -174,9 +176,10 @@ def begin(recipe: Recipe, init: Sequence[str], tokenizer: str | None, device: st
     """The model that a run starts from, on its device. Raises Corrupt for parts that do not fit one another."""
     parts = [checkpoint.open_weights(src) for src in init]
     speaker = _speaker(parts, is_contrastive=recipe.what.is_contrastive) if tokenizer is None else None
-    chat = Chat.open(tokenizer)
-    if speaker is not None:
-        chat = Chat.from_bytes(speaker.files[checkpoint.TOKENIZER], f"{speaker.name}: {checkpoint.TOKENIZER}")
+    chat = Chat.open(tokenizer) if speaker is None else Chat.of_model(speaker.name, speaker.files)
+    if chat is None:
+        assert speaker is not None, "bytes are always there"
+        raise Corrupt(f"{speaker.name}: no tokenizer in it. Give the one it was trained with: --tokenizer FILE.")
     arch = recipe.shaped(_base(parts, SIZES[recipe.size], chat))
     if any(part.shapes.language is not None for part in parts):
         chat.require_fits(arch.language.vocabulary, arch.image_token, arch.video_token)
@@ -239,11 +242,12 @@ def lengths_of(recipe: Recipe, task: Task) -> Lengths:
     return Lengths(n_steps, n_steps * recipe.batch_tokens)
 
 
-def _is_packed(src: str) -> bool:
-    if src == "-":
-        return False
-    with open_source(src) as file:
-        return is_stream(file) and Reader(file, src).head.kind == "sequence"
+def _is_packed(file: BinaryIO, name: str) -> bool:
+    """Whether a file holds packed rows; it is left where it was."""
+    begin = file.tell()
+    is_packed = is_stream(file) and Reader(file, name).head.kind == "sequence"
+    file.seek(begin)
+    return is_packed
 
 
 def _named(src: str) -> str:
@@ -251,9 +255,9 @@ def _named(src: str) -> str:
 
 
 def _speaker(parts: Sequence[Weights], *, is_contrastive: bool) -> Weights | None:
-    """The part whose tokenizer is taken: that whose words the model takes over, or any that has one."""
-    having = [part for part in reversed(parts) if checkpoint.TOKENIZER in part.files]
-    wanted = [part for part in having if (part.shapes.text if is_contrastive else part.shapes.language) is not None]
+    """The part whose tokenizer is taken: that whose words the model takes over, or any that has one; None for bytes."""
+    wanted = [part for part in reversed(parts) if (part.shapes.text if is_contrastive else part.shapes.language) is not None]
+    having = [part for part in reversed(parts) if TOKENIZER in part.files]
     return next(iter([*wanted, *having]), None)
 
 
@@ -288,8 +292,9 @@ def _base(parts: Sequence[Weights], arch: Architecture, chat: Chat) -> Architect
         elif shapes.language is not None:
             base = replace(base, language=shapes.language)
         elif shapes.vision is not None:
-            # a published SigLIP knows no rotations; Keye-VL adds them to it (spec/keye.md 3)
-            base = replace(base, vision=replace(shapes.vision, rope=True) if part.huggingface else shapes.vision)
+            # a published SigLIP knows no rotations; Keye-VL adds them to it (spec/keye.md 3). One trained here has a recipe
+            is_published = bool(part.huggingface) and not part.recipe
+            base = replace(base, vision=replace(shapes.vision, rope=True) if is_published else shapes.vision)
     return base
 
 

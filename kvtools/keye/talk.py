@@ -123,13 +123,8 @@ def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> t
     arch = weights.shapes.whole
     if arch is None:
         raise Corrupt(f"{src}: a {weights.shapes.layout} found, which cannot answer; a whole Keye-VL expected.")
-    if tokenizer is not None:
-        chat = Chat.open(tokenizer)
-    elif checkpoint.TOKENIZER in weights.files:
-        chat = Chat.from_bytes(weights.files[checkpoint.TOKENIZER], f"{src}: {checkpoint.TOKENIZER}")
-    elif os.path.exists(os.path.join(src, "vocab.json")):
-        chat = Chat.open(src)
-    else:
+    chat = Chat.open(tokenizer) if tokenizer is not None else Chat.of_model(src, weights.files)
+    if chat is None:
         raise Corrupt(f"{src}: no tokenizer in it. Give the one it was trained with: --tokenizer FILE.")
     chat.require_fits(arch.language.vocabulary, arch.image_token, arch.video_token)
     model = checkpoint.made_of(weights, dtype=DTYPES[dtype]).model

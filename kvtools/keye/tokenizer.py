@@ -16,6 +16,7 @@ import numpy as np
 from kvtools.artifact.files import open_source
 from kvtools.faults import Corrupt, Missing
 
+FILE = "tokenizer.json"
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
            "<|image_pad|>", "<|video_pad|>")  # fmt: skip
 SPEECH = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")

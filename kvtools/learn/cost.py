@@ -20,7 +20,7 @@ def measured_peak(device: str, dtype: torch.dtype) -> float:
     while time.perf_counter() < end or best == float("inf"):
         begun = time.perf_counter()
         torch.mm(a, b, out=out)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if out.is_cuda:
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - begun)
     return float(2 * _SIDE**3 / best)

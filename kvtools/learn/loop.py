@@ -163,7 +163,7 @@ class Training:
         sums: dict[str, float] = {"count": 0.0, "tokens": 0.0, "flops": 0.0}
         for number in range(self._world.rank, len(pieces), self._world.size):
             torch.manual_seed(seed_of(self.plan.seed, "step", self.progress.step, number))
-            with torch.autocast(self._device, DTYPES[self.plan.dtype], enabled=self.plan.dtype != "float32"):
+            with torch.autocast(torch.device(self._device).type, DTYPES[self.plan.dtype], enabled=self.plan.dtype != "float32"):
                 loss = self.task.loss(pieces[number])
             loss.total.backward()  # type: ignore[no-untyped-call]
             for name, value in {"count": loss.count, "tokens": loss.tokens, "flops": loss.flops, **loss.told}.items():

@@ -5,15 +5,17 @@ import os
 from kvtools.faults import Usage
 
 
-def place_of(device: str, dtype: str = "auto") -> tuple[str, str]:
-    """("cpu" or "cuda", "float32" or "bfloat16"); auto is cuda where there is one, and bfloat16 there. Raises Usage."""
+def place_of(device: str, dtype: str = "auto", *, rank: int = 0) -> tuple[str, str]:
+    """("cpu" or "cuda:N", "float32" or "bfloat16"); auto is cuda where there is one, and bfloat16 there. Ranks take the GPUs
+    of a machine in turn. Raises Usage."""
     import torch
 
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise Usage("--device cuda: a machine that has one expected.")
-    place = "cuda" if device != "cpu" and has_cuda else "cpu"
-    return place, ("bfloat16" if place == "cuda" else "float32") if dtype == "auto" else dtype
+    is_cuda = device != "cpu" and has_cuda
+    place = f"cuda:{rank % torch.cuda.device_count()}" if is_cuda else "cpu"
+    return place, ("bfloat16" if is_cuda else "float32") if dtype == "auto" else dtype
 
 
 def share_cores(n_processes: int) -> None:

@@ -177,7 +177,7 @@ def test_a_tower_and_a_decoder_of_others_are_put_together_and_go_back(here, capf
 
 
 def test_stage_0_goes_on_from_a_published_siglip_and_goes_back_to_it(here, capfd, published):
-    done = say(f"{GIVEN} --stage matching --init siglip --steps 2 -o m", capfd)
+    done = say(f"{GIVEN} --stage matching --init siglip --tokenizer qwen3 --steps 2 -o m", capfd)
     assert (done.code, done.err) == (0, "")
     assert say("kvtools convert m -o back/").code == 0
     before, after = (load_file(f"{name}/model.safetensors") for name in ("siglip", "back"))
@@ -186,6 +186,27 @@ def test_stage_0_goes_on_from_a_published_siglip_and_goes_back_to_it(here, capfd
     told = published.SiglipModel.from_pretrained("back", output_loading_info=True)[1]
     assert not told["missing_keys"]
     assert not told["unexpected_keys"]
+
+
+def test_published_words_are_not_learnt_by_another_tokenizer_unasked(here, capfd, published):
+    (here / "qwen3" / "tokenizer.json").rename(here / "its.json")
+    line = f"{GIVEN} --stage alignment --init siglip --init qwen3 --steps 1 -o m"
+    done = say(line, capfd)
+    assert (done.code, done.out) == (65, b"")
+    assert done.err == (
+        "kvtools pretrain keye: qwen3: no tokenizer in it. Give the one it was trained with: --tokenizer FILE.\n"
+    )
+    done = say(f"{GIVEN} --stage matching --init siglip --steps 1 -o m", capfd)
+    assert "siglip: no tokenizer in it" in done.err
+    assert say(f"{line} --tokenizer its.json").code == 0
+
+
+def test_rotations_left_out_of_a_published_tower_stay_out(here, capfd, published):
+    given = f"{GIVEN} --tokenizer qwen3"
+    for more, has in (("--architecture vision.rope=false", False), ("", True)):
+        assert say(f"{given} --stage matching --init siglip --steps 1 {more} --force -o seen", capfd).code == 0
+        assert say(f"{given} --stage alignment --init seen --init qwen3 --steps 1 --force -o m", capfd).code == 0
+        assert info(capfd, "m")["architecture"]["vision"]["rope"] is has
 
 
 # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -452,6 +473,16 @@ def test_packed_rows_train_a_model_and_are_resumed(here, capfd, monkeypatch):
     assert steps[:5] == steps[5:]
 
 
+@pytest.mark.parametrize("line", ["cat rows.kvs | {} -", "{} <(cat rows.kvs)", "{} - < rows.kvs"])
+def test_packed_rows_come_through_a_pipe_as_well(sh, here, line):
+    pack("rows.kvs")
+    train = f"kvtools pretrain keye {SMALL} --steps 5 -o"
+    assert sh(f"{train} whole rows.kvs").code == 0
+    done = sh(line.format(f"{train} m"))
+    assert (done.code, done.err) == (0, "")
+    assert is_same(load_file("m"), load_file("whole"))
+
+
 def test_ids_out_of_the_vocabulary_are_one_line(here, capfd):
     pack("rows.kvs", n_tokens_added=70_000)
     done = say(f"kvtools pretrain keye rows.kvs {SMALL} --steps 2 -o m", capfd)
@@ -517,6 +548,8 @@ REFUSED = [
     (f"{ASKED} --media clips.kvs --init foreign -o m", 65, "foreign: a foreign bag found, a model of keye expected"),
     (f"{ASKED} --media clips.kvs --init clips.kvs -o m", 65, "clips.kvs: video records found, a model expected"),
     (f"{ASKED} --media clips.kvs --init wide.model -o m", 65, "another --size or --architecture"),
+    (f"{ASKED} --media clips.kvs --init small.model --architecture language.layers=1 -o m", 65, "model.layers.: "),
+    (f"{ASKED} --media clips.kvs --init small.model --architecture vision.layers=5 -o m", 65, "layers found, 5 expected"),
     (
         f"{ASKED} --media clips.kvs --init small.model --tokenizer other.json -o m",
         65,

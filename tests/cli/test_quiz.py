@@ -162,6 +162,10 @@ def test_fewer_questions_than_asked_for_is_told(sh, top):
         ("kvtools quiz clips.kvs --split valid:0.5", 2, "train:SHARE or test:SHARE"),
         ("kvtools quiz clips.kvs --split train:x", 2, "train:SHARE or test:SHARE"),
         ("kvtools quiz clips.kvs --question What?", 2, "--labels with them"),
+        ("kvtools quiz clips.kvs --labels two.csv --positive calm", 2, "--positive calm: --form check"),
+        ("kvtools quiz clips.kvs --labels two.csv --form check --positive Fight", 2, "one of calm, fight expected"),
+        ("kvtools quiz clips.kvs --labels two.csv --task order", 2, "--task order: --labels without it"),
+        ("kvtools quiz clips.kvs --labels one.csv", 65, "'calm' of all 1 clips found"),
         ("kvtools quiz clips.kvs --labels bad.csv", 65, "bad.csv: columns a found, file expected"),
         ("kvtools quiz clips.kvs --labels files.csv", 65, "files.csv: no column label"),
         ("kvtools quiz clips.kvs --group none.csv", 66, "no such file"),
@@ -173,6 +177,8 @@ def test_fewer_questions_than_asked_for_is_told(sh, top):
 )
 def test_errors_are_one_line_with_their_code(top, capfd, line, code, words):
     (top / "bad.csv").write_text("a\n1\n")
+    (top / "one.csv").write_text("file,label\nv0.mp4,calm\n")
+    (top / "two.csv").write_text("file,label\nv0.mp4,calm\nv1.mp4,fight\n\n")  # a blank line is none
     (top / "files.csv").write_text("file\nv0.mp4\n")
     with inside(top):
         done = say(line, capfd)

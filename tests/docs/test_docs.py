@@ -303,7 +303,8 @@ def test_the_program_in_the_stream_page_writes_the_bytes_it_shows(tmp_path):
 
 def told_sizes(page):
     """{size: {name: word}} of the table under SIZES."""
-    table = re.search(r"^\.Sh SIZES$.*?^\.Bd -literal -offset indent$\n(.*?)^\.Ed$", (MAN / page).read_text(), re.M | re.S)[1]
+    section = (MAN / page).read_text().partition("\n.Sh SIZES\n")[2]
+    table = section.partition("\n.Bd -literal -offset indent\n")[2].partition("\n.Ed\n")[0]
     head, *lines = (line.split() for line in table.splitlines())
     return {size: {name: words[i] for name, *words in lines} for i, size in enumerate(head)}
 
@@ -326,7 +327,7 @@ def test_sizes_are_those_that_the_pages_tell():
 
 def test_rates_of_stages_are_those_that_the_page_tells():
     told = (MAN / "kvtools-pretrain-keye.1").read_text()
-    words = re.search(r"Rates at their peak are (.*?)for the others", told, re.S)[1]
+    words = re.search(r"Rates at their peak are (.*?)for the others", told, re.DOTALL)[1]
     named = dict(re.findall(r"(\de-\d) for\n\.Cm (\w+)", words))
     rest = words.split()[-1]
     for name, stage in STAGES.items():

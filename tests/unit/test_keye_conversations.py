@@ -81,6 +81,16 @@ LAYOUTS = {
                       {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]},
         [("user", "x"), ("assistant", '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>')],
     ),
+    "calls as OpenAI's, JSON within JSON": (
+        {"messages": [{"role": "user", "content": "x"},
+                      {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"city": "Rome"}'}}]}]},
+        [("user", "x"), ("assistant", '<tool_call>\n{"name": "f", "arguments": {"city": "Rome"}}\n</tool_call>')],
+    ),
+    "pictures as data sets and browsers name them": (
+        {"messages": [{"role": "user", "content": "<image><image>"}, {"role": "assistant", "content": "two"}],
+         "images": [{"path": "a.jpg", "bytes": None}, "file:///tmp/a%20b.jpg"]},
+        [("user", {"image": "a.jpg"}, {"image": "/tmp/a b.jpg"}), ("assistant", "two")],
+    ),
     "pairs": (
         {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "good"},
          "rejected": {"from": "gpt", "value": "bad"}},
@@ -109,8 +119,9 @@ def test_what_else_is_said_stays():
     assert (made["mode"], made["answer"], made["id"]) == ("think", 4, "3")
     pair = normal(LAYOUTS["pairs"][0])
     assert pair["rejected"] == {"role": "assistant", "content": [{"type": "text", "text": "bad"}]}
-    unlearnt = normal({"messages": [{"role": "assistant", "content": "x", "loss_weight": 0.0}]})
-    assert unlearnt["messages"][0]["loss"] is False
+    for word in ({"loss_weight": 0.0}, {"weight": 0}, {"loss": False}):
+        assert normal({"messages": [{"role": "assistant", "content": "x", **word}]})["messages"][0]["loss"] is False
+    assert "loss" not in normal({"messages": [{"role": "assistant", "content": "x", "weight": 1}]})["messages"][0]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +137,10 @@ def test_what_else_is_said_stays():
         ({"messages": [{"role": "user", "content": "<audio>x"}], "audios": ["a"]}, "sound found"),
         ({"messages": [{"role": "user", "content": "x"}], "audios": ["a"]}, "sound found"),
         ({"messages": [{"role": "user", "content": "<image>"}], "images": ["a", "b"]}, "1 pictures or videos more"),
+        ({"messages": [{"role": "user", "content": "<image><image>"}], "images": ["a"]}, "more <image> marks"),
+        ({"messages": "hello"}, "messages 'hello' found, a list of objects"),
+        ({"messages": [{"role": "user", "content": [3]}]}, "content 3 found"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}, "not JSON"),
         ({"messages": [{"role": "user", "content": "x"}], "mode": "loud"}, "mode 'loud'"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from small_media import clip_of, write_stream
 
 from kvtools.artifact.files import Sink, open_source
-from kvtools.artifact.stream import Head, Reader, Writer
+from kvtools.artifact.stream import Head, Index, Reader, Writer
 from kvtools.faults import Corrupt
 from kvtools.keye import rows
 from kvtools.keye.chat import Chat
@@ -17,6 +17,10 @@ from kvtools.keye.rope import positions
 
 CHAT = Chat.open(None)
 SYSTEM = {"role": "system", "content": ""}
+
+
+def index_of(path):
+    return Index(open_source(str(path)), str(path))
 
 
 def talk(name, n_letters, *visuals):
@@ -77,12 +81,12 @@ def test_a_sequence_record_gives_the_row_back(tmp_path, media):
         assert (found.pixels is None) == (expected.pixels is None)
         assert found.keys == expected.keys
         assert found.as_is == expected.as_is
-    feed = PackedFeed([str(tmp_path / "s.kvs")], seed=3)
+    feed = PackedFeed([index_of(tmp_path / "s.kvs")], seed=3)
     loads = list(feed.epoch(0))
     assert sorted(load.keys for load in loads) == [("one", "two"), ("three",)]
     assert {feed.build(load).keys for load in loads} == {("one", "two"), ("three",)}
     with pytest.raises(Corrupt, match="video records found, sequence expected"):
-        PackedFeed([str(tmp_path / "clips.kvs")])
+        PackedFeed([index_of(tmp_path / "clips.kvs")])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from small_keye import ARCH
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kvtools.artifact.files import Sink
-from kvtools.artifact.stream import Head, Writer
+from kvtools.artifact.files import Sink, open_source
+from kvtools.artifact.stream import Head, Index, Writer
 from kvtools.faults import Corrupt, Usage
 from kvtools.keye import starting
 from kvtools.keye.augment import Augment, mirrored
@@ -308,7 +308,7 @@ def packed(path, rows):
         for number, row in enumerate(rows):
             tensors, fields = to_record(row)
             writer.write(f"r{number}", tensors, **fields)
-    return str(path)
+    return Index(open_source(str(path)), str(path))
 
 
 def test_packed_rows_give_the_loss_of_the_conversations_they_are_of(tmp_path):
@@ -489,10 +489,10 @@ def test_patience_is_at_least_an_epoch_where_there_is_any(patience, n_epochs):
 
 
 def test_a_stage_has_its_rate_and_wide_models_a_lower_one():
-    wide = replace(SMALL, language=replace(SMALL.language, width=512))
+    wide = replace(SMALL, language=replace(SMALL.language, width=512), vision=replace(SMALL.vision, width=256))
     for stage, told in STAGES.items():
         assert recipe(stage).rate(SMALL) == told.rate
-        assert recipe(stage).rate(wide) == told.rate / 4
+        assert recipe(stage).rate(wide) == told.rate / (2 if told.is_contrastive else 4)
         alone = stage in ("matching", "alignment")  # what is trained alone has the stage's own rate
         assert recipe(stage).plan(Lengths(40, 40_000), SMALL, "float32").rates == ({} if alone else SLOWER)
     assert recipe(lr=0.5).rate(wide) == 0.5

@@ -58,27 +58,6 @@ say kvtools plot stages.jsonl -o stages.png --force
 show "kvtools info keye.safetensors | grep -E 'model|history'"
 kvtools info keye.safetensors | grep -E 'model|history'
 
-# ── what it has learnt ───────────────────────────────────────────────────────────────────────────────────────────────────
-echo
-python - 1.safetensors 2.safetensors a.safetensors b.safetensors keye.safetensors <<'PY'
-import sys
-from kvtools.keye import checkpoint
-from kvtools.keye.chat import Chat
-from kvtools.keye.choosing import chosen
-from kvtools.keye.conversations import open_conversations
-from kvtools.keye.media import Media
-
-print(f"{'answered right, of clips held out':<36}{'time':>16}{'match':>16}")
-with Media([], ["clips.kvs"]) as media:
-    for name in sys.argv[1:]:
-        loaded = checkpoint.load(name)
-        chat = Chat.from_bytes(loaded.tokenizer_json)
-        cells = []
-        for task in ("time", "match"):
-            asked = open_conversations(f"{task}-test.kvs").found
-            told = chosen(loaded.model, chat, media, asked)
-            right = sum(said == each["answer"] for said, each in zip(told, asked))
-            cells.append(f"{right / len(asked):.2f} of {len(asked)}")
-        print(f"{name:<36}{cells[0]:>16}{cells[1]:>16}", flush=True)
-    print(f"{'by chance':<36}{0.5:>10.2f}{0.5:>16.2f}")
-PY
+# ── what it has learnt, of clips held out ───────────────────────────────────────────────────────────────────────────────
+say kvtools answer time-test.kvs match-test.kvs --media clips.kvs --model 1.safetensors --model 2.safetensors \
+  --model a.safetensors --model b.safetensors --model keye.safetensors

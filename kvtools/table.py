@@ -49,6 +49,7 @@ COMMANDS = {
     "embed": Entry("Plumbing", "Turn what is said of items into vectors.", ("items", "embedding", "video"), ("embedding",)),
     "pairs": Entry("Plumbing", "Find items that go together in interactions.", ("interactions",), ("pair",)),
     "quiz": Entry("Plumbing", "Make questions that clips answer by themselves.", ("video", "video files"), ("conversation",)),
+    "answer": Entry("Plumbing", "Let models answer questions, and count.", ("conversation", "model", "video")),
     "convert": Entry(
         "Plumbing",
         "Turn files of other people's making into artifacts, and models back.",

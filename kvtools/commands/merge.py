@@ -13,7 +13,7 @@ EXAMPLES = [
     "kvtools merge --weights 2,1 a.safetensors b.safetensors | kvtools sum -",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
-SEE_ALSO = ("kvtools pretrain onerec", "kvtools convert", "kvtools info")
+SEE_ALSO = ("kvtools answer", "kvtools pretrain onerec", "kvtools convert", "kvtools info")
 
 # what is true of one of the models, and not of their average
 _OF_ONE = ("kind", "config", "history", "crc32", "merged", "step", "validation", "loss", "tokens", "seconds")

@@ -1,18 +1,79 @@
 """Which of its options a model chooses for a question, by the first token alone: one pass a question, nothing generated.
 
 That measures what a model knows, whether or not it has learnt to end its answers; what it would say is generate.py's to tell.
+And how many it chooses right, with how far that may be chance.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from kvtools.chance import generator
+from kvtools.faults import Corrupt
 from kvtools.keye.chat import Chat
+from kvtools.keye.conversations import open_conversations
 from kvtools.keye.media import Media
 from kvtools.keye.model import Keye
 from kvtools.keye.rows import join, prompt
 from kvtools.keye.tasks import LETTERS
+
+_DRAWS = 2000  # of clips, for an interval
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How many of n questions of a task were answered right, the share of them, its 95 % interval, and that of guessing."""
+
+    task: str
+    right: int
+    n: int
+    share: float
+    low: float
+    high: float
+    chance: float
+
+
+def open_questions(src: str) -> list[dict[str, Any]]:
+    """The questions of a path or `-`. Raises Corrupt for conversations that are none, or have no options."""
+    found = open_conversations(src).found
+    name = "stdin" if src == "-" else src
+    for question in found:
+        try:
+            if question["answer"] not in options_of(question):
+                raise ValueError(f"answer {question['answer']!r} found, one of its options expected")
+        except KeyError as fault:
+            raise Corrupt(f"{name}: {question['id']}: no {fault.args[0]} in it; questions of kvtools quiz expected.") from None
+        except ValueError as fault:
+            raise Corrupt(f"{name}: {question['id']}: {fault}.") from None
+    return found
+
+
+def marked(questions: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[Marks]:
+    """The marks of each task, in the order in which tasks come. Clips are drawn with replacement for the interval, whole: the
+    questions of one clip are not independent."""
+    told: dict[str, list[int]] = {}
+    for number, question in enumerate(questions):
+        told.setdefault(str(question.get("task", "")), []).append(number)
+    found = []
+    for task, numbers in told.items():
+        is_right = np.array([answers[i] == questions[i]["answer"] for i in numbers])
+        clips = [(questions[i].get("clips") or [questions[i]["id"]])[0] for i in numbers]
+        low, high = _interval(is_right, clips)
+        chance = float(np.mean([questions[i].get("chance", 0.0) for i in numbers]))
+        found.append(Marks(task, int(is_right.sum()), len(numbers), float(is_right.mean()), low, high, chance))
+    return found
+
+
+def _interval(is_right_N: np.ndarray, clips: Sequence[str]) -> tuple[float, float]:
+    number = {clip: i for i, clip in enumerate(dict.fromkeys(clips))}
+    clip_N = np.array([number[clip] for clip in clips])
+    right_C, n_C = (np.bincount(clip_N, weights=w, minlength=len(number)) for w in (is_right_N, None))
+    drawn = generator(0, "interval").integers(len(number), size=(_DRAWS, len(number)))
+    low, high = np.quantile(right_C[drawn].sum(1) / n_C[drawn].sum(1), [0.025, 0.975]).tolist()
+    return low, high
 
 
 def options_of(question: Mapping[str, Any]) -> list[str]:

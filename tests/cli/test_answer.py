@@ -1,0 +1,84 @@
+"""Models that answer questions, as a user asks them: how many are right, and what is refused."""
+
+import json
+
+import cinema
+import pytest
+from cinema import TRAIN, conversation
+from shop import say
+
+from kvtools.keye.choosing import marked
+
+
+def asked_of(number, said, answer, form, choices):
+    told = {"task": "fair", "form": form, "choices": choices, "chance": 0.5, "clips": [f"c{number}"]}
+    return {**conversation(number, "Is it?", said), **told, "answer": answer}
+
+
+@pytest.fixture(scope="module")
+def top(tmp_path_factory):
+    """A model that has learnt to say yes, one that has not, and questions whose answer is yes three times of four."""
+    top = tmp_path_factory.mktemp("answers")
+    cinema.furnish(top)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(top)
+        words = ["no", "yes", "yes", "yes"] * 2
+        asked = [asked_of(n, word, word, "check", ["yes", "no"]) for n, word in enumerate(words)]
+        cinema.write(top / "questions.jsonl", asked)
+        cinema.write(top / "yes.jsonl", [conversation(n, "Is it?", "yes") for n in range(12)])
+        line = TRAIN.replace("asked.jsonl", "yes.jsonl")
+        assert say(f"{line} --steps 60 --lr 0.01 -o yes.model").code == 0
+        assert say(f"{line} --steps 1 --lr 1e-9 -o fresh.model").code == 0
+    return top
+
+
+def test_right_answers_are_counted_a_line_a_model(sh, top):
+    line = "kvtools answer questions.jsonl --media clips.kvs --model yes.model --model fresh.model --json"
+    done = sh(f"cd {top}; {line}")
+    assert (done.code, done.err) == (0, "")
+    first, second = map(json.loads, done.out.splitlines())
+    assert {name: first[name] for name in ("model", "task", "right", "n", "share", "chance")} == {
+        "model": "yes.model", "task": "fair", "right": 6, "n": 8, "share": 0.75, "chance": 0.5,
+    }  # fmt: skip
+    assert 0 <= first["low"] < 0.75 < first["high"] <= 1
+    assert (second["model"], second["n"]) == ("fresh.model", 8)
+    table = sh(f"cd {top}; cat questions.jsonl | kvtools answer - --media clips.kvs --model yes.model").out.splitlines()
+    assert table[0].split() == b"model task right of share 95 % chance".split()
+    assert table[1].split()[:5] == b"yes.model fair 6 8 0.75".split()
+
+
+def test_an_interval_is_over_clips_not_questions():
+    asked = [{"id": str(n), "task": "t", "answer": "yes", "clips": [f"c{n % 2}"], "chance": 0.5} for n in range(100)]
+    (of_two,) = marked(asked, ["yes" if n % 2 else "no" for n in range(100)])
+    assert (of_two.low, of_two.share, of_two.high) == (0.0, 0.5, 1.0)
+    (of_all,) = marked([{**each, "clips": [each["id"]]} for each in asked], ["yes" if n % 2 else "no" for n in range(100)])
+    assert 0.3 < of_all.low < 0.45 < 0.55 < of_all.high < 0.7
+
+
+def test_tasks_are_marked_apart():
+    asked = [{"id": str(n), "task": "ab"[n % 2], "answer": "yes", "chance": n % 2 / 2} for n in range(4)]
+    found = marked(asked, ["yes", "no", "yes", "yes"])
+    assert [(one.task, one.right, one.n, one.chance) for one in found] == [("a", 2, 2, 0.0), ("b", 1, 2, 0.5)]
+
+
+REFUSED = [
+    ("questions.jsonl --media clips.kvs", 2, "--model missing"),
+    ("- --media clips.kvs --model -", 2, "one input from stdin"),
+    ("yes.jsonl --media clips.kvs --model yes.model", 65, "q0: no answer in it; questions of kvtools quiz expected"),
+    ("open.jsonl --media clips.kvs --model yes.model", 65, "open question has no options"),
+    ("wrong.jsonl --media clips.kvs --model yes.model", 65, "answer 'perhaps' found"),
+    ("questions.jsonl --model yes.model", 65, "yes.model: "),
+    ("questions.jsonl --media clips.kvs --model clips.kvs", 65, "a model expected"),
+    ("none.jsonl --media clips.kvs --model yes.model", 66, "no such file"),
+    ("questions.jsonl --media none --model yes.model", 66, "no such file"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "words"), REFUSED)
+def test_what_cannot_be_answered_is_told_in_one_line(top, monkeypatch, capfd, line, code, words):
+    monkeypatch.chdir(top)
+    cinema.write(top / "open.jsonl", [asked_of(0, "I", "I", "open", [])])
+    cinema.write(top / "wrong.jsonl", [asked_of(0, "yes", "perhaps", "check", ["yes", "no"])])
+    done = say(f"kvtools answer {line}", capfd)
+    assert (done.code, done.out, done.err.count("\n")) == (code, b"", 1), done.err
+    assert words in done.err

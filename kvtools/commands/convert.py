@@ -80,7 +80,7 @@ def main(
     refuse_existing(output, force=force)
     name = "stdin" if src == "-" else src
     log, findings, history = open_interactions(src, columns=roles(columns or []))
-    code = findings.settle(name, lambda words: ctx.obj.note(words, quiet=quiet), strict=strict, is_told=verbose)
+    code = findings.settle(name, ctx.obj.note, strict=strict, is_told=verbose)
     head = Head("interaction", extend("convert", ctx.obj.argv, before=[history], stamp=stamp))
     with Writer(Sink(output, force=force), head, level=compress) as writer:
         write_interactions(log, writer)

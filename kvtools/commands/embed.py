@@ -134,7 +134,7 @@ def main(
         for batch, x_nD in vectors.batches(blocks):
             writer.write(f"{writer.n_records:08d}", {"vectors": x_nD, **pack("keys", batch)})
             n_items, width = n_items + len(batch), x_nD.shape[1]
-        code = findings.settle(name, lambda line: ctx.obj.note(line, quiet=quiet), strict=strict)
+        code = findings.settle(name, ctx.obj.note, strict=strict)
         if not n_items:
             raise Corrupt(f"{name}: no item left to write.")
     if report:

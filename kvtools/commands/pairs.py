@@ -89,7 +89,7 @@ def main(
         refuse_existing(dst or "-", force=force)
     name = "stdin" if interactions == "-" else interactions
     log, findings, history = open_interactions(interactions, columns=roles(columns or []))
-    code = findings.settle(name, lambda words: ctx.obj.note(words, quiet=quiet), strict=strict, is_told=verbose)
+    code = findings.settle(name, ctx.obj.note, strict=strict, is_told=verbose)
 
     is_used = np.ones(len(log.items), bool) if all_parts else split(log) == TRAIN
     if min_rating is not None:

@@ -1,5 +1,6 @@
 """`kvtools pretrain onerec`: interactions and semantic IDs in, a generator of recommendations out."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
@@ -119,10 +120,9 @@ def main(
         return 0
     world = ctx.obj.world
     require(items is not None, "--items", "missing", "semantic IDs, from kvtools semid-build,")
-    require(
-        interactions != "-" or world.size == 1, "INTERACTIONS", f"- on {world.size} ranks", "a file, which every rank reads,"
-    )
-    require([interactions, items, users].count("-") <= 1, "-", "named more than once", "one input from stdin")
+    sources = [interactions, items, users]
+    require("-" not in sources or world.size == 1, "-", f"on {world.size} ranks", "a file, which every rank reads,")
+    require(sources.count("-") <= 1, "-", "named more than once", "one input from stdin")
     place, chosen = place_of(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
     folder = state or beside(output)
@@ -132,16 +132,17 @@ def main(
     def tell(words: str) -> None:
         ctx.obj.note(words, quiet=quiet or not world.is_root)
 
+    tell_loss = partial(ctx.obj.note, quiet=not world.is_root)
     name = "stdin" if interactions == "-" else interactions
     ids, before_ids = Ids.open(items or "")
     log_of, findings, before = open_interactions(interactions, columns=roles(columns or []))
-    code = findings.settle(name, tell, strict=strict, is_told=verbose)
+    code = findings.settle(name, tell_loss, strict=strict, is_told=verbose)
     histories, codings, findings = join(log_of, ids, items or "", positive_from=recipe.positive_from)
-    code = findings.settle(name, tell, strict=strict, is_told=verbose) or code
+    code = findings.settle(name, tell_loss, strict=strict, is_told=verbose) or code
     if not len(histories.items):
         raise Corrupt(f"{name}: not one item that {items} knows. Give the interactions that belong to it.")
     table, findings = open_users(users)
-    code = findings.settle(users or "", tell, strict=strict, is_told=verbose) or code
+    code = findings.settle(users or "", tell_loss, strict=strict, is_told=verbose) or code
     made = prepare(histories, codings, ids, table, recipe.arch, without=recipe.without, n_valid=recipe.valid_users, seed=seed)
     if not len(made.rows):
         raise Corrupt(f"{name}: no two interactions of a user in the training part, a history to learn from expected.")

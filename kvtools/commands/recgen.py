@@ -2,11 +2,13 @@
 
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
 
 from kvtools.faults import Usage
+from kvtools.learn.options import Precision
 from kvtools.options import AsJson, Compress, Device, Force, Output, Quiet, Seed, Shard, Stamp, Strict, Verbose, require
 
 EXAMPLES = [
@@ -67,7 +69,7 @@ def main(
     shard: Shard = None,
     as_json: AsJson = False,
     device: Device = "auto",
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Precision of products.")] = "float32",
+    dtype: Precision = "auto",
     seed: Seed = 0,
     output: Output = "-",
     compress: Compress = None,
@@ -100,7 +102,8 @@ def main(
     )
     require(len(models or []) <= 1 or evaluate is not None, "--model", "more than one", "--evaluate beside them")
     require(baseline is None or items is not None, "--baseline", f"{baseline} alone", "--items IDS beside it")
-    require(k <= n_beams or exact or baseline is not None, "-k", f"{k} of --beam {n_beams}", "no more than the beam")
+    is_wide_enough = k <= n_beams or exact or baseline is not None or evaluate is not None
+    require(is_wide_enough, "-k", f"{k} of --beam {n_beams}", "no more than the beam")
     require(not (exact and no_trie), "--exact", "with --no-trie", "one of the two")
     require(not (as_json and output != "-"), "--json", f"with -o {output}", "lines on stdout alone")
     for option, value in (("--users", users), ("--shard", shard), ("--titles", titles), ("-o", output)):
@@ -111,13 +114,11 @@ def main(
     ]
     require(baseline is None or not unfit, "--baseline", f"{baseline} with {' '.join(unfit)}", "a --model")
     require(blend is None or baseline is None, "--blend", f"{blend} with --baseline", "a --model")
-    sources = [interactions, items, table, titles, *(models or [])]
+    sources = [interactions, items, table, titles, users, *(models or [])]
     require(sources.count("-") <= 1, "-", "named more than once", "one input from stdin")
-    require(
-        interactions != "-" or world.size == 1, "INTERACTIONS", f"- on {world.size} ranks", "a file, which every rank reads,"
-    )
+    require("-" not in sources or world.size == 1, "-", f"on {world.size} ranks", "a file, which every rank reads,")
     weight = _share(blend or "0")
-    place, _ = place_of(device, rank=world.rank)
+    place, precision = place_of(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
     share_cores(world.local_size)
     keep_freed()
@@ -128,7 +129,8 @@ def main(
     choice = Choice(k, n_beams, exact, not no_trie, within, not keep_seen, weight, seed)
     serving = Serving(
         interactions, roles(columns or []), items, table, choice, world,
-        device=place, dtype=DTYPES[dtype], tell=tell, strict=strict, is_told=verbose, is_quiet=quiet,
+        device=place, dtype=DTYPES[precision], tell=tell, strict=strict, is_told=verbose, is_quiet=quiet,
+        tell_loss=partial(ctx.obj.note, quiet=not world.is_root),
     )  # fmt: skip
     if evaluate is not None:
         lines = [serving.evaluate(model, baseline, evaluate, calibrate=blend == "auto") for model in models or [""]]
@@ -140,7 +142,7 @@ def main(
         for _ in answers:
             pass
     elif as_json:
-        write_json(answers, titles)
+        write_json(answers, None if titles is None else serving.titles(titles))
     else:
         write_stream(answers, output, ctx.obj.argv, serving, force=force, level=compress, stamp=stamp)
     if verbose:

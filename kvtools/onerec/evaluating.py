@@ -2,7 +2,8 @@
 
 Protocol (spec of SASRec, S3-Rec and after): each held-out interaction is asked for with all of its user before it; seen items
 are left out unless told otherwise, and a target among them then counts as missed. Popularity and co-occurrence count the
-training part alone. Pass@k after OpenOneRec: any of the first k in the truth set, predictions told apart by item.
+training part alone. Pass@k after OpenOneRec: any of the first k, of what is recommended before the first of a user's held-out
+interactions, in the set of all of them; where users have several, Position1_Pass@k and Recall@k of the same lists stand beside.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,16 @@ _GRID = 21  # weights of a blend that are tried, 0 to 1
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where each target stood, int64 (B,), -1 where it did not: among items, and among distinct IDs; and what was legal."""
+    """Where each target stood, int64 (B,), -1 where it did not: among items, and among distinct IDs; and what was legal.
+
+    lists: int32 (U, K), what each user was recommended first; truths: int32 (B,) items held out, from `offsets` (U+1,) on.
+    """
 
     items: np.ndarray
     ids: np.ndarray
+    lists: np.ndarray
+    offsets: np.ndarray
+    truths: np.ndarray
     n_legal: int
     n_beams: int
 
@@ -45,22 +52,29 @@ def over_ranks(ask: Ask, world: World, recommend: Callable[[Ask], Found]) -> Ite
 
 
 def rank(ask: Ask, targets: np.ndarray, id_of_item: np.ndarray, world: World, recommend: Callable[[Ask], Found]) -> Ranked:
-    """Ask, and look where the targets stand. Meaningful on rank 0."""
-    items, ids, n_legal, n_beams, done = [], [], 0, 0, 0
+    """Ask, and look where the targets stand; asks of one user follow one another. Meaningful on rank 0."""
+    items, ids, lists, n_legal, n_beams, done = [], [], [], 0, 0, 0
+    is_first = np.r_[True, ask.users[1:] != ask.users[:-1]]
     for some, found in over_ranks(ask, world, recommend):
         wanted = targets[done : done + len(some)]
+        lists.append(found.items[is_first[done : done + len(some)]])
         done += len(some)
         items.append(metrics.rank_of(found.items, wanted))
         ids.append(metrics.rank_of(metrics.distinct(found.ids), id_of_item[wanted]))
         n_legal, n_beams = n_legal + found.n_legal, n_beams + found.n_beams
-    return Ranked(np.concatenate(items), np.concatenate(ids), n_legal, n_beams)
+    offsets = np.append(np.flatnonzero(is_first), len(ask))
+    return Ranked(np.concatenate(items), np.concatenate(ids), np.concatenate(lists), offsets, targets, n_legal, n_beams)
 
 
 def describe(ranked: Ranked, k: int) -> dict[str, Any]:
     """The figures that scripts rely on; `pass@k` as far as k items were asked for."""
-    told: dict[str, Any] = {"users": len(ranked.items), **metrics.summary(ranked.items)}
+    told: dict[str, Any] = {"users": len(ranked.offsets) - 1, "held_out": len(ranked.items), **metrics.summary(ranked.items)}
     told |= {f"id_{name}": value for name, value in metrics.summary(ranked.ids).items()}
-    told |= {f"pass@{n}": metrics.hit_rate(ranked.items, n) for n in PASSES if n <= k}
+    of_users = {"pass": metrics.pass_at_k}
+    if len(ranked.offsets) <= len(ranked.truths):  # somebody has several
+        of_users |= {"position1_pass": metrics.position1_pass_at_k, "recall": metrics.recall_at_k}
+    for name, figure in of_users.items():
+        told |= {f"{name}@{n}": figure(ranked.lists, ranked.offsets, ranked.truths, n) for n in PASSES if n <= k}
     lo, hi = metrics.interval95(ranked.items, 10)
     told |= {"hr@10_ci95": [lo, hi], "legal_share": ranked.n_legal / ranked.n_beams if ranked.n_beams else 1.0}
     return told
@@ -68,7 +82,7 @@ def describe(ranked: Ranked, k: int) -> dict[str, Any]:
 
 def spread(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over models, of every figure they share."""
-    told: dict[str, Any] = {"model": f"mean of {len(lines)}", "users": lines[0]["users"]}
+    told: dict[str, Any] = {"model": f"mean of {len(lines)}", "users": lines[0]["users"], "held_out": lines[0]["held_out"]}
     for name, value in lines[0].items():
         if isinstance(value, float):
             over = metrics.over_seeds([line[name] for line in lines])

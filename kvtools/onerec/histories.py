@@ -127,14 +127,17 @@ class Histories:
     def __len__(self) -> int:
         return len(self.user_keys)
 
-    def part(self, part: int) -> tuple[np.ndarray, np.ndarray]:
-        """The interactions of one part: offsets (U+1,) and items."""
-        return self.only(self.parts == part)
-
     def only(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The interactions where a mask is set: offsets (U+1,) and items."""
         counts = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
         return counts[self.offsets], self.items[mask]
+
+    def of(self, mask: np.ndarray) -> "Histories":
+        """Histories of the interactions where a mask is set, as if there were no others."""
+        offsets, items = self.only(mask)
+        gaps, is_positive = (None if column is None else column[mask] for column in (self.gaps, self.is_positive))
+        features, times = self.features[mask], self.times[mask]
+        return Histories(self.user_keys, offsets, items, self.parts[mask], features, gaps, is_positive, times)
 
 
 def join(

@@ -50,6 +50,12 @@ class Ids:
             raise Corrupt(f"{name}: {len(keys)} keys for {len(codes_NS)} items found, one each expected.")
         if codes_NS.min() < 0 or codes_NS[:, :n_levels].max() >= n_codes:
             raise Corrupt(f"{name}: code {codes_NS[:, :n_levels].max()} found, codes of 0 to {n_codes - 1} expected.")
+        if codes_NS.max() >= max(n_codes, len(keys)):  # further codes tell items of one ID apart
+            raise Corrupt(f"{name}: code {codes_NS.max()} found, fewer than the {len(keys)} items expected.")
+        if not np.isfinite(codebooks_LKD).all():
+            raise Corrupt(f"{name}: a codebook that is not finite found.")
+        if len(np.unique(keys)) < len(keys):
+            raise Corrupt(f"{name}: {len(keys) - len(np.unique(keys))} keys found twice, one each expected.")
         return cls(keys, codes_NS, codebooks_LKD)
 
     def __len__(self) -> int:

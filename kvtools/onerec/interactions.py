@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvtools.faults import Corrupt
+from kvtools.faults import Corrupt, Usage
 from kvtools.findings import Findings
 from kvtools.onerec import table
 
@@ -99,10 +99,21 @@ def read_interactions(
     """
     file = table.whole(file)
     form = table.sniff(file, name) if form == "auto" else form
+    if form == "sequence":
+        _refuse_table(table.first_line(file, name), name)
+        if columns:
+            raise Usage(f"--column: {name} has lines of words, which are no columns. Leave it out.")
     read = _read_sequences(file, name) if form == "sequence" else _read_rows(file, name, form, columns or {})
     if not len(read[0].items):
         raise Corrupt(f"{name}: no interactions left of what was read. {' '.join(read[1].lines(lost=True))}".strip())
     return read
+
+
+def _refuse_table(line: str, name: str) -> None:
+    """Raise Corrupt for a first line that is that of a table between whose columns stands neither a tab nor a comma."""
+    mark = next((mark for mark in ("::", ";", "|") if mark in line), " ")
+    if mark != " " or line.split(maxsplit=1)[0].lower() in NAMES["user"]:
+        raise Corrupt(f"{name}: columns with {mark!r} between them found, tabs or commas expected. Try: tr {mark[0]!r} '\\t'.")
 
 
 def _read_sequences(file: BinaryIO, name: str) -> tuple[Interactions, Findings]:
@@ -129,7 +140,7 @@ def _read_rows(
     chosen = {role: columns.get(role) or next((n for n in NAMES[role] if n in there), None) for role in NAMES}
     for role in ("user", "item"):
         if chosen[role] is None:
-            raise Corrupt(f"{name}: no {role} column among {', '.join(there)}. Name it with --{role}.")
+            raise Corrupt(f"{name}: no {role} column among {', '.join(there)}. Name it with --column {role}=COL.")
     wanted = {role: column for role, column in chosen.items() if column is not None}
     read = table.read_table(file, name, form, list(dict.fromkeys(wanted.values())))
     cells = {role: read.columns[column] for role, column in wanted.items()}
@@ -181,6 +192,8 @@ def _by_time(
 ) -> np.ndarray:
     """The rows that are no copies, by user and time. order: the rows by user. Counts copies, and rows earlier than the row of
     the same user before them; rows: where each row is in the table."""
+    if not len(order):
+        return order
     late = order[1:][_equal(users, order) & (np.diff(times[order]) < 0)]
     named = map(read.row, np.sort(rows[late]).tolist())
     read.findings.add("rows out of time order, sorted", len(late), named, is_lost=False)

@@ -1,12 +1,13 @@
 """From interactions, IDs and users to what training needs: rows, counts, and an architecture of the pathways there are.
 
-A pathway whose features are missing is off, and the model says why. Validation looks at the VALID part, each user's history
-up to there; TEST is never looked at.
+A pathway whose features are missing is off, and the model says why. Training looks at the TRAIN part alone, also where others
+come before it in time. Validation looks at the VALID part, each user's history up to there; nothing is told of what TEST asks.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Prepared:
     arch: Architecture
     pathways: dict[str, str]
     counted: Counted
+    histories: Histories
     cutter: Cutter
     rows: Rows
     held: Held | None
@@ -41,7 +43,7 @@ class Prepared:
     @property
     def digest(self) -> str:
         """What tells these interactions and users from others."""
-        told, seen = hashlib.blake2b(digest_size=12), self.cutter.histories
+        told, seen = hashlib.blake2b(digest_size=12), self.histories
         for array in (seen.offsets, seen.items, seen.parts, seen.features, self.cutter.static):
             told.update(np.ascontiguousarray(array).tobytes())
         return told.hexdigest()
@@ -58,22 +60,20 @@ def prepare(
     offsets, items = histories.only(is_train)
     near = None
     if arch.near:
-        found = cooccurrence.leave_own_out(offsets, items, len(ids), arch.near, settings, exclude_seen=True)
-        near = tuple(np.full((len(is_train), arch.near), pad, array.dtype) for pad, array in zip((-1, 0), found, strict=True))
-        for whole, part in zip(near, found, strict=True):
-            whole[is_train] = part
+        near = cooccurrence.leave_own_out(offsets, items, len(ids), arch.near, settings, exclude_seen=True)
     counted = count(histories, is_train, len(ids), cooccurrence.fit(offsets, items, len(ids), settings), histories.times)
-    cutter = Cutter(
-        histories,
-        arch,
+    cut = partial(
+        Cutter,
+        arch=arch,
         static=None if users is None or pathways["static"] != "on" else users.codes_of(histories.user_keys.tolist()),
-        near=near,  # type: ignore[arg-type]
         vectors=ids.vectors() if arch.lifelong else None,
         time_column=list(codings.features).index("time") if "time" in codings.features else None,
         seed=seed,
     )
-    held = _held(histories, counted, cutter, arch, n_valid, seed) if n_valid else None
-    return Prepared(arch, pathways, counted, cutter, cutter.training_rows(is_train), held)
+    learnt = histories.of(is_train)
+    cutter = cut(learnt, near=near)
+    held = _held(histories, counted, cut(histories), arch, n_valid, seed) if n_valid else None
+    return Prepared(arch, pathways, counted, histories, cutter, cutter.training_rows(learnt.parts == TRAIN), held)
 
 
 def _switched(
@@ -115,4 +115,4 @@ def _held(histories: Histories, counted: Counted, cutter: Cutter, arch: Architec
     chosen = np.sort(generator(seed, "validation").permutation(len(ask))[:n_valid])
     ask, targets = Ask(ask.users[chosen], ask.lengths[chosen]), targets[chosen]
     near = counted.near.nearest(*ask.past(histories), arch.near, exclude_seen=True) if arch.near else None
-    return Held(cutter.next_rows(ask.users, ask.lengths), targets, near)
+    return Held(cutter, cutter.next_rows(ask.users, ask.lengths), targets, near)

@@ -75,7 +75,7 @@ class Recipe:
         }  # fmt: skip
         for pathway in without:
             if pathway not in PATHWAYS or pathway == "short":
-                raise Usage(f"--without {pathway}: one of static, positive, lifelong expected.")
+                raise Usage(f"--without {pathway}: one of static, positive, lifelong, near expected.")
         changed = named(training, "--training", _TRAINING)
         arch = replace(SIZES[size], decoder=decoder, near=near, dropout=changed["dropout"])
         defaults = {f.name: getattr(arch, f.name) for f in fields(arch)}
@@ -133,7 +133,7 @@ class Recipe:
             weight_decay=float(self.training["weight_decay"]),
             clip=float(self.training["clip"]),
             pieces=int(self.training["accumulate"]),
-            patience=round(steps_of("patience") / n_steps),
+            patience=math.ceil(steps_of("patience") / n_steps),  # anything but 0 is an epoch at least
             save_every=math.ceil(steps_of("save")),
             dtype=dtype,
             seed=self.seed,

@@ -136,8 +136,9 @@ class Recommender:
         """Mixtures with co-occurrence by each of the weights, for users with a history; beams are searched once."""
         near = self._near(ask, _N_NEAR)
         found = self._in_passes(ask, near, max(self._choice.k, _N_NEAR))  # it chooses among more than it gives
+        counted = near if self._choice.mask_seen else self._near(ask, _N_NEAR, exclude_seen=False)
         for weight in weights:
-            yield blended(found, near, weight, self._choice.k, self.trie.id_of_item)
+            yield blended(found, counted, weight, self._choice.k, self.trie.id_of_item)
 
     def _with_popular(self, ask: Ask, recommend: Callable[[Ask], Found]) -> Found:
         is_known = ask.lengths > 0
@@ -155,11 +156,11 @@ class Recommender:
             items[is_known], scores[is_known], n_legal, n_beams = found.items, found.scores, found.n_legal, found.n_beams
         return Found(items, scores, self._ids_of(items), n_legal, n_beams)
 
-    def _near(self, ask: Ask, n: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def _near(self, ask: Ask, n: int = 0, *, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
         n = min(max(n, self._model.arch.near), len(self._made.ids))
         if not n:
             return np.empty((len(ask), 0), np.int32), np.empty((len(ask), 0), np.float32)
-        return self._made.counted.near.nearest(*ask.past(self._cutter.histories), n, exclude_seen=True)
+        return self._made.counted.near.nearest(*ask.past(self._cutter.histories), n, exclude_seen=exclude_seen)
 
     def _in_passes(self, ask: Ask, near: tuple[np.ndarray, np.ndarray], k: int) -> Found:
         """As many users at a time as memory should hold scores for: wide beams over many codes take a few, others all."""

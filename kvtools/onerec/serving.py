@@ -6,8 +6,9 @@ One rank of several may know a fault alone only where all read the same files, s
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ from kvtools.onerec.recommend import CHUNK, Ask, Choice, Found, Recommender, by_
 from kvtools.onerec.rows import Cutter
 from kvtools.onerec.titles import read_titles
 from kvtools.onerec.trie import Trie
-from kvtools.onerec.users import open_users
+from kvtools.onerec.users import Users, Vocabulary, open_users
 from kvtools.progress import Ticker
 from kvtools.world import World, shard
 
@@ -58,13 +59,15 @@ class Serving:
 
     def __init__(
         self, src: str, columns: dict[str, str], items: str | None, table: str | None, choice: Choice, world: World, *,
-        device: str, dtype: torch.dtype, tell: Callable[[str], None], strict: bool, is_told: bool, is_quiet: bool,
+        device: str, dtype: torch.dtype, tell: Callable[[str], None], tell_loss: Callable[[str], None], strict: bool,
+        is_told: bool, is_quiet: bool,
     ) -> None:  # fmt: skip
         self._name = "stdin" if src == "-" else src
         self._items, self._table, self._choice, self._world = items, table, choice, world
-        self._device, self._dtype, self._tell, self._strict = device, dtype, tell, strict
+        self._device, self._dtype, self._tell, self._tell_loss, self._strict = device, dtype, tell, tell_loss, strict
         self._is_told, self._is_quiet = is_told, is_quiet or not world.is_root
         self.code = self.n_users = 0
+        self._known: dict[tuple[Vocabulary, ...], Users] = {}  # a table may be stdin, which is read once
         self.history: list[list[Step]] = []
         self._log, findings, before = open_interactions(src, columns=columns)
         self.history.append(before)
@@ -108,6 +111,10 @@ class Serving:
 
     def _calibrated(self, made: Generator, histories: Histories, choice: Choice) -> float:
         ask, targets = held_out(histories, VALID)
+        if not len(ask):
+            raise Corrupt(
+                f"{self._name}: no valid interactions of known items found, which --blend auto calibrates on. Give X."
+            )
         chosen = np.sort(chance(choice.seed, "calibration").permutation(len(ask))[:_CALIBRATION])
         recommender = self._recommender(made, histories, _with(choice, k=10))
         weight = 0.0
@@ -156,7 +163,7 @@ class Serving:
             if not wanted:
                 raise Usage(f"--users {users!r}: no name in it, some expected.")
             known = {name: number for number, name in enumerate(names)}
-            if _looks_like_a_path(users) and users not in known and not os.path.exists(users):
+            if _looks_like_a_path(users) and users not in known and not _is_listed(users):
                 raise Missing(f"--users {users}: no such file, and no such user.")
             numbers, names = [known.get(name, -1) for name in wanted], wanted
         chosen = list(shard(range(len(numbers)), part))
@@ -174,7 +181,7 @@ class Serving:
                 open_source(self._table).close()
             self._tell(f"{src}: knows nothing of users; --table {self._table} is not used.")
         self.history.append(made.history)
-        if self._items is not None and Ids.open(self._items)[0].digest != made.ids.digest:
+        if self._items is not None and self._catalogue[0].digest != made.ids.digest:
             raise Corrupt(f"{src}: trained with other IDs than those of {self._items}. Give the IDs it was trained with.")
         return made, self._join(made.ids, src, made.codings)
 
@@ -184,10 +191,7 @@ class Serving:
             if self._table is None:
                 static = np.zeros((len(histories), len(made.static)), np.int64)
             else:
-                users, findings = open_users(self._table, made.static)
-                self._settle(self._table, findings)
-                assert users is not None, "a table was named"
-                static = users.codes_of(histories.user_keys.tolist()).astype(np.int64)
+                static = self._users(made).codes_of(histories.user_keys.tolist()).astype(np.int64)
         arch = made.model.arch
         cutter = Cutter(
             histories, arch, static=static, vectors=made.ids.vectors() if arch.lifelong else None, time_column=made.time_column,
@@ -195,8 +199,21 @@ class Serving:
         )  # fmt: skip
         return Recommender(made, cutter, choice, self._device, self._dtype)
 
+    def _users(self, made: Generator) -> Users:
+        names = tuple(made.static)
+        if names not in self._known:
+            users, findings = open_users(self._table, made.static)
+            self._settle(self._table or "", findings)
+            assert users is not None, "a table was named"
+            self._known[names] = users
+        return self._known[names]
+
+    @cached_property
+    def _catalogue(self) -> tuple[Ids, list[Step]]:
+        return Ids.open(self._items or "")
+
     def _counted(self) -> tuple[Ids, Histories, Counted]:
-        ids, before = Ids.open(self._items or "")
+        ids, before = self._catalogue
         self.history.append(before)
         histories = self._join(ids, self._items or "", None)
         is_train = histories.parts == TRAIN
@@ -232,16 +249,21 @@ class Serving:
 
         return ticked
 
+    def titles(self, src: str) -> dict[str, str]:
+        """What items are called, {item: title}."""
+        called, findings = read_titles(src)
+        self._settle(src, findings)
+        return called
+
     def _settle(self, name: str, findings: Findings) -> None:
-        self.code = findings.settle(name, self._tell, strict=self._strict, is_told=self._is_told) or self.code
+        self.code = findings.settle(name, self._tell_loss, strict=self._strict, is_told=self._is_told) or self.code
 
 
-def write_json(answers: Iterator[Answer], titles: str | None) -> None:
-    """A line a user on stdout; of a fallback it says so."""
-    called = {} if titles is None else read_titles(titles)
+def write_json(answers: Iterator[Answer], called: Mapping[str, str] | None) -> None:
+    """A line a user on stdout, with what items are called where that is known; of a fallback it says so."""
     for answer in answers:
         line: dict[str, Any] = {"user": answer.user, "items": answer.items}
-        if titles is not None:
+        if called is not None:
             line["titles"] = [called.get(key, "") for key in answer.items]
         line["scores"] = [round(float(score), 6) for score in answer.scores]
         if answer.is_fallback:
@@ -265,13 +287,18 @@ def write_stream(
 
 
 def _names(words: str) -> list[str]:
-    """Names from a file, one a line, or with commas between."""
-    if not os.path.isfile(words):  # unlike Path.is_file, it takes a long list of names for what it is
+    """Names from a file or a pipe, one a line, or with commas between."""
+    if not _is_listed(words):
         return [name.strip() for name in words.split(",")]
     try:
-        return [line.strip() for line in open_source(words).read().decode().splitlines()]
+        return [line.strip() for line in open_source(words).read().decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as fault:
         raise Corrupt(f"{words}: {fault}; names in UTF-8 expected.") from None
+
+
+def _is_listed(words: str) -> bool:
+    # unlike Path.exists, os.path's takes a long list of names for what it is
+    return words == "-" or (os.path.exists(words) and not os.path.isdir(words))
 
 
 def _looks_like_a_path(words: str) -> bool:

@@ -11,7 +11,6 @@ count tables that the report does not give, and for the second we take experts o
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-FEATURES = ("author", "tag", "time", "playtime", "duration", "label")  # beside the item itself
 _WIDE = 512  # of an author's embedding; the other features have _NARROW
 _NARROW = 128
 

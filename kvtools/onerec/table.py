@@ -65,7 +65,7 @@ def whole(file: BinaryIO) -> BinaryIO:
 
 def sniff(file: BinaryIO, name: str) -> Format:
     """The format that the first line looks like; nothing is consumed. Raises Corrupt where there is no text."""
-    line = _first_line(file, name)
+    line = first_line(file, name)
     if "\t" in line:
         return "atomic" if any(_TYPED.match(cell) for cell in line.split("\t")) else "tsv"
     if _TYPED.match(line.split()[0]):
@@ -75,7 +75,7 @@ def sniff(file: BinaryIO, name: str) -> Format:
 
 def header(file: BinaryIO, name: str, form: Format) -> dict[str, str]:
     """Column names and their types from the first line; nothing is consumed."""
-    cells = _first_line(file, name).split("," if form == "csv" else "\t")
+    cells = first_line(file, name).split("," if form == "csv" else "\t")
     cells = [cell.strip('"') if form == "csv" else cell for cell in cells]
     matches = [_TYPED.match(cell) if form == "atomic" else None for cell in cells]
     return {
@@ -152,7 +152,8 @@ def _cast(column: Any, kinds: Sequence[Any]) -> Any:
     return None
 
 
-def _first_line(file: BinaryIO, name: str) -> str:
+def first_line(file: BinaryIO, name: str) -> str:
+    """What the file begins with; nothing is consumed. Raises Corrupt where there is no text."""
     begin = file.tell()
     head = file.readline(_MAX_LINE_BYTES)
     file.seek(begin)

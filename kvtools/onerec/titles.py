@@ -2,14 +2,16 @@
 
 from kvtools.artifact.files import open_source
 from kvtools.faults import Corrupt
+from kvtools.findings import Findings
 from kvtools.onerec import table
 from kvtools.onerec.interactions import NAMES
 
 _TITLES = ("title", "movie_title", "item_title", "name")
 
 
-def read_titles(src: str) -> dict[str, str]:
-    """{item: title} from CSV, TSV or a RecBole `.item`. Raises Corrupt where there is no column of either."""
+def read_titles(src: str) -> tuple[dict[str, str], Findings]:
+    """{item: title} from CSV, TSV or a RecBole `.item`, the first of each item, and what was found wrong. Raises Corrupt where
+    there is no column of either."""
     file = table.whole(open_source(src))
     form = table.sniff(file, src)
     there = table.header(file, src, form) if form != "sequence" else {}
@@ -18,4 +20,10 @@ def read_titles(src: str) -> dict[str, str]:
         raise Corrupt(f"{src}: columns {', '.join(there) or 'none'} found, item_id and title expected.")
     read = table.read_table(file, src, form, [chosen[0], chosen[1]])
     keys, titles = (read.columns[name].to_pylist() for name in (chosen[0], chosen[1]))
-    return {key: title or "" for key, title in zip(keys, titles, strict=True) if key is not None}
+    found: dict[str, str] = {}
+    for key, title in zip(keys, titles, strict=True):
+        if key is None:
+            read.findings.lose("titles without an item left out", title or "")
+        elif found.setdefault(key, title or "") != (title or ""):
+            read.findings.lose("other titles of an item that had one left out", key)
+    return found, read.findings

@@ -30,6 +30,7 @@ _VALID_ROWS = 256
 class Held:
     """What validation looks at: a row each user, the item that came, and neighbours where the architecture has them."""
 
+    cutter: Cutter
     rows: Rows
     targets: np.ndarray  # int32 (R,)
     near: tuple[np.ndarray, np.ndarray] | None = None
@@ -87,9 +88,9 @@ class Pretraining:
         if self._held is None:
             return None
         ranks = np.full(len(self._held.rows), -1, np.int64)
-        for chosen in self._cutter.in_order(self._held.rows, _VALID_ROWS):
+        for chosen in self._held.cutter.in_order(self._held.rows, _VALID_ROWS):
             near = None if self._held.near is None else (self._held.near[0][chosen], self._held.near[1][chosen])
-            batch = self._cutter.batch(self._held.rows.take(chosen), near).to(self._device)
+            batch = self._held.cutter.batch(self._held.rows.take(chosen), near).to(self._device)
             beams = search(self.model, self.model.context(batch), self._trie, self._held.beam)
             wanted = torch.from_numpy(self._trie.id_of_item[self._held.targets[chosen]]).to(self._device)
             ranks[chosen] = metrics.rank_of(beams.ids.cpu().numpy(), wanted.cpu().numpy())

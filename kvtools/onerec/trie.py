@@ -36,8 +36,7 @@ class Trie:
             self.starts.append(torch.from_numpy(starts))
             self.widths.append(int(np.diff(starts).max()))
             above = np.cumsum(is_new) - 1
-        # items of each ID, for collisions: item numbers sorted by ID, and where each ID's begin
-        self.items = np.argsort(self.id_of_item, kind="stable")
+        # for collisions: where the items of each ID begin, in items sorted by ID
         self.bucket = np.concatenate([[0], np.cumsum(np.bincount(self.id_of_item, minlength=self.n_ids))])
 
     def to(self, device: str) -> Self:

@@ -405,8 +405,8 @@ USAGE = {
     "--size huge": "'--size'",
     "--decoder eager": "'--decoder'",
     "--dtype int8": "'--dtype'",
-    "--without short": "one of static, positive, lifelong expected",
-    "--without encoder": "one of static, positive, lifelong expected",
+    "--without short": "one of static, positive, lifelong, near expected",
+    "--without encoder": "one of static, positive, lifelong, near expected",
     "--column colour=red": "--column colour=red: ROLE=COL",
     "--config odd.toml": "colour is no option",
     "--config clicks.csv": "TOML expected",
@@ -466,6 +466,24 @@ def test_bad_input_and_bad_output_are_one_line_with_their_code(shop, capfd, line
     assert (done.code, done.out, done.err.count("\n")) == (code, b"", 1), done.err
     assert words in done.err
     assert sorted(os.listdir(shop)) == before
+
+
+def test_what_is_held_out_is_never_looked_at_wherever_it_stands(shop):
+    """Held-out items in the middle of histories, then others in their place: the same model."""
+    head, *rows = (shop / "clicks.csv").read_text().splitlines()
+    for name, other in (("one", None), ("two", "i0")):
+        told = [f"{head},part"]
+        for number, row in enumerate(rows):
+            user, item, *rest = row.split(",")
+            part = ("train", "train", "test", "train")[number % 4]
+            told.append(",".join([user, other if other and part == "test" else item, *rest, part]))
+        (shop / f"{name}.csv").write_text("\n".join(told) + "\n")
+        line = TRAIN.replace("clicks.csv", f"{name}.csv")
+        done = say(f"{line} --column part=part --near 3 --steps 4 --training patience=0 -o {name}.model")
+        assert done.code == 0
+    one, two = (load_file(f"{name}.model") for name in ("one", "two"))
+    assert set(one) == set(two)
+    assert all(np.array_equal(array, two[name]) for name, array in one.items())
 
 
 def test_items_of_another_catalogue_are_told_apart_from_no_items(shop, capfd):

@@ -91,13 +91,20 @@ def test_clicks_come_through_the_pipe(sh, shop):
 def test_only_the_users_that_are_named_are_asked_for(shop, ask, capfd):
     everyone = {line["user"]: line for line in ask(f"{ASK} -k 3 --beam 32")}
     (shop / "list").write_text("u9\nu2\n\nu9\n")
-    for named in ("u9,u2", "list", ",".join(["u9", *["u2"] * 200])):
+    (shop / "marked").write_text("\ufeffu9\nu2\n", encoding="utf-8")
+    for named in ("u9,u2", "list", "marked", ",".join(["u9", *["u2"] * 200])):
         lines = ask(f"{ASK} -k 3 --beam 32 --users {named}")
         assert [line["user"] for line in lines] == ["u9", "u2"]
         for line in lines:
             assert line["items"] == everyone[line["user"]]["items"]
             # float32 sums over another number of rows at once
             assert line["scores"] == pytest.approx(everyone[line["user"]]["scores"], abs=1e-5)
+
+
+def test_names_come_through_a_pipe_as_well(sh, shop):
+    line = f"{ASK} -k 3 --beam 32 --json --users"
+    expected = sh(f"{line} u9,u2").out
+    assert [sh(f"printf 'u9\\nu2\\n' | {line} -").out, sh(f"{line} <(printf 'u9\\nu2\\n')").out] == [expected, expected]
 
 
 def test_users_without_history_get_what_is_popular_and_it_is_said(shop, capfd):
@@ -118,6 +125,17 @@ def test_users_without_history_get_what_is_popular_and_it_is_said(shop, capfd):
 def test_titles_are_told_beside_the_items(shop, ask):
     for line in ask(f"{ASK} -k 3 --beam 32 --titles titles.csv"):
         assert line["titles"] == [f"Item No. {item[1:]}" for item in line["items"]]
+
+
+def test_titles_that_are_lost_are_told_even_quietly(shop, capfd):
+    (shop / "torn.csv").write_text("item_id,title\ni1,Toy, The\ni2,Good\ni2,Other\n")
+    done = say(f"{ASK} -q -k 40 --beam 64 --keep-seen --users u1 --titles torn.csv --json", capfd)
+    line = json.loads(done.out)
+    assert dict(zip(line["items"], line["titles"], strict=True))["i2"] == "Good"
+    assert done.code == 65
+    assert "torn.csv: other titles of an item that had one left out: 1 (i2)" in done.err
+    assert done.err.count("\n") == 2
+    assert say(f"{ASK} --titles torn.csv --strict --json", capfd).code == 65
 
 
 def test_seen_items_come_when_they_are_asked_for(shop, ask):
@@ -295,6 +313,40 @@ def test_a_blend_lies_between_the_generator_and_the_counts(shop, ask, capfd):
     assert told.out == say(f"{ASK} --beam 64 -k 5 --blend {auto['blend']} --json", capfd).out
 
 
+def test_a_blend_of_counts_alone_keeps_what_was_seen_if_asked_to(ask):
+    line = "kvtools recgen --model m.safetensors clicks.csv --evaluate test --beam 64 --keep-seen --blend 1"
+    counts = ask("kvtools recgen --items items.ids clicks.csv --baseline co-occurrence --evaluate test --keep-seen")[0]
+    assert ask(line)[0]["ndcg@5"] == pytest.approx(counts["ndcg@5"])
+
+
+def test_a_table_from_stdin_is_read_once(sh, shop):
+    line = "kvtools recgen --model near.safetensors clicks.csv --evaluate test --beam 32 --blend auto --json --table"
+    piped, named = sh(f"cat users.csv | {line} -"), sh(f"{line} users.csv")
+    assert (piped.code, named.code) == (0, 0), piped.err
+    told = [{k: x for k, x in json.loads(done.out).items() if k != "seconds"} for done in (piped, named)]
+    assert told[0] == told[1]
+
+
+def test_several_held_out_items_of_a_user_are_one_truth(shop, ask):
+    head, *rows = (shop / "clicks.csv").read_text().splitlines()
+    left = {user: len(items) for user, items in clicks_of(shop / "clicks.csv").items()}
+    told = []
+    for row in rows:
+        left[row.split(",")[0]] -= 1
+        told.append(f"{row},{'test' if left[row.split(',')[0]] < 2 else 'train'}")
+    (shop / "parts.csv").write_text("\n".join([f"{head},part", *told]) + "\n")
+    line = ask("kvtools recgen --model m.safetensors parts.csv --column part=part --evaluate test --beam 64")[0]
+    assert (line["users"], line["held_out"]) == (N_USERS, 2 * N_USERS)
+    (shop / "before.csv").write_text("\n".join([head, *(row[:-6] for row in told if row.endswith(",train"))]) + "\n")
+    clicks = clicks_of(shop / "clicks.csv")
+    hits = [
+        [item in clicks[answer["user"]][-2:] for item in answer["items"]]
+        for answer in ask("kvtools recgen --model m.safetensors before.csv -k 8 --beam 64")
+    ]
+    assert line["pass@8"] == pytest.approx(np.mean([any(each) for each in hits]))
+    assert line["recall@8"] == pytest.approx(np.mean([sum(each) / 2 for each in hits]))
+
+
 def test_a_model_that_knows_users_says_when_it_is_told_nothing_of_them(shop, ask, capfd):
     line = "kvtools recgen --model near.safetensors clicks.csv --beam 32 -k 5"
     done = say(f"{line} --json", capfd)
@@ -388,6 +440,7 @@ REFUSED = [
     (f"{ASK} -k 0 --json", 2, "'-k'"),
     (f"{ASK} --beam 0 --json", 2, "'--beam'"),
     (f"{ASK} --exact --no-trie --json", 2, "--exact with --no-trie"),
+    ("kvtools recgen --model m.safetensors short.txt --blend auto --json", 65, "which --blend auto calibrates on"),
     (f"{ASK} --blend much --json", 2, "--blend much: a share from 0 to 1, or auto, expected"),
     (f"{ASK} --blend 2 --json", 2, "--blend 2: "),
     (f"{ASK} --blend nan --json", 2, "--blend nan: "),

@@ -281,7 +281,7 @@ def test_without_ratings_nothing_is_said_to_be_positive():
 def test_a_part_is_the_interactions_of_each_user_that_belong_to_it(rows):
     histories, _, _ = join(read(rows), catalogue_of(ITEMS), "c.ids")
     for part in (TRAIN, VALID, TEST):
-        offsets, items = histories.part(part)
+        offsets, items = histories.only(histories.parts == part)
         for user in range(len(histories)):
             mine = slice(histories.offsets[user], histories.offsets[user + 1])
             expected = histories.items[mine][histories.parts[mine] == part]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.faults import Corrupt
+from kvtools.faults import Corrupt, Usage
 from kvtools.onerec.interactions import TEST, TRAIN, VALID, leave_last_out, read_interactions, split
 
 
@@ -77,7 +77,7 @@ def test_columns_are_named_by_the_caller():
     })  # fmt: skip
     assert sequences(found) == {"u": [("a", 1577836800.0), ("b", 1577923200.0)]}
     assert found.ratings.tolist() == [2.5, 4.0]
-    with pytest.raises(Corrupt, match="no user column among who, what. Name it with --user"):
+    with pytest.raises(Corrupt, match="no user column among who, what. Name it with --column user=COL"):
         read("who,what\nu,a\n")
     with pytest.raises(Corrupt, match="no column 'whom'"):
         read("who,what\nu,a\n", columns={"user": "whom", "item": "what"})
@@ -159,6 +159,11 @@ def test_a_repetition_without_times_is_no_copy():
         ("", "nothing found"),
         ("\n", "no text found"),
         ("user_id,item_id\n", "no interactions left"),
+        ("user_id,item_id,timestamp\n", "no interactions left"),
+        ("user_id,item_id,timestamp\nu,i,12/04/1997\n", "no interactions left"),
+        ("user_id item_id timestamp\n1 2 3\n", "columns with ' ' between them found"),
+        ("user;item\n1;2\n", "columns with ';' between them found"),
+        ("1::1193::5::978300760\n", "columns with '::' between them found"),
         ("u\n", "no interactions left"),
         ("user_id,item_id\nu,\udcff\n", "utf-?8"),
         ("PK\x03\x04\0\0", "no text"),
@@ -167,6 +172,11 @@ def test_a_repetition_without_times_is_no_copy():
 def test_what_is_no_table_is_refused(text, words):
     with pytest.raises(Corrupt, match=f"(?i){words}"):
         read_interactions(io.BufferedReader(io.BytesIO(text.encode("utf-8", "surrogateescape"))), "x")
+
+
+def test_lines_of_words_have_no_columns_to_name():
+    with pytest.raises(Usage, match="--column: x has lines of words"):
+        read("u a b\n", columns={"user": "who"})
 
 
 def test_keeping_some_keeps_the_numbers_of_users_and_items():

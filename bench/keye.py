@@ -8,9 +8,8 @@ fight/no-fight clips by their own split. Scenes are kept on one side (groups); n
 labelled or not. Models are trained by kvtools pretrain keye from random weights. A model is named for all that made it: a step
 whose output is there is not run again, and a changed program does not make another (delete bench/.keye then).
 
-Answers are the option whose first token is most likely. Intervals are 95 %, over clips drawn with replacement, since the
-questions of one clip are not independent; all seeds share the questions. Of the rows on positions the figure is how often a
-clip is nearest to its own description, of those of some fifty others. scale= multiplies the steps, to try the script.
+Answers and intervals are those of kvtools answer; all seeds share the questions. Of the rows on positions the figure is how
+often a clip is nearest to its own description, of those of some fifty others. scale= multiplies the steps, to try the script.
 """
 
 import csv
@@ -23,13 +22,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-
-from kvtools.keye import checkpoint
-from kvtools.keye.chat import Chat
-from kvtools.keye.choosing import chosen
-from kvtools.keye.conversations import open_conversations
-from kvtools.keye.media import Media
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("KVTOOLS_DATA") or HERE.parent.parent / "shared" / "data")
@@ -153,25 +145,6 @@ def digest(words):
     return hashlib.blake2b(said.encode(), digest_size=4).hexdigest()
 
 
-def answered(path, clips, questions):
-    """[(right, clip)] of each question: whether the option whose first token is likeliest is the answer."""
-    loaded = checkpoint.load(str(path))
-    asked = open_conversations(str(questions)).found
-    with Media([], [str(clips)]) as media:
-        told = chosen(loaded.model, Chat.from_bytes(loaded.tokenizer_json), media, asked)
-        return [(said == each["answer"], each["clips"][0]) for said, each in zip(told, asked, strict=True)]
-
-
-def interval(told, n=2000):
-    """95 % of the accuracies of clips drawn with replacement."""
-    clips = sorted({clip for _, clip in told})
-    by_clip = {clip: [right for right, c in told if c == clip] for clip in clips}
-    sums = np.array([[sum(by_clip[clip]), len(by_clip[clip])] for clip in clips], float)
-    drawn = np.random.default_rng(0).integers(len(clips), size=(n, len(clips)))
-    some = sums[drawn].sum(1)
-    return np.quantile(some[:, 0] / some[:, 1], [0.025, 0.975]).tolist()
-
-
 def main():
     given = dict(word.partition("=")[::2] for word in sys.argv[1:])
     seeds = [int(seed) for seed in given.get("seeds", "0,1,2").split(",")]
@@ -180,7 +153,7 @@ def main():
     if "table" not in given:
         scale = float(given.get("scale", 1))
         clips, train, test = prepare()
-        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         for seed in seeds:
             for name in names:
                 path, log = model(name, seed, clips, train, test, scale)
@@ -204,8 +177,9 @@ def main():
 
 
 def measured(path, clips, questions):
-    told = answered(path, clips, questions)
-    return {"n": len(told), "accuracy": float(np.mean([right for right, _ in told])), "ci95": interval(told)}
+    words = [KVTOOLS, "answer", questions, "--media", clips, "--model", path, "--json", "-q"]
+    told = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return {"n": told["n"], "accuracy": told["share"], "ci95": [told["low"], told["high"]]}
 
 
 def table(kept):

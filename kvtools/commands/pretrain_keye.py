@@ -86,6 +86,13 @@ def main(
         int | None,
         typer.Option(metavar="N", min=2, help="Tokens a packed row. Default: 4096, or --batch-tokens.", show_default=False),
     ] = None,
+    frame_tokens: Annotated[
+        str, typer.Option(metavar="LOW:HIGH", help="Files: tokens a frame should cost. Streams are as they are.")
+    ] = "128:768",
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Files: tokens each may cost. Default: 3/4 of a row.", show_default=False),
+    ] = None,
     training: Annotated[
         list[str] | None, typer.Option(metavar="NAME=X", help="Change the training, as warmup=2%; may be repeated.")
     ] = None,
@@ -129,7 +136,7 @@ def main(
 
     recipe = Recipe.of(
         stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens, length=length,
-        ratio=ratio, training=training or [], seed=seed,
+        ratio=ratio, training=training or [], seed=seed, frame_tokens=frame_tokens, max_tokens=max_tokens,
     )  # fmt: skip
     if print_config:
         typer.echo(to_toml(recipe.to_json()), nl=False)
@@ -149,7 +156,7 @@ def main(
     tell = note if world.is_root else lambda _: None
 
     with ExitStack() as stack:
-        given = stack.enter_context(starting.open_data(data, ratio=ratio, media=media or [], valid=valid))
+        given = stack.enter_context(starting.open_data(data, recipe, media=media or [], valid=valid))
         start = starting.begin(recipe, init or [], tokenizer, place)
         task = stack.enter_context(closing(starting.task_of(recipe, start, given, world, place)))
         plan = recipe.plan(starting.lengths_of(recipe, task), start.arch, chosen)

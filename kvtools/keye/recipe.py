@@ -11,7 +11,8 @@ from kvtools.keye.sizes import SIZES, Architecture
 from kvtools.keye.stages import PARTS, STAGES, Stage, rate_of
 from kvtools.learn.loop import Plan
 from kvtools.learn.settings import Allowed, Lengths, named, refuse_nonsense
-from kvtools.options import duration
+from kvtools.options import band, duration
+from kvtools.video.patch import Budget
 
 # what --training may change, with its defaults: all our choice, the report gives none
 _TRAINING: dict[str, Any] = {
@@ -31,6 +32,7 @@ _TRAINING: dict[str, Any] = {
     "jitter": 0.0,  # largest change of their contrast, and of their brightness
 }
 _LENGTH = 4096
+_FRAME_TOKENS = "128:768"
 _DURATIONS = ("warmup", "save", "patience")
 _MAY_BE: Allowed = {
     "rate": (("cosine", "constant").__contains__, "cosine or constant"),
@@ -57,13 +59,15 @@ class Recipe:
     @classmethod
     def of(
         cls, *, stage: str, size: str, architecture: Sequence[str], steps: str, lr: float | None, batch_tokens: int,
-        length: int | None, ratio: str | None, training: Sequence[str], seed: int,
+        length: int | None, ratio: str | None, training: Sequence[str], seed: int, frame_tokens: str = _FRAME_TOKENS,
+        max_tokens: int | None = None,
     ) -> Self:  # fmt: skip
         """Raises Usage for what cannot be meant."""
         length = min(_LENGTH, batch_tokens) if length is None else length
         words = {
             "stage": stage, "size": size, "architecture": [*architecture], "steps": steps, "lr": lr, "ratio": ratio,
             "batch_tokens": batch_tokens, "length": length, "training": [*training], "seed": seed,
+            "frame_tokens": frame_tokens, "max_tokens": max_tokens,
         }  # fmt: skip
         changed = named(training, "--training", _TRAINING)
         refuse_nonsense("--training", changed, _MAY_BE, _DURATIONS)
@@ -74,7 +78,14 @@ class Recipe:
             raise Usage(f"--length {length}: at most --batch-tokens, {batch_tokens}, expected.")
         recipe = cls(stage, size, lr, steps, batch_tokens, length, changed, seed, words)
         recipe.shaped(SIZES[size])
+        band(frame_tokens, "--frame-tokens")
         return recipe
+
+    @property
+    def budget(self) -> Budget:
+        """What a picture or a video of a file may cost: a row has room for it, and for what is said of it."""
+        most = self.words["max_tokens"] or max(1, self.length * 3 // 4)
+        return Budget(min(most, Budget.max_tokens), *band(self.words["frame_tokens"], "--frame-tokens"))
 
     @property
     def what(self) -> Stage:

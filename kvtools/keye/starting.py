@@ -41,6 +41,7 @@ from kvtools.world import World
 _T = TypeVar("_T")
 _ROUND = 64  # vocabularies are made a multiple of it: products of even sizes are faster
 _TEXT_POSITIONS = 64  # SigLIP's
+_PICTURE_TOKENS = 4, 16_384  # of a picture, as published
 _SPOKEN = (
     "tokenizer_config.json",
     "generation_config.json",
@@ -115,7 +116,7 @@ class Start:
 
 
 @contextmanager
-def open_data(data: Sequence[str], *, ratio: str | None, media: Sequence[str], valid: str | None) -> Iterator[Given]:
+def open_data(data: Sequence[str], recipe: Recipe, *, media: Sequence[str], valid: str | None) -> Iterator[Given]:
     """The data that options name. Raises Corrupt for inputs of another kind, Usage for options that do not fit them."""
     streams = [src for src in media if not Path(src).is_dir()]
     found: list[list[dict[str, Any]]] = []
@@ -137,6 +138,7 @@ def open_data(data: Sequence[str], *, ratio: str | None, media: Sequence[str], v
             roots.append(opened.root)
             for conversation in opened.found:
                 digest.update(canonical(conversation))
+    ratio = recipe.words["ratio"]
     if packed and found:
         raise Usage(f"{packed[0].name}: packed rows beside conversations. Give one or the other.")
     if packed and ratio is not None:
@@ -145,7 +147,9 @@ def open_data(data: Sequence[str], *, ratio: str | None, media: Sequence[str], v
     if held is not None:
         lost.append((_named(valid or ""), held.lost))
         roots.append(held.root)
-    with Media(list(dict.fromkeys(roots)), streams) as opened_media:
+    most = recipe.budget.max_tokens
+    pictures = (min(_PICTURE_TOKENS[0], most), min(_PICTURE_TOKENS[1], most))
+    with Media(list(dict.fromkeys(roots)), streams, budget=recipe.budget, image_tokens=pictures) as opened_media:
         digest.update(f"{ratio} {opened_media.digest} {[src for src in media if src not in streams]}".encode())
         digest.update(canonical(held.found if held else []))
         conversations = mixed(found, ratio)

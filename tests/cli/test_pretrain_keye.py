@@ -381,6 +381,21 @@ def test_a_torn_video_file_does_not_lose_the_others(here, capfd, clip):
     assert (here / "m").exists()
 
 
+def test_a_video_file_costs_what_a_row_has_room_for_or_what_is_said(here, capfd, clip):
+    item = {"type": "video", "video": clip.name}
+    write(here / "moving.jsonl", [{**conversation(None, "", "red"), "messages": [
+        {"role": "user", "content": [item]}, {"role": "assistant", "content": "red"},
+    ]}])  # fmt: skip
+    line = TRAIN.replace("asked.jsonl", "moving.jsonl")
+    n_tokens = []
+    for number, options in enumerate(("", "--frame-tokens 4:8", "--frame-tokens 4:8 --max-tokens 10")):
+        done = say(f"{line} --steps 1 {options} --log log{number} -o m{number}", capfd)
+        assert (done.code, done.err) == (0, "")
+        n_tokens.append(curve(here / f"log{number}")[0][0]["tokens"])
+    assert 256 >= n_tokens[0] > n_tokens[1] > n_tokens[2] > 10
+    assert "--frame-tokens 8: LOW:HIGH" in say(f"{line} --frame-tokens 8 -o m", capfd).err
+
+
 def test_a_clip_that_goes_while_training_is_told_and_the_model_written(here, capfd, clip):
     from kvtools.keye import starting
 

@@ -28,6 +28,28 @@ MODES: dict[str | None, str] = {
 }  # fmt: skip
 ROLES = ("system", "user", "assistant", "tool")
 
+# the same for others, in the language of their templates, with one pad for each picture or video, as they have it
+JINJA = "".join(
+    line.strip()
+    for line in r"""
+    {%- if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}
+    {%- for message in messages %}
+    {%- set is_tool = message.role == 'tool' %}
+    {%- if is_tool and not loop.first and messages[loop.index0 - 1].role == 'tool' %}{{ '\n' }}
+    {%- else %}{{ '<|im_start|>' + ('user' if is_tool else message.role) + '\n' }}{% endif %}
+    {%- if is_tool %}{{ '<tool_response>\n' }}{% endif %}
+    {%- if message.content is string %}{{ message.content }}
+    {%- else %}{% for part in message.content %}
+    {%- if part.type == 'text' %}{{ part.text }}
+    {%- else %}{{ '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' }}{% endif %}
+    {%- endfor %}{% endif %}
+    {%- if is_tool %}{{ '\n</tool_response>' }}{% endif %}
+    {%- if not is_tool or loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}
+    {%- endfor %}
+    {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+    """.splitlines()
+)
+
 
 @dataclass(frozen=True)
 class _Piece:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from kvtools.keye.chat import JINJA
 from kvtools.keye.layouts import Shapes
 from kvtools.keye.sizes import IMAGE_TOKEN, VIDEO_TOKEN, Architecture, LanguageShape, TextShape, VisionShape, sections
 
@@ -84,7 +85,7 @@ def config_of(shapes: Shapes, source: Mapping[str, Any], dtype: str) -> dict[str
 
 def companions(shapes: Shapes, *, has_tokenizer: bool) -> dict[str, dict[str, Any]]:
     """Further files without which others cannot load a Keye-VL's directory: how pictures become patches (values as those of the
-    published preview), and which class reads the tokenizer."""
+    published preview), which class reads the tokenizer, and how a conversation becomes text."""
     if shapes.whole is None:
         return {}
     pictures = {
@@ -106,6 +107,7 @@ def companions(shapes: Shapes, *, has_tokenizer: bool) -> dict[str, dict[str, An
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
         "model_max_length": shapes.whole.language.positions,
+        "chat_template": JINJA,
     }
     return {"preprocessor_config.json": pictures} | ({"tokenizer_config.json": words} if has_tokenizer else {})
 

@@ -170,15 +170,37 @@ def test_what_was_trained_is_saved_with_what_it_came_with(tmp_path, keye):
     assert open_artifact(str(tmp_path / "m")).fields["config"] == {"lr": 0.1}
 
 
+def turn(role, *content):
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    return {"role": role, "content": parts}
+
+
+CONVERSATIONS = [
+    {"messages": [turn("user", {"type": "video", "video": "v"}, "What\n is it?"), turn("assistant", "A cat.")]},
+    {"messages": [turn("system", "Be brief."), turn("user", "One ", {"type": "image", "image": "a"}, "two "),
+                  turn("assistant", "<think>\nhm\n</think>\n\nYes."), turn("user", "Sure?"), turn("assistant", "Yes.")]},
+    {"messages": [turn("user", "Call."), turn("assistant", '<tool_call>\n{"name": "f"}\n</tool_call>'), turn("tool", "4"),
+                  turn("tool", "5"), turn("assistant", "Nine.")]},
+    {"messages": [{"role": "user", "content": "As a string."}, {"role": "assistant", "content": "Ja."}]},
+]  # fmt: skip
+
+
 def test_others_find_the_tokenizer_and_how_pictures_become_patches(kv, tmp_path, keye):
     from kvtools.artifact.files import Sink
-    from kvtools.keye.chat import Chat
+    from kvtools.keye.chat import Chat, visuals
 
     chat = Chat.open(None)
     save(Sink(str(tmp_path / "m")), load(str(keye)).model, tokenizer_json=chat.to_bytes(), told={}, history=[])
     kv("convert -q m -o made/")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == chat.stop_tokens
+    for conversation in CONVERSATIONS:
+        n_visual = [1] * len(visuals(conversation))
+        ids = tokenizer.apply_chat_template(conversation["messages"], return_dict=False)
+        assert ids == chat.encode(conversation, n_visual)[0].tolist()
+        asked = conversation["messages"][:-1]
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        assert ids == chat.prompt(conversation, n_visual).tolist()
     pictures = json.loads((tmp_path / "made" / "preprocessor_config.json").read_text())
     assert (pictures["patch_size"], pictures["merge_size"], pictures["temporal_patch_size"]) == (14, 2, 1)
     assert (pictures["min_pixels"], pictures["max_pixels"]) == (3136, 1_003_520)

@@ -47,15 +47,21 @@ def test_what_fits_no_row_is_refused_by_its_place(lengths):
 
 @given(st.lists(st.floats(0, 1e6), max_size=30), st.integers(1, 6))
 @settings(max_examples=200, deadline=None)
-def test_balancing_deals_everything_once_and_keeps_grahams_bound(costs, n):
+def test_balancing_deals_everything_once_and_the_last_to_where_least_is(costs, n):
     parts = balance(costs, n)
     assert len(parts) == n
     assert sorted(itertools.chain(*parts)) == list(range(len(costs)))
-    if costs:
-        lower = max(sum(costs) / n, *costs)
-        if len(costs) > n:  # two of the n + 1 largest share a part
-            lower = max(lower, sum(sorted(costs)[-n - 1 :][:2]))
-        assert max(sum(costs[p] for p in part) for part in parts) <= (4 / 3 - 1 / (3 * n)) * lower + 1e-6
+    for part in filter(None, parts):
+        last = min(costs[p] for p in part)  # before it came, its part had no more than an even share of the others
+        assert sum(costs[p] for p in part) <= (sum(costs) - last) / n + last + 1e-6
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=7), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_balancing_keeps_grahams_bound(costs, n):
+    deals = itertools.product(range(n), repeat=len(costs))
+    best = min(max(np.bincount(deal, weights=costs, minlength=n)) for deal in deals)
+    assert max(sum(costs[p] for p in part) for part in balance(costs, n)) <= (4 / 3 - 1 / (3 * n)) * best + 1e-6
 
 
 def test_balancing_beats_dealing_in_turn_on_lengths_as_they_are():

@@ -106,6 +106,12 @@ def to_toml(recipe: dict[str, Any]) -> str:
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in sorted(recipe.items()) if value is not None)
 
 
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter stands on the command line, rather than having its default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def band(words: str, option: str) -> tuple[int, int]:
     """`LOW:HIGH` as two counts, 1 <= LOW <= HIGH."""
     match = re.fullmatch(r"(\d+):(\d+)", words)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kvtools.options import Config, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, require, to_toml
+from kvtools.options import Config, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, is_given, require, to_toml
 
 if TYPE_CHECKING:
     from kvtools.etree.kma import Groups
@@ -175,10 +175,4 @@ def _unsettled(found: "Groups") -> str:
 def _refuse_shapes(ctx: typer.Context) -> None:
     """Raise Usage for options that say how a tree is to be, where others only join one."""
     for name in ("groups", "method", "levels", "ratios"):
-        source = ctx.get_parameter_source(name)
-        require(
-            source is None or source.name != "COMMANDLINE",
-            f"--{name}",
-            "given with --since",
-            "the tree's own, which others join,",
-        )
+        require(not is_given(ctx, name), f"--{name}", "given with --since", "the tree's own, which others join,")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kvtools.chance import generator
-from kvtools.options import Compress, Force, Output, Quiet, Seed, Stamp, Strict, Verbose, band, require
+from kvtools.options import Compress, Force, Output, Quiet, Seed, Stamp, Strict, Verbose, band, is_given, require
 
 if TYPE_CHECKING:
     from kvtools.keye.quiz import Side, Table
@@ -103,8 +103,7 @@ def main(
     _require_askable(tasks if labels is None else [], form, frames, choices)
     require(labels is not None or not (question or positive), "--question, --positive", "given", "--labels with them")
     require(positive is None or form == "check", "--positive", positive, "--form check beside it")
-    source = ctx.get_parameter_source("task")
-    require(labels is None or source is None or source.name != "COMMANDLINE", "--task", task, "--labels without it")
+    require(labels is None or not is_given(ctx, "task"), "--task", task, "--labels without it")
     recipe = Recipe(Want(fps=4.0, max_frames=256), Budget(24_576, *band(frame_tokens, "--frame-tokens")))
     named = clips or ["-"]
     if any(is_same_file(src, output) for src in named):

@@ -173,9 +173,9 @@ def _taken_turns(rest: dict[str, Any]) -> list[dict[str, Any]]:
         rest["rejected"] = worse[-1]
     listed = [rest.pop(name) for name in ("messages", "conversations", "chosen_messages") if name in rest]
     if listed:
-        turns = listed[0]
-        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            raise ValueError(f"messages {str(turns)[:40]!r} found, a list of objects expected")
+        if not isinstance(listed[0], list) or not all(isinstance(turn, dict) for turn in listed[0]):
+            raise ValueError(f"messages {str(listed[0])[:40]!r} found, a list of objects expected")
+        turns = list(listed[0])
     elif "instruction" in rest:
         turns = []
         for asked, answered in rest.pop("history", None) or []:

@@ -111,8 +111,9 @@ def read_interactions(
 
 def _refuse_table(line: str, name: str) -> None:
     """Raise Corrupt for a first line that is that of a table between whose columns stands neither a tab nor a comma."""
-    mark = next((mark for mark in ("::", ";", "|") if mark in line), " ")
-    if mark != " " or line.split(maxsplit=1)[0].lower() in NAMES["user"]:
+    first, *others = line.split()
+    mark = next((mark for mark in ("::", ";", "|") if mark in first and not others), " ")
+    if mark != " " or first.lower() in NAMES["user"]:
         raise Corrupt(f"{name}: columns with {mark!r} between them found, tabs or commas expected. Try: tr {mark[0]!r} '\\t'.")
 
 

@@ -174,6 +174,11 @@ def test_what_is_no_table_is_refused(text, words):
         read_interactions(io.BufferedReader(io.BytesIO(text.encode("utf-8", "surrogateescape"))), "x")
 
 
+def test_words_may_have_marks_in_them():
+    found, _ = read("u|1 a;b c::d\n")
+    assert sequences(found) == {"u|1": [("a;b", 0), ("c::d", 1)]}
+
+
 def test_lines_of_words_have_no_columns_to_name():
     with pytest.raises(Usage, match="--column: x has lines of words"):
         read("u a b\n", columns={"user": "who"})

@@ -102,7 +102,9 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_is_brought_to_the_one_form(name):
     document, expected = LAYOUTS[name]
+    before = json.dumps(document)
     made = normal(document)
+    assert json.dumps(document) == before
     found = said(made)
     if name == "tools":
         assert found[0][0] == "system"

@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from kvtools import __version__, help_text
-from kvtools.faults import Died, Fault, Missing, Usage
+from kvtools.faults import Died, Fault, Missing, Terminated, Usage
 from kvtools.options import Invocation
 from kvtools.table import COMMANDS, Entry, below, find
 from kvtools.world import World
@@ -116,6 +116,8 @@ def run(words: list[str]) -> int:
         fault = error
     except BrokenPipeError:
         fault = Died(141)
+    except Terminated:
+        fault = Died(143)
     except OSError as error:
         fault = Fault(f"{error.filename or 'input/output'}: {(error.strerror or str(error)).lower()}.")
         fault.code = 74
@@ -187,4 +189,4 @@ def _version(*, detailed: bool) -> str:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Died(143)  # unwinds, so that temporary files go; long commands replace this by world.Stop
+    raise Terminated  # unwinds, so that temporary files go; long commands replace this by world.Stop

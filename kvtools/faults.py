@@ -51,3 +51,8 @@ class Died(Fault):
         super().__init__("")
         self.code = code
         self.is_agreed = is_agreed
+
+
+class Terminated(BaseException):
+    """SIGTERM has come. No Exception, and no Fault: whoever tries something and goes on if it fails must let this pass, be it a
+    library's `except Exception` or a command that names damaged files one by one."""

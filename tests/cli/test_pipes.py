@@ -1,8 +1,10 @@
 """What a user types, and what comes back: stdout, stderr, exit code."""
 
+import contextlib
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -226,6 +228,22 @@ def test_sigterm_leaves_no_temporary_file(sh, stream, tmp_path):
                 continue
     assert reader.returncode in (143, -15)  # -15: before Python could take the signal over
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".out")]
+
+
+def test_sigterm_is_no_failure_that_a_library_may_take_for_its_own(kv, stream, monkeypatch):
+    """torch's profiler, imported late, goes on after any Exception; and check goes on to its next file after a Fault."""
+
+    def careless(_):
+        with contextlib.suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on after SIGTERM")
+
+    monkeypatch.setattr("kvtools.artifact.open_artifact", careless)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert kv(f"check {stream} {stream}") == (143, "")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_closed_standard_streams_are_survived(sh, stream):

@@ -55,6 +55,9 @@ def main(
         str | None,
         typer.Option(metavar="X", help="Mix in co-occurrence by X of 1; auto calibrates on validation.", show_default=False),
     ] = None,
+    sure: Annotated[
+        bool, typer.Option("--sure", help="Search again, more widely, where better ones can have been missed.")
+    ] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Rank all items instead of searching; for small catalogues.")] = False,
     no_trie: Annotated[
         bool, typer.Option("--no-trie", help="Let the model say IDs that no item has; they are dropped.")
@@ -105,12 +108,21 @@ def main(
     is_wide_enough = k <= n_beams or exact or baseline is not None or evaluate is not None
     require(is_wide_enough, "-k", f"{k} of --beam {n_beams}", "no more than the beam")
     require(not (exact and no_trie), "--exact", "with --no-trie", "one of the two")
+    for option, is_given in (("--exact", exact), ("--no-trie", no_trie), ("--blend", blend is not None)):
+        require(not (sure and is_given), "--sure", f"with {option}", "one of the two")
     require(not (as_json and output != "-"), "--json", f"with -o {output}", "lines on stdout alone")
     for option, value in (("--users", users), ("--shard", shard), ("--titles", titles), ("-o", output)):
         require(evaluate is None or value in (None, "-"), option, f"{value} with --evaluate", "one of the two")
     require(titles is None or as_json, "--titles", f"{titles} alone", "--json beside it")
     unfit = [
-        word for word, is_given in (("--table", table is not None), ("--exact", exact), ("--no-trie", no_trie)) if is_given
+        word
+        for word, is_given in (
+            ("--table", table is not None),
+            ("--sure", sure),
+            ("--exact", exact),
+            ("--no-trie", no_trie),
+        )
+        if is_given
     ]
     require(baseline is None or not unfit, "--baseline", f"{baseline} with {' '.join(unfit)}", "a --model")
     require(blend is None or baseline is None, "--blend", f"{blend} with --baseline", "a --model")
@@ -126,7 +138,7 @@ def main(
     def tell(words: str) -> None:
         ctx.obj.note(words, quiet=quiet or not world.is_root)
 
-    choice = Choice(k, n_beams, exact, not no_trie, within, not keep_seen, weight, seed)
+    choice = Choice(k, n_beams, k, sure, exact, not no_trie, within, not keep_seen, weight, seed)
     serving = Serving(
         interactions, roles(columns or []), items, table, choice, world,
         device=place, dtype=DTYPES[precision], tell=tell, strict=strict, is_told=verbose, is_quiet=quiet,

@@ -5,6 +5,9 @@ own. Log-probabilities are the model's over all codes, before what the trie forb
 those of an exact ranking. Equal scores come in any order. Source: OneRec Technical Report section 2.5 for the use; its widths
 are 512, and ours anything from 1.
 
+A prefix has at least the score of all that begins with it. So a search knows what it may have missed: nothing that scores more
+than the best of what it left out on the way.
+
 Legend: B users, W beams, K codes of a level, V children, M = B * W, U distinct IDs, S levels.
 """
 
@@ -22,11 +25,12 @@ from kvtools.onerec.trie import Trie
 @dataclass(frozen=True)
 class Beams:
     """Best first. ids int64 (B, W): numbers of the trie's IDs, -1 where there is none; scores float32 (B, W), -inf there;
-    codes int64 (B, W, S)."""
+    codes int64 (B, W, S). missed_B float32: no ID that is not here has more than this; -inf where all are here."""
 
     ids: Tensor
     scores: Tensor
     codes: Tensor
+    missed_B: Tensor
 
 
 @torch.inference_mode()
@@ -49,7 +53,7 @@ def search(model: OneRec, context: Context, trie: Trie, n_beams: int, *, barred_
         if level < model.n_levels - 1:
             front.go_on(level, best_BW // child_MV.shape[1], trie.codes[level][prefix_BW])
     is_found = front.score_BW > -math.inf
-    return Beams(torch.where(is_found, prefix_BW, -1), front.score_BW, trie.ids_US[prefix_BW])
+    return Beams(torch.where(is_found, prefix_BW, -1), front.score_BW, trie.ids_US[prefix_BW], front.missed_B)
 
 
 @torch.inference_mode()
@@ -65,7 +69,7 @@ def search_freely(model: OneRec, context: Context, n_beams: int) -> Beams:
         codes_BWS = torch.cat([before_BWS, code_BW.unsqueeze(2)], dim=2)
         if level < model.n_levels - 1:
             front.go_on(level, parent_BW, code_BW)
-    return Beams(torch.full_like(front.score_BW, -1, dtype=torch.long), front.score_BW, codes_BWS)
+    return Beams(torch.full_like(front.score_BW, -1, dtype=torch.long), front.score_BW, codes_BWS, front.missed_B)
 
 
 class _Front:
@@ -77,6 +81,7 @@ class _Front:
         self._x_M1D = model.first(context)
         self._past: list[Past] | None = None
         self.score_BW = torch.zeros(self.n_users, 1, device=self._x_M1D.device)
+        self.missed_B = torch.full((self.n_users,), -math.inf, device=self._x_M1D.device)
         self._agree_MN = None if context.evidence is None else context.evidence.start()
 
     def logits(self, level: int) -> Tensor:
@@ -86,8 +91,11 @@ class _Front:
 
     def choose(self, total_BX: Tensor, n_beams: int) -> Tensor:
         """The places of the best scores, int64 (B, W); they become the beams' scores."""
-        self.score_BW, best_BW = total_BX.topk(min(n_beams, total_BX.shape[1]), dim=1)
-        return best_BW
+        best = total_BX.topk(min(n_beams + 1, total_BX.shape[1]), dim=1)
+        if total_BX.shape[1] > n_beams:
+            self.missed_B = torch.maximum(self.missed_B, best.values[:, n_beams])
+        self.score_BW = best.values[:, :n_beams].contiguous()
+        return best.indices[:, :n_beams]
 
     def go_on(self, level: int, parent_BW: Tensor, code_BW: Tensor) -> None:
         """Every beam takes a code after that of its parent."""

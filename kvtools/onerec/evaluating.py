@@ -22,7 +22,8 @@ _GRID = 21  # weights of a blend that are tried, 0 to 1
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where each target stood, int64 (B,), -1 where it did not: among items, and among distinct IDs; and what was legal.
+    """Where each target stood, int64 (B,), -1 where it did not: among items, and among distinct IDs; what was legal; and
+    for how many targets nothing better can have been missed.
 
     lists: int32 (U, K), what each user was recommended first; truths: int32 (B,) items held out, from `offsets` (U+1,) on.
     """
@@ -34,6 +35,7 @@ class Ranked:
     truths: np.ndarray
     n_legal: int
     n_beams: int
+    n_sure: int
 
 
 def over_ranks(ask: Ask, world: World, recommend: Callable[[Ask], Found]) -> Iterator[tuple[Ask, Found]]:
@@ -43,17 +45,18 @@ def over_ranks(ask: Ask, world: World, recommend: Callable[[Ask], Found]) -> Ite
         mine = chunks[begin + world.rank] if begin + world.rank < len(chunks) else Ask(ask.users[:0], ask.lengths[:0])
         found = recommend(mine)
         arrays = [world.gather_array(array) for array in (found.items, found.scores, found.ids)]
-        n_legal, n_beams = world.sum(found.n_legal), world.sum(found.n_beams)
+        counts = [world.sum(n) for n in (found.n_legal, found.n_beams, found.n_sure)]
         if world.is_root:
             users = slice(begin * len(chunks[0]), begin * len(chunks[0]) + len(arrays[0]))
-            yield Ask(ask.users[users], ask.lengths[users]), Found(arrays[0], arrays[1], arrays[2], n_legal, n_beams)
+            yield Ask(ask.users[users], ask.lengths[users]), Found(arrays[0], arrays[1], arrays[2], *counts)
         else:
             yield mine, found
 
 
 def rank(ask: Ask, targets: np.ndarray, id_of_item: np.ndarray, world: World, recommend: Callable[[Ask], Found]) -> Ranked:
     """Ask, and look where the targets stand; asks of one user follow one another. Meaningful on rank 0."""
-    items, ids, lists, n_legal, n_beams, done = [], [], [], 0, 0, 0
+    items, ids, lists, done = [], [], [], 0
+    counts = np.zeros(3, np.int64)
     is_first = np.r_[True, ask.users[1:] != ask.users[:-1]]
     for some, found in over_ranks(ask, world, recommend):
         wanted = targets[done : done + len(some)]
@@ -61,9 +64,10 @@ def rank(ask: Ask, targets: np.ndarray, id_of_item: np.ndarray, world: World, re
         done += len(some)
         items.append(metrics.rank_of(found.items, wanted))
         ids.append(metrics.rank_of(metrics.distinct(found.ids), id_of_item[wanted]))
-        n_legal, n_beams = n_legal + found.n_legal, n_beams + found.n_beams
+        counts += (found.n_legal, found.n_beams, found.n_sure)
     offsets = np.append(np.flatnonzero(is_first), len(ask))
-    return Ranked(np.concatenate(items), np.concatenate(ids), np.concatenate(lists), offsets, targets, n_legal, n_beams)
+    ranks = np.concatenate(items), np.concatenate(ids)
+    return Ranked(*ranks, np.concatenate(lists), offsets, targets, *counts.tolist())
 
 
 def describe(ranked: Ranked, k: int) -> dict[str, Any]:
@@ -77,6 +81,8 @@ def describe(ranked: Ranked, k: int) -> dict[str, Any]:
         told |= {f"{name}@{n}": figure(ranked.lists, ranked.offsets, ranked.truths, n) for n in PASSES if n <= k}
     lo, hi = metrics.interval95(ranked.items, 10)
     told |= {"hr@10_ci95": [lo, hi], "legal_share": ranked.n_legal / ranked.n_beams if ranked.n_beams else 1.0}
+    if ranked.n_beams:  # a generator's, whose search can miss something
+        told["sure_share"] = ranked.n_sure / len(ranked.items)
     return told
 
 

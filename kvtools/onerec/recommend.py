@@ -37,6 +37,8 @@ class Choice:
 
     k: int = 10
     beam: int = 512
+    n_sure: int = 10  # of so many it is told whether anything better can have been missed
+    widens: bool = False  # search again, twice as wide, where it can
     is_exact: bool = False  # rank all items by full passes; no beams
     is_legal: bool = True  # by the trie; else the model says what it likes, and what no item has is dropped
     within: Within = "popular"
@@ -69,13 +71,14 @@ class Ask:
 @dataclass(frozen=True)
 class Found:
     """Recommendations, best first: items int32 (B, k), -1 where there are no more; scores float32 (B, k); IDs int64 (B, k)
-    by the trie's numbers; how many of the beams were legal."""
+    by the trie's numbers; how many of the beams were legal, and of how many users the first are certain to be the best."""
 
     items: np.ndarray
     scores: np.ndarray
     ids: np.ndarray
     n_legal: int = 0
     n_beams: int = 0
+    n_sure: int = 0
 
 
 class Shares:
@@ -129,13 +132,15 @@ class Recommender:
         """For a chunk of users; those without history get what is popular."""
         weight = self._choice.blend
         if not weight:
-            return self._with_popular(ask, lambda known: self._in_passes(known, self._near(known), self._choice.k))
+            k, width = self._choice.k, self._choice.beam
+            return self._with_popular(ask, lambda known: self._in_passes(known, self._near(known), k, width))
         return self._with_popular(ask, lambda known: next(self.blends(known, [weight])))
 
     def blends(self, ask: Ask, weights: Sequence[float]) -> Iterator[Found]:
         """Mixtures with co-occurrence by each of the weights, for users with a history; beams are searched once."""
         near = self._near(ask, _N_NEAR)
-        found = self._in_passes(ask, near, max(self._choice.k, _N_NEAR))  # it chooses among more than it gives
+        # it chooses among more than it gives
+        found = self._in_passes(ask, near, max(self._choice.k, _N_NEAR), self._choice.beam)
         counted = near if self._choice.mask_seen else self._near(ask, _N_NEAR, exclude_seen=False)
         for weight in weights:
             yield blended(found, counted, weight, self._choice.k, self.trie.id_of_item)
@@ -150,11 +155,12 @@ class Recommender:
         order = np.argsort(-popularity, kind="stable")[:k]
         items[:, : len(order)] = order
         scores[:, : len(order)] = np.log((popularity[order] + 1) / (popularity.sum() + len(popularity)))
-        n_legal = n_beams = 0
+        n_legal, n_beams, n_sure = 0, 0, int((~is_known).sum())
         if is_known.any():
             found = recommend(Ask(ask.users[is_known], ask.lengths[is_known]))
-            items[is_known], scores[is_known], n_legal, n_beams = found.items, found.scores, found.n_legal, found.n_beams
-        return Found(items, scores, self._ids_of(items), n_legal, n_beams)
+            items[is_known], scores[is_known] = found.items, found.scores
+            n_legal, n_beams, n_sure = found.n_legal, found.n_beams, n_sure + found.n_sure
+        return Found(items, scores, self._ids_of(items), n_legal, n_beams, n_sure)
 
     def _near(self, ask: Ask, n: int = 0, *, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
         n = min(max(n, self._model.arch.near), len(self._made.ids))
@@ -162,19 +168,33 @@ class Recommender:
             return np.empty((len(ask), 0), np.int32), np.empty((len(ask), 0), np.float32)
         return self._made.counted.near.nearest(*ask.past(self._cutter.histories), n, exclude_seen=exclude_seen)
 
-    def _in_passes(self, ask: Ask, near: tuple[np.ndarray, np.ndarray], k: int) -> Found:
-        """As many users at a time as memory should hold scores for: wide beams over many codes take a few, others all."""
+    def _in_passes(self, ask: Ask, near: tuple[np.ndarray, np.ndarray], k: int, width: int) -> Found:
+        """As many users at a time as memory should hold scores for: wide beams over many codes take a few, others all.
+
+        Where it is to be certain, who is not is asked for again with twice the width, as far as memory goes for one user.
+        """
         n_stems = len(self.trie.codes[-2]) if self.trie.n_levels > 1 else 1
-        n_scores = (n_stems if self._choice.is_exact else self._choice.beam) * max(self._model.vocabulary.codes)
-        step = max(1, _N_SCORES // n_scores)
-        parts = []
+        n_codes = max(self._model.vocabulary.codes)
+        step = max(1, _N_SCORES // ((n_stems if self._choice.is_exact else width) * n_codes))
+        parts, sure = [], []
         for begin in range(0, len(ask), step):
             part = slice(begin, begin + step)
-            parts.append(self._generate(Ask(ask.users[part], ask.lengths[part]), (near[0][part], near[1][part]), k))
+            some = Ask(ask.users[part], ask.lengths[part]), (near[0][part], near[1][part])
+            found, is_sure = self._generate(*some, k, width)
+            parts.append(found)
+            sure.append(is_sure)
         items, scores, ids = (np.concatenate([getattr(p, name) for p in parts]) for name in ("items", "scores", "ids"))
-        return Found(items, scores, ids, sum(p.n_legal for p in parts), sum(p.n_beams for p in parts))
+        n_legal, n_beams = sum(p.n_legal for p in parts), sum(p.n_beams for p in parts)
+        again = np.flatnonzero(~np.concatenate(sure))
+        n_sure = len(ask) - len(again)
+        if self._choice.widens and len(again) and 2 * width * n_codes <= _N_SCORES:
+            wider = self._in_passes(Ask(ask.users[again], ask.lengths[again]), (near[0][again], near[1][again]), k, 2 * width)
+            items[again], scores[again], ids[again] = wider.items, wider.scores, wider.ids
+            n_legal, n_beams, n_sure = n_legal + wider.n_legal, n_beams + wider.n_beams, n_sure + wider.n_sure
+        return Found(items, scores, ids, n_legal, n_beams, n_sure)
 
-    def _generate(self, ask: Ask, near: tuple[np.ndarray, np.ndarray], k: int) -> Found:
+    def _generate(self, ask: Ask, near: tuple[np.ndarray, np.ndarray], k: int, width: int) -> tuple[Found, np.ndarray]:
+        """What is found, and of whom the first are certain to be the best, bool (B,)."""
         seen = None
         if self._choice.mask_seen:
             items = ask.past(self._cutter.histories)[1]
@@ -183,13 +203,13 @@ class Recommender:
         with torch.inference_mode():
             context = self._model.context(batch)
             if self._choice.is_exact:
-                return self._exact(beam.rank_all(self._model, context, self.trie), seen, k)
+                return self._exact(beam.rank_all(self._model, context, self.trie), seen, k), np.ones(len(ask), bool)
             if self._choice.is_legal:
-                beams = beam.search(self._model, context, self.trie, self._choice.beam, barred_BU=self._barred(len(ask), seen))
+                beams = beam.search(self._model, context, self.trie, width, barred_BU=self._barred(len(ask), seen))
                 ids_BW, scores_BW = beams.ids.cpu().numpy(), beams.scores.cpu().numpy()
                 n_beams = n_legal = int((ids_BW >= 0).sum())
             else:
-                beams = beam.search_freely(self._model, context, self._choice.beam)
+                beams = beam.search_freely(self._model, context, width)
                 codes = beams.codes.cpu().numpy()
                 ids_BW = self.trie.find(codes.reshape(-1, codes.shape[2])).reshape(codes.shape[:2])
                 scores_BW = np.where(ids_BW >= 0, beams.scores.cpu().numpy(), -np.inf)
@@ -198,7 +218,9 @@ class Recommender:
         n_each = k + (int(ask.lengths.max(initial=0)) if self._choice.mask_seen else 0)
         items, scores = self._shares.spread(ids_BW, scores_BW.astype(np.float64), n_each)
         found = best(items, scores, seen, len(self._made.ids), k)
-        return Found(*found, self._ids_of(found[0]), n_legal, n_beams)
+        # an item has at most the score of its ID; where there are too few, nothing may be missing at all
+        least_B = found[1][:, min(self._choice.n_sure, k) - 1]
+        return Found(*found, self._ids_of(found[0]), n_legal, n_beams), least_B >= beams.missed_B.cpu().numpy()
 
     def _exact(self, scores_BU: Tensor, seen: np.ndarray | None, k: int) -> Found:
         scores_BN = scores_BU.cpu().numpy().astype(np.float64)[:, self.trie.id_of_item] + self._shares.log_share
@@ -256,7 +278,7 @@ def blended(found: Found, near: tuple[np.ndarray, np.ndarray], weight: float, k:
     with np.errstate(divide="ignore"):
         scores = np.where(ordered >= 0, np.log(chance), -np.inf)
     items, told = best(ordered, scores, None, 0, k)
-    return Found(items, told, np.where(items >= 0, id_of_item[items], -1), found.n_legal, found.n_beams)
+    return Found(items, told, np.where(items >= 0, id_of_item[items], -1), found.n_legal, found.n_beams, found.n_sure)
 
 
 def by_counting(

@@ -144,8 +144,9 @@ class Serving:
         if n_cold:
             some = ", ".join(names[n] for n in np.flatnonzero(ask.lengths == 0)[:3])
             self._tell(f"{self._name}: {n_cold} users without a known item get what is popular ({some}{', …' * (n_cold > 3)}).")
-        done = 0
+        done = n_sure = 0
         for some_asked, found in evaluating.over_ranks(ask, self._world, self._ticking(recommend, len(ask))):
+            n_sure += found.n_sure
             if self._world.is_root:
                 for row in range(len(some_asked)):
                     numbers = found.items[row][found.items[row] >= 0]
@@ -153,6 +154,8 @@ class Serving:
                     is_cold = bool(some_asked.lengths[row] == 0)
                     yield Answer(names[done + row], keys, numbers, found.scores[row][: len(numbers)], codes, is_cold)
                 done += len(some_asked)
+        if choice.widens and n_sure < len(ask):
+            self._tell(f"--sure: of {len(ask) - n_sure} of {len(ask)} users better items can have been missed. See --exact.")
 
     def _asked(self, histories: Histories, users: str | None, part: str | None) -> tuple[Ask, list[str]]:
         lengths = np.diff(histories.offsets)

@@ -176,6 +176,22 @@ def test_a_wide_beam_gives_the_ranking_of_all_items(shop, ask, model):
         assert found["scores"] == pytest.approx(exact["scores"], abs=1e-5)
 
 
+@pytest.mark.parametrize("model", ["m", "near"])
+def test_a_narrow_beam_that_is_to_be_sure_gives_the_ranking_of_all_items(shop, ask, model):
+    line = f"kvtools recgen --model {model}.safetensors clicks.csv {'--table users.csv' if model == 'near' else ''} -k 4"
+    narrow, sure, exact = (ask(f"{line} {options}") for options in ("--beam 4", "--beam 4 --sure", "--exact"))
+    assert [found["items"] for found in sure] == [found["items"] for found in exact]
+    assert [found["items"] for found in narrow] != [found["items"] for found in exact]
+
+
+def test_evaluation_tells_how_many_are_sure(shop, ask):
+    narrow, sure, wide = (
+        ask(f"{ASK} --evaluate test {options}")[0] for options in ("--beam 2", "--beam 2 --sure", "--beam 64")
+    )
+    assert narrow["sure_share"] < sure["sure_share"] == wide["sure_share"] == 1.0
+    assert sure["hr@10"] == wide["hr@10"]
+
+
 def test_without_the_trie_the_model_says_ids_that_no_item_has_and_they_are_dropped(shop, ask):
     free, legal = (ask(f"{ASK} --evaluate test --beam 64 {option}")[0] for option in ("--no-trie", ""))
     assert 0 < free["legal_share"] < 1
@@ -290,7 +306,7 @@ def test_files_that_are_named_have_to_be_there(shop, capfd, options, code, words
     assert (done.code, done.out, done.err) == (code, b"", f"kvtools recgen: {words}\n")
 
 
-@pytest.mark.parametrize("option", ["--table users.csv", "--exact", "--no-trie"])
+@pytest.mark.parametrize("option", ["--table users.csv", "--sure", "--exact", "--no-trie"])
 def test_a_baseline_refuses_what_only_a_model_has(shop, capfd, option):
     done = say(f"kvtools recgen --items items.ids clicks.csv --baseline popular {option} --json", capfd)
     assert (done.code, done.out) == (2, b"")
@@ -440,6 +456,9 @@ REFUSED = [
     (f"{ASK} -k 0 --json", 2, "'-k'"),
     (f"{ASK} --beam 0 --json", 2, "'--beam'"),
     (f"{ASK} --exact --no-trie --json", 2, "--exact with --no-trie"),
+    (f"{ASK} --sure --exact --json", 2, "--sure with --exact: one of the two expected"),
+    (f"{ASK} --sure --no-trie --json", 2, "--sure with --no-trie: "),
+    (f"{ASK} --sure --blend auto --json", 2, "--sure with --blend: "),
     ("kvtools recgen --model m.safetensors short.txt --blend auto --json", 65, "which --blend auto calibrates on"),
     (f"{ASK} --blend much --json", 2, "--blend much: a share from 0 to 1, or auto, expected"),
     (f"{ASK} --blend 2 --json", 2, "--blend 2: "),

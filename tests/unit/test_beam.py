@@ -187,6 +187,18 @@ def test_whatever_the_width_beams_are_legal_distinct_and_best_first(n_beams, see
 
 
 @settings(deadline=None, max_examples=25)
+@given(n_beams=st.integers(1, 60), seed=st.integers(0, 5), kind=st.sampled_from([("cross", "tokens"), ("lazy", "evidence")]))
+def test_nothing_that_is_missed_has_more_than_it_is_said_to(n_beams, seed, kind):
+    case = Case(kind[0], "causal", True, kind[1], 3, seed)
+    beams = search(case.model, case.context(), case.trie, n_beams)
+    exact_BU = rank_all(case.model, case.context(), case.trie)
+    best_missed_B = exact_BU.scatter(1, beams.ids.clamp(min=0), -torch.inf).amax(1)
+    assert (best_missed_B <= beams.missed_B + CLOSE["atol"]).all()
+    is_whole_B = (beams.ids >= 0).sum(1) == case.trie.n_ids
+    assert torch.equal(beams.missed_B == -torch.inf, is_whole_B)
+
+
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 0.5, 0.9, 1.0]))
 def test_barred_ids_never_come_and_the_others_keep_their_order(seed, share):
     case = Case("cross", "causal", False, "evidence", 3)

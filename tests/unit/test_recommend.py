@@ -258,6 +258,39 @@ def test_beams_wide_enough_give_the_exact_ranking(within, mask_seen, changed):
     assert by_beam.n_beams == by_beam.n_legal
 
 
+@pytest.mark.parametrize("beam", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("options", [{}, {"mask_seen": False}, {"within": "recent"}, {"k": 7}, {"k": N_ITEMS}], ids=str)
+@pytest.mark.parametrize("changed", [{}, {"near": 4}, {"decoder": "lazy"}], ids=["plain", "near", "lazy"])
+def test_narrow_beams_that_widen_where_they_are_not_sure_give_the_exact_best(beam, options, changed):
+    shop = Shop(**changed)
+    options = {"k": 3, **options}
+    options["n_sure"] = options["k"]
+    sure, exactly = shop.recommend(beam=beam, widens=True, **options), shop.recommend(is_exact=True, **options)
+    assert sure.items.tolist() == exactly.items.tolist()
+    np.testing.assert_allclose(sure.scores, exactly.scores, rtol=0, atol=1e-5)
+    assert sure.n_sure == exactly.n_sure == len(LENGTHS)
+
+
+@pytest.mark.parametrize("beam", [1, 2, 4, 8, 16, 27])
+def test_who_is_said_to_have_the_best_has_them(beam):
+    shop = Shop()
+    n_said = 0
+    for user, length in enumerate(LENGTHS):
+        ask = Ask(np.array([user]), np.array([length]))
+        found, exactly = (shop.recommend(ask, k=10, beam=beam, n_sure=2, is_exact=is_exact) for is_exact in (False, True))
+        assert not found.n_sure or found.items[0, :2].tolist() == exactly.items[0, :2].tolist()
+        n_said += found.n_sure
+    assert n_said == shop.recommend(k=10, beam=beam, n_sure=2).n_sure
+    assert n_said == len(LENGTHS) or beam < 27
+
+
+def test_search_does_not_widen_beyond_what_is_held_for_one_user(monkeypatch):
+    monkeypatch.setattr(recommend, "_N_SCORES", 4 * N_CODES)
+    found = Shop().recommend(k=N_ITEMS, n_sure=N_ITEMS, beam=2, widens=True)
+    assert found.n_sure == 1, "all but who has no history"
+    assert 2 * (len(LENGTHS) - 1) < found.n_beams <= (2 + 4) * (len(LENGTHS) - 1)
+
+
 @pytest.mark.parametrize("mask_seen", [True, False])
 def test_beams_wide_enough_give_the_exact_best_where_ids_have_more_items_than_are_asked_for(mask_seen):
     shop = Shop()

@@ -29,6 +29,8 @@ _TRAINING: dict[str, Any] = {
     "checkpointing": False,  # keep only the inputs of layers, and compute the rest twice
     "cut": False,  # conversations longer than a row lose their last turns instead of being left out
     "flip": 0.0,  # share of the conversations whose pictures are mirrored, where left and right mean nothing
+    "upend": 0.0,  # stood on their head, where above and below mean nothing
+    "recolour": 0.0,  # in other colours: red, green and blue exchanged, and some turned into negatives
     "jitter": 0.0,  # largest change of their contrast, and of their brightness
 }
 _LENGTH = 4096
@@ -38,7 +40,7 @@ _MAY_BE: Allowed = {
     "rate": (("cosine", "constant").__contains__, "cosine or constant"),
     "clip": (lambda x: 0 < x < math.inf, "more than 0"),
     "window": (lambda n: n >= 1, "1 or more"),
-    **dict.fromkeys(("flip", "jitter"), (lambda x: 0 <= x <= 1, "from 0 to 1")),
+    **dict.fromkeys(("flip", "upend", "recolour", "jitter"), (lambda x: 0 <= x <= 1, "from 0 to 1")),
 }
 
 

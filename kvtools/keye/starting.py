@@ -8,7 +8,7 @@ what none brings is random. Stage 0 trains a SigLIP, whose tower later stages be
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -231,7 +231,7 @@ def task_of(recipe: Recipe, start: Start, given: Given, world: World, device: st
         "world": world,
         "device": device,
         "seed": recipe.seed,
-        "augment": Augment(recipe.training["flip"], recipe.training["jitter"]),
+        "augment": Augment(**{each.name: recipe.training[each.name] for each in fields(Augment)}),
         "held": held,
         "is_judged": recipe.is_judged,
     }

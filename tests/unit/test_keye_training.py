@@ -1,5 +1,6 @@
 """A step of Keye-VL: which tokens carry loss, what is frozen, what it costs, and how it is cut up, which changes nothing."""
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from kvtools.artifact.files import Sink, open_source
 from kvtools.artifact.stream import Head, Index, Writer
 from kvtools.faults import Corrupt, Usage
 from kvtools.keye import starting
-from kvtools.keye.augment import Augment, mirrored
+from kvtools.keye.augment import Augment, mirrored, upended
 from kvtools.keye.chat import Chat
 from kvtools.keye.feed import Feed, PackedFeed
 from kvtools.keye.flops import Shape, of_pairs, of_row
@@ -420,17 +421,42 @@ def test_each_picture_belongs_to_its_conversation():
     assert owners(row, (SMALL.image_token, SMALL.video_token)) == [g for g, n in enumerate(begins) for _ in range(1 + (n == 0))]
 
 
-def test_a_mirror_shows_each_frame_from_right_to_left_and_twice_is_nothing():
+@pytest.mark.parametrize(("turned", "axis"), [(mirrored, 2), (upended, 1)])
+def test_frames_are_turned_whole_and_twice_is_nothing(turned, axis):
+    def cut(picture):
+        return picture.reshape(2, 2, 14, 3, 14, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 3, 14, 14)
+
     picture = np.random.default_rng(0).integers(0, 256, (2, 2 * 14, 3 * 14, 3), dtype=np.uint8)  # T, height, width
-    patches = picture.reshape(2, 2, 14, 3, 14, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 3, 14, 14)
-    other = picture[:, :, ::-1].reshape(2, 2, 14, 3, 14, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 3, 14, 14)
-    assert np.array_equal(mirrored(patches, (2, 2, 3)), other)
-    assert np.array_equal(mirrored(mirrored(patches, (2, 2, 3)), (2, 2, 3)), patches)
+    assert np.array_equal(turned(cut(picture), (2, 2, 3)), cut(np.flip(picture, axis)))
+    assert np.array_equal(turned(turned(cut(picture), (2, 2, 3)), (2, 2, 3)), cut(picture))
+
+
+def test_colours_are_exchanged_and_made_negative_alike_in_all_that_a_conversation_shows():
+    (row,) = rows_of(feed_of([talk(0), talk(1)], length=2048))
+    visual, pictures = (SMALL.image_token, SMALL.video_token), [0, *np.cumsum(row.grid.astype(int).prod(1))]
+    whose, met = owners(row, visual), set()
+    for seed in range(200):
+        changed = Augment(recolour=1.0)(row, visual, lambda key, seed=seed: np.random.default_rng([seed, int(key[1:])]))
+        found = {}
+        for owner, part in zip(whose, map(slice, pictures, pictures[1:]), strict=False):
+            before, after = row.pixels[part], changed.pixels[part]
+            ways = [
+                (order, signs)
+                for order in itertools.permutations(range(3))
+                for signs in itertools.product([False, True], repeat=3)
+                if all(np.array_equal(after[:, c], 255 - before[:, k] if no else before[:, k])
+                       for c, (k, no) in enumerate(zip(order, signs, strict=True)))
+            ]  # fmt: skip
+            assert ways, "no exchange gives this"
+            found.setdefault(owner, set(ways)).intersection_update(ways)
+        assert all(found.values()), "one conversation, one exchange"
+        met |= set().union(*found.values())
+    assert len(met) == 48
 
 
 def test_chance_in_pictures_hangs_on_epoch_and_key_alone():
     def seen(epoch, seed=0, length=256):
-        task = task_of(source=feed_of(length=length), seed=seed, augment=Augment(flip=0.5, jitter=0.3))
+        task = task_of(source=feed_of(length=length), seed=seed, augment=Augment(flip=0.5, jitter=0.3, upend=0.5, recolour=0.5))
         task._epoch = epoch
         found = {}
         for load in task.source.epoch(0):
@@ -453,7 +479,7 @@ def test_pictures_whose_words_would_be_wrong_of_others_stay_as_they_are():
     source = feed_of([{**talk(0), "as_is": True}, talk(1)], length=2048)
     (row,) = rows_of(source)
     visual = (SMALL.image_token, SMALL.video_token)
-    changed = Augment(flip=1.0, jitter=0.3)(row, visual, lambda _: np.random.default_rng(0))
+    changed = Augment(flip=1.0, jitter=0.3, upend=1.0, recolour=1.0)(row, visual, lambda _: np.random.default_rng(0))
     begin = 0
     for owner, grid in zip(owners(row, visual), row.grid, strict=True):
         part = slice(begin, begin := begin + int(grid.prod()))

@@ -117,6 +117,7 @@ def run(words: list[str]) -> int:
     except BrokenPipeError:
         fault = Died(141)
     except Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher may send it again while the other ranks are told
         fault = Died(143)
     except OSError as error:
         fault = Fault(f"{error.filename or 'input/output'}: {(error.strerror or str(error)).lower()}.")

@@ -138,7 +138,10 @@ def main(
     def tell(words: str) -> None:
         ctx.obj.note(words, quiet=quiet or not world.is_root)
 
-    choice = Choice(k, n_beams, k, sure, exact, not no_trie, within, not keep_seen, weight, seed)
+    choice = Choice(
+        k=k, beam=n_beams, sure_of=k, widens=sure, is_exact=exact, is_legal=not no_trie, within=within,
+        mask_seen=not keep_seen, blend=weight, seed=seed,
+    )  # fmt: skip
     serving = Serving(
         interactions, roles(columns or []), items, table, choice, world,
         device=place, dtype=DTYPES[precision], tell=tell, strict=strict, is_told=verbose, is_quiet=quiet,

@@ -17,6 +17,7 @@ from kvtools.onerec.recommend import Ask, Found, Recommender
 from kvtools.world import World
 
 PASSES = (1, 8, 32, 128, 512)
+LONGEST = 20  # items, of HR and NDCG
 _GRID = 21  # weights of a blend that are tried, 0 to 1
 
 
@@ -70,8 +71,8 @@ def rank(ask: Ask, targets: np.ndarray, id_of_item: np.ndarray, world: World, re
     return Ranked(*ranks, np.concatenate(lists), offsets, targets, *counts.tolist())
 
 
-def describe(ranked: Ranked, k: int) -> dict[str, Any]:
-    """The figures that scripts rely on; `pass@k` as far as k items were asked for."""
+def describe(ranked: Ranked, k: int, *, tells_sure: bool) -> dict[str, Any]:
+    """The figures that scripts rely on; `pass@k` as far as k items were asked for. tells_sure: of a search by beams alone."""
     told: dict[str, Any] = {"users": len(ranked.offsets) - 1, "held_out": len(ranked.items), **metrics.summary(ranked.items)}
     told |= {f"id_{name}": value for name, value in metrics.summary(ranked.ids).items()}
     of_users = {"pass": metrics.pass_at_k}
@@ -81,7 +82,7 @@ def describe(ranked: Ranked, k: int) -> dict[str, Any]:
         told |= {f"{name}@{n}": figure(ranked.lists, ranked.offsets, ranked.truths, n) for n in PASSES if n <= k}
     lo, hi = metrics.interval95(ranked.items, 10)
     told |= {"hr@10_ci95": [lo, hi], "legal_share": ranked.n_legal / ranked.n_beams if ranked.n_beams else 1.0}
-    if ranked.n_beams:  # a generator's, whose search can miss something
+    if tells_sure:
         told["sure_share"] = ranked.n_sure / len(ranked.items)
     return told
 

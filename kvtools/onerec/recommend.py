@@ -2,7 +2,7 @@
 
 An item's score is log P(ID) + log P(item | ID): an ID that several items share is divided among them by `within`.
 Our choices, the report being silent: popular divides by (training interactions + 1), recent by 1 / rank of the last time an
-item was taken up, random evenly, ties in the order of a shuffle by the seed. So scores stay log-probabilities of items.
+item was taken up, random evenly, and ties go by a shuffle by the seed. So scores stay log-probabilities of items.
 
 Legend: B users, N items, U distinct IDs, W beams, k recommendations.
 """
@@ -37,8 +37,8 @@ class Choice:
 
     k: int = 10
     beam: int = 512
-    n_sure: int = 10  # of so many it is told whether anything better can have been missed
-    widens: bool = False  # search again, twice as wide, where it can
+    sure_of: int = 10  # the first so many, of which it is found out whether anything better can have been missed
+    widens: bool = False  # search again, more widely, where it can
     is_exact: bool = False  # rank all items by full passes; no beams
     is_legal: bool = True  # by the trie; else the model says what it likes, and what no item has is dropped
     within: Within = "popular"
@@ -82,7 +82,8 @@ class Found:
 
 
 class Shares:
-    """P(item | ID) of items that share one: items by ID, the largest share first. log_share float64 (N,) by item."""
+    """P(item | ID) of items that share one: items by ID, the largest share first. log_share float64 (N,) by item. place: int64
+    (N,) by item, by which ties are settled."""
 
     def __init__(self, trie: Trie, counted: Counted, within: Within, seed: int) -> None:
         n_items = len(trie.id_of_item)
@@ -98,6 +99,7 @@ class Shares:
             if within != "random"
             else order[np.argsort(trie.id_of_item[order], kind="stable")]
         )
+        self.place = np.argsort(order)
         rank = np.arange(n_items) - trie.bucket[trie.id_of_item[self.items]]
         weight = np.empty(n_items)
         weight[self.items] = 1 / (rank + 1.0) if within == "recent" else 1.0
@@ -187,8 +189,10 @@ class Recommender:
         n_legal, n_beams = sum(p.n_legal for p in parts), sum(p.n_beams for p in parts)
         again = np.flatnonzero(~np.concatenate(sure))
         n_sure = len(ask) - len(again)
-        if self._choice.widens and len(again) and 2 * width * n_codes <= _N_SCORES:
-            wider = self._in_passes(Ask(ask.users[again], ask.lengths[again]), (near[0][again], near[1][again]), k, 2 * width)
+        widest = _N_SCORES // n_codes
+        if self._choice.widens and len(again) and width < widest:
+            some = Ask(ask.users[again], ask.lengths[again]), (near[0][again], near[1][again])
+            wider = self._in_passes(*some, k, min(2 * width, widest))
             items[again], scores[again], ids[again] = wider.items, wider.scores, wider.ids
             n_legal, n_beams, n_sure = n_legal + wider.n_legal, n_beams + wider.n_beams, n_sure + wider.n_sure
         return Found(items, scores, ids, n_legal, n_beams, n_sure)
@@ -217,15 +221,15 @@ class Recommender:
         # of an ID as many as may be seen already, and as many as are asked for
         n_each = k + (int(ask.lengths.max(initial=0)) if self._choice.mask_seen else 0)
         items, scores = self._shares.spread(ids_BW, scores_BW.astype(np.float64), n_each)
-        found = best(items, scores, seen, len(self._made.ids), k)
+        found = best(items, scores, seen, len(self._made.ids), k, place_N=self._shares.place)
         # an item has at most the score of its ID; where there are too few, nothing may be missing at all
-        least_B = found[1][:, min(self._choice.n_sure, k) - 1]
+        least_B = found[1][:, min(self._choice.sure_of, k) - 1]
         return Found(*found, self._ids_of(found[0]), n_legal, n_beams), least_B >= beams.missed_B.cpu().numpy()
 
     def _exact(self, scores_BU: Tensor, seen: np.ndarray | None, k: int) -> Found:
         scores_BN = scores_BU.cpu().numpy().astype(np.float64)[:, self.trie.id_of_item] + self._shares.log_share
         items = np.broadcast_to(np.arange(scores_BN.shape[1]), scores_BN.shape)
-        found = best(items, scores_BN, seen, scores_BN.shape[1], k)
+        found = best(items, scores_BN, seen, scores_BN.shape[1], k, place_N=self._shares.place)
         return Found(*found, self._ids_of(found[0]), scores_BN.size, scores_BN.size)
 
     def _barred(self, n_users: int, seen: np.ndarray | None) -> Tensor | None:
@@ -243,14 +247,16 @@ class Recommender:
 
 
 def best(
-    items_BX: np.ndarray, scores_BX: np.ndarray, seen: np.ndarray | None, n_items: int, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+    items_BX: np.ndarray, scores_BX: np.ndarray, seen: np.ndarray | None, n_items: int, k: int, *,
+    place_N: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The k best candidates, int32 (B, k) with -1 where there are no more, and their scores, float32. seen: row * n_items +
-    item of what is left out. Ties go to the lower item."""
+    item of what is left out. Ties go to the lower place, which is an item's number if none is given."""
     if seen is not None:
         keys = np.arange(len(items_BX))[:, None] * n_items + items_BX
         scores_BX = np.where(np.isin(keys, seen) | (items_BX < 0), -np.inf, scores_BX)
-    order = np.lexsort((items_BX, -scores_BX), axis=1)[:, :k]
+    places_BX = items_BX if place_N is None else place_N[items_BX]
+    order = np.lexsort((places_BX, -scores_BX), axis=1)[:, :k]
     items, scores = np.take_along_axis(items_BX, order, 1), np.take_along_axis(scores_BX, order, 1)
     items = np.where(scores > -math.inf, items, -1)
     short = k - items.shape[1]

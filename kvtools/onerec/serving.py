@@ -77,8 +77,9 @@ class Serving:
     def evaluate(self, model: str, baseline: Baseline | None, part: str, *, calibrate: bool) -> dict[str, Any]:
         """The figures of one model or baseline on a part, on rank 0; a collective."""
         begun = time.monotonic()
-        k = max(20, *(n for n in evaluating.PASSES if n <= max(self._choice.beam, 20)))
-        choice = _with(self._choice, k=k)
+        longest = evaluating.LONGEST
+        k = max(longest, *(n for n in evaluating.PASSES if n <= max(self._choice.beam, longest)))
+        choice = _with(self._choice, k=k, sure_of=longest)
         told: dict[str, Any] = {"model": model} if baseline is None else {"baseline": baseline}
         if baseline is not None:
             ids, histories, counted = self._counted()
@@ -92,13 +93,17 @@ class Serving:
                     self._tell("--blend auto: users it was chosen by are evaluated, which flatters it. See --evaluate test.")
             recommender = self._recommender(made, histories, choice)
             recommend, ids_of = recommender.recommend, recommender.trie.id_of_item
-            told |= {"beam": choice.beam, "blend": choice.blend}
+            told |= {"beam": choice.beam, "sure": choice.widens, "blend": choice.blend}
         ask, targets = held_out(histories, TEST if part == "test" else VALID)
         if not len(ask):
             raise Corrupt(f"{self._name}: no {part} interactions of known items found, some expected. See --column part=COL.")
         ranked = evaluating.rank(ask, targets, ids_of, self._world, self._ticking(recommend, len(ask)))
         told |= {"part": part, "masked": self._choice.mask_seen}
-        told |= evaluating.describe(ranked, k) if self._world.is_root else {}
+        if self._world.is_root:
+            # of a mixture the bound is not known, and without the trie it counts what no item has
+            is_bounded = baseline is None and choice.is_legal and not choice.blend
+            told |= evaluating.describe(ranked, k, tells_sure=is_bounded)
+            self._tell_unsure(len(ask) - ranked.n_sure, len(ask))
         return {**told, "seconds": round(time.monotonic() - begun, 3)}
 
     def print_figures(self, lines: Sequence[dict[str, Any]], *, as_json: bool) -> None:
@@ -154,8 +159,11 @@ class Serving:
                     is_cold = bool(some_asked.lengths[row] == 0)
                     yield Answer(names[done + row], keys, numbers, found.scores[row][: len(numbers)], codes, is_cold)
                 done += len(some_asked)
-        if choice.widens and n_sure < len(ask):
-            self._tell(f"--sure: of {len(ask) - n_sure} of {len(ask)} users better items can have been missed. See --exact.")
+        self._tell_unsure(len(ask) - n_sure, len(ask))
+
+    def _tell_unsure(self, n_unsure: int, n_asked: int) -> None:
+        if self._choice.widens and n_unsure:
+            self._tell(f"--sure: {n_unsure} of {n_asked} may have missed better items, for want of memory. See --exact.")
 
     def _asked(self, histories: Histories, users: str | None, part: str | None) -> tuple[Ask, list[str]]:
         lengths = np.diff(histories.offsets)

@@ -242,6 +242,7 @@ def test_sigterm_is_no_failure_that_a_library_may_take_for_its_own(kv, stream, m
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert kv(f"check {stream} {stream}") == (143, "")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, "another one does not disturb the end"
     finally:
         signal.signal(signal.SIGTERM, before)
 

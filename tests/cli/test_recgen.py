@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -189,7 +190,21 @@ def test_evaluation_tells_how_many_are_sure(shop, ask):
         ask(f"{ASK} --evaluate test {options}")[0] for options in ("--beam 2", "--beam 2 --sure", "--beam 64")
     )
     assert narrow["sure_share"] < sure["sure_share"] == wide["sure_share"] == 1.0
-    assert sure["hr@10"] == wide["hr@10"]
+    assert (narrow["sure"], sure["sure"]) == (False, True)
+    for name in ("hr@5", "hr@10", "hr@20", "ndcg@20", "id_hr@10"):
+        assert sure[name] == wide[name]
+    for options in ("--blend 0.5", "--no-trie"):
+        assert "sure_share" not in ask(f"{ASK} --evaluate test --beam 64 {options}")[0]
+
+
+@pytest.mark.parametrize("options", ["--json", "--evaluate test"])
+def test_who_may_have_missed_something_for_want_of_memory_is_counted(shop, capfd, monkeypatch, options):
+    monkeypatch.setattr("kvtools.onerec.recommend._N_SCORES", 32)
+    done = say(f"{ASK} -k 4 --beam 4 --sure {options}", capfd)
+    assert done.code == 0
+    told = re.fullmatch(r"kvtools recgen: --sure: (\d+) of 30 may have missed better items, .*See --exact\.\n", done.err)
+    assert told, done.err
+    assert 0 < int(told[1]) <= 30
 
 
 def test_without_the_trie_the_model_says_ids_that_no_item_has_and_they_are_dropped(shop, ask):

@@ -431,6 +431,23 @@ def test_frames_are_turned_whole_and_twice_is_nothing(turned, axis):
     assert np.array_equal(turned(turned(cut(picture), (2, 2, 3)), (2, 2, 3)), cut(picture))
 
 
+@pytest.mark.parametrize(("change", "turned"), [("flip", mirrored), ("upend", upended)])
+def test_the_share_of_conversations_that_is_asked_for_is_turned(change, turned):
+    (row,) = rows_of(feed_of([talk(n) for n in range(2)], length=2048))
+    visual, ends = (SMALL.image_token, SMALL.video_token), [0, *np.cumsum(row.grid.astype(int).prod(1))]
+    parts = [slice(*ends[n : n + 2]) for n in range(len(row.grid))]
+
+    def is_turned(share, seed):
+        changed = Augment(**{change: share})(row, visual, lambda _: np.random.default_rng(seed))
+        before, after = row.pixels[parts[0]], changed.pixels[parts[0]]
+        assert any(np.array_equal(after, x) for x in (before, turned(before, row.grid[0])))
+        return not np.array_equal(after, before)
+
+    assert all(is_turned(1.0, seed) for seed in range(20))
+    assert not any(is_turned(0.0, seed) for seed in range(20))
+    assert 60 < sum(is_turned(0.5, seed) for seed in range(200)) < 140  # four standard errors
+
+
 def test_colours_are_exchanged_and_made_negative_alike_in_all_that_a_conversation_shows():
     (row,) = rows_of(feed_of([talk(0), talk(1)], length=2048))
     visual, pictures = (SMALL.image_token, SMALL.video_token), [0, *np.cumsum(row.grid.astype(int).prod(1))]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -259,14 +260,17 @@ def test_beams_wide_enough_give_the_exact_ranking(within, mask_seen, changed):
 
 
 @pytest.mark.parametrize("beam", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("options", [{}, {"mask_seen": False}, {"within": "recent"}, {"k": 7}, {"k": N_ITEMS}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"mask_seen": False}, {"within": "recent"}, {"within": "random"}, {"k": N_ITEMS}], ids=str
+)
 @pytest.mark.parametrize("changed", [{}, {"near": 4}, {"decoder": "lazy"}], ids=["plain", "near", "lazy"])
 def test_narrow_beams_that_widen_where_they_are_not_sure_give_the_exact_best(beam, options, changed):
     shop = Shop(**changed)
     options = {"k": 3, **options}
-    options["n_sure"] = options["k"]
+    options["sure_of"] = options["k"]
     sure, exactly = shop.recommend(beam=beam, widens=True, **options), shop.recommend(is_exact=True, **options)
     assert sure.items.tolist() == exactly.items.tolist()
+    assert sure.ids.tolist() == exactly.ids.tolist()
     np.testing.assert_allclose(sure.scores, exactly.scores, rtol=0, atol=1e-5)
     assert sure.n_sure == exactly.n_sure == len(LENGTHS)
 
@@ -277,18 +281,28 @@ def test_who_is_said_to_have_the_best_has_them(beam):
     n_said = 0
     for user, length in enumerate(LENGTHS):
         ask = Ask(np.array([user]), np.array([length]))
-        found, exactly = (shop.recommend(ask, k=10, beam=beam, n_sure=2, is_exact=is_exact) for is_exact in (False, True))
+        found, exactly = (shop.recommend(ask, k=10, beam=beam, sure_of=2, is_exact=is_exact) for is_exact in (False, True))
         assert not found.n_sure or found.items[0, :2].tolist() == exactly.items[0, :2].tolist()
         n_said += found.n_sure
-    assert n_said == shop.recommend(k=10, beam=beam, n_sure=2).n_sure
+    assert n_said == shop.recommend(k=10, beam=beam, sure_of=2).n_sure
     assert n_said == len(LENGTHS) or beam < 27
 
 
 def test_search_does_not_widen_beyond_what_is_held_for_one_user(monkeypatch):
-    monkeypatch.setattr(recommend, "_N_SCORES", 4 * N_CODES)
-    found = Shop().recommend(k=N_ITEMS, n_sure=N_ITEMS, beam=2, widens=True)
-    assert found.n_sure == 1, "all but who has no history"
-    assert 2 * (len(LENGTHS) - 1) < found.n_beams <= (2 + 4) * (len(LENGTHS) - 1)
+    monkeypatch.setattr(recommend, "_N_SCORES", 5 * N_CODES)
+    found = Shop().recommend(k=N_ITEMS, sure_of=N_ITEMS, beam=2, widens=True)
+    assert found.n_sure == 1, "nobody but who has no history"
+    assert found.n_beams == (2 + 4 + 5) * (len(LENGTHS) - 1)
+
+
+def test_items_of_one_id_that_share_evenly_come_in_an_order_that_the_seed_shuffles():
+    def pairs(is_exact, seed):
+        found = Shop().recommend(k=N_ITEMS, beam=27, within="random", mask_seen=False, is_exact=is_exact, seed=seed)
+        return [(a, b) for (a, x), (b, y) in pairwise(zip(found.items[0], found.ids[0], strict=True)) if x == y]
+
+    assert pairs(False, 0) == pairs(True, 0)
+    assert len({tuple(pairs(True, seed)) for seed in range(5)}) > 1
+    assert any(a > b for seed in range(5) for a, b in pairs(True, seed))
 
 
 @pytest.mark.parametrize("mask_seen", [True, False])

@@ -47,8 +47,10 @@ SASREC = {
     "beauty": ["d=64", "rate=0.003", "dropout=0.5", "every=2"],
     "ml-100k": ["d=64", "rate=0.001", "dropout=0.5", "history=200", "batch=32"],
 }
+LONGER = ["--batch", "128", "--steps", "40ep", "--lr", "0.002", "--training", "patience=0"]
 RECIPES = {
     "generator": {},
+    "generator-longer": {"pretrain": LONGER, "only": "beauty"},
     "generator+near": {"pretrain": ["--near", "50"]},
     "generator+blend": {"recgen": ["--blend", "auto"]},
     "generator+near+blend": {"pretrain": ["--near", "50"], "recgen": ["--blend", "auto"]},

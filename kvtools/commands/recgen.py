@@ -114,16 +114,8 @@ def main(
     for option, value in (("--users", users), ("--shard", shard), ("--titles", titles), ("-o", output)):
         require(evaluate is None or value in (None, "-"), option, f"{value} with --evaluate", "one of the two")
     require(titles is None or as_json, "--titles", f"{titles} alone", "--json beside it")
-    unfit = [
-        word
-        for word, is_given in (
-            ("--table", table is not None),
-            ("--sure", sure),
-            ("--exact", exact),
-            ("--no-trie", no_trie),
-        )
-        if is_given
-    ]
+    of_models = {"--table": table is not None, "--sure": sure, "--exact": exact, "--no-trie": no_trie}
+    unfit = [word for word, is_given in of_models.items() if is_given]
     require(baseline is None or not unfit, "--baseline", f"{baseline} with {' '.join(unfit)}", "a --model")
     require(blend is None or baseline is None, "--blend", f"{blend} with --baseline", "a --model")
     sources = [interactions, items, table, titles, users, *(models or [])]

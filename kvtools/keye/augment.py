@@ -1,4 +1,4 @@
-"""Pictures and videos changed at each use, so that a few clips teach more: mirrored, upside down, darker, in other colours.
+"""Pictures and videos changed at each use, so that a few clips teach more: mirrored, turned over, darker, in other colours.
 
 All that a conversation shows changes alike, since questions compare; and nothing that one shows which says `"as_is": true`, as
 those of `quiz --task describe` do. Off unless asked for: a mirrored picture has its left and right exchanged, and its words do
@@ -15,7 +15,7 @@ from kvtools.keye.rows import Row, owners
 
 @dataclass(frozen=True)
 class Augment:
-    """flip, upend, recolour: shares of conversations that are mirrored, stood on their head, and have their colours exchanged
+    """flip, upend, recolour: shares of conversations that are mirrored, turned over, and have their colours exchanged
     (red, green and blue in any order, each turned into its negative or not). jitter: largest change of contrast, and of
     brightness (of 255)."""
 
@@ -41,45 +41,49 @@ class Augment:
 
     def _draw(self, chance: np.random.Generator) -> "_Change":
         flips, gain, shift, upends, recolours = chance.uniform(size=5)
-        order, is_negative = np.arange(3), np.zeros(3, bool)
-        if recolours < self.recolour:
-            order, is_negative = chance.permutation(3), chance.uniform(size=3) < 0.5
-        levels = np.arange(256)
+        levels, order_C, levels_CL = np.arange(256), np.arange(3), None
         if self.jitter:
             gain, shift = 1 + self.jitter * (2 * gain - 1), 127.5 + 255 * self.jitter * (2 * shift - 1)
             levels = ((levels - 127.5) * gain + shift).round().clip(0, 255)
-        return _Change(flips < self.flip, upends < self.upend, order, is_negative, levels.astype(np.uint8))
+            levels_CL = np.stack([levels] * 3)
+        if recolours < self.recolour:
+            order_C = chance.permutation(3)
+            levels_CL = np.where(chance.uniform(size=(3, 1)) < 0.5, levels[::-1], levels)
+        return _Change(flips < self.flip, upends < self.upend, order_C, levels_CL)
 
 
 @dataclass(frozen=True)
 class _Change:
-    """What one conversation's pictures go through. order int (3,), is_negative bool (3,), levels uint8 (256,)."""
+    """What one conversation's pictures go through. order_C: which channel each is made from; levels_CL: to what each of its 256
+    levels goes, None where none does."""
 
     flips: bool
     upends: bool
-    order: np.ndarray
-    is_negative: np.ndarray
-    levels: np.ndarray
+    order_C: np.ndarray
+    levels_CL: np.ndarray | None
 
     def __call__(self, pixels_P3HW: np.ndarray, grid: tuple[int, int, int]) -> None:
         if self.flips:
             pixels_P3HW[:] = mirrored(pixels_P3HW, grid)
         if self.upends:
             pixels_P3HW[:] = upended(pixels_P3HW, grid)
-        inverted = self.levels[::-1]
-        for channel, old_PHW in enumerate(pixels_P3HW[:, self.order].swapaxes(0, 1)):
-            pixels_P3HW[:, channel] = (inverted if self.is_negative[channel] else self.levels)[old_PHW]
+        if self.levels_CL is not None:
+            old_CPHW = pixels_P3HW[:, self.order_C].swapaxes(0, 1)
+            for channel, (levels, old_PHW) in enumerate(zip(self.levels_CL.astype(np.uint8), old_CPHW, strict=True)):
+                pixels_P3HW[:, channel] = levels[old_PHW]
 
 
 def mirrored(pixels_P3HW: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """Patches of the mirror image of each frame."""
-    n_frames, rows, columns = grid
-    patches = pixels_P3HW.reshape(n_frames, rows, columns, *pixels_P3HW.shape[1:])
-    return patches[:, :, ::-1, :, :, ::-1].reshape(pixels_P3HW.shape)
+    """Patches of each frame with left and right exchanged."""
+    return _reversed(pixels_P3HW, grid, (2, 5))
 
 
 def upended(pixels_P3HW: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """Patches of each frame stood on its head: what was at the top is at the bottom."""
-    n_frames, rows, columns = grid
-    patches = pixels_P3HW.reshape(n_frames, rows, columns, *pixels_P3HW.shape[1:])
-    return patches[:, ::-1, :, :, ::-1].reshape(pixels_P3HW.shape)
+    """Patches of each frame with above and below exchanged."""
+    return _reversed(pixels_P3HW, grid, (1, 4))
+
+
+def _reversed(pixels_P3HW: np.ndarray, grid: tuple[int, int, int], axes: tuple[int, int]) -> np.ndarray:
+    """axes: of patches, and of pixels within one, in an array of frames, rows, columns, channels, rows, columns."""
+    patches = pixels_P3HW.reshape(*grid, *pixels_P3HW.shape[1:])
+    return np.flip(patches, axes).reshape(pixels_P3HW.shape)

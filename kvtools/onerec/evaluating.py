@@ -43,13 +43,13 @@ def over_ranks(ask: Ask, world: World, recommend: Callable[[Ask], Found]) -> Ite
     """Chunks of users and what is recommended to them, in order, on rank 0; the ranks share the chunks. A collective."""
     chunks = list(ask.chunks())
     for begin in range(0, len(chunks), world.size):
-        mine = chunks[begin + world.rank] if begin + world.rank < len(chunks) else Ask(ask.users[:0], ask.lengths[:0])
+        mine = chunks[begin + world.rank] if begin + world.rank < len(chunks) else ask.only(slice(0))
         found = recommend(mine)
         arrays = [world.gather_array(array) for array in (found.items, found.scores, found.ids)]
         counts = [world.sum(n) for n in (found.n_legal, found.n_beams, found.n_sure)]
         if world.is_root:
             users = slice(begin * len(chunks[0]), begin * len(chunks[0]) + len(arrays[0]))
-            yield Ask(ask.users[users], ask.lengths[users]), Found(arrays[0], arrays[1], arrays[2], *counts)
+            yield ask.only(users), Found(arrays[0], arrays[1], arrays[2], *counts)
         else:
             yield mine, found
 

@@ -113,6 +113,6 @@ def _held(histories: Histories, counted: Counted, cutter: Cutter, arch: Architec
     if not len(ask):
         return None
     chosen = np.sort(generator(seed, "validation").permutation(len(ask))[:n_valid])
-    ask, targets = Ask(ask.users[chosen], ask.lengths[chosen]), targets[chosen]
+    ask, targets = ask.only(chosen), targets[chosen]
     near = counted.near.nearest(*ask.past(histories), arch.near, exclude_seen=True) if arch.near else None
     return Held(cutter, cutter.next_rows(ask.users, ask.lengths), targets, near)

@@ -59,7 +59,11 @@ class Ask:
 
     def chunks(self) -> Iterator["Ask"]:
         for begin in range(0, len(self), CHUNK):
-            yield Ask(self.users[begin : begin + CHUNK], self.lengths[begin : begin + CHUNK])
+            yield self.only(slice(begin, begin + CHUNK))
+
+    def only(self, which: slice | np.ndarray) -> "Ask":
+        """Some of those who ask: a slice, numbers, or bool (B,)."""
+        return Ask(self.users[which], self.lengths[which])
 
     def past(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
         """The interactions that count: offsets int64 (B+1,) and items."""
@@ -159,7 +163,7 @@ class Recommender:
         scores[:, : len(order)] = np.log((popularity[order] + 1) / (popularity.sum() + len(popularity)))
         n_legal, n_beams, n_sure = 0, 0, int((~is_known).sum())
         if is_known.any():
-            found = recommend(Ask(ask.users[is_known], ask.lengths[is_known]))
+            found = recommend(ask.only(is_known))
             items[is_known], scores[is_known] = found.items, found.scores
             n_legal, n_beams, n_sure = found.n_legal, found.n_beams, n_sure + found.n_sure
         return Found(items, scores, self._ids_of(items), n_legal, n_beams, n_sure)
@@ -181,8 +185,7 @@ class Recommender:
         parts, sure = [], []
         for begin in range(0, len(ask), step):
             part = slice(begin, begin + step)
-            some = Ask(ask.users[part], ask.lengths[part]), (near[0][part], near[1][part])
-            found, is_sure = self._generate(*some, k, width)
+            found, is_sure = self._generate(ask.only(part), (near[0][part], near[1][part]), k, width)
             parts.append(found)
             sure.append(is_sure)
         items, scores, ids = (np.concatenate([getattr(p, name) for p in parts]) for name in ("items", "scores", "ids"))
@@ -191,8 +194,7 @@ class Recommender:
         n_sure = len(ask) - len(again)
         widest = _N_SCORES // n_codes
         if self._choice.widens and len(again) and width < widest:
-            some = Ask(ask.users[again], ask.lengths[again]), (near[0][again], near[1][again])
-            wider = self._in_passes(*some, k, min(2 * width, widest))
+            wider = self._in_passes(ask.only(again), (near[0][again], near[1][again]), k, min(2 * width, widest))
             items[again], scores[again], ids[again] = wider.items, wider.scores, wider.ids
             n_legal, n_beams, n_sure = n_legal + wider.n_legal, n_beams + wider.n_beams, n_sure + wider.n_sure
         return Found(items, scores, ids, n_legal, n_beams, n_sure)

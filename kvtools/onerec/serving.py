@@ -124,7 +124,7 @@ class Serving:
         recommender = self._recommender(made, histories, _with(choice, k=10))
         weight = 0.0
         if self._world.is_root:
-            weight = evaluating.calibrate(Ask(ask.users[chosen], ask.lengths[chosen]), targets[chosen], recommender)
+            weight = evaluating.calibrate(ask.only(chosen), targets[chosen], recommender)
             self._tell(f"--blend auto: {weight:g} by NDCG@10 of {len(chosen)} users of the validation part.")
         return float(self._world.broadcast(weight))
 

@@ -210,8 +210,9 @@ def test_rotations_left_out_of_a_published_tower_stay_out(here, capfd, published
 
 
 # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+CHANGED = "--training flip=0.5 --training recolour=0.5 --training jitter=0.2"
 RUNS = {
-    "with chance in pictures and shares": f"{TRAIN} more.jsonl --ratio 2,1 --training recolour=0.5 --training jitter=0.2",
+    "with chance in pictures and shares": f"{TRAIN} more.jsonl --ratio 2,1 {CHANGED}",
     "in stage 0": f"{TRAIN} --stage matching",
 }
 

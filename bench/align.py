@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from kvtools.artifact import open_artifact
-from kvtools.artifact.rows import Rows
 from kvtools.artifact.strings import unpack
-from kvtools.onerec.align import Settings, align
-from kvtools.onerec.nearest import fastest
-from kvtools.onerec.rqkmeans import RqKMeans
+from kvtools.onerec.semantic_ids.align import Settings, align
+from kvtools.onerec.semantic_ids.nearest import fastest
+from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans
+from kvtools.onerec.semantic_ids.vector_store import Rows
 
 K, SEEDS = 256, (0, 1, 2)
 FOLDER = Path(os.environ["KVTOOLS_DATA"]) / "rec" / "amazon_beauty_2014"

@@ -19,12 +19,12 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from kvtools.etree import balanced, kma
-from kvtools.etree.course import Costs, TreeCourse
-from kvtools.etree.delay import Delays
-from kvtools.etree.local import Trainer, cores, shuffled
-from kvtools.etree.models import Dense, build
-from kvtools.etree.tree import Tree
+from kvtools.etree.network.delay import Delays
+from kvtools.etree.train.local import Trainer, cores, shuffled
+from kvtools.etree.train.models import Dense, build
+from kvtools.etree.train.simulation import Costs, TreeCourse
+from kvtools.etree.tree import balanced, kma
+from kvtools.etree.tree.tree import Tree
 
 ROUNDS = 3
 peers = sys.argv[1]
@@ -243,10 +243,10 @@ def scaling(n_devices):
     """Two rounds of softmax regression over so many devices of one sample, and the memory it took at most, in a process."""
     program = f"""
 import numpy as np, time
-from kvtools.etree.course import *
-from kvtools.etree.kma import Alone
-from kvtools.etree.local import Trainer, cores
-from kvtools.etree.models import Dense
+from kvtools.etree.train.simulation import *
+from kvtools.etree.tree.kma import Alone
+from kvtools.etree.train.local import Trainer, cores
+from kvtools.etree.train.models import Dense
 n, k = {n_devices}, {max(1, n_devices // 1000)}
 rng = np.random.default_rng(0)
 x, y = rng.random((n, 64), dtype=np.float32), rng.integers(0, 10, n)

@@ -10,14 +10,15 @@ import sys
 
 import numpy as np
 
-from kvtools.etree import balanced, kma, network
-from kvtools.etree.course import Costs
-from kvtools.etree.labelled import read_labelled
-from kvtools.etree.local import Trainer, cores
-from kvtools.etree.models import build
-from kvtools.etree.partition import histogram, partition
-from kvtools.etree.training import Plan, Run
-from kvtools.etree.tree import grow
+from kvtools.etree.data.labelled import read_labelled
+from kvtools.etree.data.partition import histogram, partition
+from kvtools.etree.network import readers as network
+from kvtools.etree.train.local import Trainer, cores
+from kvtools.etree.train.models import build
+from kvtools.etree.train.run import Plan, Run
+from kvtools.etree.train.simulation import Costs
+from kvtools.etree.tree import balanced, kma
+from kvtools.etree.tree.tree import grow
 
 DRILLS = {
     "a fifth of the leaves die and stay dead": "leaf:20%@5",

@@ -26,14 +26,15 @@ import numpy as np
 import torch
 from scipy import stats
 
-from kvtools.etree import balanced, kma, network
-from kvtools.etree.course import Costs, star, two_levels
-from kvtools.etree.labelled import read_labelled
-from kvtools.etree.local import Chunk, Trainer
-from kvtools.etree.models import Dense
-from kvtools.etree.partition import histogram, partition
-from kvtools.etree.training import Plan, Run
-from kvtools.etree.tree import grow
+from kvtools.etree.data.labelled import read_labelled
+from kvtools.etree.data.partition import histogram, partition
+from kvtools.etree.network import readers as network
+from kvtools.etree.train.local import Chunk, Trainer
+from kvtools.etree.train.models import Dense
+from kvtools.etree.train.run import Plan, Run
+from kvtools.etree.train.simulation import Costs, star, two_levels
+from kvtools.etree.tree import balanced, kma
+from kvtools.etree.tree.tree import grow
 
 SETS = {"mnist": "fl/mnist", "pendigits": "fl/tabular/pendigits.tra", "cifar": "fl/cifar10_jpeg"}
 NETS = {"planetlab": "net/planetlab/PlanetLabData_1", "cities": "net/wondernetwork/city_rtt_ms.csv"}

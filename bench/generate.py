@@ -31,13 +31,13 @@ from ours import HERE, Peer, n_parameters, of_rounds, of_size, resident, verdict
 from torch import nn
 from torch.nn import functional as nf
 
-from kvtools.learn.memory import keep_freed
-from kvtools.onerec.beam import search, search_freely
-from kvtools.onerec.histories import Histories
-from kvtools.onerec.model import Vocabulary
-from kvtools.onerec.rows import Cutter
-from kvtools.onerec.sizes import Architecture
-from kvtools.onerec.trie import Trie
+from kvtools.onerec.interactions.features import Histories
+from kvtools.onerec.model.batching import Cutter
+from kvtools.onerec.model.beam import search, search_freely
+from kvtools.onerec.model.config import Architecture
+from kvtools.onerec.model.onerec import Vocabulary
+from kvtools.onerec.model.trie import Trie
+from kvtools.train.memory import keep_freed
 
 TURN_S = 2.0
 T5_PARAMETERS = 7_543_040  # of generate_peers' T5; checked against what it says itself

@@ -33,14 +33,14 @@ from generate_peers import DTYPES, SEED, asked
 from keye_peers import Shape, Sight, batches_of, sight_grids
 from ours import HERE, Peer, n_parameters, of_rounds, resident, verdict
 
-from kvtools.keye import flops
-from kvtools.keye.model import Keye
-from kvtools.keye.sizes import Architecture, LanguageShape, VisionShape
-from kvtools.keye.vision import VisionTower
-from kvtools.learn.cost import measured_peak
-from kvtools.learn.crossentropy import linear_cross_entropy
-from kvtools.learn.memory import keep_freed
-from kvtools.learn.packing import pack
+from kvtools.keye.model import flops
+from kvtools.keye.model.config import Architecture, LanguageShape, VisionShape
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.vision import VisionTower
+from kvtools.train.cross_entropy import linear_cross_entropy
+from kvtools.train.memory import keep_freed
+from kvtools.train.packing import pack
+from kvtools.train.peak_flops import measured_peak
 
 TURN_S = 5.0
 DATA = Path(os.environ.get("KVTOOLS_DATA") or HERE.parent.parent / "shared" / "data")

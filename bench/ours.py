@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from generate_peers import SEED
 
-from kvtools.onerec.histories import join
-from kvtools.onerec.ids import Ids
-from kvtools.onerec.interaction_stream import open_interactions
-from kvtools.onerec.model import OneRec
+from kvtools.onerec.interactions.features import join
+from kvtools.onerec.interactions.stream import open_interactions
+from kvtools.onerec.model.onerec import OneRec
+from kvtools.onerec.semantic_ids.ids import Ids
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("KVTOOLS_DATA") or HERE.parent.parent / "shared" / "data") / "rec"

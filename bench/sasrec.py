@@ -28,8 +28,8 @@ from torch import nn
 from torch.nn.functional import dropout, scaled_dot_product_attention, softplus
 
 from kvtools.chance import generator, seed_of
-from kvtools.onerec.interactions import TEST, TRAIN, VALID, read_interactions, split
-from kvtools.onerec.metrics import summary
+from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, read_interactions, split
+from kvtools.onerec.recommend.metrics import summary
 
 CHUNK = 128  # targets, whose scores of 12,101 items are 6 MB in float32 and stay in the cache
 LIKE = 16  # batches drawn together and sorted by length, so that little is padding

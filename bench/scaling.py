@@ -24,15 +24,15 @@ from onerec import Work
 from ours import histories, n_parameters
 
 from kvtools.chance import seed_of
-from kvtools.learn.loop import Plan, Training
-from kvtools.learn.memory import keep_freed
-from kvtools.learn.state import State
-from kvtools.onerec import generator
-from kvtools.onerec.ids import Ids
-from kvtools.onerec.interactions import VALID
-from kvtools.onerec.preparing import prepare
-from kvtools.onerec.sizes import Architecture
-from kvtools.onerec.training import Pretraining
+from kvtools.onerec.interactions.log import VALID
+from kvtools.onerec.model.config import Architecture
+from kvtools.onerec.run import checkpoint as generator
+from kvtools.onerec.run.dataset import prepare
+from kvtools.onerec.run.objective import Pretraining
+from kvtools.onerec.semantic_ids.ids import Ids
+from kvtools.train.loop import Plan, Training
+from kvtools.train.memory import keep_freed
+from kvtools.train.resume import State
 from kvtools.world import World
 
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from kvtools.artifact import open_artifact
-from kvtools.artifact.rows import Rows
 from kvtools.chance import generator
-from kvtools.onerec.nearest import fastest
-from kvtools.onerec.rqkmeans import RqKMeans
+from kvtools.onerec.semantic_ids.nearest import fastest
+from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans
+from kvtools.onerec.semantic_ids.vector_store import Rows
 
 N, D, LEVELS, ITERATIONS, SEED = 200_000, 256, 3, 20, 0
 THREADS = 2

@@ -22,14 +22,14 @@ from generate_peers import DTYPES, SEED, Work, asked, catalogue
 from ours import CLICKS, Peer, histories, n_parameters, of_rounds, of_size, random_ids, verdict
 from train_peers import N_CODES, N_LEVELS, Settings
 
-from kvtools.learn.cost import measured_peak
-from kvtools.learn.loop import Plan, Training
-from kvtools.learn.memory import keep_freed
-from kvtools.learn.state import State
-from kvtools.onerec.model import Vocabulary
-from kvtools.onerec.preparing import prepare
-from kvtools.onerec.sizes import Architecture
-from kvtools.onerec.training import Pretraining
+from kvtools.onerec.model.config import Architecture
+from kvtools.onerec.model.onerec import Vocabulary
+from kvtools.onerec.run.dataset import prepare
+from kvtools.onerec.run.objective import Pretraining
+from kvtools.train.loop import Plan, Training
+from kvtools.train.memory import keep_freed
+from kvtools.train.peak_flops import measured_peak
+from kvtools.train.resume import State
 from kvtools.world import World
 
 TURN_S = 5.0

@@ -21,9 +21,9 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from kvtools import __version__, help_text
-from kvtools.faults import Died, Fault, Missing, Terminated, Usage
+from kvtools.commands.registry import COMMANDS, Entry, below, find
+from kvtools.errors import Died, Fault, Missing, Terminated, Usage
 from kvtools.options import Invocation
-from kvtools.table import COMMANDS, Entry, below, find
 from kvtools.world import World
 
 

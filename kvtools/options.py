@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kvtools.faults import Missing, Usage
+from kvtools.errors import Missing, Usage
 from kvtools.world import World
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
-from kvtools.faults import Usage
+from kvtools.errors import Usage
 
 _T = TypeVar("_T")
 _POLL_S = 0.002  # MPICH's blocking calls spin on a core that a decoder could use; we look this often instead

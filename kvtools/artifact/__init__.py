@@ -7,7 +7,7 @@ from kvtools.artifact.blob import MAX_HEADER_BYTES
 from kvtools.artifact.files import open_source
 from kvtools.artifact.frame import HEAD
 from kvtools.artifact.stream import Reader
-from kvtools.faults import Corrupt
+from kvtools.errors import Corrupt
 
 __all__ = ["Bag", "Reader", "is_stream", "open_artifact"]
 

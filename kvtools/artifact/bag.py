@@ -14,7 +14,7 @@ from zlib_ng.zlib_ng import crc32
 
 from kvtools.artifact import blob
 from kvtools.artifact.files import Sink
-from kvtools.faults import Corrupt
+from kvtools.errors import Corrupt
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 
 from kvtools.artifact import blob
 from kvtools.artifact.files import sync
-from kvtools.faults import CannotCreate, Corrupt, Missing
+from kvtools.errors import CannotCreate, Corrupt, Missing
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self, TextIO
 
-from kvtools.faults import CannotCreate, Missing, Usage
+from kvtools.errors import CannotCreate, Missing, Usage
 
 _IOV_MAX = 1024  # buffers a writev call takes on Linux
 _SPOOL_BYTES = 16 << 20

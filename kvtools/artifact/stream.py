@@ -31,7 +31,7 @@ from zlib_ng.zlib_ng import crc32
 
 from kvtools.artifact import blob, frame
 from kvtools.artifact.files import Sink, Spool
-from kvtools.faults import Corrupt, Missing, Usage
+from kvtools.errors import Corrupt, Missing, Usage
 
 _T = TypeVar("_T")
 _TAG = b"kvs1"

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvtools.learn.options import Precision
 from kvtools.options import AsJson, Device, Quiet, Verbose, require
+from kvtools.train_options import Precision
 
 if TYPE_CHECKING:
-    from kvtools.keye.choosing import Marks
+    from kvtools.keye.quiz.multiple_choice import Marks
 
 EXAMPLES = [
     "kvtools answer questions.kvs --media clips.kvs --model keye.safetensors",
@@ -49,13 +49,13 @@ def main(
     The answer is the option whose first token is the likeliest, so that a model is judged by what it knows, not by how it ends
     its sentences. Intervals are 95 %, over clips drawn with replacement: questions of one clip are not independent.
     """
-    from kvtools.faults import Corrupt
-    from kvtools.keye.choosing import chosen, marked, open_questions
-    from kvtools.keye.media import Media, Unreadable
-    from kvtools.keye.talk import open_model
-    from kvtools.learn.memory import keep_freed
-    from kvtools.learn.place import place_of
+    from kvtools.errors import Corrupt
+    from kvtools.keye.data.media import Media, Unreadable
+    from kvtools.keye.quiz.multiple_choice import chosen, marked, open_questions
+    from kvtools.keye.run.session import open_model
     from kvtools.progress import progress
+    from kvtools.train.device import place_of
+    from kvtools.train.memory import keep_freed
 
     sources, models = questions or ["-"], model or []
     require(bool(models), "--model", "missing", "a model, as kvtools pretrain keye makes,")

@@ -37,12 +37,12 @@ def main(
     records up to the damage, is named, and the exit code is 65; a damaged stdin ends everything, since whoever reads us
     must not take half for the whole.
     """
+    from kvtools.artifact.concat import Tour
     from kvtools.artifact.files import Sink, is_same_file
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Writer
     from kvtools.artifact.text import as_text
-    from kvtools.artifact.tour import Tour
-    from kvtools.faults import Usage
+    from kvtools.errors import Usage
 
     sources = inputs or ["-"]
     for src in sources:

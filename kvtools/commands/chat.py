@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kvtools.faults import Corrupt, Missing, Usage
+from kvtools.errors import Corrupt, Missing, Usage
 from kvtools.options import Device, Quiet, Seed, Verbose, band, require
 
 EXAMPLES = [
@@ -63,10 +63,10 @@ def main(
     is a question by itself about what is shown. Of a video stream (.kvs) all records are shown. The same seed gives the same
     answers on one machine.
     """
-    from kvtools.keye.media import Unreadable
-    from kvtools.keye.talk import Manner, Talk, open_model, show
-    from kvtools.learn.memory import keep_freed
-    from kvtools.learn.place import place_of
+    from kvtools.keye.data.media import Unreadable
+    from kvtools.keye.run.session import Manner, Talk, open_model, show
+    from kvtools.train.device import place_of
+    from kvtools.train.memory import keep_freed
     from kvtools.video.patch import Budget
 
     require(model is not None, "--model", "missing", "a model, as kvtools pretrain keye makes,")

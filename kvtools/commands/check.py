@@ -20,7 +20,7 @@ def main(
     exit code is 65.
     """
     from kvtools.artifact import Reader, kinds, open_artifact
-    from kvtools.faults import Corrupt, Fault
+    from kvtools.errors import Corrupt, Fault
 
     worst = 0
     for src in inputs or ["-"]:

@@ -60,7 +60,7 @@ def main(
     from kvtools.artifact.files import Sink, is_same_file, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Writer
-    from kvtools.faults import Usage
+    from kvtools.errors import Usage
 
     if is_same_file(src, output):
         raise Usage(f"{src}: both input and output. Name another output.")
@@ -75,7 +75,7 @@ def main(
         )
     if src.endswith(".safetensors"):
         raise Usage(f"{src}: a model becomes a directory. Name a DST that ends in a slash.")
-    from kvtools.onerec.interaction_stream import open_interactions, roles, write_interactions
+    from kvtools.onerec.interactions.stream import open_interactions, roles, write_interactions
 
     refuse_existing(output, force=force)
     name = "stdin" if src == "-" else src
@@ -95,7 +95,7 @@ def _holds_conversations(src: str) -> bool:
 
     from kvtools.artifact import Reader, is_stream
     from kvtools.artifact.files import open_source
-    from kvtools.keye.conversations import looks_like_json
+    from kvtools.keye.data.conversations import looks_like_json
 
     file = open_source(src)
     begin = 0
@@ -132,8 +132,8 @@ def _convert_conversations(
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Writer
-    from kvtools.faults import Corrupt, Usage
-    from kvtools.keye.conversations import open_conversations, write
+    from kvtools.errors import Corrupt, Usage
+    from kvtools.keye.data.conversations import open_conversations, write
 
     if has_columns:
         raise Usage("--column: of no use with conversations. Leave it out.")
@@ -155,8 +155,8 @@ def _convert_model(
     from kvtools.artifact.directory import new_directory, refuse_existing_directory
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.faults import Usage
-    from kvtools.keye.checkpoint import open_weights, write
+    from kvtools.errors import Usage
+    from kvtools.keye.checkpoint.weights import open_weights, write
 
     is_directory = output.endswith("/")
     if is_directory and src != "-" and Path(output).exists() and Path(output).samefile(src):

@@ -87,11 +87,11 @@ def main(
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.files import Sink, open_source, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.etree import network
-    from kvtools.etree import partition as partitions
-    from kvtools.etree.labelled import read_labelled
-    from kvtools.etree.roster import Roster
-    from kvtools.faults import Corrupt, Usage
+    from kvtools.errors import Corrupt, Usage
+    from kvtools.etree.data import partition as partitions
+    from kvtools.etree.data.devices import Roster
+    from kvtools.etree.data.labelled import read_labelled
+    from kvtools.etree.network import readers as network
 
     named = {"--delay": delay, "--graph": graph, "--coordinates": places}
     given = {option: src for option, src in named.items() if src is not None}

@@ -74,10 +74,10 @@ def main(
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Reader, Writer
     from kvtools.artifact.strings import pack
-    from kvtools.faults import Corrupt, Usage
-    from kvtools.findings import Findings
-    from kvtools.onerec import lsa, vectors
-    from kvtools.onerec.catalogue import read_catalogue
+    from kvtools.errors import Corrupt, Usage
+    from kvtools.onerec.items import lsa, vectors
+    from kvtools.onerec.items.catalogue import read_catalogue
+    from kvtools.skipped import Findings
 
     if is_same_file(items, output):
         raise Usage(f"{items}: both input and output. Name another output.")

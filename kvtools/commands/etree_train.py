@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kvtools.learn.options import StateFolder
 from kvtools.options import Config, Device, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, require, to_toml
+from kvtools.train_options import StateFolder
 
 EXAMPLES = [
     "kvtools etree-train --tree fleet.tree --data digits.csv fleet.devices --rounds 4 --log run.jsonl -o fleet.model",
@@ -99,19 +99,19 @@ def main(
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.files import Sink, open_log, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.etree.course import Costs
-    from kvtools.etree.kept import Kept
-    from kvtools.etree.local import Trainer, cores
-    from kvtools.etree.models import build
-    from kvtools.etree.pretrain import same_data
-    from kvtools.etree.roster import read_roster
-    from kvtools.etree.traffic import Paths, Queues
-    from kvtools.etree.training import Plan, Run
-    from kvtools.etree.tree import read_tree, same_fleet
-    from kvtools.faults import Fault, Missing, Stopped, Usage
-    from kvtools.learn.place import place_of
-    from kvtools.learn.state import beside, claimed
+    from kvtools.errors import Fault, Missing, Stopped, Usage
+    from kvtools.etree.data.devices import read_roster
+    from kvtools.etree.network.traffic import Paths, Queues
+    from kvtools.etree.train.kept import Kept
+    from kvtools.etree.train.local import Trainer, cores
+    from kvtools.etree.train.local_accuracy import same_data
+    from kvtools.etree.train.models import build
+    from kvtools.etree.train.run import Plan, Run
+    from kvtools.etree.train.simulation import Costs
+    from kvtools.etree.tree.tree import read_tree, same_fleet
     from kvtools.progress import Ticker
+    from kvtools.train.device import place_of
+    from kvtools.train.resume import beside, claimed
     from kvtools.world import Stop
 
     world, stop = ctx.obj.world, Stop() if state or output != "-" else False

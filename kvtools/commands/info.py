@@ -31,7 +31,7 @@ def main(
     """
     from kvtools.artifact.history import describe
     from kvtools.artifact.summary import lines_of, summarize
-    from kvtools.faults import Fault
+    from kvtools.errors import Fault
 
     worst = 0
     for src in inputs or ["-"]:

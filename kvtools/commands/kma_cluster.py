@@ -7,7 +7,7 @@ import typer
 from kvtools.options import Config, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, is_given, require, to_toml
 
 if TYPE_CHECKING:
-    from kvtools.etree.kma import Groups
+    from kvtools.etree.tree.kma import Groups
 
 EXAMPLES = [
     "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o near.tree",
@@ -84,12 +84,12 @@ def main(
     from kvtools.artifact.digest import Digest
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.etree import balanced, kma
-    from kvtools.etree.pretrain import accuracies
-    from kvtools.etree.regroup import joined
-    from kvtools.etree.roster import read_roster
-    from kvtools.etree.tree import counts, grow, read_tree
-    from kvtools.faults import Corrupt, Missing, Usage
+    from kvtools.errors import Corrupt, Missing, Usage
+    from kvtools.etree.data.devices import read_roster
+    from kvtools.etree.train.local_accuracy import accuracies
+    from kvtools.etree.tree import balanced, kma
+    from kvtools.etree.tree.regroup import joined
+    from kvtools.etree.tree.tree import counts, grow, read_tree
     from kvtools.progress import Ticker
 
     world = ctx.obj.world

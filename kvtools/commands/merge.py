@@ -44,8 +44,8 @@ def main(
     from kvtools.artifact.digest import Digest
     from kvtools.artifact.files import Sink, is_same_file, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.faults import Corrupt, Missing, Usage
-    from kvtools.learn.averaging import average
+    from kvtools.errors import Corrupt, Missing, Usage
+    from kvtools.train.averaging import average
 
     names = inputs or []
     if len(names) < 2:
@@ -86,7 +86,7 @@ def main(
 
 
 def _parts(words: str | None, n_models: int) -> list[float]:
-    from kvtools.faults import Usage
+    from kvtools.errors import Usage
 
     try:
         parts = [float(word) for word in words.split(",")] if words is not None else [1.0] * n_models

@@ -78,10 +78,10 @@ def main(
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Writer
     from kvtools.artifact.strings import pack
-    from kvtools.faults import Corrupt, Usage
-    from kvtools.onerec import swing
-    from kvtools.onerec.interaction_stream import open_interactions, roles
-    from kvtools.onerec.interactions import TRAIN, split
+    from kvtools.errors import Corrupt, Usage
+    from kvtools.onerec.interactions.log import TRAIN, split
+    from kvtools.onerec.interactions.stream import open_interactions, roles
+    from kvtools.onerec.items import swing
 
     if is_same_file(interactions, output):
         raise Usage(f"{interactions}: both input and output. Name another output.")

@@ -36,7 +36,7 @@ def main(
     from kvtools.draw.curves import NEEDED, draw_curves
     from kvtools.draw.losses import draw_losses, parts_of
     from kvtools.draw.page import FORMATS, image
-    from kvtools.faults import Corrupt
+    from kvtools.errors import Corrupt
 
     form = output.rpartition(".")[2].lower() if output != "-" and "." in output else "png"
     require(form in FORMATS, "-o", output, "a name that ends in .png, .svg or .pdf")
@@ -71,7 +71,7 @@ def main(
 
 
 def _lines(file: Any, name: str) -> list[dict[str, Any]]:
-    from kvtools.faults import Corrupt
+    from kvtools.errors import Corrupt
 
     try:
         lines = [json.loads(line) for line in file if line.strip()]

@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvtools.learn.options import Peak, Precision, StateFolder, StepLog
 from kvtools.options import (
     Config,
     Device,
@@ -19,6 +18,7 @@ from kvtools.options import (
     require,
     to_toml,
 )
+from kvtools.train_options import Peak, Precision, StateFolder, StepLog
 
 EXAMPLES = [
     "kvtools pretrain keye questions.kvs --media clips.kvs --steps 2 --batch-tokens 1024 -o tiny.safetensors",
@@ -125,14 +125,15 @@ def main(
     stop = Stop() if state or output != "-" else False
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.keye import checkpoint, starting
-    from kvtools.keye.recipe import Recipe
-    from kvtools.learn.cost import measured_peak
-    from kvtools.learn.follow import follow, take_up
-    from kvtools.learn.loop import DTYPES, Training
-    from kvtools.learn.memory import keep_freed
-    from kvtools.learn.place import place_of, share_cores
-    from kvtools.learn.state import State, beside, claimed
+    from kvtools.keye.checkpoint import weights as checkpoint
+    from kvtools.keye.run import setup as starting
+    from kvtools.keye.run.recipe import Recipe
+    from kvtools.train.device import place_of, share_cores
+    from kvtools.train.log import follow, take_up
+    from kvtools.train.loop import DTYPES, Training
+    from kvtools.train.memory import keep_freed
+    from kvtools.train.peak_flops import measured_peak
+    from kvtools.train.resume import State, beside, claimed
 
     recipe = Recipe.of(
         stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens, length=length,

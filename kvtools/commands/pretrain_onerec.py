@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvtools.learn.options import Peak, Precision, StateFolder, StepLog
 from kvtools.options import (
     Config,
     Device,
@@ -20,6 +19,7 @@ from kvtools.options import (
     require,
     to_toml,
 )
+from kvtools.train_options import Peak, Precision, StateFolder, StepLog
 
 EXAMPLES = [
     "kvtools pretrain onerec clicks.csv --items items.ids --steps 2ep -o small.safetensors",
@@ -95,21 +95,21 @@ def main(
 
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.faults import Corrupt
-    from kvtools.learn.cost import measured_peak
-    from kvtools.learn.follow import follow, take_up
-    from kvtools.learn.loop import DTYPES, Training
-    from kvtools.learn.memory import keep_freed
-    from kvtools.learn.place import place_of, share_cores
-    from kvtools.learn.state import State, beside, claimed
-    from kvtools.onerec import generator
-    from kvtools.onerec.histories import join
-    from kvtools.onerec.ids import Ids
-    from kvtools.onerec.interaction_stream import open_interactions, roles
-    from kvtools.onerec.preparing import prepare
-    from kvtools.onerec.recipe import Recipe
-    from kvtools.onerec.training import Pretraining
-    from kvtools.onerec.users import open_users
+    from kvtools.errors import Corrupt
+    from kvtools.onerec.interactions.features import join
+    from kvtools.onerec.interactions.stream import open_interactions, roles
+    from kvtools.onerec.interactions.users import open_users
+    from kvtools.onerec.run import checkpoint as generator
+    from kvtools.onerec.run.dataset import prepare
+    from kvtools.onerec.run.objective import Pretraining
+    from kvtools.onerec.run.recipe import Recipe
+    from kvtools.onerec.semantic_ids.ids import Ids
+    from kvtools.train.device import place_of, share_cores
+    from kvtools.train.log import follow, take_up
+    from kvtools.train.loop import DTYPES, Training
+    from kvtools.train.memory import keep_freed
+    from kvtools.train.peak_flops import measured_peak
+    from kvtools.train.resume import State, beside, claimed
 
     recipe = Recipe.of(
         size=size, decoder=decoder, near=near, without=without or [], architecture=architecture or [], steps=steps, lr=lr,

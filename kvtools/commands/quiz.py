@@ -10,8 +10,8 @@ from kvtools.chance import generator
 from kvtools.options import Compress, Force, Output, Quiet, Seed, Stamp, Strict, Verbose, band, is_given, require
 
 if TYPE_CHECKING:
-    from kvtools.keye.quiz import Side, Table
-    from kvtools.keye.tasks import Clip
+    from kvtools.keye.quiz.build import Side, Table
+    from kvtools.keye.quiz.tasks import Clip
 
 EXAMPLES = [
     "kvtools quiz clips.kvs --task order --frames 3 --choices 2 -n 20 -o questions.kvs",
@@ -89,10 +89,10 @@ def main(
     from kvtools.artifact.files import Sink, is_same_file, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Writer
-    from kvtools.faults import Corrupt, Usage
-    from kvtools.findings import Findings
-    from kvtools.keye import quiz
-    from kvtools.keye.conversations import write
+    from kvtools.errors import Corrupt, Usage
+    from kvtools.keye.data.conversations import write
+    from kvtools.keye.quiz import build as quiz
+    from kvtools.skipped import Findings
     from kvtools.video.inputs import find_clips
     from kvtools.video.patch import Budget
     from kvtools.video.recipe import Recipe
@@ -163,8 +163,8 @@ def main(
 
 def _require_askable(tasks: list[str], form: str, frames: int, choices: int) -> None:
     """Raise Usage for options by which no question can be made."""
-    from kvtools.faults import Usage
-    from kvtools.keye.tasks import orders
+    from kvtools.errors import Usage
+    from kvtools.keye.quiz.tasks import orders
 
     if "order" in tasks:
         try:
@@ -178,7 +178,7 @@ def _require_askable(tasks: list[str], form: str, frames: int, choices: int) -> 
 
 def _side(split: str | None, told: "Table | None") -> "Side | None":
     """`train:0.7` or, where a table tells, `train`."""
-    from kvtools.keye.quiz import Side
+    from kvtools.keye.quiz.build import Side
 
     if split is None:
         return None

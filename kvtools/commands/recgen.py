@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvtools.faults import Usage
-from kvtools.learn.options import Precision
+from kvtools.errors import Usage
 from kvtools.options import AsJson, Compress, Device, Force, Output, Quiet, Seed, Shard, Stamp, Strict, Verbose, require
+from kvtools.train_options import Precision
 
 EXAMPLES = [
     "kvtools recgen --model shop.safetensors -k 5 --beam 32 clicks.csv --json",
@@ -89,12 +89,12 @@ def main(
     prints HR, NDCG and Pass@k. The ranks of mpiexec or srun share the users; results do not depend on how many there are.
     """
     from kvtools.artifact.files import refuse_existing
-    from kvtools.learn.loop import DTYPES
-    from kvtools.learn.memory import keep_freed
-    from kvtools.learn.place import place_of, share_cores
-    from kvtools.onerec.interaction_stream import roles
-    from kvtools.onerec.recommend import Choice
-    from kvtools.onerec.serving import Serving, write_json, write_stream
+    from kvtools.onerec.interactions.stream import roles
+    from kvtools.onerec.recommend.recgen import Serving, write_json, write_stream
+    from kvtools.onerec.recommend.recommend import Choice
+    from kvtools.train.device import place_of, share_cores
+    from kvtools.train.loop import DTYPES
+    from kvtools.train.memory import keep_freed
 
     world = ctx.obj.world
     require(

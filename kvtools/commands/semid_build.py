@@ -99,13 +99,13 @@ def main(
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.learn.place import place_of, share_cores
-    from kvtools.onerec.align import Settings
-    from kvtools.onerec.aligning import Aligned
-    from kvtools.onerec.encoding import Encoder
-    from kvtools.onerec.fitting import Fitting
-    from kvtools.onerec.intake import Intake
-    from kvtools.onerec.tokenizer import Recipe
+    from kvtools.onerec.items.intake import Intake
+    from kvtools.onerec.semantic_ids.align import Settings
+    from kvtools.onerec.semantic_ids.aligning import Aligned
+    from kvtools.onerec.semantic_ids.assign import Encoder
+    from kvtools.onerec.semantic_ids.fit import Fitting
+    from kvtools.onerec.semantic_ids.method import Recipe
+    from kvtools.train.device import place_of, share_cores
     from kvtools.world import World
 
     steps = None if pairs is None else align_steps or Settings().n_steps

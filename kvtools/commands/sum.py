@@ -21,7 +21,7 @@ def main(
     """
     from kvtools.artifact import Reader, open_artifact
     from kvtools.artifact.digest import Digest
-    from kvtools.faults import Fault
+    from kvtools.errors import Fault
 
     worst = 0
     for src in inputs or ["-"]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kvtools.faults import Corrupt, Died, Stopped
+from kvtools.errors import Corrupt, Died, Stopped
 from kvtools.options import (
     Compress,
     Config,
@@ -110,8 +110,8 @@ def main(
     from kvtools.artifact.files import Sink
     from kvtools.artifact.history import extend, portable
     from kvtools.artifact.stream import Head, Writer
-    from kvtools.learn.place import place_of
     from kvtools.progress import progress
+    from kvtools.train.device import place_of
     from kvtools.video.inputs import find_clips, read_list
     from kvtools.video.patch import Budget
     from kvtools.video.recipe import Recipe
@@ -144,7 +144,7 @@ def main(
     if dry_run:
         return 0
     if encoder is not None:
-        from kvtools.keye.encoder import Encoder
+        from kvtools.keye.run.video_embedder import Encoder
 
         eyes = Encoder.open(encoder, device=place, dtype=chosen)
         most = eyes.most_tokens

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 from kvtools.artifact.files import open_source
-from kvtools.faults import Corrupt
+from kvtools.errors import Corrupt
 from kvtools.video.order import IMAGE_SUFFIXES, natural_order
 
 VIDEO_SUFFIXES = (

@@ -7,7 +7,7 @@ import pytest
 from cinema import TRAIN, conversation
 from shop import say
 
-from kvtools.keye.choosing import marked
+from kvtools.keye.quiz.multiple_choice import marked
 
 
 def asked_of(number, said, answer, form, choices):

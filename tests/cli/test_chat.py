@@ -12,12 +12,12 @@ from shop import inside, say
 
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
-from kvtools.keye import checkpoint
-from kvtools.keye.chat import Chat
-from kvtools.keye.matching import Matching
-from kvtools.keye.model import Keye
-from kvtools.keye.sizes import Architecture, LanguageShape, TextShape, VisionShape
-from kvtools.keye.talk import Talk, Unrolled
+from kvtools.keye.checkpoint import weights as checkpoint
+from kvtools.keye.data.chat_template import Chat
+from kvtools.keye.model.config import Architecture, LanguageShape, TextShape, VisionShape
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.siglip import Matching
+from kvtools.keye.run.session import Talk, Unrolled
 
 SMALL = "--frames 2 --frame-tokens 1:8"
 EYES = VisionShape(width=16, hidden=32, layers=1, heads=2, table_side=4)

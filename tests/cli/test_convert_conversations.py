@@ -5,7 +5,7 @@ import json
 import pytest
 from shop import inside, say
 
-from kvtools.keye.conversations import open_conversations
+from kvtools.keye.data.conversations import open_conversations
 
 GOOD = [
     {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},

@@ -8,11 +8,11 @@ import torch
 
 from kvtools.artifact import open_artifact
 from kvtools.artifact.directory import read_directory
-from kvtools.keye.checkpoint import fill, load, open_weights, save, to_torch
-from kvtools.keye.huggingface import config_of
-from kvtools.keye.layouts import Shapes
-from kvtools.keye.model import Keye
-from kvtools.keye.sizes import Architecture, LanguageShape, VisionShape
+from kvtools.keye.checkpoint.formats import Shapes
+from kvtools.keye.checkpoint.huggingface import config_of
+from kvtools.keye.checkpoint.weights import fill, load, open_weights, save, to_torch
+from kvtools.keye.model.config import Architecture, LanguageShape, VisionShape
+from kvtools.keye.model.keye import Keye
 
 transformers = pytest.importorskip("transformers")
 from checkpoints import qwen, read_safetensors, write_safetensors  # noqa: E402
@@ -187,7 +187,7 @@ CONVERSATIONS = [
 
 def test_others_find_the_tokenizer_and_how_pictures_become_patches(kv, tmp_path, keye):
     from kvtools.artifact.files import Sink
-    from kvtools.keye.chat import Chat, visuals
+    from kvtools.keye.data.chat_template import Chat, visuals
 
     chat = Chat.open(None)
     save(Sink(str(tmp_path / "m")), load(str(keye)).model, tokenizer_json=chat.to_bytes(), told={}, history=[])

@@ -16,12 +16,12 @@ from kvtools.artifact.digest import Digest
 from kvtools.artifact.files import Sink, Spool
 from kvtools.artifact.kinds import check
 from kvtools.artifact.stream import Reader
-from kvtools.keye import checkpoint
-from kvtools.keye.chat import Chat
-from kvtools.keye.encoder import Encoder
-from kvtools.keye.matching import Matching
-from kvtools.keye.model import Keye
-from kvtools.keye.sizes import Architecture, LanguageShape, TextShape, VisionShape
+from kvtools.keye.checkpoint import weights as checkpoint
+from kvtools.keye.data.chat_template import Chat
+from kvtools.keye.model.config import Architecture, LanguageShape, TextShape, VisionShape
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.siglip import Matching
+from kvtools.keye.run.video_embedder import Encoder
 from kvtools.video.pool import Outcome
 
 EYES = VisionShape(width=16, hidden=32, layers=1, heads=2, table_side=4)

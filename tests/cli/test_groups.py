@@ -12,12 +12,12 @@ from itertools import permutations
 import pytest
 from conftest import ROOT
 
-from kvtools.table import COMMANDS
+from kvtools.commands.registry import COMMANDS
 
 LAUNCHER = """#!{python}
 import sys
 import kvtools.commands
-from kvtools.table import COMMANDS, Entry
+from kvtools.commands.registry import COMMANDS, Entry
 kvtools.commands.__path__.append({folder!r})
 COMMANDS["bake bread"] = Entry("Kitchen", "Turn flour into bread.", ("flour",), ("pair",))
 COMMANDS["bake rye-bread"] = Entry("Kitchen", "Turn rye into bread.", ("rye",), ("pair",))
@@ -51,7 +51,7 @@ def main(
     from kvtools.artifact.files import Sink
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Writer
-    from kvtools.faults import Missing
+    from kvtools.errors import Missing
 
     if "flour" not in (inputs or []):
         raise Missing("flour: none found, some expected.")

@@ -20,11 +20,11 @@ from shop import say
 
 from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Head, Writer
-from kvtools.keye.chat import Chat
-from kvtools.keye.conversations import open_conversations
-from kvtools.keye.feed import Feed
-from kvtools.keye.media import Media
-from kvtools.keye.rows import to_record
+from kvtools.keye.data.chat_template import Chat
+from kvtools.keye.data.conversations import open_conversations
+from kvtools.keye.data.dataloader import Feed
+from kvtools.keye.data.media import Media
+from kvtools.keye.data.packing import to_record
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ def test_weights_that_cannot_be_written_are_not_lost(here, capfd, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), sink.dst)
 
     with monkeypatch.context() as full:
-        full.setattr("kvtools.keye.checkpoint.write_bag", no_room)
+        full.setattr("kvtools.keye.checkpoint.weights.write_bag", no_room)
         done = say(f"{TRAIN} --steps 3 --log log -o m", capfd)
     assert (done.code, done.err) == (74, "kvtools pretrain keye: m: no space left on device.\n")
     assert say(f"{TRAIN} --steps 3 --log log -o m", capfd).code == 0
@@ -398,7 +398,7 @@ def test_a_video_file_costs_what_a_row_has_room_for_or_what_is_said(here, capfd,
 
 
 def test_a_clip_that_goes_while_training_is_told_and_the_model_written(here, capfd, clip):
-    from kvtools.keye import starting
+    from kvtools.keye.run import setup as starting
 
     talks = [conversation(n, "Which colour?", "red") for n in range(3)] + [conversation(0, "Does it move?", "yes", id="moving")]
     talks[-1]["messages"][0]["content"][0] = {"type": "video", "video": "clip.mp4", "frames": 2}

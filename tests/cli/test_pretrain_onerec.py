@@ -224,7 +224,7 @@ def test_a_run_stopped_after_its_last_step_has_only_to_write(shop, monkeypatch, 
 
 def test_weights_that_cannot_be_written_are_not_lost(shop, capfd, monkeypatch):
     line = f"{TRAIN} --steps 3 --log curve.jsonl -o"
-    monkeypatch.setattr("kvtools.onerec.generator.write_bag", no_room)
+    monkeypatch.setattr("kvtools.onerec.run.checkpoint.write_bag", no_room)
     done = say(f"{line} m.safetensors", capfd)
     assert (done.code, done.err) == (74, "kvtools pretrain onerec: m.safetensors: no space left on device.\n")
     monkeypatch.undo()

@@ -9,8 +9,8 @@ import pytest
 from conftest import BIN, make_clip
 from shop import inside, say
 
-from kvtools.keye.media import Media
-from kvtools.keye.quiz import Side
+from kvtools.keye.data.media import Media
+from kvtools.keye.quiz.build import Side
 
 
 @pytest.fixture(scope="module")

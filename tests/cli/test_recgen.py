@@ -199,7 +199,7 @@ def test_evaluation_tells_how_many_are_sure(shop, ask):
 
 @pytest.mark.parametrize("options", ["--json", "--evaluate test"])
 def test_who_may_have_missed_something_for_want_of_memory_is_counted(shop, capfd, monkeypatch, options):
-    monkeypatch.setattr("kvtools.onerec.recommend._N_SCORES", 32)
+    monkeypatch.setattr("kvtools.onerec.recommend.recommend._N_SCORES", 32)
     done = say(f"{ASK} -k 4 --beam 4 --sure {options}", capfd)
     assert done.code == 0
     told = re.fullmatch(r"kvtools recgen: --sure: (\d+) of 30 may have missed better items, .*See --exact\.\n", done.err)

@@ -13,9 +13,9 @@ import pytest
 
 from kvtools import cli
 from kvtools.artifact.kinds import KINDS
-from kvtools.keye.sizes import SIZES as KEYE_SIZES
-from kvtools.keye.stages import STAGES
-from kvtools.onerec.sizes import SIZES as ONEREC_SIZES
+from kvtools.keye.model.config import SIZES as KEYE_SIZES
+from kvtools.keye.run.stages import STAGES
+from kvtools.onerec.model.config import SIZES as ONEREC_SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 MAN = ROOT / "man"
@@ -108,11 +108,11 @@ def make_models(top):
     import torch
 
     from kvtools.artifact.files import Sink
-    from kvtools.keye.chat import Chat
-    from kvtools.keye.checkpoint import Weights, save, to_numpy, write
-    from kvtools.keye.layouts import Shapes
-    from kvtools.keye.model import Keye
-    from kvtools.keye.sizes import Architecture, LanguageShape, VisionShape
+    from kvtools.keye.checkpoint.formats import Shapes
+    from kvtools.keye.checkpoint.weights import Weights, save, to_numpy, write
+    from kvtools.keye.data.chat_template import Chat
+    from kvtools.keye.model.config import Architecture, LanguageShape, VisionShape
+    from kvtools.keye.model.keye import Keye
 
     shapes = Shapes("qwen3", language=LanguageShape(16, 32, 2, 2, 1, 8, vocabulary=50))
     (top / "Qwen3-0.6B").mkdir()
@@ -266,8 +266,8 @@ def test_the_stream_page_explains_every_kind():
 
 
 def test_the_page_of_pretrain_onerec_tells_sizes_and_defaults_as_they_are():
-    from kvtools.onerec.recipe import _TRAINING
-    from kvtools.onerec.sizes import SIZES
+    from kvtools.onerec.model.config import SIZES
+    from kvtools.onerec.run.recipe import _TRAINING
 
     text = (MAN / "kvtools-pretrain-onerec.1").read_text()
     titles, *rows = [

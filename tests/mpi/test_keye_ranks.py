@@ -45,8 +45,8 @@ import hashlib, sys
 import numpy as np
 sys.path[:0] = sys.argv[1:]
 from test_keye_training import feed_of, task_of, talk, weights
-from kvtools.learn.loop import Plan, Training
-from kvtools.learn.state import State
+from kvtools.train.loop import Plan, Training
+from kvtools.train.resume import State
 from kvtools.world import World
 
 world = World.open()

@@ -67,8 +67,8 @@ import hashlib, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 from test_loop import Toy, plan
-from kvtools.learn.loop import Training
-from kvtools.learn.state import State
+from kvtools.train.loop import Training
+from kvtools.train.resume import State
 from kvtools.world import World
 
 world = World.open()

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from kvtools.keye.language import Cache
-from kvtools.keye.matching import Matching
-from kvtools.keye.model import Keye
-from kvtools.keye.rope import language_turn
-from kvtools.keye.sizes import Architecture, LanguageShape, TextShape, VisionShape
-from kvtools.keye.vision import VisionTower, _stretched
+from kvtools.keye.model.config import Architecture, LanguageShape, TextShape, VisionShape
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.language import Cache
+from kvtools.keye.model.rope import language_turn
+from kvtools.keye.model.siglip import Matching
+from kvtools.keye.model.vision import VisionTower, _stretched
 
 pytest.importorskip("transformers")
 import transformers  # noqa: E402

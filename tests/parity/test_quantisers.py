@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from kvtools.artifact.rows import Rows
-from kvtools.onerec.nearest import Filter, fastest
-from kvtools.onerec.rqkmeans import RqKMeans
+from kvtools.onerec.semantic_ids.nearest import Filter, fastest
+from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans
+from kvtools.onerec.semantic_ids.vector_store import Rows
 
 CHOSEN = Filter(torch.device("cpu"), torch.bfloat16)
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from kvtools.keye.model import Keye
-from kvtools.keye.rope import positions
-from kvtools.keye.sizes import Architecture, LanguageShape, VisionShape
+from kvtools.keye.model.config import Architecture, LanguageShape, VisionShape
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.rope import positions
 
 IMAGE, VIDEO = 48, 49
 ARCH = Architecture(

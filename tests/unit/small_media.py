@@ -4,7 +4,7 @@ import numpy as np
 
 from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Head, Writer
-from kvtools.keye.visual import of_pictures
+from kvtools.keye.data.frames import of_pictures
 
 
 def picture(value, height=56, width=84):

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from kvtools.onerec.histories import Histories
-from kvtools.onerec.model import OneRec, Vocabulary
-from kvtools.onerec.rows import Cutter
-from kvtools.onerec.sizes import Architecture
+from kvtools.onerec.interactions.features import Histories
+from kvtools.onerec.model.batching import Cutter
+from kvtools.onerec.model.config import Architecture
+from kvtools.onerec.model.onerec import OneRec, Vocabulary
 
 FEATURES = {"author": 5, "time": 41}
 STATIC = (3, 4)

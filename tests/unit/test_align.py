@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtools.onerec.align import QFormer, Settings, align, encode, info_nce, known
+from kvtools.onerec.semantic_ids.align import QFormer, Settings, align, encode, info_nce, known
 
 SMALL = Settings(n_heads=2, n_hidden=16, n_batch=16, n_steps=8, n_caption=5)
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_onerec import EXPERTS, NEAR, SMALL, asked, catalogue, cutter_of, float64, histories_of, in_double, model_of
 
-from kvtools.onerec.beam import rank_all, search, search_freely
-from kvtools.onerec.trie import Trie
+from kvtools.onerec.model.beam import rank_all, search, search_freely
+from kvtools.onerec.model.trie import Trie
 
 N_ITEMS = 30
 LENGTHS = [5, 1, 14, 9]  # contexts of every length in one batch, one of them with a lifelong part

@@ -7,12 +7,12 @@ import numpy as np
 import small_keye
 import torch
 
-from kvtools.keye.matching import Matching
-from kvtools.keye.model import Keye
-from kvtools.keye.sizes import TextShape
-from kvtools.learn.blank import blank
-from kvtools.onerec.model import OneRec, Vocabulary
-from kvtools.onerec.sizes import SIZES
+from kvtools.keye.model.config import TextShape
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.siglip import Matching
+from kvtools.onerec.model.config import SIZES
+from kvtools.onerec.model.onerec import OneRec, Vocabulary
+from kvtools.train.meta_init import blank
 
 CODES = torch.from_numpy(np.array([[0, 1], [1, 0]], np.int32))
 MADE = [
@@ -37,7 +37,7 @@ def test_a_blank_model_takes_no_memory():
 def test_shapes_do_not_load_torchs_compiler():
     program = (
         "import sys; from kvtools.keye.model import Keye; from kvtools.keye.sizes import SIZES; "
-        "from kvtools.learn.blank import blank\nbefore = len(sys.modules)\n"
+        "from kvtools.train.meta_init import blank\nbefore = len(sys.modules)\n"
         "with blank(): Keye(SIZES['tiny'])\n"
         "assert len(sys.modules) < before + 20"  # the compiler is eight hundred
     )

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec import cooccurrence, metrics
-from kvtools.onerec.cooccurrence import Settings
-from kvtools.onerec.interactions import TEST, TRAIN, leave_last_out, read_interactions
+from kvtools.onerec.interactions.log import TEST, TRAIN, leave_last_out, read_interactions
+from kvtools.onerec.recommend import cooccurrence, metrics
+from kvtools.onerec.recommend.cooccurrence import Settings
 
 logs = st.lists(st.lists(st.integers(0, 7), max_size=9), min_size=1, max_size=7)
 choices = st.builds(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kvtools.learn.crossentropy import IGNORED, linear_cross_entropy
+from kvtools.train.cross_entropy import IGNORED, linear_cross_entropy
 
 PARTS = [{"rows": n} for n in (1, 3, 7, 64)] + [{"classes": n} for n in (1, 5, 16, 17, 64)]
 
@@ -85,7 +85,7 @@ def test_logits_are_never_stored(part):
     # not ru_maxrss, which begins at what this process has held
     program = f"""
 import torch
-from kvtools.learn.crossentropy import linear_cross_entropy
+from kvtools.train.cross_entropy import linear_cross_entropy
 hidden, weight = torch.randn({rows}, 8, requires_grad=True), torch.randn({classes}, 8, requires_grad=True)
 def most():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.sparse import coo_array
 
-from kvtools.etree import network
-from kvtools.etree.delay import Delays
+from kvtools.etree.network import readers as network
+from kvtools.etree.network.delay import Delays
 
 N_SITES, N = 40, 90
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec.histories import Codings, gaps, join, powers
-from kvtools.onerec.ids import Ids
-from kvtools.onerec.interactions import TEST, TRAIN, VALID, read_interactions, split
+from kvtools.onerec.interactions.features import Codings, gaps, join, powers
+from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, read_interactions, split
+from kvtools.onerec.semantic_ids.ids import Ids
 
 HEAD = "user_id,item_id,timestamp,rating,author_id,tag,playtime,duration\n"
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.etree.inbox import Inbox, arrivals
+from kvtools.etree.train.inbox import Inbox, arrivals
 
 SOME = st.lists(st.integers(0, 19), unique=True).map(lambda some: np.array(sorted(some), np.int64))
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Head, Reader, Writer
 from kvtools.artifact.strings import pack
-from kvtools.faults import Corrupt, Usage
-from kvtools.onerec import interaction_stream
-from kvtools.onerec.interaction_stream import open_interactions, read_stream, roles, write_interactions
-from kvtools.onerec.interactions import read_interactions
+from kvtools.errors import Corrupt, Usage
+from kvtools.onerec.interactions import stream as interaction_stream
+from kvtools.onerec.interactions.log import read_interactions
+from kvtools.onerec.interactions.stream import open_interactions, read_stream, roles, write_interactions
 
 TITLE = "user_id,item_id,timestamp,rating,part,author,tag,playtime,duration\n"
 cells = st.tuples(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.faults import Corrupt, Usage
-from kvtools.onerec.interactions import TEST, TRAIN, VALID, leave_last_out, read_interactions, split
+from kvtools.errors import Corrupt, Usage
+from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, leave_last_out, read_interactions, split
 
 
 def read(text, **options):

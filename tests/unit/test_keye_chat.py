@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.faults import Corrupt, Missing
-from kvtools.keye.chat import Chat, visuals
-from kvtools.keye.tokenizer import CONTROL, GROUNDING, SPEECH, Tokenizer
+from kvtools.errors import Corrupt, Missing
+from kvtools.keye.data.chat_template import Chat, visuals
+from kvtools.keye.data.tokenizer import CONTROL, GROUNDING, SPEECH, Tokenizer
 
 
 @pytest.fixture(scope="module")

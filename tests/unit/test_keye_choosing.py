@@ -7,11 +7,11 @@ import torch
 from small_keye import ARCH
 from small_media import clip_of, write_stream
 
-from kvtools.keye.chat import Chat
-from kvtools.keye.choosing import chosen, options_of
-from kvtools.keye.media import Media
-from kvtools.keye.model import Keye
-from kvtools.keye.rows import prompt
+from kvtools.keye.data.chat_template import Chat
+from kvtools.keye.data.media import Media
+from kvtools.keye.data.packing import prompt
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.quiz.multiple_choice import chosen, options_of
 
 CHAT = Chat.open(None)
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from kvtools.faults import Corrupt
-from kvtools.keye.conversations import BAD, normal, open_conversations
+from kvtools.errors import Corrupt
+from kvtools.keye.data.conversations import BAD, normal, open_conversations
 
 
 def said(document):
@@ -198,7 +198,7 @@ def test_a_source_with_nothing_in_it_is_corrupt(tmp_path, data, words):
     ],
 )  # fmt: skip
 def test_llamafactorys_demos_are_understood(data, name, n_found, n_lost):
-    from kvtools.keye.chat import Chat, visuals
+    from kvtools.keye.data.chat_template import Chat, visuals
 
     made = open_conversations(str(data / "reasoning" / "llamafactory" / name))
     assert (len(made.found), made.lost.n_lost) == (n_found, n_lost)

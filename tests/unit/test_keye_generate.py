@@ -10,11 +10,11 @@ from scipy import stats
 from small_keye import IMAGE, VIDEO, model
 from test_keye_sampling import slow_candidates
 
-from kvtools.keye.generate import Eyes, generate, log_probabilities, with_answer
-from kvtools.keye.model import Keye
-from kvtools.keye.rope import positions, rope_delta
-from kvtools.keye.rows import Example, join
-from kvtools.keye.visual import Visual
+from kvtools.keye.data.frames import Visual
+from kvtools.keye.data.packing import Example, join
+from kvtools.keye.model.generate import Eyes, generate, log_probabilities, with_answer
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.rope import positions, rope_delta
 
 
 def prompt(*parts, key="p", seed=0, seconds=None):
@@ -212,7 +212,7 @@ def test_scores_have_gradients_whatever_the_chunk(monkeypatch):
         return [p.grad.clone() for p in keye.parameters() if p.grad is not None]
 
     whole = gradients()
-    monkeypatch.setattr("kvtools.keye.generate._CHUNK_LOGITS", 7 * 50)
+    monkeypatch.setattr("kvtools.keye.model.generate._CHUNK_LOGITS", 7 * 50)
     for one, other in zip(whole, gradients(), strict=True):
         torch.testing.assert_close(one, other)
     parameter, step = keye.lm_head.weight, 1e-6

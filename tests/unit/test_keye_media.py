@@ -13,9 +13,9 @@ from small_media import clip_of, picture, shades, write_stream
 
 from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Head, Writer
-from kvtools.faults import Corrupt
-from kvtools.keye.media import Media, Unreadable
-from kvtools.keye.visual import Visual, of_pictures, resized, spliced, take
+from kvtools.errors import Corrupt
+from kvtools.keye.data.frames import Visual, of_pictures, resized, spliced, take
+from kvtools.keye.data.media import Media, Unreadable
 from kvtools.video import patch
 from kvtools.video.patch import Budget
 
@@ -202,9 +202,9 @@ def test_resizing_is_that_of_tokenize_video_and_cutting_comes_back():
 
 @pytest.mark.data
 def test_llamafactorys_demos_are_seen(data):
-    from kvtools.keye.chat import Chat
-    from kvtools.keye.conversations import open_conversations
-    from kvtools.keye.rows import example
+    from kvtools.keye.data.chat_template import Chat
+    from kvtools.keye.data.conversations import open_conversations
+    from kvtools.keye.data.packing import example
 
     chat = Chat.open(None)
     made = open_conversations(str(data / "reasoning" / "llamafactory" / "mllm_demo.json"))

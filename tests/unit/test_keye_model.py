@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_keye import conversation, model, pixels, row
 
-from kvtools.keye.language import Cache
+from kvtools.keye.model.language import Cache
 
 EXACT = 1e-5  # float32, products in another order
 
@@ -120,7 +120,7 @@ def test_pixels_are_scaled_as_published():
         where = keye.tower.embeddings
         zero = torch.zeros_like(where.position_embedding.weight)
         where.position_embedding.weight.copy_(zero)
-        from kvtools.keye.vision import layout
+        from kvtools.keye.model.vision import layout
 
         assert (where(x, layout([(1, 2, 2)], joint=True)) - expected).abs().max() <= EXACT
 

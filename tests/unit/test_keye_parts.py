@@ -5,11 +5,11 @@ import pytest
 import torch
 from small_keye import ARCH, model, pixels
 
-from kvtools.keye.attention import Segments, attend
-from kvtools.keye.layers import RMSNorm
-from kvtools.keye.matching import BIAS, LOG_SCALE, Matching, sigmoid_loss
-from kvtools.keye.model import Keye
-from kvtools.keye.sizes import SIZES, Architecture, LanguageShape, TextShape, VisionShape
+from kvtools.keye.model.attention import Segments, attend
+from kvtools.keye.model.config import SIZES, Architecture, LanguageShape, TextShape, VisionShape
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.layers import RMSNorm
+from kvtools.keye.model.siglip import BIAS, LOG_SCALE, Matching, sigmoid_loss
 
 EXACT = 1e-5  # float32, products in another order
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kvtools.keye.rope import language_turn, positions, rope_delta, rotate, vision_turn
-from kvtools.keye.sizes import sections
+from kvtools.keye.model.config import sections
+from kvtools.keye.model.rope import language_turn, positions, rope_delta, rotate, vision_turn
 
 IMAGE, VIDEO = 8, 9
 

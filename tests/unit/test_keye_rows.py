@@ -8,12 +8,12 @@ from small_media import clip_of, write_stream
 
 from kvtools.artifact.files import Sink, open_source
 from kvtools.artifact.stream import Head, Index, Reader, Writer
-from kvtools.faults import Corrupt
-from kvtools.keye import rows
-from kvtools.keye.chat import Chat
-from kvtools.keye.feed import BAD, NO_ANSWER, TOO_LONG, UNREADABLE, Feed, PackedFeed, steps
-from kvtools.keye.media import Media, Unreadable
-from kvtools.keye.rope import positions
+from kvtools.errors import Corrupt
+from kvtools.keye.data import packing as rows
+from kvtools.keye.data.chat_template import Chat
+from kvtools.keye.data.dataloader import BAD, NO_ANSWER, TOO_LONG, UNREADABLE, Feed, PackedFeed, steps
+from kvtools.keye.data.media import Media, Unreadable
+from kvtools.keye.model.rope import positions
 
 CHAT = Chat.open(None)
 SYSTEM = {"role": "system", "content": ""}
@@ -190,8 +190,8 @@ def test_steps_hold_as_many_tokens_as_they_may():
 
 @pytest.mark.data
 def test_real_conversations_fill_rows_and_balance(data):
-    from kvtools.keye.conversations import open_conversations
-    from kvtools.learn.packing import balance, filled, max_over_mean, round_robin
+    from kvtools.keye.data.conversations import open_conversations
+    from kvtools.train.packing import balance, filled, max_over_mean, round_robin
 
     folder = data / "reasoning" / "llamafactory"
     chat = Chat.open(str(data / "tokenizer" / "minimind"))

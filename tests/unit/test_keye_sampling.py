@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtools.keye.sampling import Sampling, candidates, choose
+from kvtools.keye.model.sampling import Sampling, candidates, choose
 
 NOTHING = torch.empty(0, dtype=torch.long)
 

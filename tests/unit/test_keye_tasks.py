@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.faults import Corrupt
-from kvtools.findings import Findings
-from kvtools.keye.quiz import Side, Table, ask, ask_labels, in_groups, on_side
-from kvtools.keye.tasks import LETTERS, Clip, orders
+from kvtools.errors import Corrupt
+from kvtools.keye.quiz.build import Side, Table, ask, ask_labels, in_groups, on_side
+from kvtools.keye.quiz.tasks import LETTERS, Clip, orders
+from kvtools.skipped import Findings
 
 FORMS = ("choice", "open", "check")
 

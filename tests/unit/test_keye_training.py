@@ -13,24 +13,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kvtools.artifact.files import Sink, open_source
 from kvtools.artifact.stream import Head, Index, Writer
-from kvtools.faults import Corrupt, Usage
-from kvtools.keye import starting
-from kvtools.keye.augment import Augment, mirrored, upended
-from kvtools.keye.chat import Chat
-from kvtools.keye.feed import Feed, PackedFeed
-from kvtools.keye.flops import Shape, of_pairs, of_row
-from kvtools.keye.matching import Matching
-from kvtools.keye.media import Unreadable
-from kvtools.keye.model import Keye
-from kvtools.keye.recipe import Recipe
-from kvtools.keye.rows import owners, to_record
-from kvtools.keye.sizes import TextShape
-from kvtools.keye.stages import PARTS, STAGES
-from kvtools.keye.training import Answering, Contrasting
-from kvtools.keye.visual import Visual
-from kvtools.learn.loop import Plan, Training
-from kvtools.learn.settings import Lengths
-from kvtools.learn.state import State
+from kvtools.errors import Corrupt, Usage
+from kvtools.keye.data.augment import Augment, mirrored, upended
+from kvtools.keye.data.chat_template import Chat
+from kvtools.keye.data.dataloader import Feed, PackedFeed
+from kvtools.keye.data.frames import Visual
+from kvtools.keye.data.media import Unreadable
+from kvtools.keye.data.packing import owners, to_record
+from kvtools.keye.model.config import TextShape
+from kvtools.keye.model.flops import Shape, of_pairs, of_row
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.siglip import Matching
+from kvtools.keye.run import setup as starting
+from kvtools.keye.run.objectives import Answering, Contrasting
+from kvtools.keye.run.recipe import Recipe
+from kvtools.keye.run.stages import PARTS, STAGES
+from kvtools.train.loop import Plan, Training
+from kvtools.train.overrides import Lengths
+from kvtools.train.resume import State
 from kvtools.world import World
 
 CHAT = Chat.open(None)

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.etree import kma, network
-from kvtools.etree.balanced import balanced, bounds
-from kvtools.etree.delay import Delays
-from kvtools.etree.labelled import read_labelled
-from kvtools.etree.local import Trainer
-from kvtools.etree.models import build
-from kvtools.etree.partition import histogram, partition
-from kvtools.etree.regroup import joined
-from kvtools.etree.tree import _tree, grow
+from kvtools.etree.data.labelled import read_labelled
+from kvtools.etree.data.partition import histogram, partition
+from kvtools.etree.network import readers as network
+from kvtools.etree.network.delay import Delays
+from kvtools.etree.train.local import Trainer
+from kvtools.etree.train.models import build
+from kvtools.etree.tree import kma
+from kvtools.etree.tree.balanced import balanced, bounds
+from kvtools.etree.tree.regroup import joined
+from kvtools.etree.tree.tree import _tree, grow
 
 METHODS = ["kma", "kma-code", "k-medoids", "accuracy-only", "random", "contiguous"]
 

@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from kvtools.etree.labelled import read_labelled
-from kvtools.faults import Corrupt
+from kvtools.errors import Corrupt
+from kvtools.etree.data.labelled import read_labelled
 
 
 def npz(**arrays):

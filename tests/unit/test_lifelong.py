@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec import lifelong
-from kvtools.onerec.lifelong import LATEST, average, compress, replaced
+from kvtools.onerec.model import lifelong
+from kvtools.onerec.model.lifelong import LATEST, average, compress, replaced
 
 # few values and many items give duplicates, far values give rounding
 numbers = st.sampled_from([0.0, 1.0, -1.0, 1e-30, 1e30, 3.4e38, -3.4e38, 16_777_216.0, 16_777_217.0]) | st.floats(

@@ -10,10 +10,10 @@ from torch import nn
 
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
-from kvtools.faults import Corrupt, Fault, Stopped, Usage
-from kvtools.learn.loop import Loss, Plan, Training
-from kvtools.learn.rates import Rate
-from kvtools.learn.state import State
+from kvtools.errors import Corrupt, Fault, Stopped, Usage
+from kvtools.train.loop import Loss, Plan, Training
+from kvtools.train.lr_schedule import Rate
+from kvtools.train.resume import State
 from kvtools.world import World
 
 N_ROWS, N_BATCH = 48, 12

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_training import course_of, go, tree_of, world
 
-from kvtools.etree import masks
+from kvtools.etree.train import secure_aggregation as masks
 
 
 @pytest.mark.parametrize("missing", [[], [3], [3, 9, 4]])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from kvtools.onerec import metrics
+from kvtools.onerec.recommend import metrics
 
 cutoffs = st.integers(1, 7)
 ranks = st.lists(st.integers(-1, 9), min_size=1, max_size=20)

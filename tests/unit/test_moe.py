@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_onerec import EXPERTS, SMALL, catalogue, cutter_of, float64, histories_of, model_of
 
-from kvtools.onerec import moe
-from kvtools.onerec.moe import Experts
+from kvtools.onerec.model import moe
+from kvtools.onerec.model.moe import Experts
 
 WIDTH, HIDDEN = 12, 9
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec import nearest
-from kvtools.onerec.nearest import Codebook, Filter
+from kvtools.onerec.semantic_ids import nearest
+from kvtools.onerec.semantic_ids.nearest import Codebook, Filter
 
 FILTERS = [Filter(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)]
 

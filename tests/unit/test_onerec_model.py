@@ -23,14 +23,14 @@ from small_onerec import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kvtools.onerec.batch import Tokens
-from kvtools.onerec.beam import rank_all
-from kvtools.onerec.layers import Attend, attention, few
-from kvtools.onerec.model import OneRec, Vocabulary
-from kvtools.onerec.rows import Rows
-from kvtools.onerec.sizes import SIZES, Architecture, dense_twin
-from kvtools.onerec.training import Cost
-from kvtools.onerec.trie import Trie
+from kvtools.onerec.model.batch import Tokens
+from kvtools.onerec.model.batching import Rows
+from kvtools.onerec.model.beam import rank_all
+from kvtools.onerec.model.config import SIZES, Architecture, dense_twin
+from kvtools.onerec.model.layers import Attend, attention, few
+from kvtools.onerec.model.onerec import OneRec, Vocabulary
+from kvtools.onerec.model.trie import Trie
+from kvtools.onerec.run.objective import Cost
 
 N_ITEMS, CODES = 30, (4, 3, 5)
 LENGTHS = [7, 2, 14, 4]

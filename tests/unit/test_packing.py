@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.learn.packing import balance, filled, max_over_mean, pack, round_robin
+from kvtools.train.packing import balance, filled, max_over_mean, pack, round_robin
 
 
 def slow_first_fit_decreasing(lengths, capacity):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.etree.partition import histogram, parse, partition
+from kvtools.etree.data.partition import histogram, parse, partition
 
 FORMS = ["iid", "shards:2", "classes:1", "classes:3", "dirichlet:0.05", "mixture:0.05", "quantity:2"]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kvtools.faults import Usage
-from kvtools.learn.place import place_of
+from kvtools.errors import Usage
+from kvtools.train.device import place_of
 
 
 def test_without_a_gpu_it_is_the_cpu(monkeypatch):

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_onerec import SMALL, catalogue, cutter_of, histories_of, scatter
 
-from kvtools.onerec import recommend, users
-from kvtools.onerec.beam import rank_all
-from kvtools.onerec.cooccurrence import Settings, fit
-from kvtools.onerec.generator import Counted, Generator, make
-from kvtools.onerec.histories import Codings
-from kvtools.onerec.ids import Ids
-from kvtools.onerec.recommend import Ask, Choice, Found, Recommender, Shares, best, blended, by_counting, count
-from kvtools.onerec.trie import Trie
+from kvtools.onerec.interactions import users
+from kvtools.onerec.interactions.features import Codings
+from kvtools.onerec.model.beam import rank_all
+from kvtools.onerec.model.trie import Trie
+from kvtools.onerec.recommend import recommend
+from kvtools.onerec.recommend.cooccurrence import Settings, fit
+from kvtools.onerec.recommend.recommend import Ask, Choice, Found, Recommender, Shares, best, blended, by_counting, count
+from kvtools.onerec.run.checkpoint import Counted, Generator, make
+from kvtools.onerec.semantic_ids.ids import Ids
 
 N_ITEMS, N_CODES, N_LEVELS = 40, 3, 3  # 27 IDs at most: most are shared
 LENGTHS = [6, 0, 15, 3, 1, 30]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_onerec import FEATURES, SMALL, cutter_of, histories_of, near_of
 
-from kvtools.onerec.histories import Histories, powers
-from kvtools.onerec.lifelong import average, compress, replaced
-from kvtools.onerec.rows import Cutter, Rows
+from kvtools.onerec.interactions.features import Histories, powers
+from kvtools.onerec.model.batching import Cutter, Rows
+from kvtools.onerec.model.lifelong import average, compress, replaced
 
 N_ITEMS = 12
 POSITIVE = 4  # few, so that histories have more

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.artifact.rows import Rows
-from kvtools.onerec import rqkmeans
-from kvtools.onerec.nearest import Codebook, Filter
-from kvtools.onerec.rqkmeans import RqKMeans, encode, plus_plus
+from kvtools.onerec.semantic_ids import rqkmeans
+from kvtools.onerec.semantic_ids.nearest import Codebook, Filter
+from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans, encode, plus_plus
+from kvtools.onerec.semantic_ids.vector_store import Rows
 
 CHOSEN = Filter(torch.device("cpu"), torch.bfloat16)
 
@@ -131,7 +131,7 @@ def test_rows_on_disk_and_blocks_of_any_size_give_the_same(monkeypatch):
     x = clustered(6, n=3000)
     whole = RqKMeans(3, 32, 8, 1)
     fitted(x, whole)
-    monkeypatch.setattr("kvtools.artifact.rows._BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr("kvtools.onerec.semantic_ids.vector_store._BLOCK_BYTES", 1 << 14)
     pieces = RqKMeans(3, 32, 8, 1)
     _, rows = fitted(x, pieces, n_at_once=77, limit_bytes=1 << 15)
     assert rows.is_on_disk

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtools.onerec.rqvae import Settings, fit_rqvae, nearest, straight_through
+from kvtools.onerec.semantic_ids.rqvae import Settings, fit_rqvae, nearest, straight_through
 
 SMALL = Settings(hidden=(16,), n_latent=4, n_batch=32, n_epochs=5)
 

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.artifact.rows import Rows
-from kvtools.onerec import collisions, quality
-from kvtools.onerec.balanced import Balanced, balanced
-from kvtools.onerec.nearest import Filter
+from kvtools.onerec.semantic_ids import collisions, quality
+from kvtools.onerec.semantic_ids.balanced import Balanced, balanced
+from kvtools.onerec.semantic_ids.nearest import Filter
+from kvtools.onerec.semantic_ids.vector_store import Rows
 
 IDS = st.integers(1, 60).flatmap(lambda n: st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=n, max_size=n))
 

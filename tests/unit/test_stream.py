@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvtools.artifact import blob, frame
 from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Head, Index, Reader, Writer
-from kvtools.faults import CannotCreate, Corrupt, Missing, Usage
+from kvtools.errors import CannotCreate, Corrupt, Missing, Usage
 
 
 def records_of(n=4, seed=0):

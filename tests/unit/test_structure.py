@@ -12,20 +12,20 @@ LAYERS = {
     "keye": 2,
     "onerec": 2,
     "etree": 2,
-    "learn": 3,
+    "train": 3,
     "video": 3,
     "draw": 3,
     "artifact": 4,
     "world": 4,
 }
-GROUND = {"", "faults", "options", "progress", "help_text", "__main__", "chance", "table"}
+GROUND = {"", "errors", "options", "progress", "help_text", "__main__", "chance", "skipped", "train_options"}
 OWNERS = {
     "zstandard": "artifact",
     "safetensors": "artifact",
     "mpi4py": "world",
     "decord": "video",
     "av": "video",
-    "pyarrow": "onerec",
+    "pyarrow": "artifact",
     "tokenizers": "keye",
 }
 BUDGETS = {"cli.py": 200, "options.py": 150, "world.py": 250}

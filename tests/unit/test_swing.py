@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec import swing
+from kvtools.onerec.items import swing
 
 logs = st.lists(st.lists(st.integers(0, 7), max_size=12), min_size=1, max_size=9)
 
@@ -109,7 +109,7 @@ def test_union_holds_each_pair_once():
 
 
 def test_a_real_log_agrees_with_the_slow_version(data):
-    from kvtools.onerec.interactions import TRAIN, read_interactions, split
+    from kvtools.onerec.interactions.log import TRAIN, read_interactions, split
 
     with open(data / "rec" / "amazon_beauty_2014" / "sequential_data.txt", "rb", buffering=1 << 20) as file:
         log, _ = read_interactions(file, "beauty")

@@ -8,16 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.etree import kma
-from kvtools.etree.course import Costs, TreeCourse, star, two_levels
-from kvtools.etree.delay import Delays
-from kvtools.etree.failures import Event, Status, read_script, status_at
-from kvtools.etree.local import Trainer, shuffled
-from kvtools.etree.models import Conv, Dense, build
-from kvtools.etree.peers import PeerCourse
-from kvtools.etree.regroup import changed, regrouped
-from kvtools.etree.traffic import Queues
-from kvtools.etree.tree import Tree, grow
+from kvtools.etree.network.delay import Delays
+from kvtools.etree.network.traffic import Queues
+from kvtools.etree.train.decentralised import PeerCourse
+from kvtools.etree.train.failures import Event, Status, read_script, status_at
+from kvtools.etree.train.local import Trainer, shuffled
+from kvtools.etree.train.models import Conv, Dense, build
+from kvtools.etree.train.simulation import Costs, TreeCourse, star, two_levels
+from kvtools.etree.tree import kma
+from kvtools.etree.tree.regroup import changed, regrouped
+from kvtools.etree.tree.tree import Tree, grow
 
 N, D, C = 24, 6, 4
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from kvtools.etree.balanced import k_means
-from kvtools.etree.transport import assign
+from kvtools.etree.tree.balanced import k_means
+from kvtools.etree.tree.bounded_assignment import assign
 
 
 def exact(cost, low, high):

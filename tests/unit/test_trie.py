@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec.trie import Trie
+from kvtools.onerec.model.trie import Trie
 
 
 @st.composite

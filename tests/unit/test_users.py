@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtools.artifact.blob import canonical
-from kvtools.faults import Corrupt
-from kvtools.onerec.users import Vocabulary, read_users
+from kvtools.errors import Corrupt
+from kvtools.onerec.interactions.users import Vocabulary, read_users
 
 
 def read(text, **options):

@@ -1,0 +1,1 @@
+"""Labelled samples and how devices hold them."""

@@ -1,0 +1,1 @@
+"""Delays between devices and the time that messages take."""

@@ -1,0 +1,1 @@
+"""Training over a tree, and the algorithms it is compared with."""

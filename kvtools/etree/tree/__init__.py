@@ -1,0 +1,1 @@
+"""Trees of devices and the clustering that builds them."""

@@ -1,0 +1,1 @@
+"""From conversations, pictures and videos to packed rows of tokens and patches."""

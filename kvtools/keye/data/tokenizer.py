@@ -1,0 +1,179 @@
+"""Text as tokens: a tokenizer.json, or the files of Qwen2's vocabulary, with the special tokens that Keye-VL needs.
+
+Special tokens are matched by their text, whatever their numbers; those that a tokenizer lacks are added after its last.
+Special tokens in a text become tokens only where the caller names them: `<|im_end|>` in a question is letters and marks.
+The `tokenizers` library cuts and pairs; it never sees special tokens. Not here: the template of a conversation (chat.py).
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kvtools.artifact.files import open_source
+from kvtools.errors import Corrupt, Missing
+
+FILE = "tokenizer.json"
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+           "<|image_pad|>", "<|video_pad|>")  # fmt: skip
+SPEECH = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+GROUNDING = tuple(f"<|{what}_{end}|>" for what in ("object_ref", "box", "quad", "point", "ocr_text", "clip_time")
+                  for end in ("start", "end"))  # fmt: skip
+_CODE = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+# the order of Keye's numbers, 151643 to 151674: added to the bare vocabulary of Qwen2 they get just these
+_IN_ORDER = (*CONTROL[:3], *GROUNDING[:6], *CONTROL[3:], *SPEECH[:2], *_CODE, *SPEECH[2:], *GROUNDING[6:])
+_N_QWEN2 = 151_643
+
+# how Qwen2 cuts text into words before their bytes are paired, as its published tokenizer says it
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+class Tokenizer:
+    """Tokens of text and text of tokens. `name` is what faults call it."""
+
+    def __init__(self, document: dict[str, Any], name: str) -> None:
+        from tokenizers import Tokenizer as Library
+
+        self.name = name
+        try:
+            told = list(document.get("added_tokens") or [])
+            self.ids = {token["content"]: int(token["id"]) for token in told}
+            bare = {**document, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+            self._plain = Library.from_str(json.dumps(bare))
+        except Exception as error:  # noqa: BLE001 the library raises no narrower one
+            raise Corrupt(f"{name}: {_first_line(error)}; a tokenizer.json expected.") from None
+        n_plain = self._plain.get_vocab_size()
+        self.size = max([n_plain, *(n + 1 for n in self.ids.values())])
+        for word in _IN_ORDER:
+            if word not in self.ids and (word not in _CODE or n_plain == _N_QWEN2):
+                known = self._plain.token_to_id(word)
+                self.ids[word] = self.size if known is None else known
+                self.size = max(self.size, self.ids[word] + 1)
+                told.append(_entry(word, self.ids[word]))
+        self._document = {**document, "added_tokens": sorted(told, key=lambda token: token["id"])}
+        self._words = {number: word for word, number in self.ids.items()}
+        self._control = {self.ids[word] for word in CONTROL}
+        self._patterns: dict[tuple[str, ...], re.Pattern[str]] = {}
+
+    @staticmethod
+    def open(src: str | None) -> "Tokenizer":
+        """A tokenizer.json, or a folder with one or with vocab.json and merges.txt; None: the 256 bytes themselves.
+
+        Raises Missing where there is none, Corrupt where it cannot be understood.
+        """
+        if src is None:
+            return Tokenizer(_bytewise(), "the tokenizer of bytes")
+        if not os.path.isdir(src):
+            return Tokenizer(_read_json(src), src)
+        path = os.path.join(src, "tokenizer.json")
+        if os.path.exists(path):
+            return Tokenizer(_read_json(path), path)
+        if os.path.exists(os.path.join(src, "vocab.json")):
+            return Tokenizer(_from_vocabulary(src), src)
+        raise Missing(f"{src}: neither tokenizer.json nor vocab.json with merges.txt in it.")
+
+    @staticmethod
+    def from_bytes(data: bytes, name: str = "tokenizer.json") -> "Tokenizer":
+        """The tokenizer of a tokenizer.json's bytes, such as a model carries."""
+        return Tokenizer(_parse(data, name), name)
+
+    def to_bytes(self) -> bytes:
+        """A tokenizer.json that holds all the tokens; the same bytes every time."""
+        return json.dumps(self._document, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def encode(self, words: str, marks: Sequence[str] = ()) -> list[int]:
+        """Tokens of a text, in which the special tokens named by `marks` count as tokens and others are letters."""
+        tokens: list[int] = []
+        for part in self._pattern(tuple(marks)).split(words) if marks else [words]:
+            if part in marks:
+                tokens.append(self.ids[part])
+            elif part:
+                found = self._plain.encode(part, add_special_tokens=False).ids
+                if not self._control.isdisjoint(found):  # a vocabulary with <|im_end|> among its words: no letter is that
+                    found = [i for x in part for i in self._plain.encode(x, add_special_tokens=False).ids]
+                tokens += found
+        return tokens
+
+    def decode(self, ids: Sequence[int] | np.ndarray, *, skip_control: bool = False) -> str:
+        """The text of tokens, special ones by their names; numbers that no token has give nothing."""
+        words: list[str] = []
+        run: list[int] = []
+        for i in [*map(int, ids), -1]:
+            if i >= 0 and i not in self._words:
+                run.append(i)
+                continue
+            if run:
+                words.append(self._plain.decode(run, skip_special_tokens=False))
+                run = []
+            if i in self._words and not (skip_control and i in self._control):
+                words.append(self._words[i])
+        return "".join(words)
+
+    def _pattern(self, marks: tuple[str, ...]) -> re.Pattern[str]:
+        if marks not in self._patterns:
+            longest_first = sorted(marks, key=len, reverse=True)
+            self._patterns[marks] = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        return self._patterns[marks]
+
+
+def _entry(word: str, number: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": word, **flags, "special": word in CONTROL}
+
+
+def _document(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], words: str | None) -> dict[str, Any]:
+    """A tokenizer.json of byte pairs; words: how text is cut first, None for not at all."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+             "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+             "vocab": vocabulary, "merges": merges}  # fmt: skip
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": {"type": "NFC"} if words else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]} if words else level,
+        "post_processor": None, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
+                                            "use_regex": False}, "model": model,
+    }  # fmt: skip
+
+
+def _bytewise() -> dict[str, Any]:
+    # GPT-2's letters for bytes: those that print stand for themselves, the others are moved beyond 255 in order
+    prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = (byte for byte in range(256) if byte not in prints)
+    letters = {byte: chr(byte) for byte in prints} | {byte: chr(256 + n) for n, byte in enumerate(moved)}
+    return _document({letters[byte]: byte for byte in range(256)}, [], None)
+
+
+def _from_vocabulary(folder: str) -> dict[str, Any]:
+    vocabulary = _read_json(os.path.join(folder, "vocab.json"))
+    with open_source(os.path.join(folder, "merges.txt")) as file:
+        lines = file.read().decode("utf-8", "replace").split("\n")
+    pairs = (line.rstrip("\r").split(" ") for line in lines if not line.startswith("#version"))
+    document = _document(vocabulary, [pair for pair in pairs if len(pair) == 2], _WORDS)
+    path = os.path.join(folder, "tokenizer_config.json")
+    told = _read_json(path).get("added_tokens_decoder", {}) if os.path.exists(path) else {}
+    document["added_tokens"] = [{"id": int(number), **entry} for number, entry in told.items()]
+    return document
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    with open_source(path) as file:
+        return _parse(file.read(), path)
+
+
+def _parse(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise Corrupt(f"{name}: {_first_line(error)}; a tokenizer.json expected.") from None
+    if not isinstance(document, dict):
+        raise Corrupt(f"{name}: a JSON {type(document).__name__} found; a tokenizer.json expected.")
+    return document
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

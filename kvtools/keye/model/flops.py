@@ -1,0 +1,84 @@
+"""What a row costs: FLOPs of its matrix products, by part, forward and in training.
+
+2 a weight and token, and 4 * width a pair of tokens that attend to one another, a layer (half of them in the decoder, which is
+causal). Backward costs twice forward through weights that learn, once through weights that are frozen above something that
+learns, nothing where nothing below learns; of pairs of tokens, twice wherever it passes. Embeddings, norms, rotations and the
+stretching of the tower's table are left out; so is the output matrix where a token is no target, since its logits are never
+made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtools.keye.model.config import Architecture, TextShape, VisionShape
+
+
+@dataclass(frozen=True)
+class Shape:
+    """As much of a row as its cost depends on: lengths of segments, grids (frames, rows, columns), targets."""
+
+    lengths: Sequence[int]
+    grids: Sequence[Sequence[int]]
+    n_targets: int
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Forward, by part. patches: the tower's first product, below which nothing learns. pairs: of tokens, in the decoder."""
+
+    patches: float
+    tower: float
+    projector: float
+    decoder: float
+    pairs: float
+    head: float
+
+    def training(self, trained: frozenset[str]) -> float:
+        """Forward and backward, where of `tower`, `projector` and `decoder` those named learn; the head is the decoder's."""
+        total, is_reached = self.patches * (1 + ("tower" in trained)), False
+        for part, flops in (("tower", self.tower), ("projector", self.projector), ("decoder", self.decoder + self.head)):
+            total += flops * (1 + (part in trained) + (is_reached or part in trained))
+            is_reached = is_reached or part in trained
+        return total + self.pairs * (1 + 2 * is_reached)
+
+    @property
+    def forward(self) -> float:
+        return self.patches + self.tower + self.projector + self.decoder + self.pairs + self.head
+
+
+def of_row(arch: Architecture, shape: Shape) -> Flops:
+    """Forward FLOPs of a row."""
+    vision, language = arch.vision, arch.language
+    n_patches, n_tokens = int(np.array(shape.grids, np.int64).reshape(-1, 3).prod(1).sum()), sum(shape.lengths)
+    patches, tower = _of_tower(vision, shape.grids)
+    joined = vision.width * arch.merge**2
+    projector = 2 * n_patches // arch.merge**2 * (joined**2 + joined * language.width)
+    heads = language.heads * language.head_dim
+    kept = language.kv_heads * language.head_dim
+    layer = language.width * (2 * heads + 2 * kept + 3 * language.hidden)
+    square = sum(n * n for n in shape.lengths)
+    decoder, pairs = (float(language.layers * flops) for flops in (2 * n_tokens * layer, 2 * square * heads))
+    head = 2.0 * shape.n_targets * language.vocabulary * language.width
+    return Flops(patches, tower, float(projector), decoder, pairs, head)
+
+
+def of_pairs(vision: VisionShape, text: TextShape, grids: Sequence[Sequence[int]], n_words: int) -> float:
+    """FLOPs of pictures against texts, forward and backward; heads and what words see of one another are left out."""
+    patches, tower = _of_tower(vision, grids)
+    return 2 * patches + 3 * tower + 3.0 * 2 * n_words * text.layers * _block(text)
+
+
+def _of_tower(vision: VisionShape, grids: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """Of the first product, and of the layers."""
+    grids_V3 = np.array(grids, np.int64).reshape(-1, 3)
+    patches_V, frame_V = grids_V3.prod(1), grids_V3[:, 1] * grids_V3[:, 2]
+    n_patches = int(patches_V.sum())
+    pairs = int((patches_V * (patches_V if vision.joint else frame_V)).sum())
+    layers = vision.layers * (2 * n_patches * _block(vision) + 4 * pairs * vision.width)
+    return 2.0 * n_patches * 3 * vision.patch**2 * vision.width, float(layers)
+
+
+def _block(shape: VisionShape | TextShape) -> int:
+    return 4 * shape.width**2 + 2 * shape.width * shape.hidden

@@ -1,0 +1,175 @@
+"""The decoder: Qwen3 with rotary embeddings of time, row and column, on packed rows, and the cache of keys and values.
+
+Source: Qwen3's published model (grouped queries, norms of queries and keys, SwiGLU) and Keye-VL's positions (spec/keye.md 1.5).
+Names of weights are those of the published checkpoints.
+
+Legend: S tokens of a row, D width, H heads, K heads of keys and values, X width of a head, G segments, C room in the cache.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nf
+
+from kvtools.keye.model.attention import Segments, attend, attend_cached
+from kvtools.keye.model.config import LanguageShape
+from kvtools.keye.model.layers import RMSNorm, product_dtype, repeated
+from kvtools.keye.model.rope import Turn, rotate
+
+_ROOM = 64  # tokens: the least that a cache grows by
+
+
+class Cache:
+    """Keys and values of the tokens so far of G conversations, a layer each; what follows needs only new tokens.
+
+    Give an empty one with the prompts, one a segment, then the same with one or more new tokens a segment, in the same order.
+    Takes 2 * layers * K * X numbers a token, for as many tokens as the longest conversation has, and room to grow.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        self.room = room
+        self.is_fresh = True  # whether the tokens now on their way are the first
+        self.lengths_G: Tensor | None = None
+        self._longest = 0
+        self._kept: list[tuple[Tensor, Tensor]] = []  # (G, K, C, X) each
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens of each conversation are here."""
+        return [] if self.lengths_G is None else [int(n) for n in self.lengths_G.tolist()]
+
+    def select(self, numbers: Tensor) -> None:
+        """Go on with these conversations: leaves out others, and repeats one named several times. int64 (G,)."""
+        assert self.lengths_G is not None, "nothing to select from"
+        self.lengths_G = self.lengths_G[numbers]
+        self._kept = [(keys[numbers], values[numbers]) for keys, values in self._kept]
+
+    def begin(self, segments: Segments, device: torch.device) -> None:
+        """Find out where new tokens go, once for all layers. Raises ValueError for another number of segments."""
+        if self.lengths_G is None:
+            self.lengths_G = torch.zeros(len(segments.starts), dtype=torch.long, device=device)
+        if len(self.lengths_G) != len(segments.starts):
+            raise ValueError(f"{len(segments.starts)} segments found, {len(self.lengths_G)} as in the cache expected")
+        added_G = torch.tensor(segments.lengths, device=device)
+        self.is_fresh, self._longest = not self._kept, int((self.lengths_G + added_G).max())
+        number_G = torch.arange(len(added_G), device=device)
+        self._rows_S = torch.repeat_interleave(number_G, added_G)
+        first_S = torch.tensor(segments.starts, device=device)[self._rows_S]
+        self._slots_S = self.lengths_G[self._rows_S] + torch.arange(segments.n_tokens, device=device) - first_S
+
+    def add(self, layer: int, k_SKX: Tensor, v_SKX: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a layer's new keys and values; returns all so far, (G, K, longest, X), zeros after the ends of shorter ones."""
+        longest = self._longest
+        if layer == len(self._kept):
+            self._kept.append((self._empty(k_SKX, longest), self._empty(v_SKX, longest)))
+        elif self._kept[layer][0].shape[2] < longest:
+            self._kept[layer] = (self._wider(self._kept[layer][0], longest), self._wider(self._kept[layer][1], longest))
+        keys, values = self._kept[layer]
+        keys[self._rows_S, :, self._slots_S] = k_SKX
+        values[self._rows_S, :, self._slots_S] = v_SKX
+        return keys[:, :, :longest], values[:, :, :longest]
+
+    def end(self, segments: Segments) -> None:
+        """All layers have kept the new tokens."""
+        assert self.lengths_G is not None, "begin comes first"
+        self.lengths_G = self.lengths_G + torch.tensor(segments.lengths, device=self.lengths_G.device)
+
+    def _empty(self, x_SKX: Tensor, longest: int) -> Tensor:
+        assert self.lengths_G is not None, "begin comes first"
+        n_room = max(self.room, longest + _ROOM)
+        return x_SKX.new_zeros(len(self.lengths_G), x_SKX.shape[1], n_room, x_SKX.shape[2])
+
+    def _wider(self, x_GKCX: Tensor, longest: int) -> Tensor:
+        # by half: a conversation of n tokens is copied a few times in all, not n / 64 times
+        return nf.pad(x_GKCX, (0, 0, 0, longest + max(_ROOM, longest // 2) - x_GKCX.shape[2]))
+
+
+class SelfAttention(nn.Module):
+    """Each token sees those before it in its segment; several heads share keys and values."""
+
+    def __init__(self, shape: LanguageShape) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        self.q_proj = nn.Linear(shape.width, shape.heads * shape.head_dim, bias=False)
+        self.k_proj = nn.Linear(shape.width, shape.kv_heads * shape.head_dim, bias=False)
+        self.v_proj = nn.Linear(shape.width, shape.kv_heads * shape.head_dim, bias=False)
+        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=False)
+        self.q_norm = RMSNorm(shape.head_dim, shape.eps)
+        self.k_norm = RMSNorm(shape.head_dim, shape.eps)
+
+    def forward(self, x_SD: Tensor, turn: Turn, segments: Segments, cache: Cache | None = None, layer: int = 0) -> Tensor:
+        shape = (len(x_SD), -1, self.head_dim)
+        q_SHX, k_SKX, v_SKX = (project(x_SD).view(shape) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q_SHX = rotate(self.q_norm(q_SHX), turn).to(v_SKX.dtype)
+        k_SKX = rotate(self.k_norm(k_SKX), turn).to(v_SKX.dtype)
+        if cache is None:
+            seen_SHX = attend(q_SHX, k_SKX, v_SKX, segments, is_causal=True)
+        else:
+            assert cache.lengths_G is not None, "the decoder has begun"
+            k_GKCX, v_GKCX = cache.add(layer, k_SKX, v_SKX)
+            if cache.is_fresh:
+                seen_SHX = attend(q_SHX, k_SKX, v_SKX, segments, is_causal=True)
+            else:
+                seen_SHX = attend_cached(q_SHX, k_GKCX, v_GKCX, cache.lengths_G, segments)
+        out: Tensor = self.o_proj(seen_SHX.flatten(1))
+        return out
+
+
+class Feed(nn.Module):
+    """SwiGLU: one matrix says how much of the other passes."""
+
+    def __init__(self, shape: LanguageShape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.width, shape.hidden, bias=False)
+        self.up_proj = nn.Linear(shape.width, shape.hidden, bias=False)
+        self.down_proj = nn.Linear(shape.hidden, shape.width, bias=False)
+
+    def forward(self, x_SD: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(nf.silu(self.gate_proj(x_SD)) * self.up_proj(x_SD))
+        return out
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + feed(norm(x))."""
+
+    def __init__(self, shape: LanguageShape) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(shape)
+        self.mlp = Feed(shape)
+        self.input_layernorm = RMSNorm(shape.width, shape.eps)
+        self.post_attention_layernorm = RMSNorm(shape.width, shape.eps)
+
+    def forward(self, x_SD: Tensor, turn: Turn, segments: Segments, cache: Cache | None = None, layer: int = 0) -> Tensor:
+        dtype = product_dtype(x_SD)
+        x_SD = x_SD + self.self_attn(self.input_layernorm(x_SD).to(dtype), turn, segments, cache, layer)
+        out: Tensor = x_SD + self.mlp(self.post_attention_layernorm(x_SD).to(dtype))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embeddings, layers and the final norm; not the output matrix."""
+
+    def __init__(self, shape: LanguageShape) -> None:
+        super().__init__()
+        self.checkpointing = False
+        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.norm = RMSNorm(shape.width, shape.eps)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                # tables too: where the output is the table, logits begin with a deviation of 1
+                is_last = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * ((2 * shape.layers) ** -0.5 if is_last else 1))
+
+    def forward(self, x_SD: Tensor, turn: Turn, starts: Sequence[int], cache: Cache | None = None) -> Tensor:
+        """Embedded tokens to states after the final norm, (S, D) in the precision of products."""
+        segments = Segments.of(starts, len(x_SD), x_SD.device)
+        if cache is not None:
+            cache.begin(segments, x_SD.device)
+        for number, layer in enumerate(self.layers):
+            x_SD = repeated(layer, x_SD, turn, segments, cache, number, is_checkpointed=self.checkpointing and cache is None)
+        if cache is not None:
+            cache.end(segments)
+        normed: Tensor = self.norm(x_SD)
+        return normed.to(product_dtype(x_SD))

@@ -1,0 +1,31 @@
+"""From patches to visual tokens: blocks of merge x merge patches become one vector of the language model's width.
+
+Source: Keye-VL's published model (spec/keye.md 1.4): LayerNorm on each patch, the block's patches side by side, Linear, exact
+GELU, Linear. Legend: P patches, M visual tokens, D width.
+"""
+
+from torch import Tensor, nn
+
+from kvtools.keye.model.config import Architecture
+from kvtools.keye.model.layers import layer_norm, linear_gelu
+
+
+class Projector(nn.Module):
+    """(P, width of the tower), block by block, to (M, width of the decoder)."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.n_joined = arch.merge**2
+        joined = arch.vision.width * self.n_joined
+        self.pre_norm = nn.LayerNorm(arch.vision.width, eps=1e-5)
+        self.linear_1 = nn.Linear(joined, joined)
+        self.linear_2 = nn.Linear(joined, arch.language.width)
+        for layer in (self.linear_1, self.linear_2):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, seen_PD: Tensor) -> Tensor:
+        """seen_PD: in the order of vision.block_order, so that a block is a view."""
+        joined = layer_norm(self.pre_norm, seen_PD).view(-1, self.linear_1.in_features)
+        out: Tensor = self.linear_2(linear_gelu(self.linear_1, joined, tanh=False))
+        return out

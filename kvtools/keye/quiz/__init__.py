@@ -1,0 +1,1 @@
+"""Questions that are generated from clips, and models scored on them."""

@@ -1,0 +1,1 @@
+"""What commands start: training set-up, objectives of each stage, chat sessions, video embedding."""

@@ -1,0 +1,1 @@
+"""Interaction logs, their stream, and the features a generator reads."""

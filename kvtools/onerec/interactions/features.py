@@ -1,0 +1,168 @@
+"""Interactions as a generator sees them: items of its catalogue, and features as small numbers.
+
+Legend: n interactions, U users, F features. The invariant is that of `Interactions`: a user's interactions lie together, in
+time order. How features become numbers is fixed on the training part (`Codings.fit`), stored with the model, and used again.
+Our choices, the report being silent on buckets and on what is positive: time is the gap to the interaction before, in
+powers of two; playtime and duration likewise; a rating is positive from the median of the training part on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from kvtools.onerec.interactions.log import TRAIN, Interactions, split
+from kvtools.onerec.semantic_ids.ids import Ids
+from kvtools.skipped import Findings
+
+_N_LABELS = 20  # distinct values of a rating that are told apart; where there are more, tenths of the ratings are
+_N_POWERS = 40
+_N_WORDS = 50_000  # authors or tags told apart
+
+
+@dataclass(frozen=True)
+class Codings:
+    """How each feature becomes a number from 1 on; 0 is unknown. Empty where a feature is not there."""
+
+    labels: tuple[float, ...] = ()  # ratings told apart, or the edges between tenths
+    is_exact: bool = True  # whether labels are values, not edges
+    has_time: bool = False
+    numbers: tuple[str, ...] = ()  # which of playtime and duration are there
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # authors and tags told apart, most frequent first
+    positive_from: float | None = None  # the rating from which an interaction counts as positive
+
+    @classmethod
+    def fit(cls, interactions: Interactions, is_train: np.ndarray, *, positive_from: float | None = None) -> Self:
+        """From the training part, bool (n,). Where it has no ratings there are no labels, and positives only if told."""
+        numbers = tuple(name for name in ("playtime", "duration") if name in interactions.extras)
+        words = {name: _frequent(interactions, name, is_train) for name in sorted(interactions.words)}
+        ratings = np.zeros(0) if interactions.ratings is None else interactions.ratings[is_train]
+        if not len(ratings):
+            start = None if interactions.ratings is None else positive_from
+            return cls(has_time=interactions.has_times, numbers=numbers, words=words, positive_from=start)
+        values = np.unique(ratings)
+        is_exact = len(values) <= _N_LABELS
+        labels = values if is_exact else np.unique(np.quantile(ratings, np.linspace(0.1, 0.9, 9)))
+        start = float(np.median(ratings)) if positive_from is None else positive_from
+        return cls(tuple(float(x) for x in labels), is_exact, interactions.has_times, numbers, words, start)
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Self:
+        words = {name: tuple(words) for name, words in told["words"].items()}
+        return cls(**{**told, "labels": tuple(told["labels"]), "numbers": tuple(told["numbers"]), "words": words})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def features(self) -> dict[str, int]:
+        """Name to number of categories, 0 included, in the order of the columns of `encode`."""
+        sizes = {
+            **{name: len(words) + 1 for name, words in self.words.items()},
+            "time": _N_POWERS + 1 if self.has_time else 0,
+            **dict.fromkeys(self.numbers, _N_POWERS + 1),
+            "label": len(self.labels) + 1 + (not self.is_exact) if self.labels else 0,
+        }
+        return {name: n for name, n in sizes.items() if n > 1}
+
+    def encode(self, interactions: Interactions) -> np.ndarray:
+        """int64 (n, F): the features of each interaction."""
+        coded = np.zeros((len(interactions.items), len(self.features)), np.int64)
+        for column, name in enumerate(self.features):
+            if name == "time" and interactions.has_times:
+                coded[:, column] = powers(gaps(interactions))
+            elif name == "label" and interactions.ratings is not None:
+                coded[:, column] = self._labels(interactions.ratings)
+            elif name in interactions.words:
+                known = {word: n for n, word in enumerate(self.words[name], start=1)}
+                numbers = np.array([known.get(word, 0) for word in interactions.words[name].tolist()], np.int64)
+                coded[:, column] = numbers[interactions.extras[name]]
+            elif name in interactions.extras:
+                coded[:, column] = powers(interactions.extras[name])
+        return coded
+
+    def _labels(self, ratings: np.ndarray) -> np.ndarray:
+        labels = np.array(self.labels, np.float32)
+        if not self.is_exact:
+            return np.searchsorted(labels, ratings, side="right") + 1
+        at = np.searchsorted(labels, ratings).clip(max=len(labels) - 1)
+        return np.where(labels[at] == ratings, at + 1, 0)
+
+
+def gaps(interactions: Interactions) -> np.ndarray:
+    """float64 (n,): seconds since the interaction before, 0 for a user's first."""
+    times = np.asarray(interactions.times, np.float64)
+    apart = np.diff(times, prepend=times[:1])
+    apart[interactions.offsets[:-1][np.diff(interactions.offsets) > 0]] = 0
+    return apart
+
+
+def powers(values: np.ndarray) -> np.ndarray:
+    """int64: 1 for values below 1, then one more for each doubling; 0 for NaN."""
+    told = np.floor(np.log2(np.maximum(np.nan_to_num(values), 0.5))) + 2
+    return np.where(np.isnan(values), 0, told.clip(1, _N_POWERS)).astype(np.int64)
+
+
+def _frequent(interactions: Interactions, name: str, is_train: np.ndarray) -> tuple[str, ...]:
+    words = interactions.words[name].tolist()
+    counts = np.bincount(interactions.extras[name][is_train], minlength=len(words))
+    order = np.argsort(-counts, kind="stable")[:_N_WORDS]
+    return tuple(words[n] for n in order if counts[n] and words[n])
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Interactions in the catalogue's numbers."""
+
+    user_keys: np.ndarray  # strings (U,)
+    offsets: np.ndarray  # int64 (U+1,)
+    items: np.ndarray  # int32 (n,): numbers of the catalogue
+    parts: np.ndarray  # int8 (n,)
+    features: np.ndarray  # int64 (n, F)
+    gaps: np.ndarray | None  # float64 (n,): seconds, for averages; None where there is no time
+    is_positive: np.ndarray | None  # bool (n,)
+    times: np.ndarray  # (n,): as in Interactions
+
+    def __len__(self) -> int:
+        return len(self.user_keys)
+
+    def only(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The interactions where a mask is set: offsets (U+1,) and items."""
+        counts = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
+        return counts[self.offsets], self.items[mask]
+
+    def of(self, mask: np.ndarray) -> "Histories":
+        """Histories of the interactions where a mask is set, as if there were no others."""
+        offsets, items = self.only(mask)
+        gaps, is_positive = (None if column is None else column[mask] for column in (self.gaps, self.is_positive))
+        features, times = self.features[mask], self.times[mask]
+        return Histories(self.user_keys, offsets, items, self.parts[mask], features, gaps, is_positive, times)
+
+
+def join(
+    interactions: Interactions, ids: Ids, name: str, codings: Codings | None = None, *, positive_from: float | None = None
+) -> tuple[Histories, Codings, Findings]:
+    """Histories of the items that the catalogue has; others are counted and left out. Fits codings where none are given.
+
+    The split is that of the interactions before anything is left out.
+    """
+    numbers = {key: n for n, key in enumerate(ids.keys.tolist())}
+    to_catalogue = np.array([numbers.get(key, -1) for key in interactions.item_keys.tolist()], np.int32)
+    parts = split(interactions)
+    is_known = to_catalogue[interactions.items] >= 0
+    findings = Findings()
+    strange = np.flatnonzero(to_catalogue < 0)
+    n_lost = int((~is_known).sum())
+    what = f"items that {name} does not have, left out with their {n_lost} interactions"
+    findings.add(what, len(strange), interactions.item_keys[strange[:3]].tolist())
+    kept, parts = interactions.keep(is_known), parts[is_known]
+    codings = codings or Codings.fit(kept, parts == TRAIN, positive_from=positive_from)
+    is_positive = None
+    if codings.positive_from is not None and kept.ratings is not None:
+        is_positive = kept.ratings >= codings.positive_from
+    histories = Histories(
+        kept.user_keys, kept.offsets, to_catalogue[kept.items], parts, codings.encode(kept),
+        gaps(kept) if codings.has_time and kept.has_times else None, is_positive, kept.times,
+    )  # fmt: skip
+    return histories, codings, findings

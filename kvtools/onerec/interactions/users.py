@@ -1,0 +1,184 @@
+"""Who the users are: a table of what is known of each, as numbers of categories. CSV, TSV and RecBole's `.user`.
+
+Legend: U users, F columns. A code is 0 where a cell is empty or its category unknown, else 1, 2, ...: the place of the cell
+among the column's sorted words, or, in a column of many numbers, of its bucket. The invariant: read with the same
+vocabularies, a cell has the same code in every table. Users are numbered as they first appear in the file.
+
+Not here: sequences within a cell, which are one category; the user's own name as a feature; what the model makes of codes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kvtools.artifact import delimited as table
+from kvtools.artifact.files import open_source
+from kvtools.errors import Corrupt
+from kvtools.onerec.interactions.log import NAMES
+from kvtools.skipped import Findings
+
+# ours: OneRec (arXiv 2506.13695) gives each feature of a user an embedding, and does not say how numbers are bucketed
+_MOST_NUMBERS = 20  # distinct numbers that are still categories of their own
+_N_BUCKETS = 10
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the codes of one column stand for: its words, sorted, or else the edges between buckets of numbers."""
+
+    name: str
+    words: tuple[str, ...] = ()
+    edges: tuple[float, ...] = ()  # ascending; a number that equals an edge belongs below it: many zeros are a bucket
+
+    @property
+    def n_codes(self) -> int:
+        """How many codes there are, 0 included."""
+        return len(self.edges) + 2 if self.edges else len(self.words) + 1
+
+    def to_json(self) -> dict[str, Any]:
+        """{"name", "words"} or {"name", "edges"}. Keep them in a list: their order is that of the columns of codes."""
+        return {"name": self.name, **({"edges": list(self.edges)} if self.edges else {"words": list(self.words)})}
+
+    @classmethod
+    def of(cls, words: Any) -> "Vocabulary":
+        """The vocabulary that to_json gave. Raises ValueError for anything else."""
+        try:
+            found = cls(words["name"], tuple(words.get("words", ())), tuple(words.get("edges", ())))
+            is_sound = all(isinstance(word, str) for word in (found.name, *found.words)) and not (found.words and found.edges)
+            is_sound &= len(set(found.words)) == len(found.words) and bool((np.diff(found.edges) > 0).all())
+            is_sound &= bool(np.isfinite(found.edges).all())
+        except (TypeError, KeyError, AttributeError):
+            is_sound = False
+        if not is_sound:
+            raise ValueError(
+                f"vocabulary: {str(words)[:80]} found, a name with distinct words or with ascending edges expected"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Users:
+    """What is known of users, in codes."""
+
+    keys: np.ndarray  # strings (U,)
+    codes: np.ndarray  # int32 (U, F)
+    vocabularies: tuple[Vocabulary, ...]  # F
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the F columns."""
+        return [vocabulary.name for vocabulary in self.vocabularies]
+
+    def codes_of(self, keys: Iterable[str]) -> np.ndarray:
+        """int32 (n, F): the codes of the users of these keys, all 0 for those who are not in the table."""
+        places = {key: place for place, key in enumerate(self.keys.tolist())}
+        nobody = np.zeros((1, self.codes.shape[1]), np.int32)
+        return np.asarray(np.concatenate([self.codes, nobody])[[places.get(str(key), -1) for key in keys]])
+
+
+def read_users(
+    file: BinaryIO,
+    name: str,
+    *,
+    columns: Sequence[str] | None = None,
+    vocabularies: Sequence[Vocabulary] | None = None,
+    key: str | None = None,
+) -> tuple[Users, Findings]:
+    """Users from an open, buffered file, and what was found wrong with it.
+
+    columns: what to take; by default every column except the user's, those without a value, and those with more than half
+    as many categories as there are users, which name users rather than tell of them. vocabularies: those of another table;
+    its columns are taken, and coded as they were there. key: the user's column, where it is not one of the usual names.
+
+    A column is one of numbers where it is declared `float`, or every cell is a number and none begins with a 0 that says
+    nothing (007). One with more than 20 distinct numbers becomes 10 buckets of about as many users each; fewer where many
+    have the same. Lost: ragged rows, and rows without user. Mended: rows of a user who has a later one; columns left out;
+    cells that are no number among numbers, or lie outside of the vocabulary, which are unknown. Raises Corrupt where there is
+    no user column, no such column, or nothing is left.
+    """
+    assert columns is None or vocabularies is None, "a vocabulary names its column"
+    file = table.whole(file)
+    form = table.sniff(file, name)
+    if form == "sequence":
+        raise Corrupt(f"{name}: no table with a header and more than one column; users expected.")
+    there = table.header(file, name, form)
+    key = key or next((column for column in NAMES["user"] if column in there), None)
+    if key is None:
+        raise Corrupt(f"{name}: no user column among {', '.join(there)}. Name it {NAMES['user'][0]}.")
+    if vocabularies is not None:
+        columns = [vocabulary.name for vocabulary in vocabularies]
+    wanted = list(dict.fromkeys(columns if columns is not None else (column for column in there if column != key)))
+    read = table.read_table(file, name, form, list(dict.fromkeys([key, *wanted])))
+    keys, rows = _latest(read, key)
+    cells = {column: read.columns[column].take(pa.array(rows)) for column in wanted}
+    if vocabularies is None:
+        vocabularies = [_vocabulary(column, cells[column], is_float=read.types[column] == "float") for column in wanted]
+    if columns is None:
+        vocabularies = _worthwhile(vocabularies, len(keys), read.findings)
+    if not len(keys) or not vocabularies:
+        told = " ".join([*read.findings.lines(lost=True), *read.findings.lines(lost=False)])
+        raise Corrupt(f"{name}: nothing left that tells of a user. {told}".strip())
+    codes = [_encode(vocabulary, cells[vocabulary.name], read, rows) for vocabulary in vocabularies]
+    return Users(keys, np.stack(codes, axis=1), tuple(vocabularies)), read.findings
+
+
+def open_users(src: str | None, vocabularies: Sequence[Vocabulary] | None = None) -> tuple[Users | None, Findings]:
+    """Users from a path or `-`; none, and nothing found, where src is None."""
+    return (None, Findings()) if src is None else read_users(open_source(src), src, vocabularies=vocabularies)
+
+
+def _latest(read: table.Table, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Users by first appearance, strings (U,), and the last row of each, int64 (U,)."""
+    is_named = read.columns[key].is_valid().to_numpy()
+    nameless = np.flatnonzero(~is_named)
+    read.findings.add("rows without user left out", len(nameless), map(read.row, nameless.tolist()))
+    users, keys = table.encode(read.columns[key].filter(pa.array(is_named)))
+    rows = np.flatnonzero(is_named)
+    last = np.zeros(len(keys), np.int64)
+    last[users] = rows  # of equal indices numpy keeps the last
+    earlier = rows[last[users] != rows]
+    what = "rows of a user who has a later one, which stays"
+    read.findings.add(what, len(earlier), map(read.row, earlier.tolist()), is_lost=False)
+    return keys, last
+
+
+def _vocabulary(name: str, cells: Any, *, is_float: bool) -> Vocabulary:
+    numbers, bad = table.numbers(cells)
+    padded = bool(pc.any(pc.match_substring_regex(cells, "^[+-]?0[0-9]")).as_py())
+    values = numbers[~bad & cells.is_valid().to_numpy()]
+    if (is_float or not (bad.any() or padded)) and len(np.unique(values)) > _MOST_NUMBERS:
+        inner = np.arange(1, _N_BUCKETS) / _N_BUCKETS
+        return Vocabulary(name, edges=tuple(np.unique(np.quantile(values, inner)).tolist()))
+    return Vocabulary(name, words=tuple(sorted(pc.unique(cells.drop_null()).to_pylist())))
+
+
+def _worthwhile(vocabularies: Sequence[Vocabulary], n_users: int, findings: Findings) -> list[Vocabulary]:
+    """Those that tell users apart without naming each."""
+    empty = [vocabulary.name for vocabulary in vocabularies if vocabulary.n_codes == 1]
+    naming = [vocabulary.name for vocabulary in vocabularies if 2 * len(vocabulary.words) > n_users and len(vocabulary.words)]
+    findings.add("columns without a value left out", len(empty), empty, is_lost=False)
+    findings.add("columns with more than half as many categories as users left out", len(naming), naming, is_lost=False)
+    return [vocabulary for vocabulary in vocabularies if vocabulary.name not in {*empty, *naming}]
+
+
+def _encode(vocabulary: Vocabulary, cells: Any, read: table.Table, rows: np.ndarray) -> np.ndarray:
+    """int32 (U,): the codes of a column; counts the cells that should have one and do not. rows: those of the cells."""
+    is_there = cells.is_valid().to_numpy()
+    if vocabulary.edges:
+        numbers, bad = table.numbers(cells)
+        codes = 1 + np.searchsorted(vocabulary.edges, numbers, side="left")
+        codes[bad | ~is_there] = 0
+        what = f"cells of {vocabulary.name} that are no number, taken as unknown"
+    else:
+        code_of = {word: code for code, word in enumerate(vocabulary.words, start=1)}
+        words, distinct = table.encode(pc.fill_null(cells, ""))
+        codes = np.array([code_of.get(word, 0) for word in distinct.tolist()], np.int32)[words]
+        codes[~is_there] = 0
+        what = f"cells of {vocabulary.name} that are in no known category, taken as unknown"
+    unknown = np.sort(rows[(codes == 0) & is_there])
+    read.findings.add(what, len(unknown), map(read.row, unknown.tolist()), is_lost=False)
+    return codes.astype(np.int32)

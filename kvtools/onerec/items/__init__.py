@@ -1,0 +1,1 @@
+"""Item text and vectors, and pairs of items that go together."""

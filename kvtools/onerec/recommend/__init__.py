@@ -1,0 +1,1 @@
+"""Recommendations and their evaluation, and the baselines beside them."""

@@ -1,0 +1,1 @@
+"""Training set-up of OneRec: data set, objective, recipe, checkpoint."""

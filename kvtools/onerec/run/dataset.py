@@ -1,0 +1,118 @@
+"""From interactions, IDs and users to what training needs: rows, counts, and an architecture of the pathways there are.
+
+A pathway whose features are missing is off, and the model says why. Training looks at the TRAIN part alone, also where others
+come before it in time. Validation looks at the VALID part, each user's history up to there; nothing is told of what TEST asks.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from kvtools.chance import generator
+from kvtools.onerec.interactions.features import Codings, Histories
+from kvtools.onerec.interactions.log import TRAIN, VALID
+from kvtools.onerec.interactions.users import Users
+from kvtools.onerec.model.batching import Cutter, Rows
+from kvtools.onerec.model.config import Architecture
+from kvtools.onerec.recommend import cooccurrence
+from kvtools.onerec.recommend.cooccurrence import Settings
+from kvtools.onerec.recommend.recommend import Ask, count
+from kvtools.onerec.run.checkpoint import Counted
+from kvtools.onerec.run.objective import Held
+from kvtools.onerec.semantic_ids.ids import Ids
+
+PATHWAYS = ("static", "short", "positive", "lifelong", "near")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that stands still while a model learns."""
+
+    arch: Architecture
+    pathways: dict[str, str]
+    counted: Counted
+    histories: Histories
+    cutter: Cutter
+    rows: Rows
+    held: Held | None
+
+    @property
+    def digest(self) -> str:
+        """What tells these interactions and users from others."""
+        told, seen = hashlib.blake2b(digest_size=12), self.histories
+        for array in (seen.offsets, seen.items, seen.parts, seen.features, self.cutter.static):
+            told.update(np.ascontiguousarray(array).tobytes())
+        return told.hexdigest()
+
+
+def prepare(
+    histories: Histories, codings: Codings, ids: Ids, users: Users | None, arch: Architecture, *,
+    without: Sequence[str], n_valid: int, seed: int,
+) -> Prepared:  # fmt: skip
+    """without: pathways switched off by wish. n_valid: users that validation looks at, a seeded sample; 0 is none."""
+    is_train = histories.parts == TRAIN
+    arch, pathways = _switched(histories, codings, users, arch, is_train, without)
+    settings = Settings()
+    offsets, items = histories.only(is_train)
+    near = None
+    if arch.near:
+        near = cooccurrence.leave_own_out(offsets, items, len(ids), arch.near, settings, exclude_seen=True)
+    counted = count(histories, is_train, len(ids), cooccurrence.fit(offsets, items, len(ids), settings), histories.times)
+    cut = partial(
+        Cutter,
+        arch=arch,
+        static=None if users is None or pathways["static"] != "on" else users.codes_of(histories.user_keys.tolist()),
+        vectors=ids.vectors() if arch.lifelong else None,
+        time_column=list(codings.features).index("time") if "time" in codings.features else None,
+        seed=seed,
+    )
+    learnt = histories.of(is_train)
+    cutter = cut(learnt, near=near)
+    held = _held(histories, counted, cut(histories), arch, n_valid, seed) if n_valid else None
+    return Prepared(arch, pathways, counted, histories, cutter, cutter.training_rows(learnt.parts == TRAIN), held)
+
+
+def _switched(
+    histories: Histories,
+    codings: Codings,
+    users: Users | None,
+    arch: Architecture,
+    is_train: np.ndarray,
+    without: Sequence[str],
+) -> tuple[Architecture, dict[str, str]]:
+    longest = int(np.diff(histories.only(is_train)[0]).max(initial=0))
+    shown = arch.short if arch.attention == "full" else 2 * arch.short  # what the short pathway has of a history at most
+    reasons = {
+        "static": "no user table" if users is None or not users.vocabularies else "",
+        "positive": "no ratings" if codings.positive_from is None else "",
+        "lifelong": f"no history is longer than {shown}" if longest <= shown else "",
+    }
+    sizes = {"static": 1, "short": arch.short, "positive": arch.positive, "lifelong": arch.lifelong, "near": arch.near}
+    told: dict[str, str] = {}
+    for name, size in sizes.items():
+        reason = "switched off" if name in without else reasons.get(name, "") if size else "not asked for"
+        told[name] = f"off: {reason}" if reason else "on"
+    off: dict[str, Any] = {name: 0 for name in ("positive", "lifelong", "near") if told[name] != "on"}
+    return replace(arch, **off), told
+
+
+def held_out(histories: Histories, part: int) -> tuple[Ask, np.ndarray]:
+    """Every interaction of a part that has one before it: whom to recommend to, knowing what, and the item that came."""
+    users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+    places = np.arange(len(users)) - histories.offsets[users]
+    wanted = np.flatnonzero((histories.parts == part) & (places > 0))
+    return Ask(users[wanted], places[wanted]), histories.items[wanted]
+
+
+def _held(histories: Histories, counted: Counted, cutter: Cutter, arch: Architecture, n_valid: int, seed: int) -> Held | None:
+    ask, targets = held_out(histories, VALID)
+    if not len(ask):
+        return None
+    chosen = np.sort(generator(seed, "validation").permutation(len(ask))[:n_valid])
+    ask, targets = ask.only(chosen), targets[chosen]
+    near = counted.near.nearest(*ask.past(histories), arch.near, exclude_seen=True) if arch.near else None
+    return Held(cutter, cutter.next_rows(ask.users, ask.lengths), targets, near)

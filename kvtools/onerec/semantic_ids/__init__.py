@@ -1,0 +1,1 @@
+"""Vectors to semantic IDs: codebooks, collisions, quality."""

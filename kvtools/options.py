@@ -136,6 +136,16 @@ def duration(words: str, option: str) -> tuple[float, str]:
     return float(match[1]), match[2]
 
 
+def refuse_if(*rules: tuple[object, str]) -> None:
+    """Raise Usage with the sentence of the first rule whose condition holds.
+
+    A command lists its option rules here, once: (what is wrong, the whole sentence that says so and what to do).
+    """
+    for is_wrong, sentence in rules:
+        if is_wrong:
+            raise Usage(sentence)
+
+
 def require(condition: bool, option: str, found: object, expected: str) -> None:
     """Raise Usage in the house form unless the condition holds."""
     if not condition:

@@ -1,0 +1,74 @@
+"""Artifacts opened by name: the one place that tells streams from bags and checks that the kind is the one asked for.
+
+Not here: what a kind holds (kinds.py), and files that are no artifacts.
+"""
+
+from collections.abc import Collection
+from typing import BinaryIO
+
+from kvtools.artifact.bag import Bag, read_bag
+from kvtools.artifact.blob import MAX_HEADER_BYTES
+from kvtools.artifact.files import open_source
+from kvtools.artifact.frame import HEAD
+from kvtools.artifact.stream import Reader
+from kvtools.errors import Corrupt
+
+
+def source_name(src: str) -> str:
+    """What messages call an input: its path, or `stdin` for `-`."""
+    return "stdin" if src == "-" else src
+
+
+def open_artifact(src: str, file: BinaryIO | None = None) -> Reader | Bag:
+    """A stream or a bag, told apart by its first bytes, whatever the name says. Bags come verified.
+
+    file: src already open, of which nothing has been consumed. Raises Missing where src cannot be read, Corrupt where it is
+    empty, damaged or neither form.
+    """
+    file = file or open_source(src)
+    name = source_name(src)
+    if is_stream(file):
+        return Reader(file, name)
+    if not file.peek(1):  # type: ignore[attr-defined]
+        raise Corrupt(f"{name}: closed before any record arrived; look at the stage before this one.")
+    begin = file.peek(9)  # type: ignore[attr-defined]
+    if begin[8:9] != b"{" or int.from_bytes(begin[:8], "little") > MAX_HEADER_BYTES:
+        raise Corrupt(f"{name}: this is neither a stream nor a bag.")
+    return read_bag(file, name)
+
+
+def open_bag(src: str, kind: str, *, made_by: str, file: BinaryIO | None = None) -> Bag:
+    """The bag of one kind that src holds. made_by: the command that writes such bags, as in `kvtools devices`.
+
+    Raises Corrupt for a stream and for a bag of another kind, naming what was found.
+    """
+    artifact = open_artifact(src, file)
+    if not isinstance(artifact, Bag) or artifact.kind != kind:
+        raise Corrupt(wrong_kind(src, artifact, kind, made_by))
+    return artifact
+
+
+def open_stream(src: str, kinds: str | Collection[str], *, made_by: str, file: BinaryIO | None = None) -> Reader:
+    """The stream that src holds, of one of the kinds. made_by: the command that writes such streams.
+
+    Raises Corrupt for a bag and for a stream of another kind, naming what was found.
+    """
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    artifact = open_artifact(src, file)
+    if not isinstance(artifact, Reader) or artifact.head.kind not in kinds:
+        raise Corrupt(wrong_kind(src, artifact, " or ".join(kinds), made_by))
+    return artifact
+
+
+def wrong_kind(src: str, found: Reader | Bag, kind: str, made_by: str) -> str:
+    """The sentence that refuses an artifact of another kind than the one that is needed."""
+    if isinstance(found, Reader):
+        what = f"a stream of kind {found.head.kind}"
+    else:
+        what = f"a bag of kind {found.kind}" if found.kind else "a bag that kvtools did not write"
+    return f"{source_name(src)}: this is {what}, and kind {kind} is needed. Make one with {made_by}."
+
+
+def is_stream(file: BinaryIO) -> bool:
+    """Whether a stream's head lies ahead; nothing is consumed."""
+    return bytes(file.peek(4)[:4]) == HEAD.to_bytes(4, "little")  # type: ignore[attr-defined]

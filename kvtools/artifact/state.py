@@ -1,0 +1,88 @@
+"""The state of a stopped run, kept so that the same command resumes it: one file, whole or absent, without pickle.
+
+The invariant: a state is resumed only by a run that is made of the same. Not here: what a run keeps, and when.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from kvtools.artifact.bag import Bag, write_bag
+from kvtools.artifact.blob import Tensors
+from kvtools.artifact.files import Sink
+from kvtools.artifact.open import open_artifact
+from kvtools.errors import Corrupt, Usage
+
+
+def state_folder(dst: str) -> str | None:
+    """The folder for the state of a run that writes dst: `.NAME.state` beside it; None for a pipe or a device."""
+    if dst == "-" or (os.path.exists(dst) and not os.path.isfile(dst)):
+        return None
+    return os.path.join(os.path.dirname(dst), f".{os.path.basename(dst)}.state")
+
+
+class RunState:
+    """What a stopped run left behind: the file `train.state` in a folder of its own. folder None: nothing is kept.
+
+    config: what the run is made of; a file with another config belongs to another run and is refused by name.
+    """
+
+    def __init__(self, folder: str | None, kind: str, config: Mapping[str, Any]) -> None:
+        self.path = None if folder is None else os.path.join(folder, "train.state")
+        self._kind = kind
+        self._config: dict[str, Any] = json.loads(json.dumps(config))
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a state to resume from."""
+        return self.path is not None and os.path.exists(self.path)
+
+    def save(self, tensors: Tensors, **fields: Any) -> None:
+        """Write the state; an earlier one is replaced once this one is whole. Does nothing without a folder."""
+        if self.path is None:
+            return
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        write_bag(Sink(self.path, force=True), self._kind, tensors, config=self._config, history=[], **fields)
+
+    def load(self) -> Bag | None:
+        """The state of the stopped run; None where there is none.
+
+        Raises Usage where the run had other options, naming the first that differs; Corrupt where the file is damaged or of
+        another kind, naming --force.
+        """
+        if self.path is None or not os.path.exists(self.path):
+            return None
+        try:
+            bag = open_artifact(self.path)
+        except Corrupt as fault:
+            raise Corrupt(f"{fault} The stopped run cannot be resumed. Give --force to start over.") from None
+        if not isinstance(bag, Bag) or bag.kind != self._kind:
+            raise Corrupt(f"{self.path}: this is not the state of a stopped run of this command. Give --force to start over.")
+        refuse_other_options(self.path, bag.fields["config"], self._config)
+        return bag
+
+    def forget(self) -> None:
+        """Remove the state, and its folder where that is then empty: the run is done, or starts over."""
+        if self.path is None:
+            return
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
+        with suppress(OSError):  # something else is kept in it
+            os.rmdir(os.path.dirname(self.path))
+
+
+def refuse_other_options(where: str, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise Usage where a stopped run was made of something else than this one, naming the first difference."""
+    for name in sorted({*kept, *given}):
+        if kept.get(name) != given.get(name):
+            values = (json.dumps(config.get(name), ensure_ascii=False) for config in (kept, given))
+            was, now = (value if len(value) <= _SHOWN else "another value" for value in values)
+            raise Usage(
+                f"{where}: the stopped run had {name} {was}, and this run has {now}. "
+                "Give the same options to resume it, or --force to start over."
+            )
+
+
+_SHOWN = 80  # characters of a value

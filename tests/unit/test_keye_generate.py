@@ -10,9 +10,9 @@ from scipy import stats
 from small_keye import IMAGE, VIDEO, model
 from test_keye_sampling import slow_candidates
 
-from kvtools.keye.data.frames import Visual
-from kvtools.keye.data.packing import Example, join
+from kvtools.keye.data.packing import join
 from kvtools.keye.model.generate import Eyes, generate, log_probabilities, with_answer
+from kvtools.keye.model.inputs import Example, Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.rope import positions, rope_delta
 

@@ -14,8 +14,9 @@ from small_media import clip_of, picture, shades, write_stream
 from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Head, Writer
 from kvtools.errors import Corrupt
-from kvtools.keye.data.frames import Visual, of_pictures, resized, spliced, take
+from kvtools.keye.data.frames import of_pictures, resized, spliced, take
 from kvtools.keye.data.media import Media, Unreadable
+from kvtools.keye.model.inputs import Visual
 from kvtools.video import patch
 from kvtools.video.patch import Budget
 

@@ -17,11 +17,11 @@ from kvtools.errors import Corrupt, Usage
 from kvtools.keye.data.augment import Augment, mirrored, upended
 from kvtools.keye.data.chat_template import Chat
 from kvtools.keye.data.dataloader import Feed, PackedFeed
-from kvtools.keye.data.frames import Visual
 from kvtools.keye.data.media import Unreadable
 from kvtools.keye.data.packing import owners, to_record
 from kvtools.keye.model.config import TextShape
 from kvtools.keye.model.flops import Shape, of_pairs, of_row
+from kvtools.keye.model.inputs import Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Matching
 from kvtools.keye.run import setup as starting

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvtools.keye.data.packing import Row, owners
+from kvtools.keye.data.packing import owners
+from kvtools.keye.model.inputs import PackedRow
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Augment:
     upend: float = 0.0
     recolour: float = 0.0
 
-    def __call__(self, row: Row, visual_tokens: tuple[int, int], chance: Callable[[str], np.random.Generator]) -> Row:
+    def __call__(
+        self, row: PackedRow, visual_tokens: tuple[int, int], chance: Callable[[str], np.random.Generator]
+    ) -> PackedRow:
         """The row with other pixels. chance: a generator for each key of a conversation."""
         if row.pixels is None or not any(vars(self).values()):
             return row

@@ -18,7 +18,8 @@ from kvtools.chance import generator
 from kvtools.errors import Corrupt
 from kvtools.keye.data.chat_template import Chat, Conversation
 from kvtools.keye.data.media import Media, Unreadable
-from kvtools.keye.data.packing import Example, Row, example, from_record, join, shortened
+from kvtools.keye.data.packing import example, from_record, join, shortened
+from kvtools.keye.model.inputs import Example, PackedRow
 from kvtools.skipped import Findings
 from kvtools.train import packing
 
@@ -74,7 +75,7 @@ class Feed:
         for begin in range(0, len(order), self._window):
             yield from self._window_of(order[begin : begin + self._window], number, begin)
 
-    def build(self, load: Load) -> Row:
+    def build(self, load: Load) -> PackedRow:
         """The row, with its pixels. A conversation that has become unreadable since it was measured is left out for good
         and told."""
         numbers = [number for number in load.numbers if number not in self._is_gone]
@@ -135,7 +136,7 @@ class PackedFeed:
     """
 
     def __init__(
-        self, streams: Sequence[Index], *, seed: int = 0, check: Callable[[Row], None] = lambda _: None
+        self, streams: Sequence[Index], *, seed: int = 0, check: Callable[[PackedRow], None] = lambda _: None
     ) -> None:  # fmt: skip
         self._parts = list(streams)
         for part in self._parts:
@@ -157,11 +158,11 @@ class PackedFeed:
                 self._loads[place] = Load((place,), tuple(row.lengths), row.grid, int(row.targets.sum()), row.keys)
             yield self._loads[place]
 
-    def build(self, load: Load) -> Row:
+    def build(self, load: Load) -> PackedRow:
         """The row, with its pixels."""
         return self._row(load.numbers[0])
 
-    def _row(self, place: int) -> Row:
+    def _row(self, place: int) -> PackedRow:
         part, number = self._places[place]
         record = self._parts[part].fetch(number)
         try:

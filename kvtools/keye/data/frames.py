@@ -5,26 +5,11 @@ Arrays in, arrays out; nothing of files. Legend: P patches in raster order, T fr
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from kvtools.keye.model.inputs import Visual
 from kvtools.video import patch
-
-
-@dataclass(frozen=True)
-class Visual:
-    """pixels uint8 (P, 3, 14, 14) in raster order, grid int32 (3,) = frames, rows and columns, seconds float64 (T,)."""
-
-    pixels_P3HW: np.ndarray
-    grid: np.ndarray
-    seconds: np.ndarray
-    is_video: bool
-
-    @property
-    def n_tokens(self) -> int:
-        """How many the language model sees: a quarter of the patches."""
-        return len(self.pixels_P3HW) // 4
 
 
 def nearest(times: np.ndarray, seconds: Sequence[float]) -> list[int]:

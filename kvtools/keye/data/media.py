@@ -27,7 +27,8 @@ from kvtools.artifact import blob, kinds
 from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Index
 from kvtools.errors import Corrupt, Fault
-from kvtools.keye.data.frames import Visual, as_kind, nearest, of_pictures, resized, shown, spliced, take
+from kvtools.keye.data.frames import as_kind, nearest, of_pictures, resized, shown, spliced, take
+from kvtools.keye.model.inputs import Visual
 from kvtools.video import decode, patch
 from kvtools.video.order import IMAGE_SUFFIXES
 from kvtools.video.pool import Pool

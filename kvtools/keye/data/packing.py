@@ -9,60 +9,17 @@ Legend: S tokens, V visual items, T frames of all of them, P patches, G conversa
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from kvtools.artifact import kinds
 from kvtools.keye.data.chat_template import Chat, Conversation, visuals
-from kvtools.keye.data.frames import Visual
 from kvtools.keye.data.media import Media
+from kvtools.keye.model.config import MERGE
+from kvtools.keye.model.inputs import Example, PackedRow, Visual
 from kvtools.keye.model.rope import positions
 from kvtools.train import packing
-
-
-@dataclass(frozen=True)
-class Example:
-    """One conversation: tokens int32 (S,), targets uint8 (S,), positions int32 (3, S), and what it shows."""
-
-    key: str
-    tokens: np.ndarray
-    targets: np.ndarray
-    positions: np.ndarray
-    visuals: tuple[Visual, ...] = ()
-    as_is: bool = False  # what is said of the pictures would be wrong of others, such as mirrored ones
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-@dataclass(frozen=True)
-class Row:
-    """Conversations one after another.
-
-    tokens int32 (S,), targets uint8 (S,), segments int32 (G,) first tokens, positions int32 (3, S), pixels uint8
-    (P, 3, 14, 14) or None, grid int32 (V, 3), seconds float64 (T,), keys of the conversations, and those of whom no picture may
-    be changed.
-    """
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    segments: np.ndarray
-    positions: np.ndarray
-    pixels: np.ndarray | None
-    grid: np.ndarray
-    seconds: np.ndarray
-    keys: tuple[str, ...]
-    as_is: frozenset[str] = frozenset()
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each conversation."""
-        return np.diff([*self.segments.tolist(), len(self.tokens)]).tolist()  # type: ignore[no-any-return]
 
 
 def example(
@@ -98,11 +55,11 @@ def shortened(conversation: Conversation, chat: Chat, n_visual_tokens: Sequence[
     return None
 
 
-def join(examples: Sequence[Example]) -> Row:
+def join(examples: Sequence[Example]) -> PackedRow:
     """One row of some conversations, in their order."""
     shown = [visual for each in examples for visual in each.visuals]
     starts = np.cumsum([0, *map(len, examples)])[:-1]
-    return Row(
+    return PackedRow(
         np.concatenate([np.empty(0, np.int32), *(each.tokens for each in examples)]),
         np.concatenate([np.empty(0, np.uint8), *(each.targets for each in examples)]),
         starts.astype(np.int32),
@@ -115,21 +72,21 @@ def join(examples: Sequence[Example]) -> Row:
     )
 
 
-def pack(examples: Sequence[Example], length: int, *, window: int | None = None) -> list[Row]:
+def pack(examples: Sequence[Example], length: int, *, window: int | None = None) -> list[PackedRow]:
     """Rows of at most `length` tokens. Raises ValueError where one conversation alone is longer."""
     rows = packing.pack([len(each) for each in examples], length, window=window)
     return [join([examples[place] for place in row]) for row in rows]
 
 
-def owners(row: Row, visual_tokens: tuple[int, int]) -> list[int]:
+def owners(row: PackedRow, visual_tokens: tuple[int, int]) -> list[int]:
     """The number of the conversation that each picture or video of a row is in. visual_tokens: ids that stand for them."""
     n_before = np.concatenate([[0], np.isin(row.tokens, visual_tokens).cumsum()])
-    first_token = np.cumsum([0, *(row.grid.astype(np.int64).prod(axis=1) // 4)])[:-1]
+    first_token = np.cumsum([0, *(row.grid.astype(np.int64).prod(axis=1) // MERGE**2)])[:-1]
     ends = n_before[[*row.segments[1:].tolist(), len(row)]]
     return np.searchsorted(ends, first_token, side="right").tolist()  # type: ignore[no-any-return]
 
 
-def to_record(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def to_record(row: PackedRow) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of a `sequence` record, and the fields to go with them."""
     tensors = {"tokens": row.tokens, "targets": row.targets, "segments": row.segments, "positions": row.positions}
     if row.pixels is not None:
@@ -137,7 +94,7 @@ def to_record(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors, {"keys": list(row.keys), **({"as_is": sorted(row.as_is)} if row.as_is else {})}
 
 
-def from_record(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> Row:
+def from_record(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> PackedRow:
     """The row of a `sequence` record. Raises ValueError where its parts do not belong together."""
     kinds.check("sequence", "stream", tensors, fields)
     starts, n = tensors["segments"], len(tensors["tokens"])
@@ -153,7 +110,7 @@ def from_record(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) ->
         raise ValueError(f"keys: one a conversation, {len(starts)}, expected")
     tokens, targets, places = (tensors[name] for name in ("tokens", "targets", "positions"))
     as_is = frozenset(map(str, fields.get("as_is", ())))
-    return Row(tokens, targets, starts, places, pixels, grid, seconds, tuple(map(str, keys)), as_is)
+    return PackedRow(tokens, targets, starts, places, pixels, grid, seconds, tuple(map(str, keys)), as_is)
 
 
 def _fetched(conversation: Conversation, media: Media | None) -> tuple[Visual, ...]:

@@ -13,6 +13,8 @@ from typing import Any, Self
 IMAGE_TOKEN = 151655
 VIDEO_TOKEN = 151656
 VOCABULARY = 151936
+# patches a side of one visual token. Videos are cut and rows are packed for it, so no other number is built
+MERGE = 2
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,17 @@ class Architecture:
 
     vision: VisionShape
     language: LanguageShape
-    merge: int = 2
+    merge: int = MERGE
     tokens_per_second: int = 2  # steps of the temporal position
     image_token: int = IMAGE_TOKEN
     video_token: int = VIDEO_TOKEN
 
     def __post_init__(self) -> None:
         _refuse_less_than_one(self, "merge", "tokens_per_second")
+        if self.merge != MERGE:
+            raise ValueError(
+                f"merge is {self.merge}, and only {MERGE} is built: a visual token stands for {MERGE} x {MERGE} patches"
+            )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

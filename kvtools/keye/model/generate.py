@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kvtools.chance import generator
-from kvtools.keye.data.frames import Visual
-from kvtools.keye.data.packing import Example, Row
+from kvtools.keye.model.inputs import Example, PackedRow, Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.language import Cache
 from kvtools.keye.model.sampling import Sampling, choose
@@ -123,7 +122,7 @@ def with_answer(prompt: Example, answer: Answer) -> Example:
     )
 
 
-def log_probabilities(model: Keye, row: Row, *, everywhere: bool = False) -> Tensor:
+def log_probabilities(model: Keye, row: PackedRow, *, everywhere: bool = False) -> Tensor:
     """Log-probability of each target of a packed row given what stands before it, float32 (S,), with gradients; 0 elsewhere.
 
     everywhere: of all tokens but the first of each conversation, targets or not. Logits exist for a chunk of targets at a time,

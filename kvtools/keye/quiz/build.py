@@ -20,7 +20,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Reader
 from kvtools.chance import generator, seed_of
 from kvtools.errors import Corrupt, Usage
-from kvtools.keye.data.frames import Visual
+from kvtools.keye.model.inputs import Visual
 from kvtools.keye.quiz.tasks import TASKS, Clip, Draw, Form, Question, are_alike, label
 from kvtools.skipped import Findings
 from kvtools.video.pool import Pool

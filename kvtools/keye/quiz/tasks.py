@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from kvtools.chance import generator
-from kvtools.keye.data.frames import Visual
+from kvtools.keye.model.inputs import Visual
 from kvtools.keye.quiz.captions import description
 from kvtools.video import patch
 

@@ -17,9 +17,10 @@ from kvtools.chance import generator
 from kvtools.keye.data import dataloader as feed
 from kvtools.keye.data.augment import Augment
 from kvtools.keye.data.dataloader import Feed, Load, PackedFeed
-from kvtools.keye.data.packing import Row, owners
+from kvtools.keye.data.packing import owners
 from kvtools.keye.model.config import Architecture
 from kvtools.keye.model.flops import Shape, of_pairs, of_row
+from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Matching
 from kvtools.keye.run.stages import Stage
@@ -49,12 +50,12 @@ class Task:
         self._visual_tokens = arch.image_token, arch.video_token
         self._world, self._seed, self._augment = world, seed, augment
         self._builder = ThreadPoolExecutor(1)  # one: it only has to keep ahead of products that take far longer
-        self._ahead: dict[tuple[int, ...], Future[Row]] = {}
+        self._ahead: dict[tuple[int, ...], Future[PackedRow]] = {}
         self._coming: Rows = []
         self._epoch = 0
         self._loads: dict[str, float] = {}
 
-    def measure(self, row: Row) -> tuple[Tensor, Tensor, int] | None:
+    def measure(self, row: PackedRow) -> tuple[Tensor, Tensor, int] | None:
         """(sum of the losses of what a row is about, how many were got right, how many there are); None where none are."""
         raise NotImplementedError
 
@@ -141,7 +142,7 @@ class Task:
         parts = {"load_max_over_mean": balance(flops, n_workers), "in_turn_max_over_mean": round_robin(len(rows), n_workers)}
         return {name: max_over_mean(flops, part) for name, part in parts.items()}
 
-    def _row(self, load: Load) -> Row:
+    def _row(self, load: Load) -> PackedRow:
         built = self._ahead.pop(load.numbers, None)
         row = built.result() if built is not None else self.source.build(load)
         return self._augment(row, self._visual_tokens, lambda key: generator(self._seed, "augment", self._epoch, key))
@@ -160,7 +161,7 @@ class Answering(Task):
         shape = Shape(load.lengths, load.grid.tolist(), load.n_targets)
         return of_row(self._arch, shape).training(self._stage.trains)
 
-    def measure(self, row: Row) -> tuple[Tensor, Tensor, int] | None:
+    def measure(self, row: PackedRow) -> tuple[Tensor, Tensor, int] | None:
         if not row.targets.any():
             return None
         model, device = self.model, self._device
@@ -188,7 +189,7 @@ class Contrasting(Task):
     def flops(self, load: Load) -> float:
         return of_pairs(self._arch.vision, self.model.text_model.shape, load.grid.tolist(), load.n_targets)
 
-    def measure(self, row: Row) -> tuple[Tensor, Tensor, int] | None:
+    def measure(self, row: PackedRow) -> tuple[Tensor, Tensor, int] | None:
         places, texts = _pairs(row, self._visual_tokens, self.model.text_model.shape.positions)
         if row.pixels is None or not texts:
             return None
@@ -209,7 +210,7 @@ def _tensor(array: np.ndarray, device: str) -> Tensor:
     return torch.from_numpy(np.require(array, requirements="W")).to(device)
 
 
-def _pairs(row: Row, visual_tokens: tuple[int, int], longest: int) -> tuple[list[int], list[np.ndarray]]:
+def _pairs(row: PackedRow, visual_tokens: tuple[int, int], longest: int) -> tuple[list[int], list[np.ndarray]]:
     """The number of the first visual item of each conversation that has one and says something, and what it says.
 
     A text is cut to `longest` tokens, of which the last is always the one that ends turns.

@@ -28,9 +28,9 @@ from kvtools.keye.data.augment import Augment
 from kvtools.keye.data.chat_template import Chat
 from kvtools.keye.data.conversations import open_conversations
 from kvtools.keye.data.media import Media
-from kvtools.keye.data.packing import Row
 from kvtools.keye.data.tokenizer import FILE as TOKENIZER
 from kvtools.keye.model.config import SIZES, Architecture, TextShape
+from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Matching
 from kvtools.keye.run.objectives import Answering, Contrasting, Task
@@ -266,7 +266,7 @@ def _speaker(parts: Sequence[Weights], *, is_contrastive: bool) -> Weights | Non
     return next(iter([*wanted, *having]), None)
 
 
-def _require_fits(row: Row, start: Start) -> None:
+def _require_fits(row: PackedRow, start: Start) -> None:
     """Raise ValueError for a packed row that the model cannot be shown."""
     model, arch = start.model, start.arch
     n_words = arch.language.vocabulary if isinstance(model, Keye) else model.text_model.shape.vocabulary

@@ -15,7 +15,7 @@ from generate_peers import SEED
 from kvtools.onerec.interactions.features import join
 from kvtools.onerec.interactions.stream import open_interactions
 from kvtools.onerec.model.onerec import OneRec
-from kvtools.onerec.semantic_ids.ids import Ids
+from kvtools.onerec.semantic_ids.ids import SemanticIds
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("KVTOOLS_DATA") or HERE.parent.parent / "shared" / "data") / "rec"
@@ -36,7 +36,7 @@ def random_ids(path, catalogue):
     """The items of a file with the codes that a function of their number gives: such IDs cost what others cost."""
     log, _, _ = open_interactions(str(path))
     codes_NS = catalogue(len(log.item_keys)).astype(np.int32)
-    return Ids(log.item_keys, codes_NS, np.zeros((codes_NS.shape[1], int(codes_NS.max()) + 1, 1), np.float32))
+    return SemanticIds(log.item_keys, codes_NS, np.zeros((codes_NS.shape[1], int(codes_NS.max()) + 1, 1), np.float32))
 
 
 def n_parameters(model):

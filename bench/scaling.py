@@ -29,7 +29,7 @@ from kvtools.onerec.model.config import Architecture
 from kvtools.onerec.run import checkpoint as generator
 from kvtools.onerec.run.dataset import prepare
 from kvtools.onerec.run.objective import Pretraining
-from kvtools.onerec.semantic_ids.ids import Ids
+from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.train.loop import Plan, Training
 from kvtools.train.memory import keep_freed
 from kvtools.train.resume import State
@@ -94,7 +94,7 @@ def main():
     work = Work(data, int(words.pop("users", 0)))
     assert not words, words
     work.begin()
-    ids, _ = Ids.open(str(work.ids("plain")))
+    ids = SemanticIds.open(str(work.ids("plain")))
     log, codings = histories(work.clicks, ids)
     print(f"\n### Loss against size: {data}, {given['epochs']} epochs, {len(seeds)} seeds\n")
     print("| width | parameters | validation loss, nats a level (seeds) | of each level | ID level NDCG@10 | training, s |")

@@ -56,7 +56,7 @@ class Ours:
         )  # fmt: skip
         made = prepare(log, codings, ids, None, arch, without=(), n_valid=0, seed=SEED)
         self.n_samples = int((made.rows.ends - made.rows.begins).sum())
-        vocabulary = Vocabulary(ids.sizes, len(ids), codings.features)
+        vocabulary = Vocabulary(ids.vocab_sizes, len(ids), codings.features)
         self.model = of_size(arch, vocabulary, torch.from_numpy(ids.codes_NS), n_wanted)
         made.cutter.arch = self.model.arch
         # rows are cut by what they cost, padding and context included: so many that a step has `batch` targets on average

@@ -1,16 +1,19 @@
 """A column of strings as two tensors, as in Arrow: `x.bytes`, their UTF-8 one after the other, and `x.offsets` into it."""
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 import numpy as np
 
 
-def pack(name: str, strings: Sequence[str]) -> dict[str, np.ndarray]:
-    """{name.bytes: uint8 (B,), name.offsets: int64 (n+1,)}."""
-    words = [string.encode("utf-8") for string in strings]
-    offsets = np.concatenate([[0], np.cumsum([len(word) for word in words], dtype=np.int64)]).astype(np.int64)
-    return {f"{name}.bytes": np.frombuffer(b"".join(words), np.uint8), f"{name}.offsets": offsets}
+def pack(name: str, strings: Iterable[str]) -> dict[str, np.ndarray]:
+    """{name.bytes: uint8 (B,), name.offsets: int64 (n+1,)}. Holds one string at a time beside them."""
+    data, ends = bytearray(), array("q", [0])
+    for string in strings:
+        data += string.encode("utf-8")
+        ends.append(len(data))
+    return {f"{name}.bytes": np.frombuffer(data, np.uint8), f"{name}.offsets": np.frombuffer(ends, np.int64)}
 
 
 def unpack(name: str, tensors: Mapping[str, np.ndarray]) -> list[str]:

@@ -103,7 +103,7 @@ def main(
     from kvtools.onerec.run.dataset import prepare
     from kvtools.onerec.run.objective import Pretraining
     from kvtools.onerec.run.recipe import Recipe
-    from kvtools.onerec.semantic_ids.ids import Ids
+    from kvtools.onerec.semantic_ids.ids import SemanticIds
     from kvtools.train.device import place_of, share_cores
     from kvtools.train.log import follow, take_up
     from kvtools.train.loop import DTYPES, Training
@@ -134,7 +134,7 @@ def main(
 
     tell_loss = partial(ctx.obj.note, quiet=not world.is_root)
     name = "stdin" if interactions == "-" else interactions
-    ids, before_ids = Ids.open(items or "")
+    ids = SemanticIds.open(items or "")
     log_of, findings, before = open_interactions(interactions, columns=roles(columns or []))
     code = findings.settle(name, tell_loss, strict=strict, is_told=verbose)
     histories, codings, findings = join(log_of, ids, items or "", positive_from=recipe.positive_from)
@@ -170,7 +170,7 @@ def main(
         return 0
     model.eval()
     figures = {"step": run.progress.step, "validation": run.progress.best_score, "loss": run.progress.loss}
-    history = extend("pretrain onerec", ctx.obj.argv, before=[before, before_ids], stamp=stamp)
+    history = extend("pretrain onerec", ctx.obj.argv, before=[before, ids.history], stamp=stamp)
     whole = generator.Generator(model.cpu(), ids, codings, static, made.counted, made.pathways, recipe.to_json())
     generator.save(Sink(output, force=force), whole, told={k: v for k, v in figures.items() if v is not None}, history=history)
     run.forget()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvtools.onerec.interactions.features import Codings, gaps, join, powers
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, read_interactions, split
-from kvtools.onerec.semantic_ids.ids import Ids
+from kvtools.onerec.semantic_ids.ids import SemanticIds
 
 HEAD = "user_id,item_id,timestamp,rating,author_id,tag,playtime,duration\n"
 
@@ -23,7 +23,7 @@ def read(rows, head=HEAD):
 
 def catalogue_of(keys):
     codes = np.zeros((len(keys), 2), np.int32)
-    return Ids(np.array(keys, np.dtypes.StringDType()), codes, np.zeros((2, 1, 3), np.float32))
+    return SemanticIds(np.array(keys, np.dtypes.StringDType()), codes, np.zeros((2, 1, 3), np.float32))
 
 
 ITEMS = [f"i{n}" for n in range(8)]

@@ -19,7 +19,7 @@ from kvtools.onerec.recommend import recommend
 from kvtools.onerec.recommend.cooccurrence import Settings, fit
 from kvtools.onerec.recommend.recommend import Ask, Choice, Found, Recommender, Shares, best, blended, by_counting, count
 from kvtools.onerec.run.checkpoint import Counted, Generator, make
-from kvtools.onerec.semantic_ids.ids import Ids
+from kvtools.onerec.semantic_ids.ids import SemanticIds
 
 N_ITEMS, N_CODES, N_LEVELS = 40, 3, 3  # 27 IDs at most: most are shared
 LENGTHS = [6, 0, 15, 3, 1, 30]
@@ -33,7 +33,7 @@ class Shop:
         rng = np.random.default_rng(seed)
         codes_NS = catalogue(N_ITEMS, (N_CODES,) * N_LEVELS, seed)
         keys = np.array([f"i{n}" for n in range(N_ITEMS)], np.dtypes.StringDType())
-        self.ids = Ids(keys, codes_NS, rng.normal(size=(N_LEVELS, N_CODES, 4)).astype(np.float32))
+        self.ids = SemanticIds(keys, codes_NS, rng.normal(size=(N_LEVELS, N_CODES, 4)).astype(np.float32))
         codings = Codings(words={"author": tuple("abcd")}, has_time=True)
         static = (users.Vocabulary("age", ("old", "young")), users.Vocabulary("job", ("cook", "poet", "smith")))
         self.arch = replace(SMALL, positive=8, **changed)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from kvtools.onerec.interactions.log import TRAIN, Interactions, split
-from kvtools.onerec.semantic_ids.ids import Ids
+from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.skipped import Findings
 
 _N_LABELS = 20  # distinct values of a rating that are told apart; where there are more, tenths of the ratings are
@@ -141,7 +141,12 @@ class Histories:
 
 
 def join(
-    interactions: Interactions, ids: Ids, name: str, codings: Codings | None = None, *, positive_from: float | None = None
+    interactions: Interactions,
+    ids: SemanticIds,
+    name: str,
+    codings: Codings | None = None,
+    *,
+    positive_from: float | None = None,
 ) -> tuple[Histories, Codings, Findings]:
     """Histories of the items that the catalogue has; others are counted and left out. Fits codings where none are given.
 

@@ -35,7 +35,7 @@ from kvtools.onerec.recommend.recommend import CHUNK, Ask, Choice, Found, Recomm
 from kvtools.onerec.run import checkpoint as generator
 from kvtools.onerec.run.checkpoint import Counted, Generator
 from kvtools.onerec.run.dataset import held_out
-from kvtools.onerec.semantic_ids.ids import Ids
+from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.progress import Ticker
 from kvtools.skipped import Findings
 from kvtools.world import World, shard
@@ -194,7 +194,7 @@ class Serving:
                 open_source(self._table).close()
             self._tell(f"{src}: knows nothing of users; --table {self._table} is not used.")
         self.history.append(made.history)
-        if self._items is not None and self._catalogue[0].digest != made.ids.digest:
+        if self._items is not None and self._catalogue.digest != made.ids.digest:
             raise Corrupt(f"{src}: trained with other IDs than those of {self._items}. Give the IDs it was trained with.")
         return made, self._join(made.ids, src, made.codings)
 
@@ -222,19 +222,19 @@ class Serving:
         return self._known[names]
 
     @cached_property
-    def _catalogue(self) -> tuple[Ids, list[Step]]:
-        return Ids.open(self._items or "")
+    def _catalogue(self) -> SemanticIds:
+        return SemanticIds.open(self._items or "")
 
-    def _counted(self) -> tuple[Ids, Histories, Counted]:
-        ids, before = self._catalogue
-        self.history.append(before)
+    def _counted(self) -> tuple[SemanticIds, Histories, Counted]:
+        ids = self._catalogue
+        self.history.append(ids.history)
         histories = self._join(ids, self._items or "", None)
         is_train = histories.parts == TRAIN
         near = cooccurrence.fit(*histories.only(is_train), len(ids), Settings())
         return ids, histories, count(histories, is_train, len(ids), near, histories.times)
 
     def _counting(
-        self, baseline: Baseline, counted: Counted, histories: Histories, ids: Ids, choice: Choice
+        self, baseline: Baseline, counted: Counted, histories: Histories, ids: SemanticIds, choice: Choice
     ) -> Callable[[Ask], Found]:
         id_of_item = Trie(ids.codes_NS).id_of_item
 
@@ -244,7 +244,7 @@ class Serving:
 
         return recommend
 
-    def _join(self, ids: Ids, src: str, codings: Codings | None) -> Histories:
+    def _join(self, ids: SemanticIds, src: str, codings: Codings | None) -> Histories:
         histories, _, findings = join(self._log, ids, src, codings)
         self._settle(self._name, findings)
         if not len(histories.items):

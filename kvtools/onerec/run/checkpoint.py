@@ -21,7 +21,7 @@ from kvtools.onerec.interactions.features import Codings
 from kvtools.onerec.model.config import Architecture
 from kvtools.onerec.model.onerec import OneRec, Vocabulary
 from kvtools.onerec.recommend.cooccurrence import Cooccurrence, Settings
-from kvtools.onerec.semantic_ids.ids import Ids
+from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.train.meta_init import blank
 
 _SYSTEM = "onerec"
@@ -41,7 +41,7 @@ class Generator:
     """`model` is in eval mode."""
 
     model: OneRec
-    ids: Ids
+    ids: SemanticIds
     codings: Codings
     static: Sequence[users.Vocabulary]
     counted: Counted
@@ -55,9 +55,9 @@ class Generator:
         return names.index("time") if "time" in names else None
 
 
-def make(arch: Architecture, ids: Ids, codings: Codings, static: Sequence[users.Vocabulary]) -> OneRec:
+def make(arch: Architecture, ids: SemanticIds, codings: Codings, static: Sequence[users.Vocabulary]) -> OneRec:
     """A model of random weights, by torch's generator."""
-    vocabulary = Vocabulary(ids.sizes, len(ids), codings.features, tuple(v.n_codes for v in static))
+    vocabulary = Vocabulary(ids.vocab_sizes, len(ids), codings.features, tuple(v.n_codes for v in static))
     return OneRec(arch, vocabulary, torch.from_numpy(ids.codes_NS))
 
 
@@ -104,7 +104,7 @@ def load(artifact: Any, name: str) -> Generator:
 
 def _put_together(artifact: Bag, name: str) -> Generator:
     tensors, fields = artifact.tensors, artifact.fields
-    ids = Ids.from_tensors(tensors, name, "catalogue.")
+    ids = SemanticIds.from_tensors(tensors, name, "catalogue.")
     if ids.digest != fields["semantic_ids"]:
         raise Corrupt(f"{name}: a catalogue of IDs {ids.digest} found, {fields['semantic_ids']} expected.")
     static = [users.Vocabulary.of(words) for words in fields["static"]]
@@ -125,7 +125,7 @@ def _put_together(artifact: Bag, name: str) -> Generator:
 
 def _require_shapes(
     arch: Architecture,
-    ids: Ids,
+    ids: SemanticIds,
     codings: Codings,
     static: Sequence[users.Vocabulary],
     tensors: Mapping[str, np.ndarray],

@@ -23,7 +23,7 @@ from kvtools.onerec.recommend.cooccurrence import Settings
 from kvtools.onerec.recommend.recommend import Ask, count
 from kvtools.onerec.run.checkpoint import Counted
 from kvtools.onerec.run.objective import Held
-from kvtools.onerec.semantic_ids.ids import Ids
+from kvtools.onerec.semantic_ids.ids import SemanticIds
 
 PATHWAYS = ("static", "short", "positive", "lifelong", "near")
 
@@ -50,7 +50,7 @@ class Prepared:
 
 
 def prepare(
-    histories: Histories, codings: Codings, ids: Ids, users: Users | None, arch: Architecture, *,
+    histories: Histories, codings: Codings, ids: SemanticIds, users: Users | None, arch: Architecture, *,
     without: Sequence[str], n_valid: int, seed: int,
 ) -> Prepared:  # fmt: skip
     """without: pathways switched off by wish. n_valid: users that validation looks at, a seeded sample; 0 is none."""

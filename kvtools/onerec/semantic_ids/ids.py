@@ -1,87 +1,115 @@
-"""The catalogue of a generator: every item's key and semantic ID, as `semid-build` made them."""
+"""Semantic IDs: every item's key and codes, and the codebooks behind them, as `semid-build` makes them.
+
+Legend: N items, S codes an ID, L levels, K codes a level, D width. S is L, or L + 1 where one more token tells items of one
+ID apart. Not here: how IDs are made (fit.py, assign.py), and how a generator searches them (model/trie.py).
+"""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
-from kvtools.artifact import Bag, open_artifact
+from kvtools.artifact import kinds
+from kvtools.artifact.bag import write_bag
+from kvtools.artifact.files import Sink
 from kvtools.artifact.history import Step
-from kvtools.artifact.kinds import check
+from kvtools.artifact.open import open_bag, source_name
 from kvtools.artifact.strings import pack, unpack
 from kvtools.errors import Corrupt
 
 
 @dataclass(frozen=True)
-class Ids:
-    """Items, their codes and the codebooks behind them. Legend: N items, S codes an ID, L levels, K codes, D width."""
+class SemanticIds:
+    """The IDs of a catalogue, and what is needed to give new items IDs by the same codebooks."""
 
     keys: np.ndarray  # strings (N,)
-    codes_NS: np.ndarray  # int32 (N, S); S is L, or L + 1 where one more token tells items of one ID apart
+    codes_NS: np.ndarray  # int32
     codebooks_LKD: np.ndarray  # float32
+    config: Mapping[str, Any] = field(default_factory=dict)  # the options of semid-build that made the codebooks
+    report: Mapping[str, Any] = field(default_factory=dict)  # the quality report
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)  # `encoder.…`: what vectors go through before the codebooks
+    encoder: Mapping[str, Any] | None = None  # the settings of the alignment, where there was one
+    history: list[Step] = field(default_factory=list)
 
     @classmethod
-    def open(cls, src: str) -> tuple[Self, list[Step]]:
-        """From a file, and the history it brings."""
-        artifact = open_artifact(src)
-        return cls.of(artifact, src), artifact.history if isinstance(artifact, Bag) else []
-
-    @classmethod
-    def of(cls, artifact: Any, name: str) -> Self:
+    def open(cls, src: str) -> Self:
         """From a `semantic-id` bag. Raises Corrupt for another artifact, and for codes that no codebook has."""
-        if not isinstance(artifact, Bag) or artifact.kind != "semantic-id":
-            kind = artifact.kind if isinstance(artifact, Bag) else artifact.head.kind
-            raise Corrupt(f"{name}: {kind or 'a foreign bag'} found, semantic-id expected. Make one with kvtools semid-build.")
+        bag, name = open_bag(src, "semantic-id", made_by="kvtools semid-build"), source_name(src)
         try:
-            check(artifact.kind, "bag", artifact.tensors, artifact.fields)
+            kinds.check("semantic-id", "bag", bag.tensors, bag.fields)
         except ValueError as fault:
             raise Corrupt(f"{name}: {fault}.") from None
-        return cls.from_tensors(artifact.tensors, name)
+        fields, weights = bag.fields, {tensor: x for tensor, x in bag.tensors.items() if tensor.startswith("encoder.")}
+        return cls.from_tensors(
+            bag.tensors, name, config=fields["config"], report=fields.get("quality", {}), weights=weights,
+            encoder=fields.get("encoder"), history=bag.history,
+        )  # fmt: skip
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, np.ndarray], name: str, prefix: str = "") -> Self:
-        """From the tensors `codes`, `codebooks` and `keys`, in a bag of IDs or, under a prefix, in a model."""
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray], name: str, prefix: str = "", **fields: Any) -> Self:
+        """From the tensors `codes`, `codebooks` and `keys`, in a bag of IDs or, under a prefix, in a model.
+
+        fields: the other attributes. Raises Corrupt where the tensors contradict one another.
+        """
         codes_NS = tensors[f"{prefix}codes"].astype(np.int32)
         codebooks_LKD = tensors[f"{prefix}codebooks"]
-        keys = np.array(unpack(f"{prefix}keys", tensors), dtype=np.dtypes.StringDType())
+        keys = np.array(unpack(f"{prefix}keys", tensors), np.dtypes.StringDType())
         n_levels, n_codes, _ = codebooks_LKD.shape
         if len(keys) != len(codes_NS) or not len(keys):
-            raise Corrupt(f"{name}: {len(keys)} keys for {len(codes_NS)} items found, one each expected.")
-        if codes_NS.min() < 0 or codes_NS[:, :n_levels].max() >= n_codes:
-            raise Corrupt(f"{name}: code {codes_NS[:, :n_levels].max()} found, codes of 0 to {n_codes - 1} expected.")
+            raise Corrupt(f"{name}: {len(keys)} keys belong to the codes of {len(codes_NS)} items. {_REMAKE}")
+        largest = int(codes_NS[:, :n_levels].max())
+        if codes_NS.min() < 0 or largest >= n_codes:
+            raise Corrupt(f"{name}: codes run from {codes_NS.min()} to {largest}, and a level has {n_codes}. {_REMAKE}")
         if codes_NS.max() >= max(n_codes, len(keys)):  # further codes tell items of one ID apart
-            raise Corrupt(f"{name}: code {codes_NS.max()} found, fewer than the {len(keys)} items expected.")
+            raise Corrupt(f"{name}: code {codes_NS.max()} is too large for {len(keys)} items. {_REMAKE}")
         if not np.isfinite(codebooks_LKD).all():
-            raise Corrupt(f"{name}: a codebook that is not finite found.")
-        if len(np.unique(keys)) < len(keys):
-            raise Corrupt(f"{name}: {len(keys) - len(np.unique(keys))} keys found twice, one each expected.")
-        return cls(keys, codes_NS, codebooks_LKD)
+            raise Corrupt(f"{name}: a codebook holds NaN or infinity. {_REMAKE}")
+        if (key := repeated(keys)) is not None:
+            raise Corrupt(f"{name}: key {key!r} names two items. {_REMAKE}")
+        return cls(keys, codes_NS, codebooks_LKD, **fields)
+
+    def save(self, sink: Sink, *, history: list[Step]) -> None:
+        """Write a `semantic-id` bag and commit the sink. history: that of the bag, in place of one's own."""
+        dtype = np.uint16 if int(self.codes_NS.max()) < 1 << 16 else np.int32
+        tensors = {**self.tensors(), "codes": self.codes_NS.astype(dtype), **self.weights}
+        fields = {"quality": self.report} | ({"encoder": self.encoder} if self.encoder else {})
+        write_bag(sink, "semantic-id", tensors, config=self.config, history=history, **fields)
+
+    def tensors(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """The tensors that `from_tensors` reads."""
+        columns = {f"{prefix}{name}": array for name, array in pack("keys", self.keys).items()}
+        return {f"{prefix}codebooks": self.codebooks_LKD, f"{prefix}codes": self.codes_NS, **columns}
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """How many codes each place of an ID can have."""
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """How many different codes each of the S positions can have."""
         n_levels, n_codes, _ = self.codebooks_LKD.shape
-        further = self.codes_NS[:, n_levels:].max(axis=0).tolist()
-        return tuple([n_codes] * n_levels + [n + 1 for n in further])
+        return (*[n_codes] * n_levels, *(self.codes_NS[:, n_levels:].max(axis=0) + 1).tolist())
 
     @property
     def digest(self) -> str:
-        """What tells these IDs from others: keys and codes, whatever the codebooks."""
-        told = hashlib.blake2b(np.ascontiguousarray(self.codes_NS).tobytes(), digest_size=12)
-        for key in self.keys.tolist():
-            told.update(key.encode() + b"\0")
-        return told.hexdigest()
+        """A hash of keys and codes, whatever the codebooks."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self.codes_NS).tobytes(), digest_size=12)
+        for key in self.keys:
+            digest.update(key.encode() + b"\0")
+        return digest.hexdigest()
 
     def vectors(self) -> np.ndarray:
-        """float32 (N, D): every item as its codes tell it."""
+        """float32 (N, D): each item reconstructed, as the sum of its codes' vectors."""
         levels = range(len(self.codebooks_LKD))
         return np.asarray(sum(self.codebooks_LKD[level][self.codes_NS[:, level]] for level in levels), np.float32)
 
-    def tensors(self, prefix: str) -> dict[str, np.ndarray]:
-        """The tensors that `from_tensors` reads."""
-        columns = {f"{prefix}{name}": array for name, array in pack("keys", self.keys.tolist()).items()}
-        return {f"{prefix}codes": self.codes_NS, f"{prefix}codebooks": self.codebooks_LKD, **columns}
+
+def repeated(keys: np.ndarray) -> str | None:
+    """A key that occurs twice, None where there is none. keys: strings (N,)."""
+    ordered = np.sort(keys)
+    again = np.flatnonzero(ordered[1:] == ordered[:-1])
+    return str(ordered[again[0]]) if len(again) else None
+
+
+_REMAKE = "Make the IDs again with kvtools semid-build."

@@ -434,8 +434,16 @@ REFUSED = [
     ("kvtools pretrain onerec clicks.csv --items items.ids --users nothing -o m", 66, "nothing: no such file"),
     ("kvtools pretrain onerec clicks.csv --items items.ids --config nothing -o m", 66, "nothing: no such file"),
     ("kvtools pretrain onerec clicks.csv --items clicks.csv -o m", 65, "clicks.csv: neither a stream nor a bag"),
-    ("kvtools pretrain onerec clicks.csv --items foreign -o m", 65, "foreign: a foreign bag found, semantic-id expected"),
-    ("kvtools pretrain onerec clicks.csv --items clicks.kvs -o m", 65, "clicks.kvs: interaction found, semantic-id expected"),
+    (
+        "kvtools pretrain onerec clicks.csv --items foreign -o m",
+        65,
+        "foreign: this is a bag that kvtools did not write, and kind semantic-id is needed. Make one with kvtools semid-build.",
+    ),
+    (
+        "kvtools pretrain onerec clicks.csv --items clicks.kvs -o m",
+        65,
+        "clicks.kvs: this is a stream of kind interaction, and kind semantic-id is needed. Make one with kvtools semid-build.",
+    ),
     ("kvtools pretrain onerec clicks.csv --items cut.ids -o m", 65, "cut.ids"),
     ("kvtools pretrain onerec cut.kvs --items items.ids -o m", 65, "cut.kvs"),
     ("kvtools pretrain onerec clicks.csv --items items.ids --users titles.csv -o m", 65, "titles.csv: no user column"),

@@ -498,7 +498,11 @@ REFUSED = [
     ("kvtools recgen --model foreign clicks.csv -o r.kvs", 65, "foreign: a foreign bag found, a model of onerec expected"),
     ("kvtools recgen --model clicks.kvs clicks.csv -o r.kvs", 65, "clicks.kvs: interaction found, a model of onerec"),
     ("kvtools recgen --model clicks.csv clicks.csv -o r.kvs", 65, "clicks.csv: neither a stream nor a bag"),
-    (f"{ASK} --items m.safetensors -o r.kvs", 65, "m.safetensors: model found, semantic-id expected"),
+    (
+        f"{ASK} --items m.safetensors -o r.kvs",
+        65,
+        "m.safetensors: this is a bag of kind model, and kind semantic-id is needed. Make one with kvtools semid-build.",
+    ),
     ("kvtools recgen --baseline popular --items foreign clicks.csv --json", 65, "foreign: a foreign bag found"),
     (f"{ASK} --titles users.csv --json", 65, "users.csv: columns user_id, age, gender found"),
     ("kvtools recgen --model near.safetensors clicks.csv --table titles.csv --json", 65, "titles.csv: no user column"),

@@ -34,7 +34,7 @@ from keye_peers import Shape, Sight, batches_of, sight_grids
 from ours import HERE, Peer, n_parameters, of_rounds, resident, verdict
 
 from kvtools.keye.model import flops
-from kvtools.keye.model.config import Architecture, LanguageShape, VisionShape
+from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.vision import VisionTower
 from kvtools.train.cross_entropy import linear_cross_entropy
@@ -52,11 +52,11 @@ class Ours:
 
     def __init__(self, shape, dtype, rows):
         torch.manual_seed(SEED)
-        language = LanguageShape(
+        language = LanguageConfig(
             shape.width, shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.vocabulary, tied=True
         )
-        eyes = VisionShape(16, 16, 1, 2)  # not used, and not counted
-        arch = Architecture(eyes, language, image_token=shape.vocabulary, video_token=shape.vocabulary + 1)
+        eyes = VisionConfig(16, 16, 1, 2)  # not used, and not counted
+        arch = ModelConfig(eyes, language, image_token=shape.vocabulary, video_token=shape.vocabulary + 1)
         self.model = Keye(arch).train()
         parameters = list(self.model.model.parameters())
         self.n_parameters = sum(p.numel() for p in parameters)
@@ -70,7 +70,7 @@ class Ours:
     def step(self):
         lengths = next(self.rows)
         n_tokens = sum(lengths)
-        tokens = torch.from_numpy(self.rng.integers(0, self.model.arch.language.vocabulary, n_tokens))
+        tokens = torch.from_numpy(self.rng.integers(0, self.model.config.language.vocabulary, n_tokens))
         starts = np.cumsum([0, *lengths])[:-1]
         places = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])).expand(3, -1)
         targets = torch.cat([tokens[1:], tokens.new_full((1,), -1)])
@@ -172,7 +172,7 @@ def measure_seeing(python, shape, n_rounds, n_threads, words):
     runs = {}
     for name, dtype in DTYPES.items():
         torch.manual_seed(SEED)
-        eyes = VisionShape(shape.v_width, shape.v_hidden, shape.v_layers, shape.v_heads, table_side=shape.side)
+        eyes = VisionConfig(shape.v_width, shape.v_hidden, shape.v_layers, shape.v_heads, table_side=shape.side)
         tower = VisionTower(eyes).eval().to(dtype)
         for kind in ("square", "alone"):
             grids = [(1, h, w) for h, w in sight_grids(kind, shape)]

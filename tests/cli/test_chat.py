@@ -14,19 +14,19 @@ from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
 from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.data.chat_template import Chat
-from kvtools.keye.model.config import Architecture, LanguageShape, TextShape, VisionShape
+from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Matching
 from kvtools.keye.run.session import Talk, Unrolled
 
 SMALL = "--frames 2 --frame-tokens 1:8"
-EYES = VisionShape(width=16, hidden=32, layers=1, heads=2, table_side=4)
+EYES = VisionConfig(width=16, hidden=32, layers=1, heads=2, table_side=4)
 CHAT = Chat.open(None)
 
 
 def arch(**language):
-    shape = LanguageShape(width=32, hidden=48, layers=2, heads=4, kv_heads=2, head_dim=16, vocabulary=CHAT.size + 9)
-    return Architecture(EYES, LanguageShape(**{**vars(shape), **language}), image_token=CHAT.image_token,
+    shape = LanguageConfig(width=32, hidden=48, layers=2, heads=4, kv_heads=2, head_dim=16, vocabulary=CHAT.size + 9)
+    return ModelConfig(EYES, LanguageConfig(**{**vars(shape), **language}), image_token=CHAT.image_token,
                         video_token=CHAT.video_token)  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def shelf(tmp_path_factory):
     torch.manual_seed(3)
     save(top / "keye.safetensors", Keye(arch()))
     save(top / "mute.safetensors", Keye(arch()), None)
-    save(top / "matching.safetensors", Matching(EYES, TextShape(16, 32, 1, 2)))
+    save(top / "matching.safetensors", Matching(EYES, TextConfig(16, 32, 1, 2)))
     broken = Keye(arch())
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     save(top / "nan.safetensors", broken)

@@ -11,7 +11,7 @@ from kvtools.artifact.directory import read_directory
 from kvtools.keye.checkpoint.formats import Shapes
 from kvtools.keye.checkpoint.huggingface import config_of
 from kvtools.keye.checkpoint.weights import fill, load, open_weights, save, to_torch
-from kvtools.keye.model.config import Architecture, LanguageShape, VisionShape
+from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 
 transformers = pytest.importorskip("transformers")
@@ -29,8 +29,8 @@ WORDS = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50,
     "max_position_embeddings": 8, "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
-KEYE = Architecture(
-    VisionShape(24, 40, 2, 2, table_side=4), LanguageShape(32, 48, 2, 4, 2, 16, 97), image_token=95, video_token=96
+KEYE = ModelConfig(
+    VisionConfig(24, 40, 2, 2, table_side=4), LanguageConfig(32, 48, 2, 4, 2, 16, 97), image_token=95, video_token=96
 )
 UNUSED = {
     "visual.vision_model.embeddings.packing_position_embedding.weight": (64, 24),
@@ -144,7 +144,7 @@ def test_a_model_is_loaded_as_it_was_saved_from_either_form(kv, tmp_path, keye):
     kv("convert -q keye -o m.safetensors")
     from_directory, from_bag = load(str(keye)), load(str(tmp_path / "m.safetensors"), dtype=torch.float32)
     assert from_directory.tokenizer_json == from_bag.tokenizer_json == b'{"model": {}}'
-    assert from_bag.model.arch == from_directory.model.arch == KEYE
+    assert from_bag.model.config == from_directory.model.config == KEYE
     for name, x in from_directory.model.state_dict().items():
         assert x.dtype == torch.bfloat16
         assert torch.equal(x.float(), from_bag.model.state_dict()[name])

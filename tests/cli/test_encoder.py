@@ -18,16 +18,16 @@ from kvtools.artifact.kinds import check
 from kvtools.artifact.stream import Reader
 from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.data.chat_template import Chat
-from kvtools.keye.model.config import Architecture, LanguageShape, TextShape, VisionShape
+from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Matching
 from kvtools.keye.run.video_embedder import Encoder
 from kvtools.video.pool import Outcome
 
-EYES = VisionShape(width=16, hidden=32, layers=1, heads=2, table_side=4)
+EYES = VisionConfig(width=16, hidden=32, layers=1, heads=2, table_side=4)
 CHAT = Chat.open(None)
-ARCH = Architecture(
-    EYES, LanguageShape(width=24, hidden=32, layers=1, heads=2, kv_heads=1, head_dim=12, vocabulary=CHAT.size),
+ARCH = ModelConfig(
+    EYES, LanguageConfig(width=24, hidden=32, layers=1, heads=2, kv_heads=1, head_dim=12, vocabulary=CHAT.size),
     image_token=CHAT.image_token, video_token=CHAT.video_token,
 )  # fmt: skip
 SMALL = "--frames 3 --frame-tokens 1:16"
@@ -48,7 +48,7 @@ def shelf(tmp_path_factory):
     torch.manual_seed(1)
     save(top / "keye.safetensors", Keye(ARCH))
     save(top / "other.safetensors", Keye(ARCH))
-    save(top / "matching.safetensors", Matching(EYES, TextShape(16, 32, 1, 2)))
+    save(top / "matching.safetensors", Matching(EYES, TextConfig(16, 32, 1, 2)))
     broken = Keye(ARCH)
     torch.nn.init.constant_(broken.mlp_AR.linear_2.bias, torch.nan)
     save(top / "nan.safetensors", broken)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvtools.keye.model.config import Architecture, LanguageShape, TextShape, VisionShape
+from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.language import Cache
 from kvtools.keye.model.rope import language_turn
@@ -52,8 +52,8 @@ def test_the_decoder_gives_the_logits_of_qwen3(kv_heads, tied):
         num_key_value_heads=kv_heads, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=tied,
     )  # fmt: skip
     theirs = noisy(transformers.Qwen3ForCausalLM(config))
-    shape = LanguageShape(48, 80, 3, 4, kv_heads, 16, 97, tied=tied)
-    arch = Architecture(VisionShape(16, 16, 1, 2), shape, image_token=95, video_token=96)
+    shape = LanguageConfig(48, 80, 3, 4, kv_heads, 16, 97, tied=tied)
+    arch = ModelConfig(VisionConfig(16, 16, 1, 2), shape, image_token=95, video_token=96)
     ours = Keye(arch).eval()
     weights = {name: x for name, x in theirs.state_dict().items() if not tied or name != "lm_head.weight"}
     told = ours.load_state_dict(weights, strict=False)
@@ -98,8 +98,8 @@ def paddle():
     config = c.PaddleOCRVLConfig(vision_config=vision, text_config=text)
     tower = noisy(m.PaddleOCRVisionModel(config.vision_config))
     projector = noisy(m.PaddleOCRProjector(config))
-    shape = VisionShape(48, 72, 3, 4, table_side=8)
-    arch = Architecture(shape, LanguageShape(40, 64, 1, 2, 1, 20, 50))
+    shape = VisionConfig(48, 72, 3, 4, table_side=8)
+    arch = ModelConfig(shape, LanguageConfig(40, 64, 1, 2, 1, 20, 50))
     return tower, projector, arch
 
 
@@ -131,7 +131,7 @@ def test_a_square_image_of_the_tables_size_is_siglips():
         hidden_size=48, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=14
     )
     theirs = noisy(transformers.SiglipVisionModel(config))
-    ours = VisionTower(VisionShape(48, 72, 3, 4, table_side=8, rope=False))
+    ours = VisionTower(VisionConfig(48, 72, 3, 4, table_side=8, rope=False))
     named = {name.removeprefix("vision_model."): x for name, x in theirs.state_dict().items()}
     ours.load_state_dict({name: x for name, x in named.items() if not name.startswith("head.")})
     image = torch.randint(0, 256, (3, 112, 112), dtype=torch.uint8)
@@ -157,8 +157,8 @@ def test_matching_is_siglip_embeddings_and_loss(output):
         "patch_size": 14,
     }
     theirs = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)).eval()
-    shape = VisionShape(48, 72, 2, 4, table_side=4, rope=False)
-    ours = taken_over(Matching(shape, TextShape(text["hidden_size"], 64, 2, 4, 60, 16, output=output)), theirs)
+    shape = VisionConfig(48, 72, 2, 4, table_side=4, rope=False)
+    ours = taken_over(Matching(shape, TextConfig(text["hidden_size"], 64, 2, 4, 60, 16, output=output)), theirs)
     images = torch.randint(0, 256, (3, 3, 56, 56), dtype=torch.uint8)
     patches = images.view(3, 3, 4, 14, 4, 14).permute(0, 2, 4, 1, 3, 5).reshape(48, 3, 14, 14)
     tokens = torch.randint(0, 60, (3, 16))
@@ -187,7 +187,7 @@ def test_greedy_text_is_what_transformers_generates():
         bos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     theirs = noisy(transformers.Qwen3ForCausalLM(config))
-    arch = Architecture(VisionShape(16, 16, 1, 2), LanguageShape(48, 80, 2, 4, 2, 16, 97), image_token=95, video_token=96)
+    arch = ModelConfig(VisionConfig(16, 16, 1, 2), LanguageConfig(48, 80, 2, 4, 2, 16, 97), image_token=95, video_token=96)
     ours = Keye(arch).eval()
     ours.load_state_dict(theirs.state_dict(), strict=False)
     prompt = torch.randint(0, 95, (9,))

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from kvtools.keye.model.config import Architecture, LanguageShape, VisionShape
+from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.rope import positions
 
 IMAGE, VIDEO = 48, 49
-ARCH = Architecture(
-    VisionShape(width=24, hidden=40, layers=2, heads=2, table_side=5),
-    LanguageShape(width=32, hidden=48, layers=2, heads=4, kv_heads=2, head_dim=16, vocabulary=50),
+ARCH = ModelConfig(
+    VisionConfig(width=24, hidden=40, layers=2, heads=2, table_side=5),
+    LanguageConfig(width=32, hidden=48, layers=2, heads=4, kv_heads=2, head_dim=16, vocabulary=50),
     image_token=IMAGE,
     video_token=VIDEO,
 )

@@ -6,7 +6,7 @@ import torch
 from small_keye import ARCH, model, pixels
 
 from kvtools.keye.model.attention import Segments, attend
-from kvtools.keye.model.config import SIZES, Architecture, LanguageShape, TextShape, VisionShape
+from kvtools.keye.model.config import SIZES, LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.layers import RMSNorm
 from kvtools.keye.model.siglip import BIAS, LOG_SCALE, Matching, sigmoid_loss
@@ -55,7 +55,7 @@ def test_the_loss_of_pairs_is_its_double_sum():
 
 def test_texts_of_any_length_are_texts_alone_and_the_tower_goes_to_keye():
     torch.manual_seed(0)
-    matching = Matching(ARCH.vision, TextShape(24, 40, 2, 2, 50, 16)).eval()
+    matching = Matching(ARCH.vision, TextConfig(24, 40, 2, 2, 50, 16)).eval()
     tokens, starts = torch.randint(0, 50, (25,)), [0, 4, 14, 18]
     with torch.no_grad():
         together = matching.texts(tokens, starts)
@@ -78,7 +78,7 @@ def test_texts_of_any_length_are_texts_alone_and_the_tower_goes_to_keye():
 
 def test_sizes_tell_themselves_and_count_as_published():
     for arch in SIZES.values():
-        assert Architecture.from_json(arch.to_json()) == arch
+        assert ModelConfig.from_json(arch.to_json()) == arch
     with torch.device("meta"):
         keye = Keye(SIZES["8b"])
     parts = [sum(p.numel() for p in part.parameters()) for part in (keye.visual, keye.mlp_AR, keye.model, keye.lm_head)]
@@ -103,12 +103,12 @@ def test_shapes_that_cannot_be_are_refused(change, match):
     for name, value in change.items():
         words[name] = {**words[name], **value} if isinstance(value, dict) else value
     with pytest.raises(ValueError, match=match):
-        Architecture.from_json(words)
-    assert VisionShape(24, 40, 2, 2).head_dim == 12
+        ModelConfig.from_json(words)
+    assert VisionConfig(24, 40, 2, 2).head_dim == 12
     with pytest.raises(ValueError, match="a multiple of 4"):
-        VisionShape(20, 40, 2, 2)
+        VisionConfig(20, 40, 2, 2)
     with pytest.raises(ValueError, match="a count"):
-        LanguageShape(8, 8, 1, 1, 1, 0)
+        LanguageConfig(8, 8, 1, 1, 1, 0)
 
 
 @pytest.mark.parametrize("length", [1, 100, 128, 300, 1500])  # beyond 1,024 shares are computed again

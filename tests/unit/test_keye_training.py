@@ -19,7 +19,7 @@ from kvtools.keye.data.chat_template import Chat
 from kvtools.keye.data.dataloader import Feed, PackedFeed
 from kvtools.keye.data.media import Unreadable
 from kvtools.keye.data.packing import owners, to_record
-from kvtools.keye.model.config import TextShape
+from kvtools.keye.model.config import TextConfig
 from kvtools.keye.model.flops import Shape, of_pairs, of_row
 from kvtools.keye.model.inputs import Visual
 from kvtools.keye.model.keye import Keye
@@ -82,7 +82,7 @@ def task_of(stage="multitask", source=None, *, world=None, seed=0, **named):
     }  # fmt: skip
     source = source or feed_of()
     if STAGES[stage].is_contrastive:
-        model = Matching(SMALL.vision, TextShape(24, 40, 1, 2, VOCABULARY, positions=16))
+        model = Matching(SMALL.vision, TextConfig(24, 40, 1, 2, VOCABULARY, positions=16))
         return Contrasting(model, source, SMALL, STAGES[stage], **given)
     return Answering(Keye(SMALL), source, SMALL, STAGES[stage], **given)
 
@@ -395,7 +395,7 @@ class Reel(Shelf):
 
 
 def test_flops_of_pairs_are_those_that_torch_counts():
-    text = TextShape(64, 160, 2, 4, VOCABULARY, positions=64)
+    text = TextConfig(64, 160, 2, 4, VOCABULARY, positions=64)
     model = Matching(BIG.vision, text)
     grids = [(6, 6, 8), (4, 6, 8)]
     pixels = torch.zeros(sum(int(np.prod(grid)) for grid in grids), 3, 14, 14, dtype=torch.uint8)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from kvtools.keye.model.config import Architecture, LanguageShape, TextShape, VisionShape, text_of
+from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig, text_of
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Matching, PooledTower
 from kvtools.train.meta_init import blank
@@ -32,10 +32,10 @@ class Shapes:
     """What a checkpoint's model looks like; a part that the layout does not have is None."""
 
     layout: str
-    vision: VisionShape | None = None
-    language: LanguageShape | None = None
-    text: TextShape | None = None
-    whole: Architecture | None = None  # of keye: vision and language are its parts
+    vision: VisionConfig | None = None
+    language: LanguageConfig | None = None
+    text: TextConfig | None = None
+    whole: ModelConfig | None = None  # of keye: vision and language are its parts
 
     def to_json(self) -> dict[str, Any]:
         """What goes into an artifact, to be read by `of`."""
@@ -48,13 +48,13 @@ class Shapes:
     def of(cls, layout: str, words: Mapping[str, Any]) -> "Shapes":
         """The shapes that `to_json` told. Raises ValueError for others."""
         if layout == "keye":
-            whole = Architecture.from_json(dict(words))
+            whole = ModelConfig.from_json(dict(words))
             return cls(layout, whole.vision, whole.language, None, whole)
         if layout not in LAYOUTS:
             raise ValueError(f"layout {layout!r} found, one of {', '.join(LAYOUTS)} expected")
         parts: dict[str, Any] = dict(words)
-        stand_in = Architecture(VisionShape(4, 1, 1, 1), LanguageShape(2, 1, 1, 1, 1, 2)).to_json()
-        both = Architecture.from_json({**stand_in, **{k: v for k, v in parts.items() if k != "text"}})
+        stand_in = ModelConfig(VisionConfig(4, 1, 1, 1), LanguageConfig(2, 1, 1, 1, 1, 2)).to_json()
+        both = ModelConfig.from_json({**stand_in, **{k: v for k, v in parts.items() if k != "text"}})
         wanted = {"qwen3": ("language",), "siglip": ("vision", "text"), "siglip-vision": ("vision",)}[layout]
         if sorted(parts) != sorted(wanted):
             raise ValueError(f"{sorted(parts)} found, {sorted(wanted)} of a {layout} expected")
@@ -76,7 +76,7 @@ class Shapes:
             holder = nn.Module()
             holder.vision_model = PooledTower(self.vision)
             return holder
-        return Keye(self.whole or Architecture(VisionShape(4, 1, 1, 1), _given(self.language)))
+        return Keye(self.whole or ModelConfig(VisionConfig(4, 1, 1, 1), _given(self.language)))
 
     def expected(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """Names and shapes of all tensors that there must be, none allocated. Raises ValueError where the layers found are
@@ -95,7 +95,7 @@ class Shapes:
         return wanted
 
 
-def _given(shape: LanguageShape | None) -> LanguageShape:
+def _given(shape: LanguageConfig | None) -> LanguageConfig:
     assert shape is not None, "a qwen3 has a decoder"
     return shape
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvtools.keye.checkpoint.formats import Shapes
 from kvtools.keye.data.chat_template import JINJA
-from kvtools.keye.model.config import IMAGE_TOKEN, VIDEO_TOKEN, Architecture, LanguageShape, TextShape, VisionShape, sections
+from kvtools.keye.model.config import IMAGE_TOKEN, VIDEO_TOKEN, LanguageConfig, ModelConfig, TextConfig, VisionConfig, sections
 
 
 def shapes_of_config(config: Mapping[str, Any]) -> Shapes:
@@ -26,7 +26,7 @@ def shapes_of_config(config: Mapping[str, Any]) -> Shapes:
         return Shapes("siglip-vision", vision=_vision(config, rope=False))
     if isinstance(kind, str) and kind.lower() == "keye":
         seen = _part(config, "vision_config")
-        whole = Architecture(
+        whole = ModelConfig(
             _vision(seen, rope=True),
             _language(_inner(config, "text_config") or config),
             merge=_count(seen, "spatial_merge_size", 2),
@@ -112,7 +112,7 @@ def companions(shapes: Shapes, *, has_tokenizer: bool) -> dict[str, dict[str, An
     return {"preprocessor_config.json": pictures} | ({"tokenizer_config.json": words} if has_tokenizer else {})
 
 
-def _language(config: Mapping[str, Any]) -> LanguageShape:
+def _language(config: Mapping[str, Any]) -> LanguageConfig:
     _refuse(config, "hidden_act", "silu")
     _refuse(config, "attention_bias", False)
     _refuse(config, "use_sliding_window", False)
@@ -123,7 +123,7 @@ def _language(config: Mapping[str, Any]) -> LanguageShape:
     heads, head_dim = _count(config, "num_attention_heads"), _count(config, "head_dim", 128)
     _refuse(rope, "mrope_section", list(sections(head_dim)))
     theta = rope.get("rope_theta", config.get("rope_theta", 1e6))
-    return LanguageShape(
+    return LanguageConfig(
         width=_count(config, "hidden_size"),
         hidden=_count(config, "intermediate_size"),
         layers=_count(config, "num_hidden_layers"),
@@ -138,7 +138,7 @@ def _language(config: Mapping[str, Any]) -> LanguageShape:
     )
 
 
-def _language_words(shape: LanguageShape, source: Mapping[str, Any]) -> dict[str, Any]:
+def _language_words(shape: LanguageConfig, source: Mapping[str, Any]) -> dict[str, Any]:
     words: dict[str, Any] = {
         "hidden_size": shape.width,
         "intermediate_size": shape.hidden,
@@ -160,12 +160,12 @@ def _language_words(shape: LanguageShape, source: Mapping[str, Any]) -> dict[str
     return words
 
 
-def _vision(config: Mapping[str, Any], *, rope: bool) -> VisionShape:
+def _vision(config: Mapping[str, Any], *, rope: bool) -> VisionConfig:
     """Beside SigLIP's own fields those of ours that change what the tower computes; absent where they are as published."""
     _refuse(config, "hidden_act", "gelu_pytorch_tanh")
     _refuse(config, "num_channels", 3)
     patch = _count(config, "patch_size", 16)
-    shape = VisionShape(
+    shape = VisionConfig(
         width=_count(config, "hidden_size", 768),
         hidden=_count(config, "intermediate_size", 3072),
         layers=_count(config, "num_hidden_layers", 12),
@@ -180,7 +180,7 @@ def _vision(config: Mapping[str, Any], *, rope: bool) -> VisionShape:
     return replace(shape, **{name: config.get(name, usual) is True for name, usual in flags.items()})
 
 
-def _vision_words(shape: VisionShape, *, rope: bool) -> dict[str, Any]:
+def _vision_words(shape: VisionConfig, *, rope: bool) -> dict[str, Any]:
     words: dict[str, Any] = {
         "hidden_size": shape.width,
         "intermediate_size": shape.hidden,
@@ -198,10 +198,10 @@ def _vision_words(shape: VisionShape, *, rope: bool) -> dict[str, Any]:
     return words | ({"rope_theta": shape.theta} if shape.theta != 1e4 else {})
 
 
-def _text(config: Mapping[str, Any]) -> TextShape:
+def _text(config: Mapping[str, Any]) -> TextConfig:
     _refuse(config, "hidden_act", "gelu_pytorch_tanh")
     width = _count(config, "hidden_size", 768)
-    return TextShape(
+    return TextConfig(
         width=width,
         hidden=_count(config, "intermediate_size", 3072),
         layers=_count(config, "num_hidden_layers", 12),
@@ -213,7 +213,7 @@ def _text(config: Mapping[str, Any]) -> TextShape:
     )
 
 
-def _text_words(shape: TextShape) -> dict[str, Any]:
+def _text_words(shape: TextConfig) -> dict[str, Any]:
     return {
         "model_type": "siglip_text_model",
         "hidden_size": shape.width,

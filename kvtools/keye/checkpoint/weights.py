@@ -144,9 +144,9 @@ def save(
     whose unused tensors, small files and config go with it, where the layout is the same.
     """
     if isinstance(model, Keye):
-        shapes = Shapes("keye", model.arch.vision, model.arch.language, None, model.arch)
+        shapes = Shapes("keye", model.config.vision, model.config.language, None, model.config)
     else:
-        shapes = Shapes("siglip", vision=model.vision_model.shape, text=model.text_model.shape)
+        shapes = Shapes("siglip", vision=model.vision_model.config, text=model.text_model.config)
     is_alike = like is not None and like.shapes.layout == shapes.layout
     kept = dict(like.files) if like is not None and is_alike else {}
     words = dict(told)

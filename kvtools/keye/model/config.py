@@ -18,7 +18,7 @@ MERGE = 2
 
 
 @dataclass(frozen=True)
-class VisionShape:
+class VisionConfig:
     """The tower. joint: all frames of a video attend to one another, as in the preview; else each alone, as in 1.5.
 
     interpolate and rope are the ablation of the report's Table 2: without the first, the table of positions is read in raster
@@ -51,7 +51,7 @@ class VisionShape:
 
 
 @dataclass(frozen=True)
-class LanguageShape:
+class LanguageConfig:
     """The decoder. positions: the longest row it is meant for; nothing is refused beyond it."""
 
     width: int
@@ -76,7 +76,7 @@ class LanguageShape:
 
 
 @dataclass(frozen=True)
-class TextShape:
+class TextConfig:
     """The text tower of stage 0. output: the width of what it gives, 0 for its own; the vision tower's must equal it."""
 
     width: int
@@ -99,11 +99,11 @@ class TextShape:
 
 
 @dataclass(frozen=True)
-class Architecture:
+class ModelConfig:
     """A whole model: tower, decoder, and what lies between. merge: patches a side that become one visual token."""
 
-    vision: VisionShape
-    language: LanguageShape
+    vision: VisionConfig
+    language: LanguageConfig
     merge: int = MERGE
     tokens_per_second: int = 2  # steps of the temporal position
     image_token: int = IMAGE_TOKEN
@@ -123,15 +123,15 @@ class Architecture:
     def from_json(cls, words: dict[str, Any]) -> Self:
         """The architecture that `to_json` told. Raises ValueError for fields that are not its own, or of other types."""
         parts = dict(words)
-        for name, shape in (("vision", VisionShape), ("language", LanguageShape)):
+        for name, shape in (("vision", VisionConfig), ("language", LanguageConfig)):
             parts[name] = _of(shape, parts.get(name), name)
         made: Self = _of(cls, parts, "architecture")
         return made
 
 
-def text_of(words: dict[str, Any]) -> TextShape:
-    """The text tower that `dataclasses.asdict` told. Raises as Architecture.from_json."""
-    made: TextShape = _of(TextShape, words, "text")
+def text_of(words: dict[str, Any]) -> TextConfig:
+    """The text tower that `dataclasses.asdict` told. Raises as ModelConfig.from_json."""
+    made: TextConfig = _of(TextConfig, words, "text")
     return made
 
 
@@ -162,26 +162,26 @@ def _of(shape: Any, words: Any, name: str) -> Any:
         raise ValueError(f"{name}: {fault}") from None
 
 
-SIZES: dict[str, Architecture] = {
-    "tiny": Architecture(
-        VisionShape(width=128, hidden=256, layers=2, heads=4, table_side=16),
-        LanguageShape(
+SIZES: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(
+        VisionConfig(width=128, hidden=256, layers=2, heads=4, table_side=16),
+        LanguageConfig(
             width=128, hidden=256, layers=4, heads=4, kv_heads=2, head_dim=32, vocabulary=6400, theta=1e4, tied=True,
             positions=8192,
         ),
     ),
-    "small": Architecture(
-        VisionShape(width=384, hidden=1536, layers=6, heads=6, table_side=16),
-        LanguageShape(
+    "small": ModelConfig(
+        VisionConfig(width=384, hidden=1536, layers=6, heads=6, table_side=16),
+        LanguageConfig(
             width=512, hidden=1536, layers=8, heads=8, kv_heads=4, head_dim=64, vocabulary=6400, tied=True, positions=16384
         ),
     ),
-    "0.6b": Architecture(
-        VisionShape(width=768, hidden=3072, layers=12, heads=12),
-        LanguageShape(width=1024, hidden=3072, layers=28, heads=16, kv_heads=8, head_dim=128, tied=True),
+    "0.6b": ModelConfig(
+        VisionConfig(width=768, hidden=3072, layers=12, heads=12),
+        LanguageConfig(width=1024, hidden=3072, layers=28, heads=16, kv_heads=8, head_dim=128, tied=True),
     ),
-    "8b": Architecture(
-        VisionShape(width=1152, hidden=4304, layers=27, heads=16),
-        LanguageShape(width=4096, hidden=12288, layers=36, heads=32, kv_heads=8, head_dim=128),
+    "8b": ModelConfig(
+        VisionConfig(width=1152, hidden=4304, layers=27, heads=16),
+        LanguageConfig(width=4096, hidden=12288, layers=36, heads=32, kv_heads=8, head_dim=128),
     ),
 }  # fmt: skip

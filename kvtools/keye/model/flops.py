@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtools.keye.model.config import Architecture, TextShape, VisionShape
+from kvtools.keye.model.config import ModelConfig, TextConfig, VisionConfig
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Flops:
         return self.patches + self.tower + self.projector + self.decoder + self.pairs + self.head
 
 
-def of_row(arch: Architecture, shape: Shape) -> Flops:
+def of_row(config: ModelConfig, shape: Shape) -> Flops:
     """Forward FLOPs of a row."""
-    vision, language = arch.vision, arch.language
+    vision, language = config.vision, config.language
     n_patches, n_tokens = int(np.array(shape.grids, np.int64).reshape(-1, 3).prod(1).sum()), sum(shape.lengths)
     patches, tower = _of_tower(vision, shape.grids)
-    joined = vision.width * arch.merge**2
-    projector = 2 * n_patches // arch.merge**2 * (joined**2 + joined * language.width)
+    joined = vision.width * config.merge**2
+    projector = 2 * n_patches // config.merge**2 * (joined**2 + joined * language.width)
     heads = language.heads * language.head_dim
     kept = language.kv_heads * language.head_dim
     layer = language.width * (2 * heads + 2 * kept + 3 * language.hidden)
@@ -64,13 +64,13 @@ def of_row(arch: Architecture, shape: Shape) -> Flops:
     return Flops(patches, tower, float(projector), decoder, pairs, head)
 
 
-def of_pairs(vision: VisionShape, text: TextShape, grids: Sequence[Sequence[int]], n_words: int) -> float:
+def of_pairs(vision: VisionConfig, text: TextConfig, grids: Sequence[Sequence[int]], n_words: int) -> float:
     """FLOPs of pictures against texts, forward and backward; heads and what words see of one another are left out."""
     patches, tower = _of_tower(vision, grids)
     return 2 * patches + 3 * tower + 3.0 * 2 * n_words * text.layers * _block(text)
 
 
-def _of_tower(vision: VisionShape, grids: Sequence[Sequence[int]]) -> tuple[float, float]:
+def _of_tower(vision: VisionConfig, grids: Sequence[Sequence[int]]) -> tuple[float, float]:
     """Of the first product, and of the layers."""
     grids_V3 = np.array(grids, np.int64).reshape(-1, 3)
     patches_V, frame_V = grids_V3.prod(1), grids_V3[:, 1] * grids_V3[:, 2]
@@ -80,5 +80,5 @@ def _of_tower(vision: VisionShape, grids: Sequence[Sequence[int]]) -> tuple[floa
     return 2.0 * n_patches * 3 * vision.patch**2 * vision.width, float(layers)
 
 
-def _block(shape: VisionShape | TextShape) -> int:
+def _block(shape: VisionConfig | TextConfig) -> int:
     return 4 * shape.width**2 + 2 * shape.width * shape.hidden

@@ -68,7 +68,7 @@ class Eyes:
             pixels = torch.from_numpy(np.concatenate([visual.pixels_P3HW for visual in new.values()]))
             grids = [grid for visual in new.values() for grid in _grids(visual.grid[None])]
             seen_MD = self._model.see(pixels.to(self._model.output_VD.device), grids)
-            parts = torch.split(seen_MD, [t * h * w // self._model.arch.merge**2 for t, h, w in grids])
+            parts = torch.split(seen_MD, [t * h * w // self._model.config.merge**2 for t, h, w in grids])
             known |= {key: (visual, part) for (key, visual), part in zip(new.items(), parts, strict=True)}
         self._seen = known
         return torch.cat([known[id(visual)][1] for visual in visuals]) if visuals else None
@@ -102,8 +102,8 @@ def generate(
     for name, count in (("max_new", max_new), ("n", n), ("budget", budget)):
         if count < 1:
             raise ValueError(f"{name}: {count} found, at least 1 expected")
-    arch = model.arch
-    shut = sorted({arch.image_token, arch.video_token, *never} & set(range(arch.language.vocabulary)))
+    config = model.config
+    shut = sorted({config.image_token, config.video_token, *never} & set(range(config.language.vocabulary)))
     run = _Run(model, sampling, max_new, frozenset(stop_tokens), seed, shut, budget, tell, eyes or Eyes(model))
     return (answers for chunk in _chunks(prompts, budget) for answers in run.answers(chunk, n))
 
@@ -139,7 +139,7 @@ def log_probabilities(model: Keye, row: PackedRow, *, everywhere: bool = False) 
     positions_3S = torch.tensor(row.positions, device=device)
     hidden_SD = model.hidden(tokens_S, positions_3S, row.segments.tolist(), seen_MD)
     places = torch.from_numpy(np.flatnonzero(is_wanted)).to(device)
-    chunk = max(1, _CHUNK_LOGITS // model.arch.language.vocabulary)
+    chunk = max(1, _CHUNK_LOGITS // model.config.language.vocabulary)
     parts = [
         checkpoint(_scores, model, hidden_SD[some - 1], tokens_S[some], use_reentrant=False)
         for some in torch.split(places, chunk)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nf
 
-from kvtools.keye.model.config import Architecture
+from kvtools.keye.model.config import ModelConfig
 from kvtools.keye.model.language import Cache, Decoder
 from kvtools.keye.model.projector import Projector
 from kvtools.keye.model.rope import language_turn
@@ -24,23 +24,23 @@ __all__ = ["Cache", "Keye"]
 class Visual(nn.Module):
     """The tower, under the name it has in published checkpoints."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.vision_model = VisionTower(arch.vision)
+        self.vision_model = VisionTower(config.vision)
 
 
 class Keye(nn.Module):
     """The whole model, of random weights by torch's generator."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.arch = arch
-        self.visual = Visual(arch)
-        self.mlp_AR = Projector(arch)
-        self.model = Decoder(arch.language)
-        if not arch.language.tied:
-            self.lm_head = nn.Linear(arch.language.width, arch.language.vocabulary, bias=False)
-            nn.init.normal_(self.lm_head.weight, std=arch.language.width**-0.5)
+        self.config = config
+        self.visual = Visual(config)
+        self.mlp_AR = Projector(config)
+        self.model = Decoder(config.language)
+        if not config.language.tied:
+            self.lm_head = nn.Linear(config.language.width, config.language.vocabulary, bias=False)
+            nn.init.normal_(self.lm_head.weight, std=config.language.width**-0.5)
 
     @property
     def tower(self) -> VisionTower:
@@ -49,7 +49,7 @@ class Keye(nn.Module):
     @property
     def output_VD(self) -> Tensor:
         """The matrix that turns states into logits, (vocabulary, D)."""
-        return self.model.embed_tokens.weight if self.arch.language.tied else self.lm_head.weight
+        return self.model.embed_tokens.weight if self.config.language.tied else self.lm_head.weight
 
     @property
     def checkpointing(self) -> bool:
@@ -71,7 +71,7 @@ class Keye(nn.Module):
         pixels_P3HW: uint8, patches of each item in raster order, frame after frame; grid_V3: frames, rows, columns an item.
         Raises ValueError where sides are odd or pixels and grids differ.
         """
-        seen: Tensor = self.mlp_AR(self.tower(pixels_P3HW, grid_V3, merge=self.arch.merge))
+        seen: Tensor = self.mlp_AR(self.tower(pixels_P3HW, grid_V3, merge=self.config.merge))
         return seen
 
     def hidden(
@@ -88,21 +88,21 @@ class Keye(nn.Module):
         and video tokens are replaced by visual_MD in order. cache: see there. Raises ValueError for tokens that are out of the
         vocabulary, and for visual tokens that are not as many as visual_MD has.
         """
-        n_words = self.arch.language.vocabulary
+        n_words = self.config.language.vocabulary
         if not len(tokens_S) or int(tokens_S.min()) < 0 or int(tokens_S.max()) >= n_words:
             found = f"{int(tokens_S.min())} to {int(tokens_S.max())}" if len(tokens_S) else "none"
             raise ValueError(f"tokens: {found} found, 0 to {n_words - 1} of the vocabulary expected")
         if tuple(positions_3S.shape) != (3, len(tokens_S)):
             raise ValueError(f"positions: {tuple(positions_3S.shape)} found, {(3, len(tokens_S))} expected")
         x_SD = nf.embedding(tokens_S, self.model.embed_tokens.weight)
-        is_visual_S = (tokens_S == self.arch.image_token) | (tokens_S == self.arch.video_token)
+        is_visual_S = (tokens_S == self.config.image_token) | (tokens_S == self.config.video_token)
         places = is_visual_S.nonzero().flatten()
         n_given = 0 if visual_MD is None else len(visual_MD)
         if len(places) != n_given:
             raise ValueError(f"{len(places)} visual tokens in the row found, {n_given} as were seen expected")
         if visual_MD is not None and n_given:
             x_SD = torch.index_copy(x_SD, 0, places, visual_MD.to(x_SD.dtype))
-        turn = language_turn(positions_3S, self.arch.language.head_dim, self.arch.language.theta)
+        turn = language_turn(positions_3S, self.config.language.head_dim, self.config.language.theta)
         out: Tensor = self.model(x_SD, turn, segments, cache)
         return out
 

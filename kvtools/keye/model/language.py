@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nf
 
 from kvtools.keye.model.attention import Segments, attend, attend_cached
-from kvtools.keye.model.config import LanguageShape
+from kvtools.keye.model.config import LanguageConfig
 from kvtools.keye.model.layers import RMSNorm, product_dtype, repeated
 from kvtools.keye.model.rope import Turn, rotate
 
@@ -88,15 +88,15 @@ class Cache:
 class SelfAttention(nn.Module):
     """Each token sees those before it in its segment; several heads share keys and values."""
 
-    def __init__(self, shape: LanguageShape) -> None:
+    def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.head_dim = shape.head_dim
-        self.q_proj = nn.Linear(shape.width, shape.heads * shape.head_dim, bias=False)
-        self.k_proj = nn.Linear(shape.width, shape.kv_heads * shape.head_dim, bias=False)
-        self.v_proj = nn.Linear(shape.width, shape.kv_heads * shape.head_dim, bias=False)
-        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=False)
-        self.q_norm = RMSNorm(shape.head_dim, shape.eps)
-        self.k_norm = RMSNorm(shape.head_dim, shape.eps)
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.eps)
+        self.k_norm = RMSNorm(config.head_dim, config.eps)
 
     def forward(self, x_SD: Tensor, turn: Turn, segments: Segments, cache: Cache | None = None, layer: int = 0) -> Tensor:
         shape = (len(x_SD), -1, self.head_dim)
@@ -119,11 +119,11 @@ class SelfAttention(nn.Module):
 class Feed(nn.Module):
     """SwiGLU: one matrix says how much of the other passes."""
 
-    def __init__(self, shape: LanguageShape) -> None:
+    def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(shape.width, shape.hidden, bias=False)
-        self.up_proj = nn.Linear(shape.width, shape.hidden, bias=False)
-        self.down_proj = nn.Linear(shape.hidden, shape.width, bias=False)
+        self.gate_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x_SD: Tensor) -> Tensor:
         out: Tensor = self.down_proj(nf.silu(self.gate_proj(x_SD)) * self.up_proj(x_SD))
@@ -133,12 +133,12 @@ class Feed(nn.Module):
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + feed(norm(x))."""
 
-    def __init__(self, shape: LanguageShape) -> None:
+    def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(shape)
-        self.mlp = Feed(shape)
-        self.input_layernorm = RMSNorm(shape.width, shape.eps)
-        self.post_attention_layernorm = RMSNorm(shape.width, shape.eps)
+        self.self_attn = SelfAttention(config)
+        self.mlp = Feed(config)
+        self.input_layernorm = RMSNorm(config.width, config.eps)
+        self.post_attention_layernorm = RMSNorm(config.width, config.eps)
 
     def forward(self, x_SD: Tensor, turn: Turn, segments: Segments, cache: Cache | None = None, layer: int = 0) -> Tensor:
         dtype = product_dtype(x_SD)
@@ -150,17 +150,17 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """Embeddings, layers and the final norm; not the output matrix."""
 
-    def __init__(self, shape: LanguageShape) -> None:
+    def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.checkpointing = False
-        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
-        self.norm = RMSNorm(shape.width, shape.eps)
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.eps)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 # tables too: where the output is the table, logits begin with a deviation of 1
                 is_last = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * ((2 * shape.layers) ** -0.5 if is_last else 1))
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * ((2 * config.layers) ** -0.5 if is_last else 1))
 
     def forward(self, x_SD: Tensor, turn: Turn, starts: Sequence[int], cache: Cache | None = None) -> Tensor:
         """Embedded tokens to states after the final norm, (S, D) in the precision of products."""

@@ -6,20 +6,20 @@ GELU, Linear. Legend: P patches, M visual tokens, D width.
 
 from torch import Tensor, nn
 
-from kvtools.keye.model.config import Architecture
+from kvtools.keye.model.config import ModelConfig
 from kvtools.keye.model.layers import layer_norm, linear_gelu
 
 
 class Projector(nn.Module):
     """(P, width of the tower), block by block, to (M, width of the decoder)."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_joined = arch.merge**2
-        joined = arch.vision.width * self.n_joined
-        self.pre_norm = nn.LayerNorm(arch.vision.width, eps=1e-5)
+        self.n_joined = config.merge**2
+        joined = config.vision.width * self.n_joined
+        self.pre_norm = nn.LayerNorm(config.vision.width, eps=1e-5)
         self.linear_1 = nn.Linear(joined, joined)
-        self.linear_2 = nn.Linear(joined, arch.language.width)
+        self.linear_2 = nn.Linear(joined, config.language.width)
         for layer in (self.linear_1, self.linear_2):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)

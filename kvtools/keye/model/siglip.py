@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nf
 
 from kvtools.keye.model.attention import Segments
-from kvtools.keye.model.config import TextShape, VisionShape
+from kvtools.keye.model.config import TextConfig, VisionConfig
 from kvtools.keye.model.layers import layer_norm
 from kvtools.keye.model.vision import Encoder, Feed, Grids, VisionTower, initialise
 
@@ -54,13 +54,13 @@ class Attention(nn.Module):
 class Head(nn.Module):
     """One learnt question to all patches of an item, and a feed-forward: (P, D) to (V, D)."""
 
-    def __init__(self, shape: VisionShape) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.n_heads = shape.heads
-        self.probe = nn.Parameter(torch.empty(1, 1, shape.width))
-        self.attention = Attention(shape.width)
-        self.layernorm = nn.LayerNorm(shape.width, eps=shape.eps)
-        self.mlp = Feed(shape)
+        self.n_heads = config.heads
+        self.probe = nn.Parameter(torch.empty(1, 1, config.width))
+        self.attention = Attention(config.width)
+        self.layernorm = nn.LayerNorm(config.width, eps=config.eps)
+        self.mlp = Feed(config)
 
     def forward(self, seen_PD: Tensor, n_patches_V: Sequence[int]) -> Tensor:
         weights, biases = self.attention.in_proj_weight.chunk(3), self.attention.in_proj_bias.chunk(3)
@@ -81,10 +81,10 @@ class Head(nn.Module):
 class PooledTower(VisionTower):
     """The vision tower and its head."""
 
-    def __init__(self, shape: VisionShape) -> None:
-        super().__init__(shape)
-        self.head = Head(shape)
-        initialise(self.head, shape.layers)
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__(config)
+        self.head = Head(config)
+        initialise(self.head, config.layers)
 
     def pooled(self, pixels_P3HW: Tensor, grids: Grids) -> Tensor:
         """(V, D): one vector an item, whatever its size; a video's frames together."""
@@ -95,33 +95,33 @@ class PooledTower(VisionTower):
 class TextEmbeddings(nn.Module):
     """Tokens and their places."""
 
-    def __init__(self, shape: TextShape) -> None:
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(shape.vocabulary, shape.width)
-        self.position_embedding = nn.Embedding(shape.positions, shape.width)
+        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
+        self.position_embedding = nn.Embedding(config.positions, config.width)
 
 
 class TextTower(nn.Module):
     """SigLIP's text model: every token sees all of its text, and the last one speaks for it."""
 
-    def __init__(self, shape: TextShape) -> None:
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.shape = shape
-        self.embeddings = TextEmbeddings(shape)
-        self.encoder = Encoder(shape)
-        self.final_layer_norm = nn.LayerNorm(shape.width, eps=shape.eps)
-        self.head = nn.Linear(shape.width, shape.output or shape.width)
-        initialise(self, shape.layers)
+        self.config = config
+        self.embeddings = TextEmbeddings(config)
+        self.encoder = Encoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.head = nn.Linear(config.width, config.output or config.width)
+        initialise(self, config.layers)
 
     def forward(self, tokens_S: Tensor, starts: Sequence[int]) -> Tensor:
         """(B, E). SigLIP's own texts are all 64 tokens long, padding included, which its attention sees; give them so to have
         its results, or unpadded, each ending in one token that always ends texts. Raises ValueError for texts too long."""
         segments = Segments.of(starts, len(tokens_S), tokens_S.device)
         longest = max(segments.lengths)
-        if longest > self.shape.positions or int(tokens_S.min()) < 0 or int(tokens_S.max()) >= self.shape.vocabulary:
+        if longest > self.config.positions or int(tokens_S.min()) < 0 or int(tokens_S.max()) >= self.config.vocabulary:
             raise ValueError(
-                f"a text of {longest} tokens up to {int(tokens_S.max())} found, {self.shape.positions} tokens below "
-                f"{self.shape.vocabulary} expected"
+                f"a text of {longest} tokens up to {int(tokens_S.max())} found, {self.config.positions} tokens below "
+                f"{self.config.vocabulary} expected"
             )
         place_S = torch.cat([torch.arange(n, device=tokens_S.device) for n in segments.lengths])
         x_SD = self.embeddings.token_embedding(tokens_S) + self.embeddings.position_embedding(place_S)
@@ -134,7 +134,7 @@ class TextTower(nn.Module):
 class Matching(nn.Module):
     """Both towers and what the loss learns. Raises ValueError where the towers' results differ in width."""
 
-    def __init__(self, vision: VisionShape, text: TextShape) -> None:
+    def __init__(self, vision: VisionConfig, text: TextConfig) -> None:
         super().__init__()
         if (text.output or text.width) != vision.width:
             raise ValueError(f"texts of width {text.output or text.width} found, {vision.width} of images expected")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nf
 
 from kvtools.keye.model.attention import Segments, attend
-from kvtools.keye.model.config import TextShape, VisionShape
+from kvtools.keye.model.config import TextConfig, VisionConfig
 from kvtools.keye.model.layers import layer_norm, linear_gelu, product_dtype, repeated
 from kvtools.keye.model.rope import Turn, rotate, vision_turn
 
@@ -64,11 +64,11 @@ def layout(grids: Grids, *, joint: bool, merge: int = 1, device: torch.device | 
 class Embeddings(nn.Module):
     """Pixels to vectors, and where each patch stands."""
 
-    def __init__(self, shape: VisionShape) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.shape = shape
-        self.patch_embedding = nn.Conv2d(3, shape.width, shape.patch, shape.patch)
-        self.position_embedding = nn.Embedding(shape.table_side**2, shape.width)
+        self.config = config
+        self.patch_embedding = nn.Conv2d(3, config.width, config.patch, config.patch)
+        self.position_embedding = nn.Embedding(config.table_side**2, config.width)
 
     def forward(self, pixels_P3HW: Tensor, where: Layout) -> Tensor:
         """uint8 (P, 3, patch, patch), or floats on the same scale from 0 to 255: (P, D)."""
@@ -81,8 +81,8 @@ class Embeddings(nn.Module):
 
     def positions(self, where: Layout) -> Tensor:
         """What the table says of each patch's place, (P, D)."""
-        table, side = self.position_embedding.weight, self.shape.table_side
-        if not self.shape.interpolate:
+        table, side = self.position_embedding.weight, self.config.table_side
+        if not self.config.interpolate:
             width_P = torch.cat([where.columns_P.new_full((t * h * w,), w) for t, h, w in where.grids])
             return nf.embedding((where.rows_P * width_P + where.columns_P).clamp(max=side * side - 1), table)
         made: dict[tuple[int, int], Tensor] = {}
@@ -115,10 +115,10 @@ def _weights(n_from: int, n_to: int, like: Tensor) -> Tensor:
 class SelfAttention(nn.Module):
     """Every patch of a segment sees all of it."""
 
-    def __init__(self, shape: VisionShape | TextShape) -> None:
+    def __init__(self, config: VisionConfig | TextConfig) -> None:
         super().__init__()
-        self.n_heads = shape.heads
-        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(shape.width, shape.width) for _ in range(4))
+        self.n_heads = config.heads
+        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(config.width, config.width) for _ in range(4))
 
     def forward(self, x_PD: Tensor, turn: Turn | None, segments: Segments) -> Tensor:
         n_patches = len(x_PD)
@@ -132,10 +132,10 @@ class SelfAttention(nn.Module):
 class Feed(nn.Module):
     """Two matrices and a GELU, in its tanh form."""
 
-    def __init__(self, shape: VisionShape | TextShape) -> None:
+    def __init__(self, config: VisionConfig | TextConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(shape.width, shape.hidden)
-        self.fc2 = nn.Linear(shape.hidden, shape.width)
+        self.fc1 = nn.Linear(config.width, config.hidden)
+        self.fc2 = nn.Linear(config.hidden, config.width)
 
     def forward(self, x_PD: Tensor) -> Tensor:
         out: Tensor = self.fc2(linear_gelu(self.fc1, x_PD, tanh=True))
@@ -145,12 +145,12 @@ class Feed(nn.Module):
 class Block(nn.Module):
     """One of SigLIP's layers, of either tower: x + attention(norm(x)), then x + feed(norm(x))."""
 
-    def __init__(self, shape: VisionShape | TextShape) -> None:
+    def __init__(self, config: VisionConfig | TextConfig) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(shape.width, eps=shape.eps)
-        self.self_attn = SelfAttention(shape)
-        self.layer_norm2 = nn.LayerNorm(shape.width, eps=shape.eps)
-        self.mlp = Feed(shape)
+        self.layer_norm1 = nn.LayerNorm(config.width, eps=config.eps)
+        self.self_attn = SelfAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
+        self.mlp = Feed(config)
 
     def forward(self, x_PD: Tensor, turn: Turn | None, segments: Segments) -> Tensor:
         x_PD = x_PD + self.self_attn(layer_norm(self.layer_norm1, x_PD), turn, segments)
@@ -161,10 +161,10 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """The layers of a tower."""
 
-    def __init__(self, shape: VisionShape | TextShape) -> None:
+    def __init__(self, config: VisionConfig | TextConfig) -> None:
         super().__init__()
         self.checkpointing = False
-        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
 
     def forward(self, x_PD: Tensor, turn: Turn | None, segments: Segments) -> Tensor:
         for layer in self.layers:
@@ -175,13 +175,13 @@ class Encoder(nn.Module):
 class VisionTower(nn.Module):
     """SigLIP's vision model without its head (matching.py has one)."""
 
-    def __init__(self, shape: VisionShape) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.shape = shape
-        self.embeddings = Embeddings(shape)
-        self.encoder = Encoder(shape)
-        self.post_layernorm = nn.LayerNorm(shape.width, eps=shape.eps)
-        initialise(self, shape.layers)
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.post_layernorm = nn.LayerNorm(config.width, eps=config.eps)
+        initialise(self, config.layers)
 
     def forward(self, pixels_P3HW: Tensor, grids: Grids, *, merge: int = 1) -> Tensor:
         """(P, D) after the last norm, in the order of the patches; with merge, block by block within each frame.
@@ -190,10 +190,10 @@ class VisionTower(nn.Module):
         """
         grids = [(int(t), int(h), int(w)) for t, h, w in grids]
         n_patches = sum(t * h * w for t, h, w in grids)
-        side = self.shape.patch
+        side = self.config.patch
         if tuple(pixels_P3HW.shape) != (n_patches, 3, side, side):
             raise ValueError(f"pixels {tuple(pixels_P3HW.shape)} found, {(n_patches, 3, side, side)} of the grids expected")
-        where = layout(grids, joint=self.shape.joint, merge=merge, device=pixels_P3HW.device)
+        where = layout(grids, joint=self.config.joint, merge=merge, device=pixels_P3HW.device)
         if merge > 1:  # the order of what attends does not matter; bytes are the cheapest to move
             orders, place = [], 0
             for n_frames, n_rows, n_columns in grids:
@@ -202,8 +202,8 @@ class VisionTower(nn.Module):
                 place += n_frames * n_rows * n_columns
             pixels_P3HW = pixels_P3HW[torch.cat(orders).to(pixels_P3HW.device)]
         turn = None
-        if self.shape.rope:
-            turn = vision_turn(where.rows_P, where.columns_P, self.shape.head_dim, self.shape.theta)
+        if self.config.rope:
+            turn = vision_turn(where.rows_P, where.columns_P, self.config.head_dim, self.config.theta)
         x_PD = self.encoder(self.embeddings(pixels_P3HW, where), turn, where.segments)
         return layer_norm(self.post_layernorm, x_PD)
 

@@ -18,7 +18,7 @@ from kvtools.keye.data import dataloader as feed
 from kvtools.keye.data.augment import Augment
 from kvtools.keye.data.dataloader import Feed, Load, PackedFeed
 from kvtools.keye.data.packing import owners
-from kvtools.keye.model.config import Architecture
+from kvtools.keye.model.config import ModelConfig
 from kvtools.keye.model.flops import Shape, of_pairs, of_row
 from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
@@ -42,7 +42,7 @@ class Task:
     model: nn.Module
 
     def __init__(
-        self, source: Feed | PackedFeed, arch: Architecture, stage: Stage, *, batch_tokens: int, world: World, device: str,
+        self, source: Feed | PackedFeed, arch: ModelConfig, stage: Stage, *, batch_tokens: int, world: World, device: str,
         seed: int, augment: Augment, held: Feed | PackedFeed | None = None, is_judged: bool = False,
     ) -> None:  # fmt: skip
         self.source, self._held, self._is_judged = source, held, is_judged
@@ -187,10 +187,10 @@ class Contrasting(Task):
         self.model: Matching = model
 
     def flops(self, load: Load) -> float:
-        return of_pairs(self._arch.vision, self.model.text_model.shape, load.grid.tolist(), load.n_targets)
+        return of_pairs(self._arch.vision, self.model.text_model.config, load.grid.tolist(), load.n_targets)
 
     def measure(self, row: PackedRow) -> tuple[Tensor, Tensor, int] | None:
-        places, texts = _pairs(row, self._visual_tokens, self.model.text_model.shape.positions)
+        places, texts = _pairs(row, self._visual_tokens, self.model.text_model.config.positions)
         if row.pixels is None or not texts:
             return None
         device = self._device

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from kvtools.chance import seed_of
 from kvtools.errors import Usage
-from kvtools.keye.model.config import SIZES, Architecture
+from kvtools.keye.model.config import SIZES, ModelConfig
 from kvtools.keye.run.stages import PARTS, STAGES, Stage, rate_of
 from kvtools.options import band, duration
 from kvtools.train.loop import Plan
@@ -107,7 +107,7 @@ class Recipe:
     def weights_seed(self) -> int:
         return seed_of(self.seed, "weights")
 
-    def shaped(self, arch: Architecture) -> Architecture:
+    def shaped(self, arch: ModelConfig) -> ModelConfig:
         """An architecture with what --architecture changes of it. Raises Usage for what it does not have."""
         return _changed(arch, self.words["architecture"])
 
@@ -115,12 +115,12 @@ class Recipe:
         """Option names to values, as --config reads them."""
         return {name: value for name, value in self.words.items() if value not in ([], None)}
 
-    def rate(self, arch: Architecture) -> float:
+    def rate(self, arch: ModelConfig) -> float:
         """The peak rate for a model of that architecture: by the width of the tower where that is what learns."""
         width = (arch.vision if self.what.is_contrastive else arch.language).width
         return self.lr if self.lr is not None else rate_of(self.stage, width)
 
-    def plan(self, lengths: Lengths, arch: Architecture, dtype: Any) -> Plan:
+    def plan(self, lengths: Lengths, arch: ModelConfig, dtype: Any) -> Plan:
         """The loop's plan, for epochs of those lengths."""
         n_total = lengths.total(self.steps)
 
@@ -145,7 +145,7 @@ class Recipe:
         )
 
 
-def _changed(arch: Architecture, words: Sequence[str]) -> Architecture:
+def _changed(arch: ModelConfig, words: Sequence[str]) -> ModelConfig:
     """An architecture with PART.NAME=N changes, as language.layers=6 or vision.joint=false. Raises Usage for others."""
     defaults = {
         f"{part}.{f.name}": getattr(shape, f.name)

@@ -67,7 +67,7 @@ class Talk:
         model, chat, manner = self._model, self._chat, self._manner
         conversation = {"id": name, "mode": manner.mode, "messages": list(messages)}
         begun = time.perf_counter()
-        asked = prompt(conversation, chat, self._media, tokens_per_second=model.arch.tokens_per_second)
+        asked = prompt(conversation, chat, self._media, tokens_per_second=model.config.tokens_per_second)
         text = Unrolled(chat)
 
         def tell(_key: str, _number: int, token: int) -> None:
@@ -76,7 +76,7 @@ class Talk:
 
         ((answer,),) = generate(
             model, [asked], max_new=manner.max_new, temperature=manner.temperature, top_k=manner.top_k, top_p=manner.top_p,
-            stop_tokens=chat.stop_tokens, seed=manner.seed, never=range(chat.size, model.arch.language.vocabulary), tell=tell,
+            stop_tokens=chat.stop_tokens, seed=manner.seed, never=range(chat.size, model.config.language.vocabulary), tell=tell,
             eyes=self._eyes,
         )  # fmt: skip
         if hear is not None:

@@ -29,7 +29,7 @@ from kvtools.keye.data.chat_template import Chat
 from kvtools.keye.data.conversations import open_conversations
 from kvtools.keye.data.media import Media
 from kvtools.keye.data.tokenizer import FILE as TOKENIZER
-from kvtools.keye.model.config import SIZES, Architecture, TextShape
+from kvtools.keye.model.config import SIZES, ModelConfig, TextConfig
 from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Matching
@@ -102,7 +102,7 @@ class Start:
     """A model to train, its tokenizer, and where its weights came from."""
 
     model: Keye | Matching
-    arch: Architecture
+    arch: ModelConfig
     chat: Chat
     like: Weights | None
     histories: list[list[Step]]
@@ -269,7 +269,7 @@ def _speaker(parts: Sequence[Weights], *, is_contrastive: bool) -> Weights | Non
 def _require_fits(row: PackedRow, start: Start) -> None:
     """Raise ValueError for a packed row that the model cannot be shown."""
     model, arch = start.model, start.arch
-    n_words = arch.language.vocabulary if isinstance(model, Keye) else model.text_model.shape.vocabulary
+    n_words = arch.language.vocabulary if isinstance(model, Keye) else model.text_model.config.vocabulary
     if row.tokens.min() < 0 or row.tokens.max() >= n_words:
         raise ValueError(
             f"tokens: {row.tokens.min()} to {row.tokens.max()} found, ids below the model's {n_words} expected; pack rows with "
@@ -286,7 +286,7 @@ def _require_fits(row: PackedRow, start: Start) -> None:
         raise ValueError("targets: 0 or 1, and 0 for the first token of a conversation, expected")
 
 
-def _base(parts: Sequence[Weights], arch: Architecture, chat: Chat) -> Architecture:
+def _base(parts: Sequence[Weights], arch: ModelConfig, chat: Chat) -> ModelConfig:
     """The size, with the shapes of those parts that bring any, and the tokens of the tokenizer where none brings a decoder."""
     language = replace(arch.language, vocabulary=-(-chat.size // _ROUND) * _ROUND)
     base = replace(arch, language=language, image_token=chat.image_token, video_token=chat.video_token)
@@ -303,7 +303,7 @@ def _base(parts: Sequence[Weights], arch: Architecture, chat: Chat) -> Architect
     return base
 
 
-def _text_shape(parts: Sequence[Weights], arch: Architecture, chat: Chat) -> TextShape:
+def _text_shape(parts: Sequence[Weights], arch: ModelConfig, chat: Chat) -> TextConfig:
     given = next((part.shapes.text for part in reversed(parts) if part.shapes.text is not None), None)
     if given is not None:
         if chat.size > given.vocabulary:
@@ -313,4 +313,4 @@ def _text_shape(parts: Sequence[Weights], arch: Architecture, chat: Chat) -> Tex
         return given
     seen = arch.vision
     vocabulary = -(-chat.size // _ROUND) * _ROUND
-    return TextShape(seen.width, seen.hidden, seen.layers, seen.heads, vocabulary=vocabulary, positions=_TEXT_POSITIONS)
+    return TextConfig(seen.width, seen.hidden, seen.layers, seen.heads, vocabulary=vocabulary, positions=_TEXT_POSITIONS)

@@ -51,15 +51,15 @@ class Encoder:
     def __init__(self, model: Keye | Matching, history: list[dict[str, Any]], device: str) -> None:
         """Raises ValueError for a model whose patches or tokens are not of the size that videos are cut into."""
         self.history, self._device = history, device
-        seen = model.arch.vision if isinstance(model, Keye) else model.vision_model.shape
-        merge = model.arch.merge if isinstance(model, Keye) else patch.FACTOR // patch.PATCH
+        seen = model.config.vision if isinstance(model, Keye) else model.vision_model.config
+        merge = model.config.merge if isinstance(model, Keye) else patch.FACTOR // patch.PATCH
         if seen.patch != patch.PATCH or merge * seen.patch != patch.FACTOR:
             raise ValueError(
                 f"patches of {seen.patch} pixels, {merge} a side of a token found, {patch.PATCH} and "
                 f"{patch.FACTOR // patch.PATCH} expected"
             )
         self.pooling = "mean" if isinstance(model, Keye) else "head"
-        self.token_width = model.arch.language.width if isinstance(model, Keye) else 0
+        self.token_width = model.config.language.width if isinstance(model, Keye) else 0
         self._patch_bytes = 4 * (seen.hidden + 10 * seen.width)  # a layer's, in float32: rough, and enough
         parts: dict[str, nn.Module] = (
             {"visual": model.visual, "mlp_AR": model.mlp_AR}

@@ -16,7 +16,7 @@ from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.data.chat_template import Chat
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.siglip import Matching
+from kvtools.keye.model.siglip import Siglip
 from kvtools.keye.run.session import Talk, Unrolled
 
 SMALL = "--frames 2 --frame-tokens 1:8"
@@ -42,7 +42,7 @@ def shelf(tmp_path_factory):
     torch.manual_seed(3)
     save(top / "keye.safetensors", Keye(arch()))
     save(top / "mute.safetensors", Keye(arch()), None)
-    save(top / "matching.safetensors", Matching(EYES, TextConfig(16, 32, 1, 2)))
+    save(top / "matching.safetensors", Siglip(EYES, TextConfig(16, 32, 1, 2)))
     broken = Keye(arch())
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     save(top / "nan.safetensors", broken)

@@ -20,7 +20,7 @@ from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.data.chat_template import Chat
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.siglip import Matching
+from kvtools.keye.model.siglip import Siglip
 from kvtools.keye.run.video_embedder import Encoder
 from kvtools.video.pool import Outcome
 
@@ -48,7 +48,7 @@ def shelf(tmp_path_factory):
     torch.manual_seed(1)
     save(top / "keye.safetensors", Keye(ARCH))
     save(top / "other.safetensors", Keye(ARCH))
-    save(top / "matching.safetensors", Matching(EYES, TextConfig(16, 32, 1, 2)))
+    save(top / "matching.safetensors", Siglip(EYES, TextConfig(16, 32, 1, 2)))
     broken = Keye(ARCH)
     torch.nn.init.constant_(broken.mlp_AR.linear_2.bias, torch.nan)
     save(top / "nan.safetensors", broken)
@@ -78,7 +78,7 @@ def test_records_hold_what_the_model_sees_and_one_vector_for_it(here):
     for record in found:
         check("video", "stream", record.tensors, record.fields)
         with torch.no_grad():
-            seen = model.see(torch.tensor(record.tensors["pixels"]), [tuple(record.tensors["grid"].tolist())])
+            seen = model.encode_images(torch.tensor(record.tensors["pixels"]), [tuple(record.tensors["grid"].tolist())])
         assert record.tensors["tokens"].shape == (len(record.tensors["pixels"]) // 4, 24)
         np.testing.assert_allclose(record.tensors["tokens"].astype(np.float32), seen, rtol=2**-8, atol=1e-6)
         mean = seen.double().mean(0).numpy()
@@ -88,11 +88,11 @@ def test_records_hold_what_the_model_sees_and_one_vector_for_it(here):
 
 def test_all_else_is_as_without_an_encoder(here):
     assert say(f"kvtools tokenize-video {SMALL} . -o plain.kvs --force").code == 65
-    for with_eyes, plain in zip(*(records((here / f"{n}.kvs").read_bytes()) for n in ("clips", "plain")), strict=True):
-        assert {n: a.tobytes() for n, a in with_eyes.tensors.items() if n not in ("tokens", "embedding")} == {
+    for with_visual_cache, plain in zip(*(records((here / f"{n}.kvs").read_bytes()) for n in ("clips", "plain")), strict=True):
+        assert {n: a.tobytes() for n, a in with_visual_cache.tensors.items() if n not in ("tokens", "embedding")} == {
             n: a.tobytes() for n, a in plain.tensors.items()
         }
-        assert {n: x for n, x in with_eyes.fields.items() if n != "encoder"} == plain.fields
+        assert {n: x for n, x in with_visual_cache.fields.items() if n != "encoder"} == plain.fields
 
 
 def test_a_model_of_stage_0_gives_what_its_head_says_and_no_tokens(here):
@@ -100,7 +100,7 @@ def test_a_model_of_stage_0_gives_what_its_head_says_and_no_tokens(here):
     (record,) = records((here / "m.kvs").read_bytes())
     model = checkpoint.load("matching.safetensors").model
     with torch.no_grad():
-        pooled = model.images(torch.tensor(record.tensors["pixels"]), [tuple(record.tensors["grid"].tolist())])[0]
+        pooled = model.encode_images(torch.tensor(record.tensors["pixels"]), [tuple(record.tensors["grid"].tolist())])[0]
     np.testing.assert_allclose(record.tensors["embedding"], pooled, atol=1e-6)
     assert np.linalg.norm(record.tensors["embedding"]) == pytest.approx(1)
     assert ("tokens" in record.tensors, record.fields["encoder"]["pooling"]) == (False, "head")

@@ -7,7 +7,7 @@ from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, V
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.language import Cache
 from kvtools.keye.model.rope import language_turn
-from kvtools.keye.model.siglip import Matching
+from kvtools.keye.model.siglip import Siglip
 from kvtools.keye.model.vision import VisionTower, _stretched
 
 pytest.importorskip("transformers")
@@ -122,7 +122,7 @@ def test_tower_and_projector_are_paddleocrs(paddle):
     with torch.no_grad():
         seen = tower(pixel_values=scaled(x)[None], grid_thw=torch.tensor(GRIDS)).last_hidden_state
         expected = projector(seen.view(len(x), -1), torch.tensor(GRIDS))
-        found = ours.see(x, GRIDS)
+        found = ours.encode_images(x, GRIDS)
     assert (found - expected).abs().max() <= TOLERANCE
 
 
@@ -158,13 +158,13 @@ def test_matching_is_siglip_embeddings_and_loss(output):
     }
     theirs = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)).eval()
     shape = VisionConfig(48, 72, 2, 4, table_side=4, rope=False)
-    ours = taken_over(Matching(shape, TextConfig(text["hidden_size"], 64, 2, 4, 60, 16, output=output)), theirs)
+    ours = taken_over(Siglip(shape, TextConfig(text["hidden_size"], 64, 2, 4, 60, 16, output=output)), theirs)
     images = torch.randint(0, 256, (3, 3, 56, 56), dtype=torch.uint8)
     patches = images.view(3, 3, 4, 14, 4, 14).permute(0, 2, 4, 1, 3, 5).reshape(48, 3, 14, 14)
     tokens = torch.randint(0, 60, (3, 16))
     with torch.no_grad():
         expected = theirs(input_ids=tokens, pixel_values=scaled(images), return_loss=True)
-        images_BE, texts_BE = ours.images(patches, [(1, 4, 4)] * 3), ours.texts(tokens.flatten(), [0, 16, 32])
+        images_BE, texts_BE = ours.encode_images(patches, [(1, 4, 4)] * 3), ours.encode_texts(tokens.flatten(), [0, 16, 32])
         assert (images_BE - expected.image_embeds).abs().max() <= TOLERANCE
         assert (texts_BE - expected.text_embeds).abs().max() <= TOLERANCE
         assert abs(ours.loss(images_BE, texts_BE) - expected.loss) <= TOLERANCE

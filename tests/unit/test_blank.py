@@ -9,7 +9,7 @@ import torch
 
 from kvtools.keye.model.config import TextConfig
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.siglip import Matching
+from kvtools.keye.model.siglip import Siglip
 from kvtools.onerec.model.config import SIZES
 from kvtools.onerec.model.onerec import OneRec, Vocabulary
 from kvtools.train.meta_init import blank
@@ -17,7 +17,7 @@ from kvtools.train.meta_init import blank
 CODES = torch.from_numpy(np.array([[0, 1], [1, 0]], np.int32))
 MADE = [
     lambda: Keye(small_keye.ARCH),
-    lambda: Matching(small_keye.ARCH.vision, TextConfig(24, 40, 1, 2, vocabulary=50)),
+    lambda: Siglip(small_keye.ARCH.vision, TextConfig(24, 40, 1, 2, vocabulary=50)),
     lambda: OneRec(SIZES["tiny"], Vocabulary((2, 2), 2, {"age": 3}, (4,)), CODES),
 ]
 

@@ -46,7 +46,7 @@ def test_the_choice_is_the_likeliest_of_the_options_first_tokens(media):
     for one, said in zip(asked, together, strict=True):
         alone = prompt(one, CHAT, media)
         tokens, places = torch.from_numpy(alone.tokens).long(), torch.from_numpy(alone.positions)
-        seen = keye.see(torch.tensor(alone.visuals[0].pixels_P3HW), [alone.visuals[0].grid.tolist()])
+        seen = keye.encode_images(torch.tensor(alone.visuals[0].pixels_P3HW), [alone.visuals[0].grid.tolist()])
         logits = keye.logits(keye.hidden(tokens, places, [0], seen)[-1])
         assert said == max(options_of(one), key=lambda word: float(logits[CHAT.tokenizer.encode(word, ())[0]]))
 

@@ -11,7 +11,7 @@ from small_keye import IMAGE, VIDEO, model
 from test_keye_sampling import slow_candidates
 
 from kvtools.keye.data.packing import join
-from kvtools.keye.model.generate import Eyes, generate, log_probabilities, with_answer
+from kvtools.keye.model.generate import VisualCache, generate, log_probabilities, with_answer
 from kvtools.keye.model.inputs import Example, Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.rope import positions, rope_delta
@@ -52,7 +52,7 @@ def full_logits(keye, made):
     """Logits of a conversation by one forward without a cache."""
     row = join([made])
     with torch.no_grad():
-        seen = None if row.pixels is None else keye.see(torch.tensor(row.pixels), row.grid.tolist())
+        seen = None if row.pixels is None else keye.encode_images(torch.tensor(row.pixels), row.grid.tolist())
         hidden = keye.hidden(torch.tensor(row.tokens).long(), torch.tensor(row.positions), [0], seen)
         return keye.logits(hidden)
 
@@ -228,8 +228,10 @@ def test_scores_have_gradients_whatever_the_chunk(monkeypatch):
 
 def test_a_picture_is_looked_at_once_and_a_prompt_read_once(monkeypatch):
     keye, looked, read = model(6), [], []
-    see, hidden = Keye.see, Keye.hidden
-    monkeypatch.setattr(Keye, "see", lambda self, pixels, grids: looked.append(len(pixels)) or see(self, pixels, grids))
+    see, hidden = Keye.encode_images, Keye.hidden
+    monkeypatch.setattr(
+        Keye, "encode_images", lambda self, pixels, grids: looked.append(len(pixels)) or see(self, pixels, grids)
+    )
     monkeypatch.setattr(Keye, "hidden", lambda self, t, *rest: read.append(len(t)) or hidden(self, t, *rest))
     asked = PROMPTS[1]
     other = replace(prompt(2, (1, 4, 6), 4, key="o", seed=9), visuals=asked.visuals)
@@ -237,9 +239,9 @@ def test_a_picture_is_looked_at_once_and_a_prompt_read_once(monkeypatch):
     assert looked == [24]
     assert read == [len(asked) + len(other), 6, 6, 6]
     looked.clear()
-    eyes = Eyes(keye)
+    cache = VisualCache(keye)
     for _ in range(2):
-        same(some, answers(keye, [asked, other], n=3, max_new=4, eyes=eyes, budget=1))
+        same(some, answers(keye, [asked, other], n=3, max_new=4, visual_cache=cache, budget=1))
     assert looked == [24]
     monkeypatch.undo()
     same(some, [answers(keye, [p], n=3, max_new=4)[0] for p in (asked, other)])

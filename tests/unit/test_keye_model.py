@@ -11,7 +11,7 @@ EXACT = 1e-5  # float32, products in another order
 
 
 def states(keye, tokens, places, starts, grids, **more):
-    seen = keye.see(pixels(grids), grids) if grids else None
+    seen = keye.encode_images(pixels(grids), grids) if grids else None
     return keye.hidden(tokens, places, starts, seen, **more)
 
 
@@ -27,7 +27,7 @@ def test_packed_rows_are_rows_alone(packed):
     keye = model()
     tokens, places, starts, grids = packed
     with torch.no_grad():
-        seen = keye.see(pixels(grids), grids)
+        seen = keye.encode_images(pixels(grids), grids)
         together = keye.hidden(tokens, places, starts, seen)
         n_visual = 0
         for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
@@ -69,13 +69,13 @@ def test_items_packed_are_items_alone_and_frames_attend_as_told(joint):
     grids = [(2, 4, 6), (1, 4, 6), (1, 6, 2), (3, 2, 2), (1, 4, 6)]
     x = pixels(grids)
     with torch.no_grad():
-        together = keye.features(x, grids)
+        together = keye.patch_features(x, grids)
         place = 0
         for t, h, w in grids:
             mine = slice(place, place + t * h * w)
-            assert (keye.features(x[mine], [(t, h, w)]) - together[mine]).abs().max() <= EXACT
+            assert (keye.patch_features(x[mine], [(t, h, w)]) - together[mine]).abs().max() <= EXACT
             place += t * h * w
-        frames = keye.features(x[:48], [(1, 4, 6), (1, 4, 6)])
+        frames = keye.patch_features(x[:48], [(1, 4, 6), (1, 4, 6)])
     is_equal = (frames - together[:48]).abs().max() <= EXACT
     assert bool(is_equal) == (not joint)
 
@@ -85,8 +85,8 @@ def test_visual_tokens_are_blocks_of_two_by_two_in_raster_order():
     grids = [(2, 4, 6), (1, 2, 4)]
     x = pixels(grids)
     with torch.no_grad():
-        seen = keye.see(x, grids)
-        features = keye.features(x, grids)
+        seen = keye.encode_images(x, grids)
+        features = keye.patch_features(x, grids)
         blocks = []
         for (t, h, w), part in zip(grids, features.split([48, 8]), strict=True):
             grid = part.view(t, h // 2, 2, w // 2, 2, -1).permute(0, 1, 3, 2, 4, 5)
@@ -101,14 +101,14 @@ def test_the_fixed_table_is_read_in_raster_order_up_to_its_end():
     x = pixels([(1, 4, 8)])
     x[:] = x[:1]  # patches differ by their place alone
     with torch.no_grad():
-        tall, wide = keye.features(x, [(1, 8, 4)]), keye.features(x, [(1, 4, 8)])
+        tall, wide = keye.patch_features(x, [(1, 8, 4)]), keye.patch_features(x, [(1, 4, 8)])
         assert (tall - wide).abs().max() <= EXACT  # one-dimensional places cannot tell shapes
         assert (tall[24:] - tall[31]).abs().max() <= EXACT  # the table holds 25
         assert (tall[0] - tall[1]).abs().max() > EXACT
     for vision in ({"interpolate": False}, {"rope": False}):
         other = model(vision=vision)
         with torch.no_grad():
-            assert (other.features(x, [(1, 8, 4)]) - other.features(x, [(1, 4, 8)])).abs().max() > EXACT
+            assert (other.patch_features(x, [(1, 8, 4)]) - other.patch_features(x, [(1, 4, 8)])).abs().max() > EXACT
 
 
 def test_pixels_are_scaled_as_published():
@@ -128,7 +128,7 @@ def test_pixels_are_scaled_as_published():
 def cached(keye, tokens, places, starts, grids, cuts):
     """The same states with a cache: cuts say after how many tokens of each conversation a call ends."""
     ends = [*starts[1:], len(tokens)]
-    seen = keye.see(pixels(grids), grids) if grids else None
+    seen = keye.encode_images(pixels(grids), grids) if grids else None
     cache, parts = Cache(), [[] for _ in starts]
     for number, cut in enumerate(cuts):
         before = [0] * len(starts) if not number else cuts[number - 1]
@@ -179,7 +179,7 @@ def test_a_cache_goes_on_with_the_conversations_selected():
 def test_visual_tokens_must_be_as_many_as_were_seen():
     keye = model()
     tokens, places, grids = conversation(3, (1, 4, 4), 2)
-    seen = keye.see(pixels(grids), grids)
+    seen = keye.encode_images(pixels(grids), grids)
     with pytest.raises(ValueError, match="4 visual tokens in the row found, 3"):
         keye.hidden(tokens, places, [0], seen[:3])
     with pytest.raises(ValueError, match="4 visual tokens in the row found, 0"):
@@ -187,9 +187,9 @@ def test_visual_tokens_must_be_as_many_as_were_seen():
     with pytest.raises(ValueError, match="0 to 49 of the vocabulary"):
         keye.hidden(tokens + 10, places, [0], seen)
     with pytest.raises(ValueError, match="sides divisible by 2"):
-        keye.see(pixels([(1, 3, 4)]), [(1, 3, 4)])
+        keye.encode_images(pixels([(1, 3, 4)]), [(1, 3, 4)])
     with pytest.raises(ValueError, match="of the grids expected"):
-        keye.see(pixels(grids), [(1, 4, 6)])
+        keye.encode_images(pixels(grids), [(1, 4, 6)])
     with pytest.raises(ValueError, match="segments that start at"):
         keye.hidden(tokens, places, [0, 20], seen)
 
@@ -200,7 +200,7 @@ def test_gradients_are_those_of_finite_differences():
     x = pixels(grids).double()
 
     def loss():
-        hidden = keye.hidden(tokens, places, starts, keye.see(x, grids))
+        hidden = keye.hidden(tokens, places, starts, keye.encode_images(x, grids))
         logits = keye.logits(hidden)
         return torch.nn.functional.cross_entropy(logits[:-1], tokens[1:])
 

@@ -9,7 +9,7 @@ from kvtools.keye.model.attention import Segments, attend
 from kvtools.keye.model.config import SIZES, LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.layers import RMSNorm
-from kvtools.keye.model.siglip import BIAS, LOG_SCALE, Matching, sigmoid_loss
+from kvtools.keye.model.siglip import BIAS, LOG_SCALE, Siglip, sigmoid_loss
 
 EXACT = 1e-5  # float32, products in another order
 
@@ -55,25 +55,25 @@ def test_the_loss_of_pairs_is_its_double_sum():
 
 def test_texts_of_any_length_are_texts_alone_and_the_tower_goes_to_keye():
     torch.manual_seed(0)
-    matching = Matching(ARCH.vision, TextConfig(24, 40, 2, 2, 50, 16)).eval()
+    matching = Siglip(ARCH.vision, TextConfig(24, 40, 2, 2, 50, 16)).eval()
     tokens, starts = torch.randint(0, 50, (25,)), [0, 4, 14, 18]
     with torch.no_grad():
-        together = matching.texts(tokens, starts)
+        together = matching.encode_texts(tokens, starts)
         for i, (a, b) in enumerate(zip(starts, [*starts[1:], 25], strict=True)):
-            assert (matching.texts(tokens[a:b], [0])[0] - together[i]).abs().max() <= EXACT
+            assert (matching.encode_texts(tokens[a:b], [0])[0] - together[i]).abs().max() <= EXACT
         grids = [(1, 4, 6), (2, 2, 2)]
-        images = matching.images(pixels(grids), grids)
+        images = matching.encode_images(pixels(grids), grids)
         assert torch.allclose(images.norm(dim=1), torch.ones(2))
-        assert (matching.images(pixels(grids)[:24], grids[:1])[0] - images[0]).abs().max() <= EXACT
+        assert (matching.encode_images(pixels(grids)[:24], grids[:1])[0] - images[0]).abs().max() <= EXACT
         keye = model()
         told = keye.load_state_dict(matching.tower_weights(), strict=False)
         assert not told.unexpected_keys
         assert not any(name.startswith("visual") for name in told.missing_keys)
-        assert torch.equal(keye.features(pixels(grids), grids), matching.vision_model(pixels(grids), grids))
-    matching.loss(matching.images(pixels(grids), grids), matching.texts(tokens[:14], [0, 4])).backward()
+        assert torch.equal(keye.patch_features(pixels(grids), grids), matching.vision_model(pixels(grids), grids))
+    matching.loss(matching.encode_images(pixels(grids), grids), matching.encode_texts(tokens[:14], [0, 4])).backward()
     assert all(p.grad is not None for p in matching.parameters())
     with pytest.raises(ValueError, match="16 tokens below 50"):
-        matching.texts(torch.zeros(17, dtype=torch.long), [0])
+        matching.encode_texts(torch.zeros(17, dtype=torch.long), [0])
 
 
 def test_sizes_tell_themselves_and_count_as_published():

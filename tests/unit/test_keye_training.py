@@ -23,7 +23,7 @@ from kvtools.keye.model.config import TextConfig
 from kvtools.keye.model.flops import Shape, of_pairs, of_row
 from kvtools.keye.model.inputs import Visual
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.siglip import Matching
+from kvtools.keye.model.siglip import Siglip
 from kvtools.keye.run import setup as starting
 from kvtools.keye.run.objectives import Answering, Contrasting
 from kvtools.keye.run.recipe import Recipe
@@ -82,7 +82,7 @@ def task_of(stage="multitask", source=None, *, world=None, seed=0, **named):
     }  # fmt: skip
     source = source or feed_of()
     if STAGES[stage].is_contrastive:
-        model = Matching(SMALL.vision, TextConfig(24, 40, 1, 2, VOCABULARY, positions=16))
+        model = Siglip(SMALL.vision, TextConfig(24, 40, 1, 2, VOCABULARY, positions=16))
         return Contrasting(model, source, SMALL, STAGES[stage], **given)
     return Answering(Keye(SMALL), source, SMALL, STAGES[stage], **given)
 
@@ -107,7 +107,7 @@ def rows_of(source, epoch=0):
 def slow_loss(model, row):
     """Cross-entropy in float64 of every token that the assistant says, and no other; how many they are, and how many right."""
     model = model.double()
-    visual = None if row.pixels is None else model.see(torch.from_numpy(row.pixels).double(), row.grid.tolist())
+    visual = None if row.pixels is None else model.encode_images(torch.from_numpy(row.pixels).double(), row.grid.tolist())
     tokens = torch.from_numpy(row.tokens.astype(np.int64))
     hidden = model.hidden(tokens, torch.from_numpy(row.positions), row.segments.tolist(), visual)
     shares = (hidden @ model.output_VD.T).log_softmax(1)
@@ -203,11 +203,11 @@ def test_matching_counts_equal_texts_as_belonging_to_each_others_pictures():
     (row,) = rows_of(source)
     total, right, count = task.measure(row)
     with torch.no_grad():
-        images = task.model.images(torch.from_numpy(row.pixels), row.grid.tolist()).double()
+        images = task.model.encode_images(torch.from_numpy(row.pixels), row.grid.tolist()).double()
         texts = [row.tokens[row.targets == 1]]
         ends = np.flatnonzero(texts[0] == CHAT.tokenizer.ids["<|im_end|>"]) + 1
         texts = np.split(texts[0], ends)[:-1]
-        words = torch.cat([task.model.texts(torch.from_numpy(t.astype(np.int64)), [0]) for t in texts]).double()
+        words = torch.cat([task.model.encode_texts(torch.from_numpy(t.astype(np.int64)), [0]) for t in texts]).double()
         logits = images @ words.T * task.model.logit_scale.double().exp() + task.model.logit_bias.double()
     wanted = 0.0
     for i in range(4):
@@ -396,12 +396,12 @@ class Reel(Shelf):
 
 def test_flops_of_pairs_are_those_that_torch_counts():
     text = TextConfig(64, 160, 2, 4, VOCABULARY, positions=64)
-    model = Matching(BIG.vision, text)
+    model = Siglip(BIG.vision, text)
     grids = [(6, 6, 8), (4, 6, 8)]
     pixels = torch.zeros(sum(int(np.prod(grid)) for grid in grids), 3, 14, 14, dtype=torch.uint8)
     tokens, starts = torch.randint(0, 200, (50,)), [0, 20]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.loss(model.images(pixels, grids), model.texts(tokens, starts)).backward()
+        model.loss(model.encode_images(pixels, grids), model.encode_texts(tokens, starts)).backward()
     assert counter.get_total_flops() == pytest.approx(of_pairs(BIG.vision, text, grids, 50), rel=0.05)
 
 

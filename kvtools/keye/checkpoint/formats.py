@@ -14,7 +14,7 @@ from torch import nn
 
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig, text_of
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.siglip import Matching, PooledTower
+from kvtools.keye.model.siglip import PooledTower, Siglip
 from kvtools.train.meta_init import blank
 
 LAYOUTS = ("keye", "qwen3", "siglip", "siglip-vision")
@@ -70,7 +70,7 @@ class Shapes:
         if self.layout == "siglip":
             assert self.vision is not None, "a siglip has eyes"
             assert self.text is not None, "and words"
-            return Matching(self.vision, self.text)
+            return Siglip(self.vision, self.text)
         if self.layout == "siglip-vision":
             assert self.vision is not None, "a siglip-vision has eyes"
             holder = nn.Module()

@@ -29,7 +29,7 @@ from kvtools.keye.checkpoint.formats import Shapes, canonical, is_unused, stacks
 from kvtools.keye.checkpoint.huggingface import companions, config_of, shapes_of_config
 from kvtools.keye.data.tokenizer import FILE as TOKENIZER
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.siglip import Matching
+from kvtools.keye.model.siglip import Siglip
 from kvtools.train.meta_init import blank
 
 SYSTEM = "keye"
@@ -58,7 +58,7 @@ class Weights:
 class Loaded:
     """A model in eval mode, and all else that its artifact holds. `weights` still has what the model does not use."""
 
-    model: Keye | Matching
+    model: Keye | Siglip
     tokenizer_json: bytes | None
     fields: dict[str, Any]
     history: list[dict[str, Any]]
@@ -130,7 +130,7 @@ def write(weights: Weights, dst: Sink | Path, *, history: list[dict[str, Any]], 
 
 def save(
     dst: Sink | Path,
-    model: Keye | Matching,
+    model: Keye | Siglip,
     *,
     tokenizer_json: bytes | None,
     told: Mapping[str, Any],
@@ -180,7 +180,7 @@ def made_of(weights: Weights, *, dtype: torch.dtype | None = None) -> Loaded:
             "kvtools pretrain keye --init."
         )
     with blank():
-        model = cast("Keye | Matching", weights.shapes.model())
+        model = cast("Keye | Siglip", weights.shapes.model())
     state = {name: to_torch(array, dtype) for name, array in weights.tensors.items()}
     model.load_state_dict(state, assign=True)
     model.eval()
@@ -189,14 +189,14 @@ def made_of(weights: Weights, *, dtype: torch.dtype | None = None) -> Loaded:
     return Loaded(model, weights.files.get(TOKENIZER), fields, weights.history, weights)
 
 
-def fill(model: Keye | Matching, weights: Weights) -> list[str]:
+def fill(model: Keye | Siglip, weights: Weights) -> list[str]:
     """Copy into a model what it shares with a checkpoint of any layout: a Keye takes its decoder from a Qwen3, its tower from a
     SigLIP, everything from a Keye. Returns the names filled. Raises ValueError where shapes differ or nothing is shared."""
     mine = model.state_dict()
     rename: Callable[[str], str] = lambda name: name
     if isinstance(model, Keye) and weights.shapes.layout.startswith("siglip"):
         rename = lambda name: f"visual.{name}"
-    elif isinstance(model, Matching) and weights.shapes.layout == "keye":
+    elif isinstance(model, Siglip) and weights.shapes.layout == "keye":
         rename = lambda name: name.removeprefix("visual.")
     given = {rename(name): array for name, array in weights.tensors.items()}
     if "lm_head.weight" in mine and "lm_head.weight" not in given and "model.embed_tokens.weight" in given:

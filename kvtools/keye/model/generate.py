@@ -52,7 +52,7 @@ class Answer:
         return self.tokens[:-1] if self.ended == "stop" else self.tokens
 
 
-class Eyes:
+class VisualCache:
     """Visual tokens of what was looked at last: what several prompts show, one object, is looked at once."""
 
     def __init__(self, model: Keye) -> None:
@@ -60,14 +60,14 @@ class Eyes:
         self._seen: dict[int, tuple[Visual, Tensor]] = {}  # by id, which is a visual's own for as long as it is held here
 
     @torch.inference_mode()
-    def look(self, visuals: Sequence[Visual]) -> Tensor | None:
+    def encode(self, visuals: Sequence[Visual]) -> Tensor | None:
         """Visual tokens of all of them in order, (M, D); those of the call before need no second look."""
         known = {key: kept for key, kept in self._seen.items() if key in set(map(id, visuals))}
         new = {id(visual): visual for visual in visuals if id(visual) not in known}
         if new:
             pixels = torch.from_numpy(np.concatenate([visual.pixels_P3HW for visual in new.values()]))
             grids = [grid for visual in new.values() for grid in _grids(visual.grid[None])]
-            seen_MD = self._model.see(pixels.to(self._model.output_VD.device), grids)
+            seen_MD = self._model.encode_images(pixels.to(self._model.output_VD.device), grids)
             parts = torch.split(seen_MD, [t * h * w // self._model.config.merge**2 for t, h, w in grids])
             known |= {key: (visual, part) for (key, visual), part in zip(new.items(), parts, strict=True)}
         self._seen = known
@@ -88,7 +88,7 @@ def generate(
     never: Sequence[int] = (),
     budget: int = _BUDGET,
     tell: Tell | None = None,
-    eyes: Eyes | None = None,
+    visual_cache: VisualCache | None = None,
 ) -> Iterator[list[Answer]]:
     """The n answers to each prompt, in order, as soon as its chunk is done; prompts are taken as they are needed.
 
@@ -104,7 +104,7 @@ def generate(
             raise ValueError(f"{name}: {count} found, at least 1 expected")
     config = model.config
     shut = sorted({config.image_token, config.video_token, *never} & set(range(config.language.vocabulary)))
-    run = _Run(model, sampling, max_new, frozenset(stop_tokens), seed, shut, budget, tell, eyes or Eyes(model))
+    run = _Run(model, sampling, max_new, frozenset(stop_tokens), seed, shut, budget, tell, visual_cache or VisualCache(model))
     return (answers for chunk in _chunks(prompts, budget) for answers in run.answers(chunk, n))
 
 
@@ -134,7 +134,7 @@ def log_probabilities(model: Keye, row: PackedRow, *, everywhere: bool = False) 
     is_wanted = ~is_first if everywhere else row.targets.astype(bool)
     if (is_wanted & is_first).any():
         raise ValueError("a target at the beginning of a conversation found; nothing stands before it")
-    seen_MD = None if row.pixels is None else model.see(torch.tensor(row.pixels, device=device), _grids(row.grid))
+    seen_MD = None if row.pixels is None else model.encode_images(torch.tensor(row.pixels, device=device), _grids(row.grid))
     tokens_S = torch.tensor(row.tokens, dtype=torch.long, device=device)
     positions_3S = torch.tensor(row.positions, device=device)
     hidden_SD = model.hidden(tokens_S, positions_3S, row.segments.tolist(), seen_MD)
@@ -191,7 +191,7 @@ class _Run:
     never: Sequence[int]
     budget: int
     tell: Tell | None
-    eyes: Eyes
+    visual_cache: VisualCache
 
     @torch.inference_mode()
     def answers(self, chunk: Sequence[Example], n: int) -> list[list[Answer]]:
@@ -215,7 +215,7 @@ class _Run:
         tokens_S = torch.from_numpy(np.concatenate([p.tokens for p in chunk])).long().to(device)
         positions_3S = torch.from_numpy(np.concatenate([p.positions for p in chunk], axis=1)).to(device)
         ends = np.cumsum([len(p) for p in chunk])
-        seen_MD = self.eyes.look([visual for prompt in chunk for visual in prompt.visuals])
+        seen_MD = self.visual_cache.encode([visual for prompt in chunk for visual in prompt.visuals])
         cache = Cache()
         hidden_SD = model.hidden(tokens_S, positions_3S, [0, *ends[:-1].tolist()], seen_MD, cache)
         following = torch.tensor([_next_position(p) for p in chunk], device=device)

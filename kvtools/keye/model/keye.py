@@ -60,12 +60,12 @@ class Keye(nn.Module):
     def checkpointing(self, value: bool) -> None:
         self.model.checkpointing = self.tower.encoder.checkpointing = value
 
-    def features(self, pixels_P3HW: Tensor, grid_V3: Grids) -> Tensor:
+    def patch_features(self, pixels_P3HW: Tensor, grid_V3: Grids) -> Tensor:
         """What the tower says of each patch, in raster order: (P, width of the tower), after its last norm."""
         seen: Tensor = self.tower(pixels_P3HW, grid_V3)
         return seen
 
-    def see(self, pixels_P3HW: Tensor, grid_V3: Grids) -> Tensor:
+    def encode_images(self, pixels_P3HW: Tensor, grid_V3: Grids) -> Tensor:
         """Visual tokens of all items, one after the other: (M, D), M a quarter of the patches.
 
         pixels_P3HW: uint8, patches of each item in raster order, frame after frame; grid_V3: frames, rows, columns an item.

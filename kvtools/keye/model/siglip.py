@@ -131,7 +131,7 @@ class TextTower(nn.Module):
         return out
 
 
-class Matching(nn.Module):
+class Siglip(nn.Module):
     """Both towers and what the loss learns. Raises ValueError where the towers' results differ in width."""
 
     def __init__(self, vision: VisionConfig, text: TextConfig) -> None:
@@ -151,11 +151,11 @@ class Matching(nn.Module):
     def checkpointing(self, value: bool) -> None:
         self.vision_model.encoder.checkpointing = self.text_model.encoder.checkpointing = value
 
-    def images(self, pixels_P3HW: Tensor, grids: Grids) -> Tensor:
+    def encode_images(self, pixels_P3HW: Tensor, grids: Grids) -> Tensor:
         """(V, E), each of length 1, float32."""
         return nf.normalize(self.vision_model.pooled(pixels_P3HW, grids).float(), dim=1)
 
-    def texts(self, tokens_S: Tensor, starts: Sequence[int]) -> Tensor:
+    def encode_texts(self, tokens_S: Tensor, starts: Sequence[int]) -> Tensor:
         """(B, E), each of length 1, float32. tokens_S: int64, texts one after the other; starts: where each begins."""
         return nf.normalize(cast("Tensor", self.text_model(tokens_S, starts)).float(), dim=1)
 

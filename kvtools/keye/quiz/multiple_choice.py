@@ -97,7 +97,7 @@ def chosen(
     for begin in range(0, len(questions), at_once):
         some = questions[begin : begin + at_once]
         row = join([prompt(each, chat, media) for each in some])
-        seen = model.see(torch.from_numpy(row.pixels).to(place), row.grid.tolist())
+        seen = model.encode_images(torch.from_numpy(row.pixels).to(place), row.grid.tolist())
         tokens, places = torch.from_numpy(row.tokens).long().to(place), torch.from_numpy(row.positions).to(place)
         hidden = model.hidden(tokens, places, row.segments.tolist(), seen)
         last = torch.tensor([*row.segments[1:].tolist(), len(row)]) - 1

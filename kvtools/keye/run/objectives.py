@@ -22,7 +22,7 @@ from kvtools.keye.model.config import ModelConfig
 from kvtools.keye.model.flops import Shape, of_pairs, of_row
 from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.siglip import Matching
+from kvtools.keye.model.siglip import Siglip
 from kvtools.keye.run.stages import Stage
 from kvtools.train.cross_entropy import IGNORED, linear_cross_entropy
 from kvtools.train.loop import Loss
@@ -168,7 +168,7 @@ class Answering(Task):
         wanted = np.where(row.targets == 1, row.tokens, IGNORED).astype(np.int64)
         visual = None
         if row.pixels is not None:
-            visual = model.see(_tensor(row.pixels, device), row.grid.tolist())
+            visual = model.encode_images(_tensor(row.pixels, device), row.grid.tolist())
         tokens, positions = _tensor(row.tokens.astype(np.int64), device), _tensor(row.positions, device)
         hidden = model.hidden(tokens, positions, row.segments.tolist(), visual)
         # the first token of a conversation is never a target, so that no prediction crosses from one to the next
@@ -182,9 +182,9 @@ class Contrasting(Task):
     A row is a batch of pairs, the same for any number of ranks; texts that are equal belong to each other's pictures too.
     """
 
-    def __init__(self, model: Matching, *given: Any, **named: Any) -> None:
+    def __init__(self, model: Siglip, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self.model: Matching = model
+        self.model: Siglip = model
 
     def flops(self, load: Load) -> float:
         return of_pairs(self._arch.vision, self.model.text_model.config, load.grid.tolist(), load.n_targets)
@@ -194,9 +194,9 @@ class Contrasting(Task):
         if row.pixels is None or not texts:
             return None
         device = self._device
-        images = self.model.images(_tensor(row.pixels, device), row.grid.tolist())[places]
+        images = self.model.encode_images(_tensor(row.pixels, device), row.grid.tolist())[places]
         starts = np.cumsum([0, *map(len, texts)])[:-1].tolist()
-        words = self.model.texts(_tensor(np.concatenate(texts).astype(np.int64), device), starts)
+        words = self.model.encode_texts(_tensor(np.concatenate(texts).astype(np.int64), device), starts)
         numbers = {text.tobytes(): n for n, text in enumerate(texts)}
         which = torch.tensor([numbers[text.tobytes()] for text in texts], device=device)
         is_same = which[:, None] == which[None, :]

@@ -18,7 +18,7 @@ from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.data.chat_template import Chat
 from kvtools.keye.data.media import Media, Unreadable
 from kvtools.keye.data.packing import prompt
-from kvtools.keye.model.generate import Eyes, generate
+from kvtools.keye.model.generate import VisualCache, generate
 from kvtools.keye.model.keye import Keye
 from kvtools.train.loop import DTYPES
 from kvtools.video.order import IMAGE_SUFFIXES
@@ -57,7 +57,7 @@ class Talk:
 
     def __init__(self, model: Keye, chat: Chat, media: Media, manner: Manner) -> None:
         self._model, self._chat, self._media, self._manner = model, chat, media, manner
-        self._eyes = Eyes(model)
+        self._visual_cache = VisualCache(model)
 
     def ask(self, messages: Sequence[Mapping[str, Any]], name: str, hear: Callable[[str], None] | None = None) -> Said:
         """The answer to the last message. hear: told the text as it comes. name: of the question, which is part of its chance.
@@ -77,7 +77,7 @@ class Talk:
         ((answer,),) = generate(
             model, [asked], max_new=manner.max_new, temperature=manner.temperature, top_k=manner.top_k, top_p=manner.top_p,
             stop_tokens=chat.stop_tokens, seed=manner.seed, never=range(chat.size, model.config.language.vocabulary), tell=tell,
-            eyes=self._eyes,
+            visual_cache=self._visual_cache,
         )  # fmt: skip
         if hear is not None:
             hear(text.rest())

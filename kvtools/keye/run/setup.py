@@ -32,7 +32,7 @@ from kvtools.keye.data.tokenizer import FILE as TOKENIZER
 from kvtools.keye.model.config import SIZES, ModelConfig, TextConfig
 from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.siglip import Matching
+from kvtools.keye.model.siglip import Siglip
 from kvtools.keye.run.objectives import Answering, Contrasting, Task
 from kvtools.keye.run.recipe import Recipe
 from kvtools.skipped import Findings
@@ -101,7 +101,7 @@ class Given:
 class Start:
     """A model to train, its tokenizer, and where its weights came from."""
 
-    model: Keye | Matching
+    model: Keye | Siglip
     arch: ModelConfig
     chat: Chat
     like: Weights | None
@@ -189,7 +189,7 @@ def begin(recipe: Recipe, init: Sequence[str], tokenizer: str | None, device: st
     if any(part.shapes.language is not None for part in parts):
         chat.require_fits(arch.language.vocabulary, arch.image_token, arch.video_token)
     torch.manual_seed(recipe.weights_seed)
-    model = Matching(arch.vision, _text_shape(parts, arch, chat)) if recipe.what.is_contrastive else Keye(arch)
+    model = Siglip(arch.vision, _text_shape(parts, arch, chat)) if recipe.what.is_contrastive else Keye(arch)
     for part in parts:
         try:
             checkpoint.fill(model, part)
@@ -236,7 +236,7 @@ def task_of(recipe: Recipe, start: Start, given: Given, world: World, device: st
         "held": held,
         "is_judged": recipe.is_judged,
     }
-    if isinstance(start.model, Matching):
+    if isinstance(start.model, Siglip):
         return Contrasting(start.model, source, start.arch, recipe.what, **named)
     return Answering(start.model, source, start.arch, recipe.what, **named)
 

@@ -27,7 +27,7 @@ from kvtools.artifact.frame import MAX_RAW_BYTES
 from kvtools.errors import Corrupt
 from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.siglip import Matching
+from kvtools.keye.model.siglip import Siglip
 from kvtools.train.loop import DTYPES
 from kvtools.video import patch
 from kvtools.video.pool import Outcome
@@ -48,7 +48,7 @@ class Encoded:
 class Encoder:
     """A model's eyes; `digest` is that of their weights, `pooling` says where the vector comes from."""
 
-    def __init__(self, model: Keye | Matching, history: list[dict[str, Any]], device: str) -> None:
+    def __init__(self, model: Keye | Siglip, history: list[dict[str, Any]], device: str) -> None:
         """Raises ValueError for a model whose patches or tokens are not of the size that videos are cut into."""
         self.history, self._device = history, device
         seen = model.config.vision if isinstance(model, Keye) else model.vision_model.config
@@ -94,10 +94,10 @@ class Encoder:
         finite."""
         pixels = torch.tensor(pixels_P3HW, device=self._device)
         grids = [(int(grid[0]), int(grid[1]), int(grid[2]))]
-        if isinstance(self._model, Matching):
-            tokens, pooled = None, self._model.images(pixels, grids)[0]
+        if isinstance(self._model, Siglip):
+            tokens, pooled = None, self._model.encode_images(pixels, grids)[0]
         else:
-            seen_MD = self._model.see(pixels, grids)
+            seen_MD = self._model.encode_images(pixels, grids)
             tokens, pooled = checkpoint.to_numpy(seen_MD.bfloat16()), nf.normalize(seen_MD.float().mean(0), dim=0)
         if not bool(pooled.isfinite().all()):
             raise ValueError("the encoder gives numbers that are not finite; look at its training")

@@ -64,7 +64,7 @@ class Ours:
         self.dtype, self.rng = dtype, np.random.default_rng(SEED)
         self.rows, self.n_tokens = itertools.cycle(rows), 0
         self.flops = [
-            flops.of_row(arch, flops.Shape(row, [], sum(row) - len(row))).training(frozenset({"decoder"})) for row in rows
+            flops.row_flops(arch, flops.RowShape(row, [], sum(row) - len(row))).training(frozenset({"decoder"})) for row in rows
         ]
 
     def step(self):

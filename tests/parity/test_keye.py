@@ -5,8 +5,8 @@ import torch
 
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.language import Cache
-from kvtools.keye.model.rope import language_turn
+from kvtools.keye.model.language import KVCache
+from kvtools.keye.model.rope import mrope_angles
 from kvtools.keye.model.siglip import Siglip
 from kvtools.keye.model.vision import VisionTower, _stretched
 
@@ -72,9 +72,9 @@ def test_the_rotation_is_qwen3s_far_into_a_row():
     rotary = transformers.models.qwen3.modeling_qwen3.Qwen3RotaryEmbedding(config)
     places = torch.tensor([0, 1, 1000, 40959])
     cos, sin = rotary(torch.zeros(1), places[None])
-    turn = language_turn(places.expand(3, -1), 128, 1e6)
-    assert torch.equal(turn.cos[:, 0], cos[0, :, :64])
-    assert torch.equal(turn.sin[:, 0], sin[0, :, :64])
+    angles = mrope_angles(places.expand(3, -1), 128, 1e6)
+    assert torch.equal(angles.cos[:, 0], cos[0, :, :64])
+    assert torch.equal(angles.sin[:, 0], sin[0, :, :64])
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_greedy_text_is_what_transformers_generates():
     ours.load_state_dict(theirs.state_dict(), strict=False)
     prompt = torch.randint(0, 95, (9,))
     expected = theirs.generate(prompt[None], max_new_tokens=12, do_sample=False)[0, 9:]
-    cache, tokens, found, place = Cache(), prompt, [], 0
+    cache, tokens, found, place = KVCache(), prompt, [], 0
     with torch.no_grad():
         for _ in range(12):
             positions = torch.arange(place, place + len(tokens)).expand(3, -1)

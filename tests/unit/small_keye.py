@@ -7,7 +7,7 @@ import torch
 
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.rope import positions
+from kvtools.keye.model.rope import mrope_positions
 
 IMAGE, VIDEO = 48, 49
 ARCH = ModelConfig(
@@ -42,7 +42,7 @@ def conversation(*parts, seed=0):
             grids.append(part)
             seconds.append(np.arange(frames) / 2)
     tokens = np.concatenate(words)
-    return torch.from_numpy(tokens), torch.from_numpy(positions(tokens, IMAGE, VIDEO, grids, seconds)), grids
+    return torch.from_numpy(tokens), torch.from_numpy(mrope_positions(tokens, IMAGE, VIDEO, grids, seconds)), grids
 
 
 def row(*conversations):

@@ -14,7 +14,7 @@ from kvtools.keye.data.packing import join
 from kvtools.keye.model.generate import VisualCache, generate, log_probabilities, with_answer
 from kvtools.keye.model.inputs import Example, Visual
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.rope import positions, rope_delta
+from kvtools.keye.model.rope import mrope_positions, rope_delta
 
 
 def prompt(*parts, key="p", seed=0, seconds=None):
@@ -31,7 +31,7 @@ def prompt(*parts, key="p", seed=0, seconds=None):
             times = np.arange(n_frames) / 2 if seconds is None else np.array(seconds, float)
             shown.append(Visual(pixels, np.array(part, np.int32), times, n_frames > 1))
     tokens = np.concatenate(words).astype(np.int32)
-    place = positions(tokens, IMAGE, VIDEO, [v.grid for v in shown], [v.seconds for v in shown])
+    place = mrope_positions(tokens, IMAGE, VIDEO, [v.grid for v in shown], [v.seconds for v in shown])
     return Example(key, tokens, np.zeros(len(tokens), np.uint8), place, tuple(shown))
 
 
@@ -89,7 +89,7 @@ def test_an_answer_stands_after_a_video_that_is_longer_than_it_is_wide():
     made = with_answer(asked, answers(model(), [asked])[0][0])
     assert made.positions[:, len(asked)].tolist() == [len(asked) + rope_delta(asked.positions)] * 3
     # as if the answer had been there from the beginning
-    known = positions(made.tokens, IMAGE, VIDEO, [asked.visuals[0].grid], [asked.visuals[0].seconds])
+    known = mrope_positions(made.tokens, IMAGE, VIDEO, [asked.visuals[0].grid], [asked.visuals[0].seconds])
     assert (made.positions == known).all()
 
 
@@ -131,7 +131,7 @@ def test_stop_tokens_end_an_answer_and_are_its_last():
         ends = [i for i, token in enumerate(tokens) if token in stops]
         assert stopped.tokens.tolist() == (tokens[: ends[0] + 1] if ends else tokens)
         assert stopped.ended == ("stop" if ends else "length")
-        assert stopped.said.tolist() == (tokens[: ends[0]] if ends else tokens)
+        assert stopped.text_tokens.tolist() == (tokens[: ends[0]] if ends else tokens)
         np.testing.assert_allclose(stopped.logprobs, whole.logprobs[: len(stopped.tokens)], atol=1e-5)
 
 
@@ -255,7 +255,7 @@ def test_each_token_is_told_as_it_is_chosen_and_prompts_are_taken_as_needed():
             taken.append(each.key)
             yield each
 
-    run = generate(model(), prompts(), max_new=3, temperature=0, budget=1, tell=lambda *what: told.append(what))
+    run = generate(model(), prompts(), max_new=3, temperature=0, budget=1, on_token=lambda *what: told.append(what))
     (first,) = next(run)
     assert taken == ["a", "b"]  # one ahead, to see that it does not fit
     assert told == [("a", 0, token) for token in first.tokens]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_keye import conversation, model, pixels, row
 
-from kvtools.keye.model.language import Cache
+from kvtools.keye.model.language import KVCache
 
 EXACT = 1e-5  # float32, products in another order
 
@@ -129,7 +129,7 @@ def cached(keye, tokens, places, starts, grids, cuts):
     """The same states with a cache: cuts say after how many tokens of each conversation a call ends."""
     ends = [*starts[1:], len(tokens)]
     seen = keye.encode_images(pixels(grids), grids) if grids else None
-    cache, parts = Cache(), [[] for _ in starts]
+    cache, parts = KVCache(), [[] for _ in starts]
     for number, cut in enumerate(cuts):
         before = [0] * len(starts) if not number else cuts[number - 1]
         spans = [(start + a, start + b) for start, a, b in zip(starts, before, cut, strict=True)]
@@ -161,7 +161,7 @@ def test_a_cache_goes_on_with_the_conversations_selected():
     keye = model()
     one, two = conversation(6, seed=1), conversation(9, seed=2)
     tokens, places, starts, _ = row(one, two)
-    cache = Cache()
+    cache = KVCache()
     with torch.no_grad():
         keye.hidden(tokens, places, starts, cache=cache)
         cache.select(torch.tensor([1, 1, 0]))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kvtools.keye.model.config import sections
-from kvtools.keye.model.rope import language_turn, positions, rope_delta, rotate, vision_turn
+from kvtools.keye.model.config import mrope_sections
+from kvtools.keye.model.rope import apply_rotary, grid_angles, mrope_angles, mrope_positions, rope_delta
 
 IMAGE, VIDEO = 8, 9
 
@@ -13,7 +13,7 @@ IMAGE, VIDEO = 8, 9
 def of(text_before, grid, times, text_after, token=VIDEO):
     n = grid[0] * grid[1] * grid[2] // 4
     tokens = np.array([1] * text_before + [token] * n + [1] * text_after)
-    return positions(tokens, IMAGE, VIDEO, [grid], [np.asarray(times, np.float64)])
+    return mrope_positions(tokens, IMAGE, VIDEO, [grid], [np.asarray(times, np.float64)])
 
 
 def test_golden_a_a_video_at_two_frames_a_second():
@@ -51,7 +51,7 @@ def test_only_distances_in_time_count():
 
 def test_items_side_by_side_start_where_the_last_ends():
     tokens = np.array([IMAGE] * 4 + [VIDEO] * 2 + [1])
-    t, h, _ = positions(tokens, IMAGE, VIDEO, [(1, 4, 4), (2, 2, 2)], [np.zeros(1), np.array([0, 0.5])])
+    t, h, _ = mrope_positions(tokens, IMAGE, VIDEO, [(1, 4, 4), (2, 2, 2)], [np.zeros(1), np.array([0, 0.5])])
     assert t.tolist() == [0, 0, 0, 0, 2, 3, 4]
     assert h.tolist() == [0, 0, 1, 1, 2, 2, 4]
 
@@ -59,7 +59,7 @@ def test_items_side_by_side_start_where_the_last_ends():
 def test_the_delta_makes_a_place_a_position():
     found = of(3, (3, 4, 6), np.arange(3) * 2.0, 2)
     assert found.shape[1] + rope_delta(found) == found.max() + 1
-    assert rope_delta(positions(np.ones(5, int), IMAGE, VIDEO, [], [])) == 0
+    assert rope_delta(mrope_positions(np.ones(5, int), IMAGE, VIDEO, [], [])) == 0
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_the_delta_makes_a_place_a_position():
 )
 def test_tokens_that_are_not_those_of_the_grids_are_refused(grids, seconds, match):
     with pytest.raises(ValueError, match=match):
-        positions(np.array([1, *[VIDEO] * 6, 1]), IMAGE, VIDEO, grids, seconds)
+        mrope_positions(np.array([1, *[VIDEO] * 6, 1]), IMAGE, VIDEO, grids, seconds)
 
 
 def test_sections_are_the_published_ones_in_proportion():
-    assert [sections(n) for n in (128, 64, 32, 16)] == [(16, 24, 24), (8, 12, 12), (4, 6, 6), (2, 3, 3)]
+    assert [mrope_sections(n) for n in (128, 64, 32, 16)] == [(16, 24, 24), (8, 12, 12), (4, 6, 6), (2, 3, 3)]
 
 
 @pytest.mark.parametrize("head_dim", [128, 32])
@@ -90,25 +90,25 @@ def test_three_axes_turn_as_a_slow_version_in_float64(head_dim):
     x = rng.normal(size=(7, 2, head_dim))
     frequency = 1 / 1e6 ** (np.arange(0, head_dim, 2) / head_dim)
     angle = places[:, :, None] * np.concatenate([frequency, frequency])
-    cuts = np.cumsum([*sections(head_dim)] * 2)[:-1]
+    cuts = np.cumsum([*mrope_sections(head_dim)] * 2)[:-1]
     mixed = np.concatenate([part[i % 3] for i, part in enumerate(np.split(angle, cuts, axis=2))], axis=1)[:, None]
     half = head_dim // 2
     swapped = np.concatenate([-x[..., half:], x[..., :half]], axis=2)
     expected = x * np.cos(mixed) + swapped * np.sin(mixed)
-    found = rotate(torch.from_numpy(x), language_turn(torch.from_numpy(places), head_dim, 1e6))
+    found = apply_rotary(torch.from_numpy(x), mrope_angles(torch.from_numpy(places), head_dim, 1e6))
     assert np.abs(found.numpy() - expected).max() < 2e-5  # angles are float32: 60 * 6e-8, times x
 
 
 def test_rotation_keeps_lengths_and_turns_by_the_distance_alone():
     rows, columns = torch.arange(6), torch.arange(6).flip(0)
     q, k = torch.randn(1, 1, 24).expand(6, 1, 24), torch.randn(1, 1, 24).expand(6, 1, 24)
-    near, far = vision_turn(rows, columns, 24, 1e4), vision_turn(rows + 7, columns + 90, 24, 1e4)
-    dots = [torch.einsum("shx,thx->st", rotate(q, turn), rotate(k, turn)) for turn in (near, far)]
+    near, far = grid_angles(rows, columns, 24, 1e4), grid_angles(rows + 7, columns + 90, 24, 1e4)
+    dots = [torch.einsum("shx,thx->st", apply_rotary(q, angles), apply_rotary(k, angles)) for angles in (near, far)]
     assert torch.allclose(dots[0], dots[1], atol=1e-4)
-    assert torch.allclose(rotate(q, near).norm(dim=2), q.norm(dim=2), atol=1e-5)
+    assert torch.allclose(apply_rotary(q, near).norm(dim=2), q.norm(dim=2), atol=1e-5)
 
 
 def test_rotation_has_the_gradient_of_a_rotation():
-    turn = language_turn(torch.randint(0, 9, (3, 4)), 16, 100.0)
+    angles = mrope_angles(torch.randint(0, 9, (3, 4)), 16, 100.0)
     x = torch.randn(4, 2, 16, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda y: rotate(y, turn), x)
+    assert torch.autograd.gradcheck(lambda y: apply_rotary(y, angles), x)

@@ -13,7 +13,7 @@ from kvtools.keye.data import packing as rows
 from kvtools.keye.data.chat_template import Chat
 from kvtools.keye.data.dataloader import BAD, NO_ANSWER, TOO_LONG, UNREADABLE, Feed, PackedFeed, steps
 from kvtools.keye.data.media import Media, Unreadable
-from kvtools.keye.model.rope import positions
+from kvtools.keye.model.rope import mrope_positions
 
 CHAT = Chat.open(None)
 SYSTEM = {"role": "system", "content": ""}
@@ -52,7 +52,7 @@ def test_a_row_is_its_conversations_one_after_another(media):
     assert is_visual.sum() * 4 == len(row.pixels)
     assert not row.targets[is_visual].any()
     for example, begin, n in zip(examples, row.segments, row.lengths, strict=True):
-        alone = positions(
+        alone = mrope_positions(
             example.tokens, CHAT.image_token, CHAT.video_token, [v.grid for v in example.visuals],
             [v.seconds for v in example.visuals],
         )  # fmt: skip

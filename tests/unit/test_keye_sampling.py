@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtools.keye.model.sampling import Sampling, candidates, choose
+from kvtools.keye.model.sampling import SamplingConfig, candidates, sample_tokens
 
 NOTHING = torch.empty(0, dtype=torch.long)
 
@@ -28,7 +28,7 @@ def test_truncated_sets_are_exact_with_ties_to_the_lower_id(top_k, top_p):
     rng = np.random.default_rng(top_k)
     smooth, stepped = rng.normal(0, 2, (6, 30)), rng.integers(0, 3, (6, 30))  # the second is full of ties
     logits = np.concatenate([smooth, stepped, np.zeros((1, 30))]).astype(np.float32)
-    ids, share = candidates(torch.from_numpy(logits), Sampling(1.0, top_k, top_p))
+    ids, share = candidates(torch.from_numpy(logits), SamplingConfig(1.0, top_k, top_p))
     for row, (_, shares) in enumerate(zip(logits, share, strict=True)):
         names = range(30) if ids is None else ids[row].tolist()
         found = {i: x for i, x in zip(names, shares.tolist(), strict=True) if x > 0}
@@ -41,7 +41,7 @@ def test_a_draw_falls_where_its_number_says_and_never_outside():
     logits = torch.tensor([[2.0, 1.0, -torch.inf, 1.0, -torch.inf]]).repeat(5, 1)
     share = logits[0].double().softmax(0)
     edges = [0.0, float(share[0]) - 1e-9, float(share[0]) + 1e-9, float(share[0] + share[1]) + 1e-9, 1 - 2**-53]
-    drawn = choose(logits, Sampling(1.0), torch.tensor(edges, dtype=torch.float64), NOTHING)
+    drawn = sample_tokens(logits, SamplingConfig(1.0), torch.tensor(edges, dtype=torch.float64), NOTHING)
     assert drawn.tokens_B.tolist() == [0, 0, 1, 3, 3]
-    narrow = choose(logits, Sampling(1.0, 4, 0.99), torch.tensor(edges, dtype=torch.float64), NOTHING)
+    narrow = sample_tokens(logits, SamplingConfig(1.0, 4, 0.99), torch.tensor(edges, dtype=torch.float64), NOTHING)
     assert narrow.tokens_B.tolist() == [0, 0, 1, 3, 3]

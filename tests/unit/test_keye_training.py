@@ -20,7 +20,7 @@ from kvtools.keye.data.dataloader import Feed, PackedFeed
 from kvtools.keye.data.media import Unreadable
 from kvtools.keye.data.packing import owners, to_record
 from kvtools.keye.model.config import TextConfig
-from kvtools.keye.model.flops import Shape, of_pairs, of_row
+from kvtools.keye.model.flops import RowShape, pair_flops, row_flops
 from kvtools.keye.model.inputs import Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
@@ -402,11 +402,11 @@ def test_flops_of_pairs_are_those_that_torch_counts():
     tokens, starts = torch.randint(0, 200, (50,)), [0, 20]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(model.encode_images(pixels, grids), model.encode_texts(tokens, starts)).backward()
-    assert counter.get_total_flops() == pytest.approx(of_pairs(BIG.vision, text, grids, 50), rel=0.05)
+    assert counter.get_total_flops() == pytest.approx(pair_flops(BIG.vision, text, grids, 50), rel=0.05)
 
 
 def test_a_frozen_tower_costs_its_forward_alone():
-    flops = of_row(BIG, Shape([100, 50], [(2, 4, 4)], 30))
+    flops = row_flops(BIG, RowShape([100, 50], [(2, 4, 4)], 30))
     everything = flops.training(STAGES["multitask"].trains)
     assert everything == 3 * flops.forward - flops.patches
     aligned = flops.training(STAGES["alignment"].trains)

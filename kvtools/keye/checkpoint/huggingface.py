@@ -10,7 +10,15 @@ from typing import Any
 
 from kvtools.keye.checkpoint.formats import Shapes
 from kvtools.keye.data.chat_template import JINJA
-from kvtools.keye.model.config import IMAGE_TOKEN, VIDEO_TOKEN, LanguageConfig, ModelConfig, TextConfig, VisionConfig, sections
+from kvtools.keye.model.config import (
+    IMAGE_TOKEN,
+    VIDEO_TOKEN,
+    LanguageConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    mrope_sections,
+)
 
 
 def shapes_of_config(config: Mapping[str, Any]) -> Shapes:
@@ -67,7 +75,7 @@ def config_of(shapes: Shapes, source: Mapping[str, Any], dtype: str) -> dict[str
         "rope_type": "default",
         "type": "default",
         **_inner(source, "rope_scaling"),
-        "mrope_section": list(sections(shapes.whole.language.head_dim)),
+        "mrope_section": list(mrope_sections(shapes.whole.language.head_dim)),
     }
     if "text_config" in words:
         words["text_config"] = {**_inner(source, "text_config"), **language}
@@ -121,7 +129,7 @@ def _language(config: Mapping[str, Any]) -> LanguageConfig:
     if kind not in ("default", "mrope"):
         raise ValueError(f"rope_type {kind!r} found, default expected")
     heads, head_dim = _count(config, "num_attention_heads"), _count(config, "head_dim", 128)
-    _refuse(rope, "mrope_section", list(sections(head_dim)))
+    _refuse(rope, "mrope_section", list(mrope_sections(head_dim)))
     theta = rope.get("rope_theta", config.get("rope_theta", 1e6))
     return LanguageConfig(
         width=_count(config, "hidden_size"),

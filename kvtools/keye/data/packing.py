@@ -18,7 +18,7 @@ from kvtools.keye.data.chat_template import Chat, Conversation, visuals
 from kvtools.keye.data.media import Media
 from kvtools.keye.model.config import MERGE
 from kvtools.keye.model.inputs import Example, PackedRow, Visual
-from kvtools.keye.model.rope import positions
+from kvtools.keye.model.rope import mrope_positions
 from kvtools.train import packing
 
 
@@ -123,4 +123,4 @@ def _fetched(conversation: Conversation, media: Media | None) -> tuple[Visual, .
 def _places(tokens: np.ndarray, shown: Sequence[Visual], chat: Chat, tokens_per_second: int) -> np.ndarray:
     grids = [visual.grid.tolist() for visual in shown]
     seconds = [visual.seconds for visual in shown]
-    return positions(tokens, chat.image_token, chat.video_token, grids, seconds, tokens_per_second=tokens_per_second)
+    return mrope_positions(tokens, chat.image_token, chat.video_token, grids, seconds, tokens_per_second=tokens_per_second)

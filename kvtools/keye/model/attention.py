@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nf
 
-from kvtools.keye.model.cpu_kernels import products
+from kvtools.keye.model.cpu_kernels import attention_bf16_cpu
 
 _COPIED = 512  # tokens: segments up to this long are gathered into a batch; copying longer ones costs more than the call saved
 
@@ -107,6 +107,6 @@ def _taken(x_SHX: Tensor, batch: _Batch) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return products(q, k, v, is_causal=is_causal).flatten(0, 1)
+        return attention_bf16_cpu(q, k, v, is_causal=is_causal).flatten(0, 1)
     seen = nf.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=q.shape[1] != k.shape[1])
     return seen.transpose(1, 2).flatten(0, 1)

@@ -135,7 +135,7 @@ def text_of(words: dict[str, Any]) -> TextConfig:
     return made
 
 
-def sections(head_dim: int) -> tuple[int, int, int]:
+def mrope_sections(head_dim: int) -> tuple[int, int, int]:
     """How many of the head_dim / 2 angles turn with time, row and column: 16, 24 and 24 of 64, and in proportion.
 
     Rows and columns get equal shares, rounded down; time gets the rest: 4, 6 and 6 of 16.

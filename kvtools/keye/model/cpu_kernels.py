@@ -19,7 +19,7 @@ _SCORES = 1 << 24  # of a block that hides none: 32 MiB
 _KEPT = 1024
 
 
-def products(q_BHLX: Tensor, k_BKLX: Tensor, v_BKLX: Tensor, *, is_causal: bool) -> Tensor:
+def attention_bf16_cpu(q_BHLX: Tensor, k_BKLX: Tensor, v_BKLX: Tensor, *, is_causal: bool) -> Tensor:
     """What scaled_dot_product_attention gives, as (B, L, H, X). H a multiple of K: neighbouring heads share keys."""
     n_segments, n_heads, length, width = q_BHLX.shape
     n_kv = k_BKLX.shape[1]

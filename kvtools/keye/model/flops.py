@@ -16,7 +16,7 @@ from kvtools.keye.model.config import ModelConfig, TextConfig, VisionConfig
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowShape:
     """As much of a row as its cost depends on: lengths of segments, grids (frames, rows, columns), targets."""
 
     lengths: Sequence[int]
@@ -48,23 +48,23 @@ class Flops:
         return self.patches + self.tower + self.projector + self.decoder + self.pairs + self.head
 
 
-def of_row(config: ModelConfig, shape: Shape) -> Flops:
+def row_flops(config: ModelConfig, row: RowShape) -> Flops:
     """Forward FLOPs of a row."""
     vision, language = config.vision, config.language
-    n_patches, n_tokens = int(np.array(shape.grids, np.int64).reshape(-1, 3).prod(1).sum()), sum(shape.lengths)
-    patches, tower = _of_tower(vision, shape.grids)
+    n_patches, n_tokens = int(np.array(row.grids, np.int64).reshape(-1, 3).prod(1).sum()), sum(row.lengths)
+    patches, tower = _of_tower(vision, row.grids)
     joined = vision.width * config.merge**2
     projector = 2 * n_patches // config.merge**2 * (joined**2 + joined * language.width)
     heads = language.heads * language.head_dim
     kept = language.kv_heads * language.head_dim
     layer = language.width * (2 * heads + 2 * kept + 3 * language.hidden)
-    square = sum(n * n for n in shape.lengths)
+    square = sum(n * n for n in row.lengths)
     decoder, pairs = (float(language.layers * flops) for flops in (2 * n_tokens * layer, 2 * square * heads))
-    head = 2.0 * shape.n_targets * language.vocabulary * language.width
+    head = 2.0 * row.n_targets * language.vocabulary * language.width
     return Flops(patches, tower, float(projector), decoder, pairs, head)
 
 
-def of_pairs(vision: VisionConfig, text: TextConfig, grids: Sequence[Sequence[int]], n_words: int) -> float:
+def pair_flops(vision: VisionConfig, text: TextConfig, grids: Sequence[Sequence[int]], n_words: int) -> float:
     """FLOPs of pictures against texts, forward and backward; heads and what words see of one another are left out."""
     patches, tower = _of_tower(vision, grids)
     return 2 * patches + 3 * tower + 3.0 * 2 * n_words * text.layers * _block(text)
@@ -80,5 +80,5 @@ def _of_tower(vision: VisionConfig, grids: Sequence[Sequence[int]]) -> tuple[flo
     return 2.0 * n_patches * 3 * vision.patch**2 * vision.width, float(layers)
 
 
-def _block(shape: VisionConfig | TextConfig) -> int:
-    return 4 * shape.width**2 + 2 * shape.width * shape.hidden
+def _block(config: VisionConfig | TextConfig) -> int:
+    return 4 * config.width**2 + 2 * config.width * config.hidden

@@ -21,10 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from kvtools.chance import generator
 from kvtools.keye.model.inputs import Example, PackedRow, Visual
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.language import Cache
-from kvtools.keye.model.sampling import Sampling, choose
+from kvtools.keye.model.language import KVCache
+from kvtools.keye.model.sampling import SamplingConfig, sample_tokens
 
-Tell = Callable[[str, int, int], None]  # key of the prompt, number of the answer, the token just chosen
+OnToken = Callable[[str, int, int], None]  # key of the prompt, number of the answer, the token just chosen
 
 _BUDGET = 1 << 16  # tokens: 10 GB of keys and values of the 8b size in bfloat16, 0.15 GB of tiny in float32
 _DROPPED = 8  # an eighth of a batch: dropping ended answers copies the cache, so it waits until there are some
@@ -47,7 +47,7 @@ class Answer:
     ended: Literal["stop", "length"]
 
     @property
-    def said(self) -> np.ndarray:
+    def text_tokens(self) -> np.ndarray:
         """The tokens without the one that stopped it."""
         return self.tokens[:-1] if self.ended == "stop" else self.tokens
 
@@ -87,7 +87,7 @@ def generate(
     n: int = 1,
     never: Sequence[int] = (),
     budget: int = _BUDGET,
-    tell: Tell | None = None,
+    on_token: OnToken | None = None,
     visual_cache: VisualCache | None = None,
 ) -> Iterator[list[Answer]]:
     """The n answers to each prompt, in order, as soon as its chunk is done; prompts are taken as they are needed.
@@ -98,13 +98,15 @@ def generate(
     that have seen the pictures of an earlier call. Raises ValueError for settings that cannot be meant, and where what the
     model gives is not finite.
     """
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = SamplingConfig(temperature, top_k, top_p)
     for name, count in (("max_new", max_new), ("n", n), ("budget", budget)):
         if count < 1:
             raise ValueError(f"{name}: {count} found, at least 1 expected")
     config = model.config
     shut = sorted({config.image_token, config.video_token, *never} & set(range(config.language.vocabulary)))
-    run = _Run(model, sampling, max_new, frozenset(stop_tokens), seed, shut, budget, tell, visual_cache or VisualCache(model))
+    run = _Run(
+        model, sampling, max_new, frozenset(stop_tokens), seed, shut, budget, on_token, visual_cache or VisualCache(model)
+    )
     return (answers for chunk in _chunks(prompts, budget) for answers in run.answers(chunk, n))
 
 
@@ -158,7 +160,7 @@ def _scores(model: Keye, hidden_SD: Tensor, tokens_S: Tensor) -> Tensor:
 class _Prefilled:
     """Prompts that have been read: what the model keeps of each, its state after the last token, and the next position."""
 
-    cache: Cache
+    cache: KVCache
     hidden_GD: Tensor
     next_G: Tensor
 
@@ -184,13 +186,13 @@ class _Run:
     """One call of `generate`."""
 
     model: Keye
-    sampling: Sampling
+    sampling: SamplingConfig
     max_new: int
     stops: frozenset[int]
     seed: int
     never: Sequence[int]
     budget: int
-    tell: Tell | None
+    on_token: OnToken | None
     visual_cache: VisualCache
 
     @torch.inference_mode()
@@ -216,7 +218,7 @@ class _Run:
         positions_3S = torch.from_numpy(np.concatenate([p.positions for p in chunk], axis=1)).to(device)
         ends = np.cumsum([len(p) for p in chunk])
         seen_MD = self.visual_cache.encode([visual for prompt in chunk for visual in prompt.visuals])
-        cache = Cache()
+        cache = KVCache()
         hidden_SD = model.hidden(tokens_S, positions_3S, [0, *ends[:-1].tolist()], seen_MD, cache)
         following = torch.tensor([_next_position(p) for p in chunk], device=device)
         return _Prefilled(cache, hidden_SD[torch.from_numpy(ends - 1).to(device)], following)
@@ -231,7 +233,7 @@ class _Run:
         hidden_BD, next_B = read.hidden_GD[numbers], read.next_G[numbers]
         while True:
             chance_B = torch.tensor([row.chance.random() for row in rows], dtype=torch.float64, device=device)
-            chosen = choose(model.logits(hidden_BD), self.sampling, chance_B, never)
+            chosen = sample_tokens(model.logits(hidden_BD), self.sampling, chance_B, never)
             self._note(rows, chosen.tokens_B.tolist(), chosen.logprobs_B.tolist(), chosen.drawn_B.tolist())
             going = [place for place, row in enumerate(rows) if not self._has_ended(row)]
             if not going:
@@ -252,8 +254,8 @@ class _Run:
             row.logprobs.append(logprob)
             row.drawn.append(drawn)
             row.has_stopped = token in self.stops
-            if self.tell is not None:
-                self.tell(row.key, row.number, int(token))
+            if self.on_token is not None:
+                self.on_token(row.key, row.number, int(token))
 
     def _has_ended(self, row: _Growing) -> bool:
         return row.has_stopped or len(row.tokens) >= self.max_new

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as nf
 
 from kvtools.keye.model.config import ModelConfig
-from kvtools.keye.model.language import Cache, Decoder
+from kvtools.keye.model.language import Decoder, KVCache
 from kvtools.keye.model.projector import Projector
-from kvtools.keye.model.rope import language_turn
+from kvtools.keye.model.rope import mrope_angles
 from kvtools.keye.model.vision import Grids, VisionTower
 
-__all__ = ["Cache", "Keye"]
+__all__ = ["KVCache", "Keye"]
 
 
 class Visual(nn.Module):
@@ -80,7 +80,7 @@ class Keye(nn.Module):
         positions_3S: Tensor,
         segments: Sequence[int],
         visual_MD: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """States after the final norm, (S, D); `logits` makes scores of the next token of them.
 
@@ -102,8 +102,8 @@ class Keye(nn.Module):
             raise ValueError(f"{len(places)} visual tokens in the row found, {n_given} as were seen expected")
         if visual_MD is not None and n_given:
             x_SD = torch.index_copy(x_SD, 0, places, visual_MD.to(x_SD.dtype))
-        turn = language_turn(positions_3S, self.config.language.head_dim, self.config.language.theta)
-        out: Tensor = self.model(x_SD, turn, segments, cache)
+        angles = mrope_angles(positions_3S, self.config.language.head_dim, self.config.language.theta)
+        out: Tensor = self.model(x_SD, angles, segments, cache)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from torch.nn import functional as nf
 from kvtools.keye.model.attention import Segments, attend, attend_cached
 from kvtools.keye.model.config import LanguageConfig
 from kvtools.keye.model.layers import RMSNorm, product_dtype, repeated
-from kvtools.keye.model.rope import Turn, rotate
+from kvtools.keye.model.rope import RotaryAngles, apply_rotary
 
 _ROOM = 64  # tokens: the least that a cache grows by
 
 
-class Cache:
+class KVCache:
     """Keys and values of the tokens so far of G conversations, a layer each; what follows needs only new tokens.
 
     Give an empty one with the prompts, one a segment, then the same with one or more new tokens a segment, in the same order.
@@ -98,11 +98,13 @@ class SelfAttention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.eps)
         self.k_norm = RMSNorm(config.head_dim, config.eps)
 
-    def forward(self, x_SD: Tensor, turn: Turn, segments: Segments, cache: Cache | None = None, layer: int = 0) -> Tensor:
+    def forward(
+        self, x_SD: Tensor, angles: RotaryAngles, segments: Segments, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
         shape = (len(x_SD), -1, self.head_dim)
         q_SHX, k_SKX, v_SKX = (project(x_SD).view(shape) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q_SHX = rotate(self.q_norm(q_SHX), turn).to(v_SKX.dtype)
-        k_SKX = rotate(self.k_norm(k_SKX), turn).to(v_SKX.dtype)
+        q_SHX = apply_rotary(self.q_norm(q_SHX), angles).to(v_SKX.dtype)
+        k_SKX = apply_rotary(self.k_norm(k_SKX), angles).to(v_SKX.dtype)
         if cache is None:
             seen_SHX = attend(q_SHX, k_SKX, v_SKX, segments, is_causal=True)
         else:
@@ -140,9 +142,11 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.width, config.eps)
         self.post_attention_layernorm = RMSNorm(config.width, config.eps)
 
-    def forward(self, x_SD: Tensor, turn: Turn, segments: Segments, cache: Cache | None = None, layer: int = 0) -> Tensor:
+    def forward(
+        self, x_SD: Tensor, angles: RotaryAngles, segments: Segments, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
         dtype = product_dtype(x_SD)
-        x_SD = x_SD + self.self_attn(self.input_layernorm(x_SD).to(dtype), turn, segments, cache, layer)
+        x_SD = x_SD + self.self_attn(self.input_layernorm(x_SD).to(dtype), angles, segments, cache, layer)
         out: Tensor = x_SD + self.mlp(self.post_attention_layernorm(x_SD).to(dtype))
         return out
 
@@ -162,13 +166,13 @@ class Decoder(nn.Module):
                 is_last = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * ((2 * config.layers) ** -0.5 if is_last else 1))
 
-    def forward(self, x_SD: Tensor, turn: Turn, starts: Sequence[int], cache: Cache | None = None) -> Tensor:
+    def forward(self, x_SD: Tensor, angles: RotaryAngles, starts: Sequence[int], cache: KVCache | None = None) -> Tensor:
         """Embedded tokens to states after the final norm, (S, D) in the precision of products."""
         segments = Segments.of(starts, len(x_SD), x_SD.device)
         if cache is not None:
             cache.begin(segments, x_SD.device)
         for number, layer in enumerate(self.layers):
-            x_SD = repeated(layer, x_SD, turn, segments, cache, number, is_checkpointed=self.checkpointing and cache is None)
+            x_SD = repeated(layer, x_SD, angles, segments, cache, number, is_checkpointed=self.checkpointing and cache is None)
         if cache is not None:
             cache.end(segments)
         normed: Tensor = self.norm(x_SD)

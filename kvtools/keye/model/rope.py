@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtools.keye.model.config import sections
+from kvtools.keye.model.config import mrope_sections
 
 
 @dataclass(frozen=True)
-class Turn:
+class RotaryAngles:
     """Cosines and sines of each token's angles, float32 (S, 1, X / 2); computed once a forward, used in every layer."""
 
     cos: Tensor
     sin: Tensor
 
 
-def positions(
+def mrope_positions(
     tokens_S: np.ndarray,
     image_token: int,
     video_token: int,
@@ -79,29 +79,29 @@ def rope_delta(positions_3S: np.ndarray) -> int:
     return int(positions_3S.max()) + 1 - positions_3S.shape[1] if positions_3S.size else 0
 
 
-def language_turn(positions_3S: Tensor, head_dim: int, theta: float) -> Turn:
+def mrope_angles(positions_3S: Tensor, head_dim: int, theta: float) -> RotaryAngles:
     """The decoder's rotation: of the head_dim / 2 angles the first turn with time, the next with the row, the last with the
-    column (sizes.sections), at the frequencies of ordinary rotary embeddings."""
+    column (sizes.mrope_sections), at the frequencies of ordinary rotary embeddings."""
     device = positions_3S.device
     # in float32 and in this order, as everybody does: at position 40,960 one ulp of a frequency is 0.002 of an angle
     frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
-    parts = torch.split(frequency, list(sections(head_dim)))
+    parts = torch.split(frequency, list(mrope_sections(head_dim)))
     angles = torch.cat([axis[:, None].float() * part for axis, part in zip(positions_3S, parts, strict=True)], dim=1)
-    return Turn(angles.cos().unsqueeze(1), angles.sin().unsqueeze(1))
+    return RotaryAngles(angles.cos().unsqueeze(1), angles.sin().unsqueeze(1))
 
 
-def vision_turn(rows_P: Tensor, columns_P: Tensor, head_dim: int, theta: float) -> Turn:
+def grid_angles(rows_P: Tensor, columns_P: Tensor, head_dim: int, theta: float) -> RotaryAngles:
     """The tower's rotation: half of the angles turn with the patch's row, half with its column; frames share them."""
     half = head_dim // 2
     frequency = 1.0 / theta ** (torch.arange(0, half, 2, dtype=torch.float32, device=rows_P.device) / half)
     angles = torch.cat([axis[:, None].float() * frequency for axis in (rows_P, columns_P)], dim=1)
-    return Turn(angles.cos().unsqueeze(1), angles.sin().unsqueeze(1))
+    return RotaryAngles(angles.cos().unsqueeze(1), angles.sin().unsqueeze(1))
 
 
-def rotate(x_SHX: Tensor, turn: Turn) -> Tensor:
+def apply_rotary(x_SHX: Tensor, angles: RotaryAngles) -> Tensor:
     """Each pair (j, j + X / 2) of a head turned by its angle: (S, H, X), float32 or wider whatever came in."""
     wide = x_SHX if x_SHX.dtype in (torch.float32, torch.float64) else x_SHX.float()
-    turned: Tensor = _Rotate.apply(wide, turn.cos.to(wide.dtype), turn.sin.to(wide.dtype))  # type: ignore[no-untyped-call]
+    turned: Tensor = _Rotate.apply(wide, angles.cos.to(wide.dtype), angles.sin.to(wide.dtype))  # type: ignore[no-untyped-call]
     return turned
 
 

@@ -17,7 +17,7 @@ _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     """temperature 0: always the most probable token. top_k 0: all. Raises ValueError for what is no distribution."""
 
     temperature: float = 1.0
@@ -34,7 +34,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SampledTokens:
     """tokens_B int64; logprobs_B: float32, under the whole model at temperature 1; drawn_B: under what was drawn from."""
 
     tokens_B: Tensor
@@ -42,7 +42,7 @@ class Chosen:
     drawn_B: Tensor
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, chance_B: Tensor, never: Tensor) -> Chosen:
+def sample_tokens(logits_BV: Tensor, sampling: SamplingConfig, chance_B: Tensor, never: Tensor) -> SampledTokens:
     """A token a row. chance_B: float64 in [0, 1); never: int64, ids that are not drawn, though they keep their share of the
     log-probabilities. Raises ValueError for logits that are not finite."""
     wide_BV = logits_BV.float()
@@ -59,10 +59,10 @@ def choose(logits_BV: Tensor, sampling: Sampling, chance_B: Tensor, never: Tenso
         tokens_B = place_B1[:, 0] if ids_BK is None else ids_BK.gather(1, place_B1)[:, 0]
         drawn_B = share_BK.gather(1, place_B1)[:, 0].log().float()
     logprobs_B = wide_BV.gather(1, tokens_B[:, None])[:, 0] - total_B
-    return Chosen(tokens_B, logprobs_B, drawn_B)
+    return SampledTokens(tokens_B, logprobs_B, drawn_B)
 
 
-def candidates(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor | None, Tensor]:
+def candidates(logits_BV: Tensor, sampling: SamplingConfig) -> tuple[Tensor | None, Tensor]:
     """Ids int64 (B, K), None where they are all in order, and their shares float64, which sum to 1; some may be 0.
 
     temperature above 0. top_p keeps the fewest of the most probable whose shares sum to at least top_p.

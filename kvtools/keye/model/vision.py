@@ -17,7 +17,7 @@ from torch.nn import functional as nf
 from kvtools.keye.model.attention import Segments, attend
 from kvtools.keye.model.config import TextConfig, VisionConfig
 from kvtools.keye.model.layers import layer_norm, linear_gelu, product_dtype, repeated
-from kvtools.keye.model.rope import Turn, rotate, vision_turn
+from kvtools.keye.model.rope import RotaryAngles, apply_rotary, grid_angles
 
 Grids = Sequence[tuple[int, int, int]]
 
@@ -120,11 +120,11 @@ class SelfAttention(nn.Module):
         self.n_heads = config.heads
         self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(config.width, config.width) for _ in range(4))
 
-    def forward(self, x_PD: Tensor, turn: Turn | None, segments: Segments) -> Tensor:
+    def forward(self, x_PD: Tensor, angles: RotaryAngles | None, segments: Segments) -> Tensor:
         n_patches = len(x_PD)
         q, k, v = (layer(x_PD).view(n_patches, self.n_heads, -1) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        if turn is not None:
-            q, k = rotate(q, turn).to(v.dtype), rotate(k, turn).to(v.dtype)
+        if angles is not None:
+            q, k = apply_rotary(q, angles).to(v.dtype), apply_rotary(k, angles).to(v.dtype)
         out: Tensor = self.out_proj(attend(q, k, v, segments, is_causal=False).flatten(1))
         return out
 
@@ -152,8 +152,8 @@ class Block(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = Feed(config)
 
-    def forward(self, x_PD: Tensor, turn: Turn | None, segments: Segments) -> Tensor:
-        x_PD = x_PD + self.self_attn(layer_norm(self.layer_norm1, x_PD), turn, segments)
+    def forward(self, x_PD: Tensor, angles: RotaryAngles | None, segments: Segments) -> Tensor:
+        x_PD = x_PD + self.self_attn(layer_norm(self.layer_norm1, x_PD), angles, segments)
         out: Tensor = x_PD + self.mlp(layer_norm(self.layer_norm2, x_PD))
         return out
 
@@ -166,9 +166,9 @@ class Encoder(nn.Module):
         self.checkpointing = False
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
 
-    def forward(self, x_PD: Tensor, turn: Turn | None, segments: Segments) -> Tensor:
+    def forward(self, x_PD: Tensor, angles: RotaryAngles | None, segments: Segments) -> Tensor:
         for layer in self.layers:
-            x_PD = repeated(layer, x_PD, turn, segments, is_checkpointed=self.checkpointing)
+            x_PD = repeated(layer, x_PD, angles, segments, is_checkpointed=self.checkpointing)
         return x_PD
 
 
@@ -201,10 +201,10 @@ class VisionTower(nn.Module):
                 orders.append((first + block_order(n_rows, n_columns, merge)).flatten())
                 place += n_frames * n_rows * n_columns
             pixels_P3HW = pixels_P3HW[torch.cat(orders).to(pixels_P3HW.device)]
-        turn = None
+        angles = None
         if self.config.rope:
-            turn = vision_turn(where.rows_P, where.columns_P, self.config.head_dim, self.config.theta)
-        x_PD = self.encoder(self.embeddings(pixels_P3HW, where), turn, where.segments)
+            angles = grid_angles(where.rows_P, where.columns_P, self.config.head_dim, self.config.theta)
+        x_PD = self.encoder(self.embeddings(pixels_P3HW, where), angles, where.segments)
         return layer_norm(self.post_layernorm, x_PD)
 
 

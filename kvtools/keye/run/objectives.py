@@ -19,7 +19,7 @@ from kvtools.keye.data.augment import Augment
 from kvtools.keye.data.dataloader import Feed, Load, PackedFeed
 from kvtools.keye.data.packing import owners
 from kvtools.keye.model.config import ModelConfig
-from kvtools.keye.model.flops import Shape, of_pairs, of_row
+from kvtools.keye.model.flops import RowShape, pair_flops, row_flops
 from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
@@ -158,8 +158,8 @@ class Answering(Task):
             parameter.requires_grad_(self._stage.learns(name))
 
     def flops(self, load: Load) -> float:
-        shape = Shape(load.lengths, load.grid.tolist(), load.n_targets)
-        return of_row(self._arch, shape).training(self._stage.trains)
+        shape = RowShape(load.lengths, load.grid.tolist(), load.n_targets)
+        return row_flops(self._arch, shape).training(self._stage.trains)
 
     def measure(self, row: PackedRow) -> tuple[Tensor, Tensor, int] | None:
         if not row.targets.any():
@@ -187,7 +187,7 @@ class Contrasting(Task):
         self.model: Siglip = model
 
     def flops(self, load: Load) -> float:
-        return of_pairs(self._arch.vision, self.model.text_model.config, load.grid.tolist(), load.n_targets)
+        return pair_flops(self._arch.vision, self.model.text_model.config, load.grid.tolist(), load.n_targets)
 
     def measure(self, row: PackedRow) -> tuple[Tensor, Tensor, int] | None:
         places, texts = _pairs(row, self._visual_tokens, self.model.text_model.config.positions)

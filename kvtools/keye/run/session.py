@@ -70,18 +70,18 @@ class Talk:
         asked = prompt(conversation, chat, self._media, tokens_per_second=model.config.tokens_per_second)
         text = Unrolled(chat)
 
-        def tell(_key: str, _number: int, token: int) -> None:
+        def on_token(_key: str, _number: int, token: int) -> None:
             if hear is not None and token not in chat.stop_tokens:
                 hear(text.add(token))
 
         ((answer,),) = generate(
             model, [asked], max_new=manner.max_new, temperature=manner.temperature, top_k=manner.top_k, top_p=manner.top_p,
-            stop_tokens=chat.stop_tokens, seed=manner.seed, never=range(chat.size, model.config.language.vocabulary), tell=tell,
-            visual_cache=self._visual_cache,
+            stop_tokens=chat.stop_tokens, seed=manner.seed, never=range(chat.size, model.config.language.vocabulary),
+            on_token=on_token, visual_cache=self._visual_cache,
         )  # fmt: skip
         if hear is not None:
             hear(text.rest())
-        whole = chat.decode(answer.said, skip_control=True)
+        whole = chat.decode(answer.text_tokens, skip_control=True)
         n_visual = sum(visual.n_tokens for visual in asked.visuals)
         return Said(whole, len(answer.tokens), len(asked), n_visual, time.perf_counter() - begun, answer.ended)
 

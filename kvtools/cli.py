@@ -90,7 +90,7 @@ def describe(name: str) -> dict[str, Any]:
     """What `kvtools CMD --describe` prints: a command's arguments, options and kinds, for programs."""
     entry = COMMANDS[name]
     kinds = {"reads": list(entry.reads), "writes": list(entry.writes)}
-    return {"command": name, "summary": entry.summary, **kinds, **help_text.describe(build(name))}
+    return {"command": name, "summary": entry.summary, **kinds, **help_text.describe(build(name), entry.load(name))}
 
 
 def run(words: list[str]) -> int:

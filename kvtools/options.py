@@ -31,39 +31,86 @@ class Invocation:
             typer.echo(f"{rank}{name}: {' '.join(words.splitlines())}", err=True)
 
 
+# what `--help` shows below a command's own options: titles, and the options that stand under each
+GROUPS = {
+    "Machine and state": (
+        "--device", "--dtype", "--peak", "--memory", "--jobs", "--chunk", "--timeout", "--shard", "--state",
+    ),
+    "Common options": (
+        "--json", "--compress", "--force", "--strict", "--config", "--print-config", "--dry-run", "--stamp", "-q", "-v",
+        "-h", "--help",
+    ),
+}  # fmt: skip
+
 Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Artifacts to read; - is stdin, the default.")]
+Interactions = Annotated[
+    str, typer.Argument(metavar="INTERACTIONS", help="CSV, TSV, RecBole .inter, lines of words, or a stream; - is stdin.")
+]
 Output = Annotated[str, typer.Option("-o", "--output", metavar="DST", help="Where to write; - is stdout.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
-Compress = Annotated[
-    int | None,
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Random seed.")]
+ReportFile = Annotated[str | None, typer.Option("--report", metavar="FILE", help="Write the report to FILE as JSON.")]
+LogFile = Annotated[str | None, typer.Option("--log", metavar="FILE", help="Append the training curve to FILE as JSON Lines.")]
+KeysFile = Annotated[
+    str | None, typer.Option("--keys", metavar="FILE", help="Keys of the rows of an .npy: one per line, or a JSON list.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="ROLE=COL", help="Read a role (user, item, time, …) from column COL; may be repeated."),
+]
+Steps = Annotated[
+    str, typer.Option("--steps", metavar="DURATION", help="Training length: 500 (steps), 3ep (epochs) or 1e9tok (tokens).")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--training", metavar="NAME=X", help="Override a training setting; may be repeated.")
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="FILE", help="tokenizer.json, or a folder with one. Default: the model's, or bytes."),
+]
+Media = Annotated[
+    list[str] | None,
     typer.Option(
-        "--compress",
-        min=0,
-        max=19,
-        metavar="N",
-        help="zstd level; 0 stores. Default: 1 into files, 0 into pipes.",
-        show_default=False,
+        "--media", metavar="STREAM|DIR", help="Where pictures and videos are: video streams, folders; may be repeated."
     ),
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; faults are still told.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show a traceback where a fault is unexpected.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad input.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON Lines instead of a table.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check inputs and options, print the plan, do nothing.")]
-Stamp = Annotated[bool, typer.Option("--stamp", help="Record time, host, user and full arguments in the history.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of all that is left to chance.")]
+FrameTokens = Annotated[
+    str,
+    typer.Option("--frame-tokens", metavar="LOW:HIGH", help="Visual tokens per frame of a file, at least LOW, at most HIGH."),
+]
+
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute; auto is cuda where there is one.")
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"], typer.Option("--dtype", help="Dtype of matrix products; auto is bfloat16 on cuda.")
+]
+Peak = Annotated[
+    float | None,
+    typer.Option("--peak", metavar="FLOPS", min=1, help="Peak FLOP/s of a device, for the log's mfu. Default: measured."),
 ]
 Memory = Annotated[
     str | None,
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="Keep what is larger, as 2GiB, in a file in $TMPDIR. Default: half of what there is.",
-        show_default=False,
+        help="Keep vectors larger than SIZE, as 2GiB, in a file in $TMPDIR. Default: half of the memory.",
     ),
 ]
+StateDir = Annotated[
+    str | None,
+    typer.Option(
+        "--state", metavar="DIR", help="Folder for the state of a stopped run. Default: .NAME.state beside the output."
+    ),
+]
+Shard = Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Take part I of N of the inputs, I from 0.")]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON Lines instead of a table.")]
+Compress = Annotated[
+    int | None,
+    typer.Option("--compress", min=0, max=19, metavar="N", help="zstd level; 0 stores. Default: 1 into files, 0 into pipes."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad input.")]
 Config = Annotated[
     str | None,
     typer.Option(
@@ -72,15 +119,13 @@ Config = Annotated[
         is_eager=True,
         callback=lambda ctx, value: load_recipe(ctx, value),  # noqa: PLW0108 it is defined below
         help="Take options from a TOML recipe; those on the command line override it.",
-        show_default=False,
     ),
 ]
-PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print the recipe that would be followed, as TOML; do nothing.")
-]
-Shard = Annotated[
-    str | None, typer.Option("--shard", metavar="I/N", help="Take part I of N of the inputs, I from 0.", show_default=False)
-]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resulting recipe as TOML and exit.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check inputs and options, print the plan, and exit.")]
+Stamp = Annotated[bool, typer.Option("--stamp", help="Record time, host, user and full arguments in the history.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes; errors are still printed.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print more, and a traceback for an unexpected error.")]
 
 
 def load_recipe(ctx: typer.Context, src: str | None) -> str | None:

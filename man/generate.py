@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +119,25 @@ def _part(match: re.Match[str], makers: dict[str, Callable[[], list[str]]]) -> s
 
 
 def _options(description: dict[str, Any]) -> list[str]:
+    """A list of arguments and main options, then a subsection for each titled group."""
     lines = [".Bl -tag -width Ds"]
     for argument in description["arguments"]:
         word = re.sub(r"[\[\].]", "", argument["name"]).replace("|", " | ")
         lines += [f".It Ar {word}{' ...' if argument['many'] else ''}", *_prose(argument["help"])]
-    for option in description["options"]:
-        names = [f"Fl {_dashless(name)}{_value(option)}" for name in option["names"]]
-        lines += [f".It {' , '.join(names)}", *_prose(option["help"])]
-        if not isinstance(option["default"], bool | None):
-            default = option["default"]
-            lines += ["The default is", f".Cm {_escape(f'{default:g}' if isinstance(default, float) else str(default))} ."]
+    for group, options in groupby(description["options"], lambda option: option["group"]):
+        lines += [] if group is None else [".El", f".Ss {group}", ".Bl -tag -width Ds"]
+        for option in options:
+            lines += _option(option)
     return [*lines, ".El"]
+
+
+def _option(option: dict[str, Any]) -> list[str]:
+    names = [f"Fl {_dashless(name)}{_value(option)}" for name in option["names"]]
+    lines = [f".It {' , '.join(names)}", *_prose(option["help"])]
+    default = option["default"]
+    if not isinstance(default, bool | None):
+        lines += ["The default is", f".Cm {_escape(f'{default:g}' if isinstance(default, float) else str(default))} ."]
+    return lines
 
 
 def _value(option: dict[str, Any]) -> str:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvtools.options import AsJson, Device, Quiet, Verbose, require
-from kvtools.train_options import Precision
+from kvtools.options import AsJson, Device, Dtype, Media, Quiet, Tokenizer, Verbose, require
 
 if TYPE_CHECKING:
     from kvtools.keye.quiz.multiple_choice import Marks
@@ -26,21 +25,13 @@ def main(
         list[str] | None, typer.Argument(metavar="QUESTIONS", help="Questions, from kvtools quiz; - is stdin, the default.")
     ] = None,
     model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="M", help="A model, or a Hugging Face directory; may be repeated.", show_default=False),
+        list[str] | None, typer.Option(metavar="M", help="A model, or a Hugging Face directory; may be repeated.")
     ] = None,
-    media: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="STREAM|DIR", help="Where the clips are: video streams, folders; may be repeated.", show_default=False
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="FILE", help="tokenizer.json. Default: the model's own.", show_default=False)
-    ] = None,
+    media: Media = None,
+    tokenizer: Tokenizer = None,
     as_json: AsJson = False,
     device: Device = "auto",
-    dtype: Precision = "auto",
+    dtype: Dtype = "auto",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:

@@ -19,9 +19,7 @@ def main(
     keys: Annotated[
         list[str] | None, typer.Option("--key", metavar="KEY", help="Only the record of that key; may be repeated.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("-n", "--limit", metavar="N", min=0, help="At most so many records.", show_default=False)
-    ] = None,
+    limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", min=0, help="At most so many records.")] = None,
     as_json: AsJson = False,
     compress: Compress = None,
     force: Force = False,

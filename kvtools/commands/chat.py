@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kvtools.errors import Corrupt, Missing, Usage
-from kvtools.options import Device, Quiet, Seed, Verbose, band, require
+from kvtools.options import Device, Dtype, FrameTokens, Quiet, Seed, Tokenizer, Verbose, band, require
 
 EXAMPLES = [
     "kvtools chat -q --model keye.safetensors --greedy --max-new 20 clip.mp4 'What happens?'",
@@ -25,15 +25,9 @@ def main(
         list[str] | None,
         typer.Argument(metavar="CLIP|IMAGE|QUESTION", help="What to show, then the question in quotes; - reads questions."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="M", help="A model, or a Hugging Face directory of Keye-VL.", show_default=False)
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="FILE", help="tokenizer.json. Default: the model's own.", show_default=False)
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Words before the conversation.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="M", help="A model, or a Hugging Face directory of Keye-VL.")] = None,
+    tokenizer: Tokenizer = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Words before the conversation.")] = None,
     mode: Annotated[
         Literal["auto", "think", "no_think"], typer.Option(help="Think before answering, or let the model choose.")
     ] = "auto",
@@ -43,17 +37,13 @@ def main(
     top_p: Annotated[float, typer.Option(metavar="SHARE", help="And of them from those that make up SHARE of 1.")] = 0.95,
     max_new: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens an answer may have.")] = 1024,
     fps: Annotated[float, typer.Option(metavar="RATE", help="Frames of a video to look at, a second.")] = 2.0,
-    frames: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Look at N frames a video instead.", show_default=False)
-    ] = None,
-    frame_tokens: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Tokens a frame should cost.")] = "128:768",
+    frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Look at N frames a video instead.")] = None,
+    frame_tokens: FrameTokens = "128:768",
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a video may cost.")] = 24_576,
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a line of JSON.")] = False,
     device: Device = "auto",
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision; auto is bfloat16 on cuda, else float32.")
-    ] = "auto",
+    dtype: Dtype = "auto",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:

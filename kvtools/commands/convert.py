@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kvtools.options import Compress, Force, Output, Quiet, Stamp, Strict, Verbose, size
+from kvtools.options import Columns, Compress, Force, Output, Quiet, Stamp, Strict, Verbose, size
 
 EXAMPLES = [
     "kvtools convert clicks.csv -o clicks.kvs",
@@ -27,14 +27,7 @@ def main(
             "model: a Hugging Face directory, or a bag that becomes one.",
         ),
     ] = "-",
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="ROLE=COL",
-            help="Name the column of the user, item, time, rating, part, author, tag, playtime or duration; may be repeated.",
-        ),
-    ] = None,
+    columns: Columns = None,
     file_size: Annotated[
         str, typer.Option("--file-size", metavar="SIZE", help="Cut a directory's weights into files of at most this.")
     ] = "5GB",

@@ -19,39 +19,25 @@ _SCALES = {"ms": 1.0, "s": 1000.0, "km": 1 / 200}  # km: light in glass, see etr
 def main(
     ctx: typer.Context,
     data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SRC", help="Labelled data, a file or a folder. Default: devices without data.", show_default=False
-        ),
+        str | None, typer.Option(metavar="SRC", help="Labelled data, a file or a folder. Default: devices without data.")
     ] = None,
     partition: Annotated[
         str,
         typer.Option(
-            metavar="FORM",
-            help="iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natural, or file:FILE.",
+            metavar="FORM", help="iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natural, or file:FILE."
         ),
     ] = "iid",
     devices: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="How many devices. Default: one a site, or a user.", show_default=False),
+        int | None, typer.Option(metavar="N", min=1, help="How many devices. Default: one a site, or a user.")
     ] = None,
     delay: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="A matrix of delays, or pings: a table, or WonderNetwork's file or folder.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="A matrix of delays, or pings: a table, or WonderNetwork's file or folder."),
     ] = None,
-    graph: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Edges: lines `node node ms`, GML or GraphML.", show_default=False)
-    ] = None,
+    graph: Annotated[str | None, typer.Option(metavar="FILE", help="Edges: lines `node node ms`, GML or GraphML.")] = None,
     places: Annotated[
         str | None,
-        typer.Option(
-            "--coordinates",
-            metavar="FILE",
-            help="CSV of latitudes and longitudes, or an .npy of positions.",
-            show_default=False,
-        ),
+        typer.Option("--coordinates", metavar="FILE", help="CSV of latitudes and longitudes, or an .npy of positions."),
     ] = None,
     unit: Annotated[Literal["ms", "s", "km"], typer.Option(help="Of the network's numbers; km at 200 a ms.")] = "ms",
     rtt: Annotated[bool, typer.Option("--rtt", help="The numbers are round trips: halve them.")] = False,
@@ -63,7 +49,6 @@ def main(
         typer.Option(
             metavar="MEAN:SD",
             help="Put so many ms between a device and its site. Default: none; 5:2 with more devices than sites.",
-            show_default=False,
         ),
     ] = None,
     seed: Seed = 0,

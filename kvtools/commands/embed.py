@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvtools.options import Compress, Force, Output, Quiet, Stamp, Strict, Verbose
+from kvtools.options import Compress, Force, KeysFile, Output, Quiet, ReportFile, Seed, Stamp, Strict, Verbose
 
 EXAMPLES = [
     "kvtools embed --dim 16 keywords.json -o words.kvs",
@@ -21,10 +21,7 @@ def main(
         str, typer.Argument(metavar="ITEMS", help="JSON, RecBole .item, CSV, TSV, .npy or stream; - is stdin.")
     ] = "-",
     dim: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Dimensions made of text. Default: 128; vectors keep their own.", show_default=False
-        ),
+        int | None, typer.Option(metavar="N", min=1, help="Dimensions made of text. Default: 128; vectors keep their own.")
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option(metavar="FIELD", help="Take text from that field or column; may be repeated.")
@@ -33,27 +30,17 @@ def main(
         list[str] | None, typer.Option(metavar="COL", help="Append the numbers of that column; may be repeated.")
     ] = None,
     key: Annotated[
-        str | None,
-        typer.Option("--id", metavar="COL", help="The column that names the item. Default: item_id or id.", show_default=False),
+        str | None, typer.Option("--id", metavar="COL", help="The column that names the item. Default: item_id or id.")
     ] = None,
-    keys: Annotated[
-        str | None, typer.Option("--keys", metavar="FILE", help="Names of the rows of an .npy, one a line or a JSON list.")
-    ] = None,
+    keys: KeysFile = None,
     words: Annotated[bool, typer.Option("--words", help="Cut terms into words too: hair-mask says hair, and mask.")] = False,
     power_iterations: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=0,
-            help="Decompose coarsely, by N power iterations. Default: until it converges.",
-            show_default=False,
-        ),
+        typer.Option(metavar="N", min=0, help="Decompose coarsely, by N power iterations. Default: until it converges."),
     ] = None,
     normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Make every vector unit norm.")] = True,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is left to chance.")] = 0,
-    report: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write what was found and done there, as JSON.", show_default=False)
-    ] = None,
+    seed: Seed = 0,
+    report: ReportFile = None,
     output: Output = "-",
     compress: Compress = None,
     force: Force = False,

@@ -5,8 +5,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kvtools.options import Config, Device, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, require, to_toml
-from kvtools.train_options import StateFolder
+from kvtools.options import (
+    Config,
+    Device,
+    Force,
+    LogFile,
+    Output,
+    PrintConfig,
+    Quiet,
+    Seed,
+    Stamp,
+    StateDir,
+    Verbose,
+    require,
+    to_toml,
+)
 
 EXAMPLES = [
     "kvtools etree-train --tree fleet.tree --data digits.csv fleet.devices --rounds 4 --log run.jsonl -o fleet.model",
@@ -14,6 +27,11 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools kma-cluster", "kvtools devices", "kvtools plot", "kvtools info")
+GROUPS = {
+    "Aggregation": ("--ratios", "--weights", "--secure"),
+    "Network": ("--barrier", "--routing", "--bandwidth", "--compute"),
+    "Failures": ("--fail", "--compare", "--regroup", "--quorum", "--deadline", "--late"),
+}
 
 
 def main(
@@ -21,22 +39,17 @@ def main(
     devices: Annotated[
         str, typer.Argument(metavar="DEVICES", help="The device bag that the tree was made of; - is stdin.")
     ] = "-",
-    tree: Annotated[
-        str | None, typer.Option(metavar="TREE", help="The tree, from kvtools kma-cluster.", show_default=False)
-    ] = None,
-    data: Annotated[str | None, typer.Option(metavar="SRC", help="The devices' labelled data.", show_default=False)] = None,
+    tree: Annotated[str | None, typer.Option(metavar="TREE", help="The tree, from kvtools kma-cluster.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="SRC", help="The devices' labelled data.")] = None,
     algorithm: Annotated[
         Literal["etree", "fedavg", "hierfavg", "gossip", "d-psgd", "individual", "grouped"],
         typer.Option(help="Who averages with whom; all but etree are to compare with."),
     ] = "etree",
     ratios: Annotated[
-        str | None,
-        typer.Option(metavar="R,...,1", help="In place of the tree's, see kvtools-kma-cluster(1).", show_default=False),
+        str | None, typer.Option(metavar="R,...,1", help="In place of the tree's, see kvtools-kma-cluster(1).")
     ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Rounds of the algorithm.")] = 10,
-    epochs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="In place of --rounds: local epochs in all.", show_default=False)
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="In place of --rounds: local epochs in all.")] = None,
     every: Annotated[int, typer.Option(metavar="N", min=1, help="Evaluate after every N rounds.")] = 1,
     model: Annotated[
         str, typer.Option(metavar="NAME", help="softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml or FILE.py:NAME.")
@@ -56,9 +69,7 @@ def main(
         float, typer.Option(metavar="MBIT", min=0, help="Of a device's link, each way, in Mbit/s; 0 is without limit.")
     ] = 0.0,
     compute: Annotated[float, typer.Option(metavar="MS", min=0, help="Local work a sample and epoch, in ms.")] = 0.0,
-    fail: Annotated[
-        str | None, typer.Option(metavar="SCRIPT", help="Failures, as leaf:10%@5,aggregator:1@8,root@12.", show_default=False)
-    ] = None,
+    fail: Annotated[str | None, typer.Option(metavar="SCRIPT", help="Failures, as leaf:10%@5,aggregator:1@8,root@12.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="With --fail: also run without failures, and log the accuracy lost.")
     ] = False,
@@ -71,13 +82,10 @@ def main(
         Literal["drop", "carry"], typer.Option(help="Late updates: drop, or count half in the next step.")
     ] = "drop",
     secure: Annotated[bool, typer.Option("--secure", help="Mask updates: aggregators of groups see sums alone.")] = False,
-    state: StateFolder = None,
-    log: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Append a JSON line an evaluation.", show_default=False)
-    ] = None,
+    state: StateDir = None,
+    log: LogFile = None,
     chunk: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Devices trained at once. Default: what caches hold.", show_default=False),
+        int | None, typer.Option(metavar="N", min=1, help="Devices trained at once. Default: what caches hold.")
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",

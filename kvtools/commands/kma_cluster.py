@@ -15,6 +15,10 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools devices", "kvtools etree-train", "kvtools info", "kvtools-stream(5)")
+GROUPS = {
+    "Local training": ("--pretrain", "--lr", "--batch"),
+    "Grouping": ("--label-weight", "--slack", "--public", "--sweeps"),
+}
 
 
 def main(
@@ -29,21 +33,16 @@ def main(
         float, typer.Option(metavar="X", min=0, help="A group's mean accuracy may differ by less than X from all devices'.")
     ] = 0.05,
     levels: Annotated[
-        str | None,
-        typer.Option(metavar="N,...,1", help="Aggregators on each level above the groups. Default: 1.", show_default=False),
+        str | None, typer.Option(metavar="N,...,1", help="Aggregators on each level above the groups. Default: 1.")
     ] = None,
     ratios: Annotated[
         str | None,
         typer.Option(
             metavar="R,...,1",
             help="Local epochs an upload, then aggregations of each level an upload to the next. Default: 1,5,…,1.",
-            show_default=False,
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SRC", help="The devices' labelled data, for kma and its like.", show_default=False),
-    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="SRC", help="The devices' labelled data, for kma and its like.")] = None,
     pretrain: Annotated[int, typer.Option(metavar="N", min=1, help="Epochs that each device trains alone.")] = 10,
     lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate of that.")] = 0.05,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Samples a step of that.")] = 10,
@@ -57,10 +56,7 @@ def main(
         float, typer.Option(metavar="X", min=0, max=1, help="Let up to this share of devices belong to all groups.")
     ] = 0.0,
     since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TREE", help="Let devices that this tree has not yet join it; no other group changes.", show_default=False
-        ),
+        str | None, typer.Option(metavar="TREE", help="Let devices that this tree has not yet join it; no other group changes.")
     ] = None,
     sweeps: Annotated[int, typer.Option(metavar="N", min=1, help="Sweeps over the devices, at most.")] = 100,
     seed: Seed = 0,

@@ -23,10 +23,7 @@ def main(
     ctx: typer.Context,
     inputs: Inputs = None,
     weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights", metavar="W,W,...", help="How much of each, as 1,1,2. Default: all the same.", show_default=False
-        ),
+        str | None, typer.Option("--weights", metavar="W,W,...", help="How much of each, as 1,1,2. Default: all the same.")
     ] = None,
     output: Output = "-",
     force: Force = False,

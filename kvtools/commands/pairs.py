@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvtools.options import Compress, Force, Output, Quiet, Stamp, Strict, Verbose
+from kvtools.options import Columns, Compress, Force, Output, Quiet, ReportFile, Seed, Stamp, Strict, Verbose
 
 EXAMPLES = [
     "kvtools pairs clicks.csv -o pairs.kvs",
@@ -37,7 +37,7 @@ def main(
     weigh_users: Annotated[bool, typer.Option("--weigh-users", help="Count a user of n items 1/sqrt(n) instead of 1.")] = False,
     min_count: Annotated[int, typer.Option(metavar="N", min=1, help="Leave out items with fewer clicks.")] = 1,
     min_rating: Annotated[
-        float | None, typer.Option(metavar="X", help="A click is a rating of at least X. Default: any.", show_default=False)
+        float | None, typer.Option(metavar="X", help="A click is a rating of at least X. Default: any.")
     ] = None,
     max_users: Annotated[
         int, typer.Option(metavar="N", min=2, help="Compare a seeded sample of N users of an item that has more.")
@@ -46,18 +46,9 @@ def main(
         int, typer.Option(metavar="N", min=2, help="Compare the latest N clicks of a user who has more.")
     ] = 1000,
     all_parts: Annotated[bool, typer.Option("--all", help="Use all interactions; they have been split already.")] = False,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="ROLE=COL",
-            help="Name the column of the user, item, time, rating or part; may be repeated.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the samples of users.")] = 0,
-    report: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write what was found and done there, as JSON.", show_default=False)
-    ] = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    report: ReportFile = None,
     output: Output = "-",
     compress: Compress = None,
     force: Force = False,

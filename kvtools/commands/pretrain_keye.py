@@ -7,18 +7,26 @@ import typer
 from kvtools.options import (
     Config,
     Device,
+    Dtype,
     Force,
+    FrameTokens,
+    LogFile,
+    Media,
     Output,
+    Overrides,
+    Peak,
     PrintConfig,
     Quiet,
     Seed,
     Stamp,
+    StateDir,
+    Steps,
     Strict,
+    Tokenizer,
     Verbose,
     require,
     to_toml,
 )
-from kvtools.train_options import Peak, Precision, StateFolder, StepLog
 
 EXAMPLES = [
     "kvtools pretrain keye questions.kvs --media clips.kvs --steps 2 --batch-tokens 1024 -o tiny.safetensors",
@@ -26,6 +34,7 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools quiz", "kvtools convert", "kvtools merge", "kvtools chat", "kvtools tokenize-video", "kvtools-stream(5)")
+GROUPS = {"Data": ("--ratio", "--length", "--max-tokens"), "Architecture and training": ("--architecture", "--training")}
 
 
 def main(
@@ -41,9 +50,7 @@ def main(
     init: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MODEL",
-            help="Begin with a model, or a Hugging Face directory of one or of a part; may be repeated.",
-            show_default=False,
+            metavar="MODEL", help="Begin with a model, or a Hugging Face directory of one or of a part; may be repeated."
         ),
     ] = None,
     size: Annotated[
@@ -51,55 +58,33 @@ def main(
         typer.Option(help="The model's size where --init does not say; tiny for two cores."),
     ] = "tiny",
     architecture: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PART.NAME=N", help="Change the size, as language.layers=6; may be repeated."),
+        list[str] | None, typer.Option(metavar="PART.NAME=N", help="Change the size, as language.layers=6; may be repeated.")
     ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="tokenizer.json, or a folder. Default: the model's, or bytes.", show_default=False),
-    ] = None,
-    media: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="STREAM|DIR", help="Where pictures and videos are: video streams by key, folders; may be repeated."
-        ),
-    ] = None,
+    tokenizer: Tokenizer = None,
+    media: Media = None,
     ratio: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...", help="Shares of the inputs in what is shown. Default: as they are.", show_default=False
-        ),
+        str | None, typer.Option(metavar="A,B,...", help="Shares of the inputs in what is shown. Default: as they are.")
     ] = None,
     valid: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Conversations to look at after each epoch, never to learn.", show_default=False),
+        str | None, typer.Option(metavar="DATA", help="Conversations to look at after each epoch, never to learn.")
     ] = None,
-    steps: Annotated[str, typer.Option(metavar="DURATION", help="How long: 500, 3ep or 1e9tok.")] = "3ep",
+    steps: Steps = "3ep",
     lr: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", help="Learning rate, at its peak. Default: the stage's, less for wide models.", show_default=False
-        ),
+        float | None, typer.Option(metavar="X", help="Learning rate, at its peak. Default: the stage's, less for wide models.")
     ] = None,
     batch_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens a step, visual ones included.")] = 8192,
     length: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=2, help="Tokens a packed row. Default: 4096, or --batch-tokens.", show_default=False),
+        int | None, typer.Option(metavar="N", min=2, help="Tokens a packed row. Default: 4096, or --batch-tokens.")
     ] = None,
-    frame_tokens: Annotated[
-        str, typer.Option(metavar="LOW:HIGH", help="Files: tokens a frame should cost. Streams are as they are.")
-    ] = "128:768",
+    frame_tokens: FrameTokens = "128:768",
     max_tokens: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Files: tokens each may cost. Default: 3/4 of a row.", show_default=False),
+        int | None, typer.Option(metavar="N", min=1, help="Files: tokens each may cost. Default: 3/4 of a row.")
     ] = None,
-    training: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=X", help="Change the training, as warmup=2%; may be repeated.")
-    ] = None,
-    state: StateFolder = None,
-    log: StepLog = None,
+    training: Overrides = None,
+    state: StateDir = None,
+    log: LogFile = None,
     peak: Peak = None,
-    dtype: Precision = "auto",
+    dtype: Dtype = "auto",
     device: Device = "auto",
     seed: Seed = 0,
     output: Output = "-",

@@ -6,20 +6,27 @@ from typing import Annotated, Literal
 import typer
 
 from kvtools.options import (
+    Columns,
     Config,
     Device,
+    Dtype,
     Force,
+    Interactions,
+    LogFile,
     Output,
+    Overrides,
+    Peak,
     PrintConfig,
     Quiet,
     Seed,
     Stamp,
+    StateDir,
+    Steps,
     Strict,
     Verbose,
     require,
     to_toml,
 )
-from kvtools.train_options import Peak, Precision, StateFolder, StepLog
 
 EXAMPLES = [
     "kvtools pretrain onerec clicks.csv --items items.ids --steps 2ep -o small.safetensors",
@@ -27,19 +34,15 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools recgen", "kvtools semid-build", "kvtools pairs", "kvtools convert", "kvtools-stream(5)")
+GROUPS = {"Data": ("--column",), "Architecture and training": ("--decoder", "--without", "--architecture", "--training")}
 
 
 def main(
     ctx: typer.Context,
-    interactions: Annotated[
-        str, typer.Argument(metavar="INTERACTIONS", help="CSV, TSV, RecBole .inter, lines of words, or a stream; - is stdin.")
-    ] = "-",
-    items: Annotated[
-        str | None, typer.Option(metavar="IDS", help="The catalogue: semantic IDs from semid-build.", show_default=False)
-    ] = None,
+    interactions: Interactions = "-",
+    items: Annotated[str | None, typer.Option(metavar="IDS", help="The catalogue: semantic IDs from semid-build.")] = None,
     users: Annotated[
-        str | None,
-        typer.Option(metavar="TABLE", help="What is known of users: CSV, TSV or RecBole .user.", show_default=False),
+        str | None, typer.Option(metavar="TABLE", help="What is known of users: CSV, TSV or RecBole .user.")
     ] = None,
     size: Annotated[
         Literal["tiny", "0.015b", "0.121b", "0.935b", "2.633b"], typer.Option(help="The report's sizes; tiny for two cores.")
@@ -51,25 +54,20 @@ def main(
         int, typer.Option(metavar="N", min=0, max=64, help="Show N items that go with the last ones, from training counts.")
     ] = 0,
     without: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATHWAY", help="Switch off static, positive or lifelong; may be repeated."),
+        list[str] | None, typer.Option(metavar="PATHWAY", help="Switch off static, positive or lifelong; may be repeated.")
     ] = None,
     architecture: Annotated[
         list[str] | None, typer.Option(metavar="NAME=N", help="Change the size, as width=256; may be repeated.")
     ] = None,
-    steps: Annotated[str, typer.Option(metavar="DURATION", help="How long: 500, 20ep or 1e9tok.")] = "20ep",
+    steps: Steps = "20ep",
     lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate, at its peak.")] = 3e-3,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Size of a step: its rows times the longest.")] = 512,
-    training: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=X", help="Change the training, as dropout=0.2; may be repeated.")
-    ] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option("--column", metavar="ROLE=COL", help="Name a column, as in kvtools convert.")
-    ] = None,
-    state: StateFolder = None,
-    log: StepLog = None,
+    training: Overrides = None,
+    columns: Columns = None,
+    state: StateDir = None,
+    log: LogFile = None,
     peak: Peak = None,
-    dtype: Precision = "auto",
+    dtype: Dtype = "auto",
     device: Device = "auto",
     seed: Seed = 0,
     output: Output = "-",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kvtools.chance import generator
-from kvtools.options import Compress, Force, Output, Quiet, Seed, Stamp, Strict, Verbose, band, is_given, require
+from kvtools.options import Compress, Force, FrameTokens, Output, Quiet, Seed, Stamp, Strict, Verbose, band, is_given, require
 
 if TYPE_CHECKING:
     from kvtools.keye.quiz.build import Side, Table
@@ -34,14 +34,7 @@ def main(
     ] = ("order,match,time"),
     number: Annotated[
         int | None,
-        typer.Option(
-            "-n",
-            "--number",
-            metavar="N",
-            min=1,
-            help="So many questions. Default: 100; with --labels one a clip.",
-            show_default=False,
-        ),
+        typer.Option("-n", "--number", metavar="N", min=1, help="So many questions. Default: 100; with --labels one a clip."),
     ] = None,
     form: Annotated[
         Literal["choice", "open", "check"], typer.Option(help="Answer by a letter, freely, or by yes or no.")
@@ -49,27 +42,17 @@ def main(
     frames: Annotated[int, typer.Option(metavar="N", min=2, max=64, help="Frames a question about one clip shows.")] = 6,
     choices: Annotated[int, typer.Option(metavar="N", min=2, max=8, help="Options to choose from.")] = 4,
     split: Annotated[
-        str | None,
-        typer.Option(metavar="PART[:SHARE]", help="Use one side of the clips, as train:0.7 or test:0.3.", show_default=False),
+        str | None, typer.Option(metavar="PART[:SHARE]", help="Use one side of the clips, as train:0.7 or test:0.3.")
     ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option(metavar="CSV", help="Keep clips of equal `group` together: file,group.", show_default=False),
-    ] = None,
+    group: Annotated[str | None, typer.Option(metavar="CSV", help="Keep clips of equal `group` together: file,group.")] = None,
     labels: Annotated[
-        str | None,
-        typer.Option(metavar="CSV", help="Ask for labels instead: file,label[,split][,group].", show_default=False),
+        str | None, typer.Option(metavar="CSV", help="Ask for labels instead: file,label[,split][,group].")
     ] = None,
-    question: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="--labels: the words of the question.", show_default=False)
-    ] = None,
+    question: Annotated[str | None, typer.Option(metavar="TEXT", help="--labels: the words of the question.")] = None,
     positive: Annotated[
-        str | None,
-        typer.Option(metavar="LABEL", help="--labels --form check: yes is this label. Default: the first.", show_default=False),
+        str | None, typer.Option(metavar="LABEL", help="--labels --form check: yes is this label. Default: the first.")
     ] = None,
-    frame_tokens: Annotated[
-        str, typer.Option(metavar="LOW:HIGH", help="Video files: tokens a frame of the size that clips are brought to.")
-    ] = "16:64",
+    frame_tokens: FrameTokens = "16:64",
     seed: Seed = 0,
     output: Output = "-",
     compress: Compress = None,

@@ -8,8 +8,23 @@ from typing import Annotated, Literal
 import typer
 
 from kvtools.errors import Usage
-from kvtools.options import AsJson, Compress, Device, Force, Output, Quiet, Seed, Shard, Stamp, Strict, Verbose, require
-from kvtools.train_options import Precision
+from kvtools.options import (
+    AsJson,
+    Columns,
+    Compress,
+    Device,
+    Dtype,
+    Force,
+    Interactions,
+    Output,
+    Quiet,
+    Seed,
+    Shard,
+    Stamp,
+    Strict,
+    Verbose,
+    require,
+)
 
 EXAMPLES = [
     "kvtools recgen --model shop.safetensors -k 5 --beam 32 clicks.csv --json",
@@ -18,42 +33,38 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools pretrain onerec", "kvtools semid-build", "kvtools convert", "kvtools-stream(5)")
+GROUPS = {
+    "Search": ("--within", "--blend", "--sure", "--exact", "--no-trie", "--keep-seen"),
+    "Data": ("--table", "--titles", "--column"),
+}
 
 
 def main(
     ctx: typer.Context,
-    interactions: Annotated[
-        str, typer.Argument(metavar="INTERACTIONS", help="CSV, TSV, RecBole .inter, lines of words, or a stream; - is stdin.")
-    ] = "-",
+    interactions: Interactions = "-",
     models: Annotated[
-        list[str] | None,
-        typer.Option("--model", metavar="M", help="A generator; with --evaluate repeat it for a spread.", show_default=False),
+        list[str] | None, typer.Option("--model", metavar="M", help="A generator; with --evaluate repeat it for a spread.")
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Recommendations a user.")] = 10,
     n_beams: Annotated[int, typer.Option("--beam", metavar="N", min=1, help="IDs followed at a time.")] = 512,
     users: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="Only these: a file, one a line, or names with commas.", show_default=False),
+        str | None, typer.Option(metavar="LIST", help="Only these: a file, one a line, or names with commas.")
     ] = None,
     table: Annotated[
-        str | None, typer.Option("--table", metavar="TABLE", help="What is known of users, as in training.", show_default=False)
+        str | None, typer.Option("--table", metavar="TABLE", help="What is known of users, as in training.")
     ] = None,
     evaluate: Annotated[
-        Literal["valid", "test"] | None,
-        typer.Option(help="Recommend what was held out, and tell how often it was found.", show_default=False),
+        Literal["valid", "test"] | None, typer.Option(help="Recommend what was held out, and tell how often it was found.")
     ] = None,
-    baseline: Annotated[
-        Literal["popular", "co-occurrence"] | None, typer.Option(help="Count instead of generating.", show_default=False)
-    ] = None,
+    baseline: Annotated[Literal["popular", "co-occurrence"] | None, typer.Option(help="Count instead of generating.")] = None,
     items: Annotated[
-        str | None, typer.Option(metavar="IDS", help="The catalogue of a baseline; of a model, to be sure.", show_default=False)
+        str | None, typer.Option(metavar="IDS", help="The catalogue of a baseline; of a model, to be sure.")
     ] = None,
     within: Annotated[
         Literal["popular", "recent", "random"], typer.Option(help="How items of one ID share its probability.")
     ] = "popular",
     blend: Annotated[
-        str | None,
-        typer.Option(metavar="X", help="Mix in co-occurrence by X of 1; auto calibrates on validation.", show_default=False),
+        str | None, typer.Option(metavar="X", help="Mix in co-occurrence by X of 1; auto calibrates on validation.")
     ] = None,
     sure: Annotated[
         bool, typer.Option("--sure", help="Search again, more widely, where better ones can have been missed.")
@@ -64,15 +75,13 @@ def main(
     ] = False,
     keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Recommend items that the user had already, too.")] = False,
     titles: Annotated[
-        str | None, typer.Option(metavar="FILE", help="With --json: what items are called, CSV or .item.", show_default=False)
+        str | None, typer.Option(metavar="FILE", help="With --json: what items are called, CSV or .item.")
     ] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option("--column", metavar="ROLE=COL", help="Name a column, as in kvtools convert.")
-    ] = None,
+    columns: Columns = None,
     shard: Shard = None,
     as_json: AsJson = False,
     device: Device = "auto",
-    dtype: Precision = "auto",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     output: Output = "-",
     compress: Compress = None,

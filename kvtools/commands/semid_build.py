@@ -11,10 +11,12 @@ from kvtools.options import (
     Config,
     Device,
     Force,
+    KeysFile,
     Memory,
     Output,
     PrintConfig,
     Quiet,
+    ReportFile,
     Seed,
     Stamp,
     Verbose,
@@ -29,6 +31,7 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools embed", "kvtools pairs", "kvtools plot", "kvtools-stream(5)")
+GROUPS = {"Fitting and alignment": ("--epochs", "--init", "--captions", "--align-steps")}
 
 
 def main(
@@ -51,31 +54,18 @@ def main(
         typer.Option(help="Items with one ID: keep it, tell them apart by one more token, or move to the nearest free code."),
     ] = "keep",
     pairs: Annotated[
-        str | None,
-        typer.Option(metavar="PAIRS", help="Align the items by these pairs first, from kvtools pairs.", show_default=False),
+        str | None, typer.Option(metavar="PAIRS", help="Align the items by these pairs first, from kvtools pairs.")
     ] = None,
     captions: Annotated[
-        str | None,
-        typer.Option(metavar="ITEMS", help="With --pairs: keep to what is said there of each item.", show_default=False),
+        str | None, typer.Option(metavar="ITEMS", help="With --pairs: keep to what is said there of each item.")
     ] = None,
-    align_steps: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Steps of alignment. Default: 1000.", show_default=False),
-    ] = None,
+    align_steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Steps of alignment. Default: 1000.")] = None,
     codebook: Annotated[
-        str | None,
-        typer.Option(
-            "--codebook", metavar="IDS", help="Fit nothing: give new items IDs by these codebooks.", show_default=False
-        ),
+        str | None, typer.Option("--codebook", metavar="IDS", help="Fit nothing: give new items IDs by these codebooks.")
     ] = None,
     append: Annotated[bool, typer.Option("--append", help="Write the items of --codebook too, first and unchanged.")] = False,
-    keys: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Names of the rows of an .npy, one a line or a JSON list.", show_default=False),
-    ] = None,
-    report: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the report there, as JSON.", show_default=False)
-    ] = None,
+    keys: KeysFile = None,
+    report: ReportFile = None,
     as_json: AsJson = False,
     memory: Memory = None,
     seed: Seed = 0,

@@ -12,7 +12,9 @@ from kvtools.options import (
     Config,
     Device,
     DryRun,
+    Dtype,
     Force,
+    FrameTokens,
     Output,
     PrintConfig,
     Quiet,
@@ -36,6 +38,7 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools info", "kvtools cat", "kvtools check", "kvtools-stream(5)")
+GROUPS = {"Sampling of frames": ("--min-frames", "--max-frames", "--start", "--end", "--pick", "--decoder")}
 
 
 def main(
@@ -49,9 +52,7 @@ def main(
     fps: Annotated[
         float, typer.Option(metavar="RATE", help="Frames to take a second; of a folder of frames, the rate they were taken at.")
     ] = 2.0,
-    frames: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Take N frames a clip instead, evenly spread.", show_default=False)
-    ] = None,
+    frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Take N frames a clip instead, evenly spread.")] = None,
     min_frames: Annotated[
         int, typer.Option(metavar="N", min=1, help="Take at least so many frames, where the clip has them.")
     ] = 4,
@@ -59,14 +60,12 @@ def main(
     max_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Tokens a clip may cost, at 28x28 pixels each; never exceeded.")
     ] = 24_576,
-    frame_tokens: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Tokens a frame should cost.")] = "128:768",
+    frame_tokens: FrameTokens = "128:768",
     start: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", min=0, help="Begin so many seconds after the first frame.", show_default=False),
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Begin so many seconds after the first frame.")
     ] = None,
     end: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", min=0, help="End so many seconds after the first frame.", show_default=False),
+        float | None, typer.Option(metavar="SECONDS", min=0, help="End so many seconds after the first frame.")
     ] = None,
     pick: Annotated[
         Literal["any", "reference", "key"],
@@ -76,17 +75,13 @@ def main(
         Literal["auto", "decord", "pyav"], typer.Option(help="Who decodes; auto is pyav, which was never slower.")
     ] = "auto",
     encoder: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Add what a Keye-VL sees: tokens, and an embedding a clip.", show_default=False),
+        str | None, typer.Option(metavar="MODEL", help="Add what a Keye-VL sees: tokens, and an embedding a clip.")
     ] = None,
     device: Device = "auto",
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], typer.Option(help="The encoder's precision; auto is bfloat16 on cuda.")
-    ] = "auto",
+    dtype: Dtype = "auto",
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Give a clip up after so long.")] = 60.0,
     jobs: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Clips decoded at once. Default: the cores there are.", show_default=False),
+        int | None, typer.Option(metavar="N", min=1, help="Clips decoded at once. Default: the cores there are.")
     ] = None,
     shard: Shard = None,
     output: Output = "-",

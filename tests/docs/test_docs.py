@@ -211,6 +211,27 @@ def test_help_tells_examples_exit_codes_and_see_also(name):
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_with_many_options_shows_a_dozen_first_and_the_others_under_titles(name):
+    module, listed = cli.COMMANDS[name].load(name), cli.describe(name)["options"]
+    titled = [option for option in listed if option["group"] is not None]
+    assert len(listed) - len(titled) <= 14
+    shown = run([sys.executable, "-m", "kvtools", *name.split(), "--help"]).stdout
+    titles = [*dict.fromkeys(option["group"] for option in titled)]
+    sections = re.findall(r"^([A-Z][^:\n]*):$", shown, re.MULTILINE)
+    begin = sections.index("Options") + 1
+    assert sections[begin : begin + len(titles)] == titles
+    page = section(generate.page_of(name), "OPTIONS")
+    assert re.findall(r"^\.Ss (.*)$", page, re.MULTILINE)[: len(titles)] == titles
+    for option in listed:
+        assert re.search(rf"^  .*{re.escape(option['names'][-1])}\b", shown, re.MULTILINE), option
+    for title, names in getattr(module, "GROUPS", {}).items():
+        assert [option["names"][0] for option in titled if option["group"] == title] == [
+            option["names"][0] for option in listed if option["names"][0] in names
+        ], title
+        assert {*names} <= {option["names"][0] for option in listed}, title
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_refers_to_pages_that_exist(name):
     for reference in cli.COMMANDS[name].load(name).SEE_ALSO:
         page = re.sub(r"\((\d)\)$", r".\1", reference) if reference.endswith(")") else reference.replace(" ", "-") + ".1"

@@ -18,7 +18,7 @@ LAYERS = {
     "artifact": 4,
     "world": 4,
 }
-GROUND = {"", "errors", "options", "progress", "help_text", "__main__", "chance", "skipped", "train_options"}
+GROUND = {"", "errors", "options", "progress", "help_text", "__main__", "chance", "skipped"}
 OWNERS = {
     "zstandard": "artifact",
     "safetensors": "artifact",
@@ -28,7 +28,7 @@ OWNERS = {
     "pyarrow": "artifact onerec",
     "tokenizers": "keye",
 }
-BUDGETS = {"cli.py": 200, "options.py": 155, "world.py": 250}
+BUDGETS = {"cli.py": 200, "options.py": 350, "world.py": 250}
 SYSTEMS = {"keye", "onerec", "etree"}
 
 

@@ -156,8 +156,8 @@ def test_a_repetition_without_times_is_no_copy():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "nothing found"),
-        ("\n", "no text found"),
+        ("", r"x: this is empty\. Give a table\.$"),
+        ("\n", r"x: this is not text\. Give a table\.$"),
         ("user_id,item_id\n", "no interactions left"),
         ("user_id,item_id,timestamp\n", "no interactions left"),
         ("user_id,item_id,timestamp\nu,i,12/04/1997\n", "no interactions left"),
@@ -165,8 +165,8 @@ def test_a_repetition_without_times_is_no_copy():
         ("user;item\n1;2\n", "columns with ';' between them found"),
         ("1::1193::5::978300760\n", "columns with '::' between them found"),
         ("u\n", "no interactions left"),
-        ("user_id,item_id\nu,\udcff\n", "utf-?8"),
-        ("PK\x03\x04\0\0", "no text"),
+        ("user_id,item_id\nu,\udcff\n", r"x: line 2 is not UTF-8 text\. Convert the file, for example with iconv\.$"),
+        ("PK\x03\x04\0\0", r"x: this is not text\. Give a table\.$"),
     ],
 )
 def test_what_is_no_table_is_refused(text, words):

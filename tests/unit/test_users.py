@@ -152,7 +152,7 @@ def test_users_are_found_by_key_and_strangers_are_unknown():
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("", {}, "nothing found"),
+        ("", {}, r"x: this is empty\. Give a table\.$"),
         ("u a b\n", {}, "no table with a header"),
         ("who,gender\nu,f\n", {}, "no user column among who, gender. Name it user_id"),
         ("user_id,gender\nu,f\n", {"columns": ["sex"]}, "no column 'sex'"),

@@ -9,13 +9,11 @@ users, and negative feedback.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from kvtools.artifact import delimited as table
+from kvtools.artifact.columns import Column, ColumnReader, Format, Table
 from kvtools.errors import Corrupt, Usage
 from kvtools.skipped import Findings
 
@@ -88,7 +86,12 @@ def split(interactions: Interactions) -> np.ndarray:
 
 
 def read_interactions(
-    file: BinaryIO, name: str, *, form: table.Format = "auto", columns: Mapping[str, str | None] | None = None
+    file: BinaryIO,
+    name: str,
+    *,
+    form: Format = "auto",
+    columns: Mapping[str, str | None] | None = None,
+    encoding: str = "utf-8",
 ) -> tuple[Interactions, Findings]:
     """Interactions from an open, buffered file, and what was found wrong with it.
 
@@ -97,13 +100,12 @@ def read_interactions(
     and copies of a row (same user, item and time), of which one stays. In a file without times the order of the rows is
     that of time, and a repetition is no copy. Raises Corrupt where there is no user or item column, or nothing is left.
     """
-    file = table.whole(file)
-    form = table.sniff(file, name) if form == "auto" else form
-    if form == "sequence":
-        _refuse_table(table.first_line(file, name), name)
+    text = ColumnReader(file, name, form=form, encoding=encoding)
+    if text.form == "sequence":
+        _refuse_table(text.first_line, name)
         if columns:
             raise Usage(f"--column: {name} has lines of words, which are no columns. Leave it out.")
-    read = _read_sequences(file, name) if form == "sequence" else _read_rows(file, name, form, columns or {})
+    read = _read_sequences(text) if text.form == "sequence" else _read_rows(text, name, columns or {})
     if not len(read[0].items):
         raise Corrupt(f"{name}: no interactions left of what was read. {' '.join(read[1].lines(lost=True))}".strip())
     return read
@@ -117,16 +119,16 @@ def _refuse_table(line: str, name: str) -> None:
         raise Corrupt(f"{name}: columns with {mark!r} between them found, tabs or commas expected. Try: tr {mark[0]!r} '\\t'.")
 
 
-def _read_sequences(file: BinaryIO, name: str) -> tuple[Interactions, Findings]:
-    words, starts = table.read_words(file, name)
+def _read_sequences(text: ColumnReader) -> tuple[Interactions, Findings]:
+    words, starts = text.words()
     findings = Findings()
     counts = np.diff(starts) - 1
-    users_L, user_keys = table.encode(words.take(pa.array(starts[:-1])))
+    users_L, user_keys = words.take(starts[:-1]).encode()
     alone = np.flatnonzero(counts == 0)
     findings.add("users without items left out", len(alone), (user_keys[users_L[line]] for line in alone))
     is_item = np.ones(len(words), bool)
     is_item[starts[:-1]] = False
-    items, item_keys = table.encode(words.filter(pa.array(is_item)))
+    items, item_keys = words.take(is_item).encode()
     again = len(users_L) - len(user_keys)
     findings.add("lines of a user who had one already, joined to it", again, is_lost=False)
     users = np.repeat(users_L, counts)
@@ -134,24 +136,22 @@ def _read_sequences(file: BinaryIO, name: str) -> tuple[Interactions, Findings]:
     return _arrange(users[order], user_keys, items[order], item_keys, {}, {}), findings
 
 
-def _read_rows(
-    file: BinaryIO, name: str, form: table.Format, columns: Mapping[str, str | None]
-) -> tuple[Interactions, Findings]:
-    there = table.header(file, name, form)
+def _read_rows(text: ColumnReader, name: str, columns: Mapping[str, str | None]) -> tuple[Interactions, Findings]:
+    there = text.types
     chosen = {role: columns.get(role) or next((n for n in NAMES[role] if n in there), None) for role in NAMES}
     for role in ("user", "item"):
         if chosen[role] is None:
             raise Corrupt(f"{name}: no {role} column among {', '.join(there)}. Name it with --column {role}=COL.")
     wanted = {role: column for role, column in chosen.items() if column is not None}
-    read = table.read_table(file, name, form, list(dict.fromkeys(wanted.values())))
+    read = text.table(wanted.values())
     cells = {role: read.columns[column] for role, column in wanted.items()}
     good = np.ones(read.n_rows, bool)
     for role in (role for role in wanted if role in _CORE):
-        _drop(f"rows without {role} left out", cells[role].is_null().to_numpy(), good, read)
+        _drop(f"rows without {role} left out", cells[role].is_empty, good, read)
     numbers: dict[str, np.ndarray] = {}
     for role in ("time", "rating"):
         if role in cells:
-            numbers[role], bad = table.numbers(cells[role])
+            numbers[role], bad = cells[role].numbers()
             _drop(f"rows whose {role} cannot be read left out", bad, good, read)
     if "part" in cells:
         numbers["part"], bad = _parts(cells["part"])
@@ -159,13 +159,13 @@ def _read_rows(
     words: dict[str, np.ndarray] = {}
     for role in (role for role in wanted if role not in _CORE):
         if role in _WORDS:
-            numbers[role], words[role] = table.encode(pc.fill_null(cells[role], ""))
+            numbers[role], words[role] = cells[role].encode()
         else:
-            values, bad = table.numbers(cells[role])
-            numbers[role] = np.where(bad | cells[role].is_null().to_numpy(), np.nan, values)
+            values, bad = cells[role].numbers()
+            numbers[role] = np.where(bad | cells[role].is_empty, np.nan, values)
     is_whole = bool(good.all())
-    users, user_keys = table.encode(cells["user"] if is_whole else cells["user"].filter(pa.array(good)))
-    items, item_keys = table.encode(cells["item"] if is_whole else cells["item"].filter(pa.array(good)))
+    users, user_keys = (cells["user"] if is_whole else cells["user"].take(good)).encode()
+    items, item_keys = (cells["item"] if is_whole else cells["item"].take(good)).encode()
     numbers = {role: array if is_whole else array[good] for role, array in numbers.items()}
     order = np.argsort(users, kind="stable")
     if "time" in numbers:
@@ -174,22 +174,22 @@ def _read_rows(
     return _arrange(users[order], user_keys, items[order], item_keys, numbers, words), read.findings
 
 
-def _drop(what: str, bad: np.ndarray, good: np.ndarray, read: table.Table) -> None:
+def _drop(what: str, bad: np.ndarray, good: np.ndarray, read: Table) -> None:
     """Count the rows that are bad and not yet left out, and leave them out."""
     fresh = np.flatnonzero(bad & good)
     read.findings.add(what, len(fresh), map(read.row, fresh.tolist()))
     good[fresh] = False
 
 
-def _parts(cells: Any) -> tuple[np.ndarray, np.ndarray]:
-    numbers, words = table.encode(pc.fill_null(cells, ""))
+def _parts(cells: Column) -> tuple[np.ndarray, np.ndarray]:
+    numbers, words = cells.encode()
     known = np.array([_PARTS.get(str(word).lower(), -1) for word in words], np.int8)
     parts = known[numbers] if len(words) else np.empty(0, np.int8)
     return parts, parts < 0
 
 
 def _by_time(
-    order: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray, rows: np.ndarray, read: table.Table
+    order: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray, rows: np.ndarray, read: Table
 ) -> np.ndarray:
     """The rows that are no copies, by user and time. order: the rows by user. Counts copies, and rows earlier than the row of
     the same user before them; rows: where each row is in the table."""

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kvtools.artifact import delimited as table
+from kvtools.artifact.columns import ColumnReader
+from kvtools.artifact.delimited import as_utf8
 from kvtools.errors import Corrupt, Usage
 from kvtools.skipped import Findings
 
@@ -43,7 +44,7 @@ def read_catalogue(
     column of an atomic file. numeric: those to take numbers from. key: the column that names the item, where it is not
     one of the usual names. Lost: items without a key, items named before, and those with a cell that is no number.
     """
-    file = table.whole(file)
+    file = as_utf8(file, name)
     # JSON alone begins with a brace or a bracket; a table's header that does is not worth guessing at
     begin = bytes(file.peek(1)).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]  # type: ignore[attr-defined]
     if begin == b"[":
@@ -114,10 +115,10 @@ def _number(value: Any) -> float | None:
 def _read_table(
     file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence[str], key: str | None
 ) -> tuple[Catalogue, Findings]:
-    form = table.sniff(file, name)
-    if form == "sequence":
+    table = ColumnReader(file, name)
+    if table.form == "sequence":
         raise Corrupt(f"{name}: neither JSON nor a table with a header; items expected.")
-    types = table.header(file, name, form)
+    types = table.types
     key = key or next((column for column in _ID_NAMES if column in types), None)
     if key is None:
         raise Usage(f"{name}: no item column among {', '.join(types)}. Name it with --id.")
@@ -127,20 +128,20 @@ def _read_table(
     for column in (*text, *numeric):
         if column not in types:
             raise Usage(f"{name}: no column {column!r} among {', '.join(types)}.")
-    read = table.read_table(file, name, form, list(dict.fromkeys([key, *text, *numeric])))
+    read = table.table([key, *text, *numeric])
     findings = read.findings
-    keys = read.columns[key].to_pylist()
-    values = [table.numbers(read.columns[column]) for column in numeric]
+    keys = read.columns[key].to_list()
+    values = [read.columns[column].numbers() for column in numeric]
     numbers = np.full((len(keys), len(numeric)), np.nan)
     is_bad = np.zeros(len(keys), bool)
     for c, (column, (array, bad)) in enumerate(zip(numeric, values, strict=True)):
         is_bad |= bad
-        numbers[:, c] = np.where(read.columns[column].is_null().to_numpy(), np.nan, array)
+        numbers[:, c] = np.where(read.columns[column].is_empty, np.nan, array)
     first: dict[str, int] = {}
     nameless, again, wrong = [], [], []
     for row, item in enumerate(keys):
         if item is None:
-            nameless.append(f"row {row + 1}")
+            nameless.append(read.row(row))
         elif item in first:
             again.append(item)
         elif is_bad[row]:
@@ -151,7 +152,7 @@ def _read_table(
     findings.add("items that came before left out", len(again), again)
     findings.add("items with a cell that is no number left out", len(wrong), wrong)
     rows = list(first.values())
-    columns = [(types[column], read.columns[column].to_pylist()) for column in text]
+    columns = [(types[column], read.columns[column].to_list()) for column in text]
     terms = [[term for kind, cells in columns for term in _terms_of_cell(kind, cells[row])] for row in rows]
     return Catalogue(list(first), terms, numbers[rows]), findings
 

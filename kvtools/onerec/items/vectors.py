@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kvtools.artifact import kinds
+from kvtools.artifact import kinds, source_name
+from kvtools.artifact.delimited import lines_of, read_text
 from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Reader
 from kvtools.artifact.strings import unpack
@@ -31,15 +32,17 @@ def is_npy(file: BinaryIO) -> bool:
 def read_keys(src: str) -> list[str]:
     """Keys, one a line, or as one JSON list."""
     with open_source(src) as file:
-        try:
-            text = file.read().decode("utf-8")
-            if not text.lstrip().startswith("["):
-                return text.splitlines()
-            keys = json.loads(text)
-        except ValueError as fault:
-            raise Corrupt(f"{src}: {fault}; keys, one a line, expected.") from None
+        text = read_text(file, source_name(src))
+    if not text.lstrip().startswith("["):
+        return lines_of(text)
+    try:
+        keys = json.loads(text)
+    except ValueError as fault:
+        raise Corrupt(
+            f"{source_name(src)}: this is not one JSON list ({fault}). Give keys one a line, or as a JSON list."
+        ) from None
     if not all(isinstance(key, str) for key in keys):
-        raise Corrupt(f"{src}: a JSON list of strings expected.")
+        raise Corrupt(f"{source_name(src)}: some keys are not strings. Put each of the JSON list in quotes.")
     return list(keys)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import typer
 
-from kvtools.artifact import open_artifact
+from kvtools.artifact import open_artifact, source_name
+from kvtools.artifact.delimited import read_lines
 from kvtools.artifact.files import Sink, open_source
 from kvtools.artifact.history import Step, extend
 from kvtools.artifact.stream import Head, Writer
@@ -303,10 +304,7 @@ def _names(words: str) -> list[str]:
     """Names from a file or a pipe, one a line, or with commas between."""
     if not _is_listed(words):
         return [name.strip() for name in words.split(",")]
-    try:
-        return [line.strip() for line in open_source(words).read().decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as fault:
-        raise Corrupt(f"{words}: {fault}; names in UTF-8 expected.") from None
+    return [line.strip() for line in read_lines(open_source(words), source_name(words))]
 
 
 def _is_listed(words: str) -> bool:

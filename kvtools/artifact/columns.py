@@ -22,7 +22,7 @@ from pyarrow import csv
 
 from kvtools.artifact.delimited import as_utf8, read_text, split_rows
 from kvtools.errors import Corrupt
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 Format = Literal["auto", "csv", "tsv", "atomic", "sequence"]
 
@@ -66,14 +66,14 @@ class ColumnReader:
             titles[column] = f"{column}:{self.types[column]}" if self.types[column] else column
             if self._header.count(titles[column]) > 1:
                 raise Corrupt(f"{self._name}: column {column!r} is there twice. Rename one of the two.")
-        table = Table({}, {column: self.types[column] for column in columns}, Findings(), [])
+        table = Table({}, {column: self.types[column] for column in columns}, SkippedRows(), [])
         read = self._parse(table, list(titles.values()))
         table.columns.update({column: Column(read[title]) for column, title in titles.items()})
         return table
 
     def words(self) -> tuple["Column", np.ndarray]:
         """Lines of words between spaces: all words, and int64 (lines + 1,) where the words of each line begin."""
-        column = self._parse(Table({}, {}, Findings(), []), [])["f0"]
+        column = self._parse(Table({}, {}, SkippedRows(), []), [])["f0"]
         words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(column))
         counts = pc.list_value_length(words).to_numpy()
         return Column(pc.list_flatten(words)), np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -113,7 +113,7 @@ class ColumnReader:
         def leave_out(row: Any) -> str:
             table.ragged.append(row.number - 1)  # pyarrow counts the header
             cells = f"row {row.number - 1} has {row.actual_columns}, not {row.expected_columns}"
-            table.findings.add("rows with too many or too few cells left out", 1, [cells])
+            table.skipped.add("rows with too many or too few cells left out", 1, [cells])
             return "skip"
 
         is_quoted = self.form == "csv"
@@ -230,7 +230,7 @@ class Table:
 
     columns: dict[str, Column]
     types: dict[str, str]
-    findings: Findings
+    skipped: SkippedRows
     ragged: list[int]  # the rows left out, counted as in `row`
 
     def row(self, n: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from kvtools.artifact.columns import Column, ColumnReader, Format, Table
 from kvtools.errors import Corrupt, Usage
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 TRAIN, VALID, TEST = 0, 1, 2
 
@@ -92,7 +92,7 @@ def read_interactions(
     form: Format = "auto",
     columns: Mapping[str, str | None] | None = None,
     encoding: str = "utf-8",
-) -> tuple[Interactions, Findings]:
+) -> tuple[Interactions, SkippedRows]:
     """Interactions from an open, buffered file, and what was found wrong with it.
 
     columns: the names of the columns of each role in NAMES, where they are not among those.
@@ -107,7 +107,7 @@ def read_interactions(
             raise Usage(f"--column: {name} has lines of words, which are no columns. Leave it out.")
     read = _read_sequences(text) if text.form == "sequence" else _read_rows(text, name, columns or {})
     if not len(read[0].items):
-        raise Corrupt(f"{name}: no interactions left of what was read. {' '.join(read[1].lines(lost=True))}".strip())
+        raise Corrupt(f"{name}: no interactions left of what was read. {' '.join(read[1].lines(skipped=True))}".strip())
     return read
 
 
@@ -119,24 +119,24 @@ def _refuse_table(line: str, name: str) -> None:
         raise Corrupt(f"{name}: columns with {mark!r} between them found, tabs or commas expected. Try: tr {mark[0]!r} '\\t'.")
 
 
-def _read_sequences(text: ColumnReader) -> tuple[Interactions, Findings]:
+def _read_sequences(text: ColumnReader) -> tuple[Interactions, SkippedRows]:
     words, starts = text.words()
-    findings = Findings()
+    skipped = SkippedRows()
     counts = np.diff(starts) - 1
     users_L, user_keys = words.take(starts[:-1]).encode()
     alone = np.flatnonzero(counts == 0)
-    findings.add("users without items left out", len(alone), (user_keys[users_L[line]] for line in alone))
+    skipped.add("users without items left out", len(alone), (user_keys[users_L[line]] for line in alone))
     is_item = np.ones(len(words), bool)
     is_item[starts[:-1]] = False
     items, item_keys = words.take(is_item).encode()
     again = len(users_L) - len(user_keys)
-    findings.add("lines of a user who had one already, joined to it", again, is_lost=False)
+    skipped.add("lines of a user who had one already, joined to it", again, is_skipped=False)
     users = np.repeat(users_L, counts)
     order = np.argsort(users, kind="stable")
-    return _arrange(users[order], user_keys, items[order], item_keys, {}, {}), findings
+    return _arrange(users[order], user_keys, items[order], item_keys, {}, {}), skipped
 
 
-def _read_rows(text: ColumnReader, name: str, columns: Mapping[str, str | None]) -> tuple[Interactions, Findings]:
+def _read_rows(text: ColumnReader, name: str, columns: Mapping[str, str | None]) -> tuple[Interactions, SkippedRows]:
     there = text.types
     chosen = {role: columns.get(role) or next((n for n in NAMES[role] if n in there), None) for role in NAMES}
     for role in ("user", "item"):
@@ -171,13 +171,13 @@ def _read_rows(text: ColumnReader, name: str, columns: Mapping[str, str | None])
     if "time" in numbers:
         order = _by_time(order, users, items, numbers["time"], np.flatnonzero(good), read)
     numbers = {role: array[order] for role, array in numbers.items()}
-    return _arrange(users[order], user_keys, items[order], item_keys, numbers, words), read.findings
+    return _arrange(users[order], user_keys, items[order], item_keys, numbers, words), read.skipped
 
 
 def _drop(what: str, bad: np.ndarray, good: np.ndarray, read: Table) -> None:
     """Count the rows that are bad and not yet left out, and leave them out."""
     fresh = np.flatnonzero(bad & good)
-    read.findings.add(what, len(fresh), map(read.row, fresh.tolist()))
+    read.skipped.add(what, len(fresh), map(read.row, fresh.tolist()))
     good[fresh] = False
 
 
@@ -197,7 +197,7 @@ def _by_time(
         return order
     late = order[1:][_equal(users, order) & (np.diff(times[order]) < 0)]
     named = map(read.row, np.sort(rows[late]).tolist())
-    read.findings.add("rows out of time order, sorted", len(late), named, is_lost=False)
+    read.skipped.add("rows out of time order, sorted", len(late), named, is_skipped=False)
     if len(late):
         order = np.lexsort((times, users))
     # copies can only lie where user and time are shared, and few rows are there: only they are sorted by item
@@ -206,7 +206,7 @@ def _by_time(
     shared = shared[np.lexsort((shared, items[shared], times[shared], users[shared]))]
     copies = shared[1:][_equal(users, shared) & _equal(times, shared) & _equal(items, shared)]
     named = map(read.row, np.sort(rows[copies]).tolist())
-    read.findings.add("copies of a row left out", len(copies), named, is_lost=False)
+    read.skipped.add("copies of a row left out", len(copies), named, is_skipped=False)
     is_copy = np.zeros(len(users), bool)
     is_copy[copies] = True
     return order[~is_copy[order]] if len(copies) else order

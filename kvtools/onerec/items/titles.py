@@ -4,12 +4,12 @@ from kvtools.artifact.columns import ColumnReader
 from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt
 from kvtools.onerec.interactions.log import NAMES
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 _TITLES = ("title", "movie_title", "item_title", "name")
 
 
-def read_titles(src: str) -> tuple[dict[str, str], Findings]:
+def read_titles(src: str) -> tuple[dict[str, str], SkippedRows]:
     """{item: title} from CSV, TSV or a RecBole `.item`, the first of each item, and what was found wrong. Raises Corrupt where
     there is no column of either."""
     text = ColumnReader(open_source(src), src)
@@ -21,7 +21,7 @@ def read_titles(src: str) -> tuple[dict[str, str], Findings]:
     found: dict[str, str] = {}
     for key, title in zip(keys, titles, strict=True):
         if key is None:
-            read.findings.lose("titles without an item left out", title or "")
+            read.skipped.skip("titles without an item left out", title or "")
         elif found.setdefault(key, title or "") != (title or ""):
-            read.findings.lose("other titles of an item that had one left out", key)
-    return found, read.findings
+            read.skipped.skip("other titles of an item that had one left out", key)
+    return found, read.skipped

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.onerec.interactions.features import Histories, powers
 from kvtools.onerec.model.batch import PAD, Batch, Tokens
 from kvtools.onerec.model.config import Architecture
@@ -90,7 +90,7 @@ class Cutter:
 
     def epoch(self, rows: Rows, n_targets: int, *purpose: int | str) -> Iterator[Rows]:
         """The rows in batches of about n_targets, padding included, shuffled by the seed and the purpose."""
-        chance = generator(self.seed, "rows", *purpose)
+        chance = rng_for(self.seed, "rows", *purpose)
         order = chance.permutation(len(rows))
         # a context of more than four items a target costs more than the targets: tails of long histories have one target
         lengths = np.maximum(rows.ends - rows.begins, -(-self._n_context(rows) // 4))

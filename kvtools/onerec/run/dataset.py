@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.onerec.interactions.features import Codings, Histories
 from kvtools.onerec.interactions.log import TRAIN, VALID
 from kvtools.onerec.interactions.users import Users
@@ -112,7 +112,7 @@ def _held(histories: Histories, counted: Counted, cutter: Cutter, arch: Architec
     ask, targets = held_out(histories, VALID)
     if not len(ask):
         return None
-    chosen = np.sort(generator(seed, "validation").permutation(len(ask))[:n_valid])
+    chosen = np.sort(rng_for(seed, "validation").permutation(len(ask))[:n_valid])
     ask, targets = ask.only(chosen), targets[chosen]
     near = counted.near.nearest(*ask.past(histories), arch.near, exclude_seen=True) if arch.near else None
     return Held(cutter, cutter.next_rows(ask.users, ask.lengths), targets, near)

@@ -32,12 +32,12 @@ from torch import nn
 from torch.nn import functional as nf
 
 from kvtools.onerec.interactions.features import Histories
-from kvtools.onerec.model.batching import Cutter
+from kvtools.onerec.model.batching import Batcher
 from kvtools.onerec.model.beam import search, search_freely
-from kvtools.onerec.model.config import Architecture
-from kvtools.onerec.model.onerec import Vocabulary
+from kvtools.onerec.model.config import ModelConfig
+from kvtools.onerec.model.onerec import VocabularySizes
 from kvtools.onerec.model.trie import Trie
-from kvtools.train.device import keep_freed_memory
+from kvtools.train.memory import keep_freed
 
 TURN_S = 2.0
 T5_PARAMETERS = 7_543_040  # of generate_peers' T5; checked against what it says itself
@@ -48,20 +48,20 @@ class Ours:
 
     def __init__(self, work, dtype):
         codes_NS = catalogue(work)
-        arch = Architecture(
+        config = ModelConfig(
             width=256, encoder_layers=4, decoder_layers=4, heads=4, experts=0, attention="full", short=work.length, positive=0,
             lifelong=0, item_table=False,
         )  # fmt: skip
-        vocabulary = Vocabulary((work.codes,) * work.levels, work.items, {})
-        self.model = of_size(arch, vocabulary, torch.from_numpy(codes_NS), T5_PARAMETERS).eval().to(dtype)
+        vocabulary = VocabularySizes((work.codes,) * work.levels, work.items, {})
+        self.model = of_size(config, vocabulary, torch.from_numpy(codes_NS), T5_PARAMETERS).eval().to(dtype)
         self.trie, self.dtype, self.beam = Trie(codes_NS), dtype, work.beam
         items = np.random.default_rng(SEED + 1).integers(0, work.items, work.batch * work.length).astype(np.int32)
         log = Histories(
             np.array([str(n) for n in range(work.batch)]), np.arange(0, len(items) + 1, work.length), items,
             np.zeros(len(items), np.int8), np.zeros((len(items), 0), np.int64), None, None, np.arange(len(items)),
         )  # fmt: skip
-        cutter = Cutter(log, self.model.arch)
-        self.batch = cutter.batch(cutter.next_rows(np.arange(work.batch)))
+        batcher = Batcher(log, self.model.config)
+        self.batch = batcher.batch(batcher.next_rows(np.arange(work.batch)))
 
     @torch.inference_mode()
     def search(self, n_beams=0, *, is_free=False):
@@ -176,7 +176,7 @@ def a_turn(run):
 
 
 def bound_dims(ours):
-    return Dims(ffn=ours.model.arch.hidden)
+    return Dims(ffn=ours.model.config.hidden)
 
 
 def measure(python, work, n_rounds, n_threads):
@@ -211,7 +211,7 @@ def measure(python, work, n_rounds, n_threads):
     users = f"{work.batch} users, {work.length} positions, beam {work.beam}, {work.items:,} items"
     print(f"\n### Beam search: {users}, {n_rounds} rounds, {n_threads} threads\n")
     print(
-        f"Feed-forward {ours.model.arch.hidden} wide in ours. The products of our sizes: {gflop(shapes):.1f} GFLOP a batch.\n"
+        f"Feed-forward {ours.model.config.hidden} wide in ours. The products of our sizes: {gflop(shapes):.1f} GFLOP a batch.\n"
     )
     print(
         "| contestant | parameters | users/s, median (least – most) | kvtools is | share of the bound |\n|---|---|---|---|---|"
@@ -243,7 +243,7 @@ def measure(python, work, n_rounds, n_threads):
 def memory(name, work, n_rounds, n_threads):
     """A wide search in this process: users/s, and the memory it took."""
     torch.set_num_threads(n_threads)
-    keep_freed_memory()
+    keep_freed()
     ours = Ours(work, DTYPES[name])
     ours.search(1)
     ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would be used again, and missing from what the search took
@@ -290,7 +290,7 @@ def main():
         memory(name, work, n_rounds, n_threads)
         return
     torch.set_num_threads(n_threads)
-    keep_freed_memory()
+    keep_freed()
     measure(first, work, n_rounds, n_threads)
     if wide:
         measure_wide(Work(**{**vars(work), "beam": wide}), n_rounds, n_threads)

@@ -43,12 +43,12 @@ def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def of_size(arch, vocabulary, codes_IS, wanted, step=16):
+def of_size(config, vocabulary, codes_IS, wanted, step=16):
     """A model whose dense feed-forwards are as wide, in steps, as `wanted` parameters in all want them."""
-    n_one, n_two = (n_parameters(OneRec(replace(arch, hidden=h), vocabulary, codes_IS)) for h in (step, 2 * step))
+    n_one, n_two = (n_parameters(OneRec(replace(config, hidden=h), vocabulary, codes_IS)) for h in (step, 2 * step))
     hidden = step * max(1, round((wanted - n_one) / (n_two - n_one)) + 1)
     torch.manual_seed(SEED)
-    return OneRec(replace(arch, hidden=hidden), vocabulary, codes_IS)
+    return OneRec(replace(config, hidden=hidden), vocabulary, codes_IS)
 
 
 class Peer:

@@ -23,41 +23,41 @@ import torch
 from onerec import Work
 from ours import histories, n_parameters
 
-from kvtools.chance import seed_for
+from kvtools.chance import seed_of
 from kvtools.onerec.interactions.log import VALID
-from kvtools.onerec.model.config import Architecture
+from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.run import checkpoint as generator
 from kvtools.onerec.run.dataset import prepare
 from kvtools.onerec.run.objective import Pretraining
 from kvtools.onerec.semantic_ids.ids import SemanticIds
-from kvtools.train.device import keep_freed_memory
 from kvtools.train.loop import Plan, Training
+from kvtools.train.memory import keep_freed
 from kvtools.train.resume import State
 from kvtools.world import World
 
 
 @torch.inference_mode()
-def valid_loss(model, cutter, is_valid):
+def valid_loss(model, batcher, is_valid):
     """Nats a level of the items where is_valid, and of each level, float64 (S,)."""
-    rows = cutter.training_rows(is_valid)
+    rows = batcher.training_rows(is_valid)
     model.eval()
     total_S, n = np.zeros(model.n_levels), 0
-    for chosen in cutter.in_order(rows, 256):
-        batch = cutter.batch(rows.take(chosen))
+    for chosen in batcher.by_length(rows, 256):
+        batch = batcher.batch(rows.take(chosen))
         total_S += model.loss(batch)[1].double().numpy()
         n += batch.n_targets
     return float((total_S / n).mean()), total_S / n
 
 
 def train(log, codings, ids, width, seed, given):
-    arch = Architecture(
+    config = ModelConfig(
         width=width, hidden=4 * width, heads=4, experts=0, positive=0, lifelong=0, item_table=False, dropout=0.1
     )  # fmt: skip
-    made = prepare(log, codings, ids, None, arch, without=(), n_valid=len(log), seed=seed)
-    torch.manual_seed(seed_for(seed, "weights"))
-    model = generator.make(made.arch, ids, codings, ())
+    made = prepare(log, codings, ids, None, config, without=(), n_valid=len(log), seed=seed)
+    torch.manual_seed(seed_of(seed, "weights"))
+    model = generator.make(made.config, ids, codings, ())
     words = {"n_targets": given["batch"], "smoothing": 0.0, "device": "cpu"}
-    task = Pretraining(model, made.cutter, made.rows, held=None, **words)
+    task = Pretraining(model, made.batcher, made.rows, held=None, **words)
     n_steps = given["epochs"] * task.n_steps()
     rate = given["rate"] * (128 / width) ** 0.5
     plan = Plan(epochs=given["epochs"] + 1, n_steps=n_steps, rate=rate, warmup=n_steps // 20, seed=seed)
@@ -65,8 +65,8 @@ def train(log, codings, ids, width, seed, given):
     for _ in Training(task, plan, State(None, {}), World()).run(stop=False):
         pass
     seconds = time.perf_counter() - begun
-    loss, levels = valid_loss(model, made.cutter, log.parts == VALID)
-    found = Pretraining(model, made.cutter, made.rows, held=made.held, **words).validate()
+    loss, levels = valid_loss(model, made.batcher, log.parts == VALID)
+    found = Pretraining(model, made.batcher, made.rows, held=made.held, **words).validate()
     told = {"parameters": n_parameters(model), "loss": loss, "levels": levels, "ndcg": found["id_ndcg@10"], "seconds": seconds}
     print(f"width {width}, seed {seed}: {told}", file=sys.stderr, flush=True)
     return told
@@ -90,7 +90,7 @@ def main():
         "batch": int(words.pop("batch", 1024)),
     }
     torch.set_num_threads(int(words.pop("threads", 2)))
-    keep_freed_memory()
+    keep_freed()
     work = Work(data, int(words.pop("users", 0)))
     assert not words, words
     work.begin()

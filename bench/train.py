@@ -22,12 +22,12 @@ from generate_peers import DTYPES, SEED, Work, asked, catalogue
 from ours import CLICKS, Peer, histories, n_parameters, of_rounds, of_size, random_ids, verdict
 from train_peers import N_CODES, N_LEVELS, Settings
 
-from kvtools.onerec.model.config import Architecture
-from kvtools.onerec.model.onerec import Vocabulary
+from kvtools.onerec.model.config import ModelConfig
+from kvtools.onerec.model.onerec import VocabularySizes
 from kvtools.onerec.run.dataset import prepare
 from kvtools.onerec.run.objective import Pretraining
-from kvtools.train.device import keep_freed_memory
 from kvtools.train.loop import Plan, Training
+from kvtools.train.memory import keep_freed
 from kvtools.train.peak_flops import measured_peak
 from kvtools.train.resume import State
 from kvtools.world import World
@@ -50,22 +50,22 @@ class Ours:
     """A run of the loop that is taken a turn at a time."""
 
     def __init__(self, log, codings, ids, n_wanted, batch, name):
-        arch = Architecture(
+        config = ModelConfig(
             width=256, encoder_layers=4, decoder_layers=4, heads=4, experts=0, attention="causal", short=20, positive=0,
             lifelong=0, item_table=False, dropout=0.1,
         )  # fmt: skip
-        made = prepare(log, codings, ids, None, arch, without=(), n_valid=0, seed=SEED)
+        made = prepare(log, codings, ids, None, config, without=(), n_valid=0, seed=SEED)
         self.n_samples = int((made.rows.ends - made.rows.begins).sum())
-        vocabulary = Vocabulary(ids.vocab_sizes, len(ids), codings.features)
-        self.model = of_size(arch, vocabulary, torch.from_numpy(ids.codes_NS), n_wanted)
-        made.cutter.arch = self.model.arch
+        vocabulary = VocabularySizes(ids.vocab_sizes, len(ids), codings.features)
+        self.model = of_size(config, vocabulary, torch.from_numpy(ids.codes_NS), n_wanted)
+        made.batcher.config = self.model.config
         # rows are cut by what they cost, padding and context included: so many that a step has `batch` targets on average
         n_targets = batch
         for _ in range(3):
             n_targets = round(
-                n_targets * batch * sum(1 for _ in made.cutter.epoch(made.rows, n_targets, "try")) / self.n_samples
+                n_targets * batch * sum(1 for _ in made.batcher.epoch(made.rows, n_targets, "try")) / self.n_samples
             )
-        self.task = Counting(self.model, made.cutter, made.rows, held=None, n_targets=n_targets, smoothing=0.0, device="cpu")
+        self.task = Counting(self.model, made.batcher, made.rows, held=None, n_targets=n_targets, smoothing=0.0, device="cpu")
         plan = Plan(epochs=1 << 30, n_steps=1 << 40, warmup=0, shape="constant", weight_decay=0.01, dtype=name, seed=SEED)
         peak = measured_peak("cpu", DTYPES[name])
         self._steps = Training(self.task, plan, State(None, {}), World(), peak=peak).run(stop=False)
@@ -92,7 +92,7 @@ def main():
     assert not rest, rest
     assert settings == replace(Settings(), batch=settings.batch), "of the T5's settings, batch alone can be changed here"
     torch.set_num_threads(n_threads)
-    keep_freed_memory()
+    keep_freed()
     theirs = [f"{name}{suffix}" for name in DTYPES for suffix in ("", "-by-length")]
     words = [f"batch={settings.batch}", f"steps={n_steps}", f"threads={n_threads}"]
     peer = Peer(python, "train_peers.py", theirs, words)

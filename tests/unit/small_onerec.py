@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from kvtools.onerec.interactions.features import Histories
-from kvtools.onerec.model.batching import Cutter
-from kvtools.onerec.model.config import Architecture
-from kvtools.onerec.model.onerec import OneRec, Vocabulary
+from kvtools.onerec.model.batching import Batcher
+from kvtools.onerec.model.config import ModelConfig
+from kvtools.onerec.model.onerec import OneRec, VocabularySizes
 
 FEATURES = {"author": 5, "time": 41}
 STATIC = (3, 4)
-SMALL = Architecture(
+SMALL = ModelConfig(
     width=16, encoder_layers=1, decoder_layers=2, heads=2, hidden=24, short=3, positive=64, lifelong=6, queries=3,
     feature_width=4, author_width=6, static_width=4, item_table=True,
 )  # fmt: skip
@@ -37,9 +37,9 @@ def scatter(model, seed=0):
     return model.eval()
 
 
-def model_of(arch, codes_NS, sizes, seed=0):
-    vocabulary = Vocabulary(tuple(sizes), len(codes_NS), FEATURES, STATIC)
-    return scatter(OneRec(arch, vocabulary, torch.from_numpy(codes_NS)), seed)
+def model_of(config, codes_NS, sizes, seed=0):
+    vocabulary = VocabularySizes(tuple(sizes), len(codes_NS), FEATURES, STATIC)
+    return scatter(OneRec(config, vocabulary, torch.from_numpy(codes_NS)), seed)
 
 
 def histories_of(lengths, n_items, seed=0):
@@ -67,28 +67,28 @@ def near_of(shape, n_items, seed=0):
     return items, np.where(items >= 0, rng.random(shape), 0).astype(np.float32)
 
 
-def cutter_of(histories, arch, n_items, seed=0):
+def batcher_of(histories, config, n_items, seed=0):
     rng = np.random.default_rng(seed)
-    return Cutter(
+    return Batcher(
         histories,
-        arch,
+        config,
         static=np.stack([rng.integers(0, n, len(histories)) for n in STATIC], axis=1),
-        near=near_of((len(histories.items), arch.near), n_items, seed) if arch.near else None,
+        neighbours=near_of((len(histories.items), config.near), n_items, seed) if config.near else None,
         vectors=np.random.default_rng(seed).normal(size=(n_items, 5)).astype(np.float32),
         time_column=list(FEATURES).index("time"),
         seed=seed,
     )
 
 
-def asked(cutter, n_items, users, seed=0):
+def asked(batcher, n_items, users, seed=0):
     """The batch that asks what comes after the histories of these users, each with neighbours of their own."""
-    near = near_of((len(cutter.histories), cutter.arch.near), n_items, seed + 1)
-    return cutter.batch(cutter.next_rows(np.asarray(users)), (near[0][users], near[1][users]))
+    near = near_of((len(batcher.histories), batcher.config.near), n_items, seed + 1)
+    return batcher.batch(batcher.next_rows(np.asarray(users)), (near[0][users], near[1][users]))
 
 
 def in_double(batch):
     """The batch with its only real numbers in float64."""
-    return replace(batch, near=(batch.near[0], batch.near[1].double())) if batch.near else batch
+    return replace(batch, neighbours=(batch.neighbours[0], batch.neighbours[1].double())) if batch.neighbours else batch
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_onerec import EXPERTS, NEAR, SMALL, asked, catalogue, cutter_of, float64, histories_of, in_double, model_of
+from small_onerec import EXPERTS, NEAR, SMALL, asked, batcher_of, catalogue, float64, histories_of, in_double, model_of
 
 from kvtools.onerec.model.beam import rank_all, search, search_freely
 from kvtools.onerec.model.trie import Trie
@@ -41,14 +41,14 @@ class Case:
 
     def __init__(self, decoder, attention, is_sparse, near, n_levels, seed=0):
         changed = NEAR[near] | (EXPERTS if is_sparse else {})
-        self.arch = replace(SMALL, decoder=decoder, attention=attention, **changed)
+        self.config = replace(SMALL, decoder=decoder, attention=attention, **changed)
         codes_NS = catalogue(N_ITEMS, SIZES[n_levels], seed)
         self.trie = Trie(codes_NS)
-        self.model = model_of(self.arch, codes_NS, SIZES[n_levels], seed)
-        self.cutter = cutter_of(histories_of(LENGTHS, N_ITEMS, seed), self.arch, N_ITEMS, seed)
+        self.model = model_of(self.config, codes_NS, SIZES[n_levels], seed)
+        self.batcher = batcher_of(histories_of(LENGTHS, N_ITEMS, seed), self.config, N_ITEMS, seed)
 
     def batch(self, users=USERS):
-        return asked(self.cutter, N_ITEMS, list(users))
+        return asked(self.batcher, N_ITEMS, list(users))
 
     def context(self, users=USERS):
         return self.model.context(self.batch(users))
@@ -60,18 +60,18 @@ class Case:
         return order_BU, scores_BU.gather(1, order_BU)
 
 
-def said_by_neighbours(model, level, codes, normed_D, items, alikes):
-    """What neighbours add to the logit of every code of a level, by hand: evidence.py's formula, one neighbour at a time."""
+def copied_logits(model, level, codes, normed_D, items, similarities):
+    """What neighbours add to the logit of every code of a level, by hand: copy_logits.py's formula, one neighbour at a time."""
     part = model.neighbours
     query_X = part.queries[level](normed_D)
     trust = np.log1p(np.exp(float(part.trust[level](normed_D))))
     sums = np.zeros(model.vocabulary.codes[level])
-    for item, alike in zip(items, alikes, strict=True):
+    for item, similarity in zip(items, similarities, strict=True):
         own = model.codes_IS[item].tolist()
         if item >= 0 and own[:level] == codes[:level]:
             key_X = part.items.weight[item] + sum(table.weight[code] for table, code in zip(part.codes, own, strict=True))
             fit = float(query_X @ key_X) / np.sqrt(len(key_X))
-            sums[own[level]] += alike ** float(part.power[level]) * np.exp(fit)
+            sums[own[level]] += similarity ** float(part.power[level]) * np.exp(fit)
     return trust * np.log1p(np.exp(float(part.log_scale[level])) * sums)
 
 
@@ -82,16 +82,16 @@ def slow_scores(case, user, ids_US):
         model, batch = copy.deepcopy(case.model).double(), in_double(case.batch([user]))
         context = model.context(batch)
         for codes in ids_US.tolist():
-            tokens = [model.first(context)]
-            tokens += [model.after(level, torch.tensor([code])) for level, code in enumerate(codes[:-1])]
-            h_1SD, _ = model.decode(torch.cat(tokens, dim=1), model.attends(context))
+            tokens = [model.begin_token(context)]
+            tokens += [model.code_token(level, torch.tensor([code])) for level, code in enumerate(codes[:-1])]
+            h_1SD, _ = model.decode(torch.cat(tokens, dim=1), context.attentions())
             total = 0.0
             for level, code in enumerate(codes):
                 normed_D = model.head_norms[level](h_1SD[0, level])
                 logits = np.array([float(normed_D @ vector) for vector in model.codes[level].weight])
-                if batch.near:
-                    items, alikes = (x.flatten().tolist() for x in batch.near)
-                    logits += said_by_neighbours(model, level, codes, normed_D, items, alikes)
+                if batch.neighbours:
+                    items, similarities = (x.flatten().tolist() for x in batch.neighbours)
+                    logits += copied_logits(model, level, codes, normed_D, items, similarities)
                 total += logits[code] - np.log(np.exp(logits).sum())
             told.append(total)
     return np.array(told)
@@ -146,12 +146,12 @@ def test_the_oracle_in_many_small_passes_is_the_same(decoder, attention, is_spar
 def test_cached_decoding_is_the_full_pass(decoder, is_sparse, near):
     case = Case(decoder, "causal", is_sparse, near, 4)
     context = case.context()
-    attends = case.model.attends(context)
+    attends = context.attentions()
     n_beams = 3
     chance = torch.Generator().manual_seed(0)
     codes_MS = torch.stack([torch.randint(n, (len(USERS) * n_beams,), generator=chance) for n in SIZES[4]], dim=1)
-    tokens = [case.model.first(context).repeat_interleave(n_beams, 0)]
-    tokens += [case.model.after(level, codes_MS[:, level]) for level in range(3)]
+    tokens = [case.model.begin_token(context).repeat_interleave(n_beams, 0)]
+    tokens += [case.model.code_token(level, codes_MS[:, level]) for level in range(3)]
     full_MSD, _ = case.model.decode(torch.cat(tokens, dim=1), attends)
     past = None
     for level, token in enumerate(tokens):
@@ -243,7 +243,7 @@ def test_without_the_trie_the_best_of_all_combinations_come(decoder, attention, 
 def test_ids_of_one_code_are_searched_and_ranked_too():
     codes_NS = catalogue(N_ITEMS, (50,))
     model = model_of(SMALL, codes_NS, (50,))
-    cutter = cutter_of(histories_of(LENGTHS, N_ITEMS), SMALL, N_ITEMS)
-    trie, context = Trie(codes_NS), model.context(asked(cutter, N_ITEMS, list(USERS)))
+    batcher = batcher_of(histories_of(LENGTHS, N_ITEMS), SMALL, N_ITEMS)
+    trie, context = Trie(codes_NS), model.context(asked(batcher, N_ITEMS, list(USERS)))
     beams = search(model, context, trie, 10)
     torch.testing.assert_close(beams.scores, rank_all(model, context, trie).sort(descending=True).values[:, :10], **CLOSE)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_onerec import EXPERTS, SMALL, catalogue, cutter_of, float64, histories_of, model_of
+from small_onerec import EXPERTS, SMALL, batcher_of, catalogue, float64, histories_of, model_of
 
 from kvtools.onerec.model import moe
 from kvtools.onerec.model.moe import Experts
@@ -142,7 +142,7 @@ def test_gradients_are_the_finite_differences():
 def test_rebalance_goes_down_where_there_was_too_much_and_up_where_too_little(rule, load, moves):
     made = experts(4, 1)
     made.rebalance(torch.tensor(load).double(), rule=rule)
-    assert made.bias.tolist() == pytest.approx([moe._RATE * move for move in moves], abs=1e-8)
+    assert made.bias.tolist() == pytest.approx([moe._BIAS_LR * move for move in moves], abs=1e-8)
 
 
 @settings(deadline=None, max_examples=50)
@@ -190,22 +190,22 @@ def test_the_load_of_every_step_is_even_within_a_hundred_steps_and_stays_so(n_ex
 
 def test_padding_is_no_load():
     made, x_MD = experts(6, 2).train(), tokens(100)
-    there_M = torch.arange(100) % 3 > 0
-    whole = made(x_MD, there_M)
-    assert made.load.tolist() == np.bincount(slow(made, x_MD[there_M])[1].flatten(), minlength=6).tolist()
+    is_token_M = torch.arange(100) % 3 > 0
+    whole = made(x_MD, is_token_M)
+    assert made.load.tolist() == np.bincount(slow(made, x_MD[is_token_M])[1].flatten(), minlength=6).tolist()
     torch.testing.assert_close(whole, made(x_MD), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("decoder", ["cross", "lazy"])
 def test_a_generators_experts_count_what_there_is_and_no_padding(decoder):
-    arch = replace(SMALL, decoder=decoder, positive=0, lifelong=0, **EXPERTS)
+    config = replace(SMALL, decoder=decoder, positive=0, lifelong=0, **EXPERTS)
     histories = histories_of([7, 2, 14, 4], 30)
-    cutter, model = cutter_of(histories, arch, 30), model_of(arch, catalogue(30, (4, 3, 5)), (4, 3, 5)).train()
-    batch = cutter.batch(cutter.training_rows(np.ones(len(histories.items), bool)))
+    batcher, model = batcher_of(histories, config, 30), model_of(config, catalogue(30, (4, 3, 5)), (4, 3, 5)).train()
+    batch = batcher.batch(batcher.training_rows(np.ones(len(histories.items), bool)))
     model.loss(batch)
     n_context = int((batch.short.items >= 0).sum()) + len(batch.static)  # and a token of each user
     assert (batch.short.items < 0).any(), "there is padding"
     assert (batch.targets < 0).any(), "here too"
-    found = [float(layer.load.sum()) for layer in model.experts()]
-    expected = [arch.active * n_context] * len(model.encoder) + [arch.active * 3 * batch.n_targets] * arch.decoder_layers
+    found = [float(layer.load.sum()) for layer in model.expert_layers()]
+    expected = [config.active * n_context] * len(model.encoder) + [config.active * 3 * batch.n_targets] * config.decoder_layers
     assert found == expected

@@ -13,8 +13,8 @@ from small_onerec import (
     NEAR,
     SMALL,
     STATIC,
+    batcher_of,
     catalogue,
-    cutter_of,
     float64,
     histories_of,
     in_double,
@@ -23,12 +23,11 @@ from small_onerec import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kvtools.onerec.model.batch import Tokens
-from kvtools.onerec.model.batching import Rows
+from kvtools.onerec.model.batching import HistoryRows, PathwayTokens
 from kvtools.onerec.model.beam import rank_all
-from kvtools.onerec.model.config import SIZES, Architecture, dense_twin
-from kvtools.onerec.model.layers import Attend, attention, few
-from kvtools.onerec.model.onerec import OneRec, Vocabulary
+from kvtools.onerec.model.config import SIZES, ModelConfig, dense_twin
+from kvtools.onerec.model.layers import ContextAttention, attention, few_token_attention
+from kvtools.onerec.model.onerec import OneRec, VocabularySizes
 from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.run.objective import Cost
 
@@ -47,14 +46,14 @@ class Case:
 
     def __init__(self, decoder="cross", attention="causal", is_sparse=False, near="", seed=0, **changed):
         changed = NEAR[near] | (EXPERTS if is_sparse else {}) | changed
-        self.arch = replace(SMALL, decoder=decoder, attention=attention, **changed)
-        self.model = model_of(self.arch, catalogue(N_ITEMS, CODES, seed), CODES, seed)
+        self.config = replace(SMALL, decoder=decoder, attention=attention, **changed)
+        self.model = model_of(self.config, catalogue(N_ITEMS, CODES, seed), CODES, seed)
         self.histories = histories_of(LENGTHS, N_ITEMS, seed)
-        self.cutter = cutter_of(self.histories, self.arch, N_ITEMS, seed)
-        self.rows = self.cutter.training_rows(np.ones(len(self.histories.items), bool))
+        self.batcher = batcher_of(self.histories, self.config, N_ITEMS, seed)
+        self.rows = self.batcher.training_rows(np.ones(len(self.histories.items), bool))
 
     def batch(self, rows=None):
-        return self.cutter.batch(self.rows if rows is None else rows)
+        return self.batcher.batch(self.rows if rows is None else rows)
 
 
 def told(model, batch):
@@ -79,7 +78,7 @@ def test_sizes_are_those_of_table_1_by_the_stated_rule(name, billions):
     sizes = dict.fromkeys(("author", "tag", "time", "playtime", "duration", "label"), 41)
     with torch.device("meta"):
         codes_IS = torch.zeros(1, 3, dtype=torch.long)
-        model = OneRec(SIZES[name], Vocabulary((8192,) * 3, 1, sizes, (3, 3, 3)), codes_IS)
+        model = OneRec(SIZES[name], VocabularySizes((8192,) * 3, 1, sizes, (3, 3, 3)), codes_IS)
     left_out = {id(x) for x in model.summary.parameters()}
     left_out |= {id(pathway.features[0].weight) for pathway in model.pathways.values()}  # authors
     n = sum(x.numel() for x in model.parameters() if id(x) not in left_out)
@@ -88,22 +87,22 @@ def test_sizes_are_those_of_table_1_by_the_stated_rule(name, billions):
 
 @pytest.mark.parametrize("name", ["tiny", "0.935b", "2.633b"])
 def test_a_dense_twin_does_as_much_work_a_code(name):
-    arch = replace(SIZES[name], lifelong=0, positive=0, feature_width=1, author_width=1)
-    cost, twin = (cost_of(one) for one in (arch, dense_twin(arch)))
-    assert cost.code - arch.decoder_layers * arch.width * arch.experts == twin.code, "but for the router"
+    config = replace(SIZES[name], lifelong=0, positive=0, feature_width=1, author_width=1)
+    cost, twin = (cost_of(one) for one in (config, dense_twin(config)))
+    assert cost.code - config.decoder_layers * config.width * config.experts == twin.code, "but for the router"
 
 
 @pytest.mark.parametrize("name", ["tiny", "0.935b", "2.633b"])
 def test_a_dense_twin_does_as_much_work_a_context_token(name):
-    arch = replace(SIZES[name], lifelong=0, positive=0, feature_width=1, author_width=1)
-    n_sparse = arch.encoder_layers if arch.moe == "both" else 0
-    cost, twin = (cost_of(one) for one in (arch, dense_twin(arch)))
-    assert cost.context - n_sparse * arch.width * arch.experts == twin.context, "but for the router"
+    config = replace(SIZES[name], lifelong=0, positive=0, feature_width=1, author_width=1)
+    n_sparse = config.encoder_layers if config.moe == "both" else 0
+    cost, twin = (cost_of(one) for one in (config, dense_twin(config)))
+    assert cost.context - n_sparse * config.width * config.experts == twin.context, "but for the router"
 
 
-def cost_of(arch):
+def cost_of(config):
     with torch.device("meta"):
-        return Cost.of(OneRec(arch, Vocabulary((4, 4), 1, {}), torch.zeros(1, 2, dtype=torch.long)))
+        return Cost.of(OneRec(config, VocabularySizes((4, 4), 1, {}), torch.zeros(1, 2, dtype=torch.long)))
 
 
 @every_kind
@@ -113,7 +112,7 @@ def test_what_a_pass_costs_is_what_torch_counts_but_for_padding(decoder, attenti
     batch = case.batch(case.rows.take(longest[[-1, -1, -1]]))  # one row thrice: no padding but in what is asked for
     assert batch.lifelong is not None
     if near:
-        batch = replace(batch, near=(batch.near[0].clamp(min=0), batch.near[1] + 0.1))
+        batch = replace(batch, neighbours=(batch.neighbours[0].clamp(min=0), batch.neighbours[1] + 0.1))
     # torch counts products of attention where they are plain ones
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
         total, _ = case.model.loss(batch)
@@ -136,8 +135,8 @@ def test_a_dense_architecture_is_its_own_twin():
 
 
 def test_every_field_of_an_architecture_comes_back_from_json():
-    changed = Architecture(**{f.name: 7 if f.type == "int" else f.default for f in fields(Architecture)})
-    assert Architecture(**changed.to_json()) == changed
+    changed = ModelConfig(**{f.name: 7 if f.type == "int" else f.default for f in fields(ModelConfig)})
+    assert ModelConfig(**changed.to_json()) == changed
 
 
 # ── what a target may see ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -164,7 +163,7 @@ def test_a_target_costs_the_same_in_a_row_that_ends_with_it(decoder, attention, 
     together = told(case.model, case.batch())
     for number, (user, begin, end) in enumerate(zip(case.rows.users, case.rows.begins, case.rows.ends, strict=True)):
         for place in range(begin, end):
-            alone = Rows(*(np.array([x]) for x in (user, place, place + 1)))
+            alone = HistoryRows(*(np.array([x]) for x in (user, place, place + 1)))
             torch.testing.assert_close(told(case.model, case.batch(alone))[0, 0], together[number, place - begin], **CLOSE)
 
 
@@ -174,9 +173,9 @@ def test_what_a_target_costs_is_what_inference_makes_of_it(decoder, attention, i
     batch, trie = case.batch(), Trie(case.model.codes_IS.numpy())
     items = batch.targets[batch.targets >= 0].numpy()
     rows, numbers = np.nonzero((batch.targets >= 0).numpy())
-    users, places = case.rows.users[rows], batch.target_places[rows, numbers].numpy()
-    beside = tuple(x[case.histories.offsets[users] + places] for x in case.cutter.near) if near else None
-    asked = case.cutter.batch(case.cutter.next_rows(users, places), beside)
+    users, places = case.rows.users[rows], batch.target_positions[rows, numbers].numpy()
+    beside = tuple(x[case.histories.offsets[users] + places] for x in case.batcher.neighbours) if near else None
+    asked = case.batcher.batch(case.batcher.next_rows(users, places), beside)
     with torch.no_grad():
         log_p_BU = rank_all(case.model, case.model.context(asked), trie)
     found = log_p_BU[torch.arange(len(items)), torch.from_numpy(trie.id_of_item[items])]
@@ -197,8 +196,8 @@ def test_no_target_sees_itself_or_what_comes_after(decoder, attention, is_sparse
         other.gaps[after] += 3000
         other.is_positive[after] = ~other.is_positive[after]
         # what is asked stays; what is known of the last interactions does not
-        changed = replace(cutter_of(other, case.arch, N_ITEMS).batch(case.rows), targets=batch.targets)
-        is_before = (batch.targets >= 0) & ((users != user) | (batch.target_places <= place))
+        changed = replace(batcher_of(other, case.config, N_ITEMS).batch(case.rows), targets=batch.targets)
+        is_before = (batch.targets >= 0) & ((users != user) | (batch.target_positions <= place))
         torch.testing.assert_close(told(case.model, changed)[is_before], together[is_before], **CLOSE)
 
 
@@ -224,29 +223,29 @@ def test_padding_does_not_matter(decoder, attention, is_sparse, near):
         if tokens is None:
             return None
         pad = torch.nn.functional.pad
-        items, places, slots = (pad(x, (0, 5), value=-1) for x in (tokens.items, tokens.places, tokens.slots))
+        items, positions, slots = (pad(x, (0, 5), value=-1) for x in (tokens.items, tokens.positions, tokens.slots))
         features = pad(tokens.features, (0, 0, 0, 5))
         strange = torch.stack([torch.randint(n, items.shape, generator=chance) for n in FEATURES.values()], dim=2)
-        return Tokens(items, places, slots, torch.where(items.unsqueeze(2) < 0, strange, features))
+        return PathwayTokens(items, positions, slots, torch.where(items.unsqueeze(2) < 0, strange, features))
 
     changed = replace(batch, short=longer(batch.short), positive=longer(batch.positive), lifelong=longer(batch.lifelong))
     if near:
-        items, alike = batch.near
-        changed = replace(changed, near=(items, torch.where(items < 0, 0.5, alike)))
+        items, similarity = batch.neighbours
+        changed = replace(changed, neighbours=(items, torch.where(items < 0, 0.5, similarity)))
     torch.testing.assert_close(told(case.model, changed), told(case.model, batch), equal_nan=True, **CLOSE)
 
 
 # ── pathways ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def gone(tokens):
     empty = torch.full_like(tokens.items, -1)
-    return replace(tokens, items=empty, places=empty, slots=empty)
+    return replace(tokens, items=empty, positions=empty, slots=empty)
 
 
 @pytest.mark.parametrize(
     ("decoder", "attention", "near", "pathway"),
     [
         *itertools.product(["cross", "lazy"], ["causal", "full"], NEAR, ["short", "positive", "lifelong"]),
-        *itertools.product(["cross", "lazy"], ["causal", "full"], ["evidence", "tokens"], ["near"]),
+        *itertools.product(["cross", "lazy"], ["causal", "full"], ["evidence", "tokens"], ["neighbours"]),
     ],
 )
 @pytest.mark.parametrize("is_sparse", [False, True])
@@ -255,10 +254,10 @@ def test_a_pathway_speaks_when_it_has_tokens_and_never_without(decoder, attentio
     batch = case.batch()
     before = told(case.model, batch)
     part = getattr(batch, pathway)
-    if pathway == "near":
-        items, alike = part
-        without = replace(batch, near=(torch.full_like(items, -1), torch.zeros_like(alike)))
-        other = replace(batch, near=(torch.full_like(items, -1), alike + 1))
+    if pathway == "neighbours":
+        items, similarity = part
+        without = replace(batch, neighbours=(torch.full_like(items, -1), torch.zeros_like(similarity)))
+        other = replace(batch, neighbours=(torch.full_like(items, -1), similarity + 1))
     else:
         without = replace(batch, **{pathway: gone(part)})
         other = replace(batch, **{pathway: replace(gone(part), features=part.features + (part.features < 2))})
@@ -293,7 +292,7 @@ def test_a_pathway_of_padding_is_a_pathway_left_out(pathway):
 
 def test_users_without_a_table_share_one_static_token():
     codes_IS = torch.from_numpy(catalogue(N_ITEMS, CODES))
-    model = OneRec(SMALL, Vocabulary(CODES, N_ITEMS, FEATURES), codes_IS).eval()
+    model = OneRec(SMALL, VocabularySizes(CODES, N_ITEMS, FEATURES), codes_IS).eval()
     batch = replace(Case().batch(), static=torch.zeros(len(Case().rows), 0, dtype=torch.long))
     assert torch.isfinite(model.loss(batch)[0])
 
@@ -310,7 +309,7 @@ def test_attention_spans_a_rows_context_and_a_targets_own():
     mask_BTC, own_mask_BTN = drawn(B, T, C) > -0.5, drawn(B, T, N) > 0
     mask_BTC[:, :, 0] = True
     q_MPD = drawn(B * T * W, P, H * X)
-    found = Attend(keys, values, mask_BTC, (own_keys, own_values, own_mask_BTN))(q_MPD)
+    found = ContextAttention(keys, values, mask_BTC, (own_keys, own_values, own_mask_BTN))(q_MPD)
     for b, t, w, p, h in itertools.product(*map(range, (B, T, W, P, H))):
         q = q_MPD[(b * T + t) * W + w, p].view(H, X)[h]
         k = torch.cat([keys[b, h][mask_BTC[b, t]], own_keys[b, t, h][own_mask_BTN[b, t]]])
@@ -333,7 +332,7 @@ def test_attention_with_gradients_has_the_precision_of_its_input(dtype, digits):
 def test_a_few_tokens_attend_to_those_before_and_themselves(n_new, n_past):
     chance = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(5, n, 6, generator=chance, dtype=torch.float64) for n in (n_new, n_past, n_past))
-    found = few(q, k, v, 2)
+    found = few_token_attention(q, k, v, 2)
     for m, p, h in itertools.product(range(5), range(n_new), range(2)):
         own, before = slice(3 * h, 3 * h + 3), n_past - n_new + p + 1
         weight = torch.softmax(k[m, :before, own] @ q[m, p, own] / 3**0.5, 0)
@@ -372,7 +371,7 @@ def test_gradients_are_the_finite_differences(decoder, attention, is_sparse, nea
 
 
 def test_the_same_seed_makes_the_same_model():
-    vocabulary = Vocabulary(CODES, N_ITEMS, FEATURES, STATIC)
+    vocabulary = VocabularySizes(CODES, N_ITEMS, FEATURES, STATIC)
     made = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_onerec import SMALL, catalogue, cutter_of, histories_of, scatter
+from small_onerec import SMALL, batcher_of, catalogue, histories_of, scatter
 
 from kvtools.onerec.interactions import users
 from kvtools.onerec.interactions.features import Codings
@@ -36,18 +36,18 @@ class Shop:
         self.ids = SemanticIds(keys, codes_NS, rng.normal(size=(N_LEVELS, N_CODES, 4)).astype(np.float32))
         codings = Codings(words={"author": tuple("abcd")}, has_time=True)
         static = (users.Vocabulary("age", ("old", "young")), users.Vocabulary("job", ("cook", "poet", "smith")))
-        self.arch = replace(SMALL, positive=8, **changed)
+        self.config = replace(SMALL, positive=8, **changed)
         self.histories = histories_of(LENGTHS, N_ITEMS, seed)
         everyone = np.ones(len(self.histories.items), bool)
         near = fit(self.histories.offsets, self.histories.items, N_ITEMS, Settings())
         self.counted = count(self.histories, everyone, N_ITEMS, near, self.histories.times)
-        model = scatter(make(self.arch, self.ids, codings, static), seed)
+        model = scatter(make(self.config, self.ids, codings, static), seed)
         self.made = Generator(model, self.ids, codings, static, self.counted)
-        self.cutter = cutter_of(self.histories, self.arch, N_ITEMS, seed)
+        self.batcher = batcher_of(self.histories, self.config, N_ITEMS, seed)
         self.trie = Trie(codes_NS)
 
     def recommend(self, ask=None, **choice):
-        made = Recommender(self.made, self.cutter, Choice(**choice), "cpu", torch.float32)
+        made = Recommender(self.made, self.batcher, Choice(**choice), "cpu", torch.float32)
         return made.recommend(self.everyone if ask is None else ask)
 
     @property
@@ -71,7 +71,7 @@ def counted_of(seed, n_items=N_ITEMS):
 def test_a_model_that_is_given_stays_as_it_is(dtype):
     shop = Shop()
     before = {name: x.clone() for name, x in shop.made.model.state_dict().items()}
-    Recommender(shop.made, shop.cutter, Choice(), "cpu", dtype).recommend(shop.everyone)
+    Recommender(shop.made, shop.batcher, Choice(), "cpu", dtype).recommend(shop.everyone)
     after = shop.made.model.state_dict()
     assert all(after[name].dtype == x.dtype and torch.equal(after[name], x) for name, x in before.items())
 
@@ -319,7 +319,7 @@ def test_scores_are_log_probabilities_of_items(is_exact):
     shop = Shop()
     ask = Ask(np.array([2, 5]), np.array([9, 30]))
     found = shop.recommend(ask, k=N_ITEMS, beam=27, is_exact=is_exact, mask_seen=False)
-    context = shop.made.model.context(shop.cutter.batch(shop.cutter.next_rows(ask.users, ask.lengths)))
+    context = shop.made.model.context(shop.batcher.batch(shop.batcher.next_rows(ask.users, ask.lengths)))
     log_p_BU = rank_all(shop.made.model, context, shop.trie).double().numpy()
     for row in range(2):
         chances = {}
@@ -399,7 +399,7 @@ def test_without_the_trie_what_no_item_has_is_dropped_and_counted():
 def test_blends_end_in_what_each_says_alone():
     shop = Shop(near=4)
     ask = Ask(np.array([0, 2, 3, 4, 5]), np.array([6, 15, 3, 1, 30]))
-    made = Recommender(shop.made, shop.cutter, Choice(k=10, beam=27), "cpu", torch.float32)
+    made = Recommender(shop.made, shop.batcher, Choice(k=10, beam=27), "cpu", torch.float32)
     first, last = made.blends(ask, [0.0, 1.0])
     assert first.items.tolist() == made.recommend(ask).items.tolist()
     counts = by_counting("co-occurrence", shop.counted, ask, shop.histories, 10, mask_seen=True)[0]

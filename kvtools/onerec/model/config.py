@@ -1,4 +1,4 @@
-"""Sizes of OneRec models: the four of the report's Table 1, and `tiny` for two cores.
+"""The configuration of OneRec models: the four sizes of the report's Table 1, and `tiny` for two cores.
 
 Source: OneRec Technical Report (arXiv 2506.13695 v4), Table 1 and sections 2.2 and 2.3. Our reading, which gives Table 1's
 counts within 1 % for 0.121b and 0.935b: code embeddings are shared by input and output, the dense feed-forward has two
@@ -16,8 +16,8 @@ _NARROW = 128
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The shape of a generator. Our choices where the report is silent: see the comments."""
+class ModelConfig:
+    """Everything that decides the shapes of a model's weights. Our choices where the report is silent: see the comments."""
 
     width: int = 128
     encoder_layers: int = 2
@@ -34,9 +34,9 @@ class Architecture:
     short: int = 20
     positive: int = 256
     lifelong: int = 2000  # 0: off; items after compression
-    queries: int = 128  # tokens that the lifelong pathway is summed up in
-    near: int = 0  # items that the training part puts beside the last ones, as further context; 0: off
-    near_tokens: bool = False  # whether neighbours are tokens of the context, beside evidence for codes
+    queries: int = 128  # tokens that summarise the lifelong pathway
+    near: int = 0  # neighbours: items that go with the latest ones by co-occurrence in the training part; 0: off
+    near_tokens: bool = False  # whether neighbours are tokens of the context too, beside copy logits
     feature_width: int = _NARROW
     author_width: int = _WIDE
     static_width: int = 64
@@ -44,11 +44,12 @@ class Architecture:
     dropout: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
+        """Field names to values, as artifacts store them."""
         return asdict(self)
 
 
-SIZES: dict[str, Architecture] = {
-    "tiny": Architecture(
+SIZES: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(
         width=64,
         hidden=128,
         experts=8,
@@ -61,12 +62,12 @@ SIZES: dict[str, Architecture] = {
         static_width=16,
         item_table=True,
     ),
-    "0.015b": Architecture(),
-    "0.121b": Architecture(width=1024, encoder_layers=4, decoder_layers=4, heads=8, hidden=2048),
-    "0.935b": Architecture(
+    "0.015b": ModelConfig(),
+    "0.121b": ModelConfig(width=1024, encoder_layers=4, decoder_layers=4, heads=8, hidden=2048),
+    "0.935b": ModelConfig(
         width=1024, encoder_layers=4, decoder_layers=4, heads=8, hidden=2048, experts=24, active=2, expert_hidden=2816
     ),
-    "2.633b": Architecture(
+    "2.633b": ModelConfig(
         width=1024,
         encoder_layers=12,
         decoder_layers=12,
@@ -80,9 +81,9 @@ SIZES: dict[str, Architecture] = {
 }
 
 
-def dense_twin(arch: Architecture) -> Architecture:
-    """The dense architecture of equal active work a token: a SwiGLU expert has three matrices, a dense layer two."""
-    if not arch.experts:
-        return arch
-    hidden = arch.active * arch.expert_hidden * 3 // 2
-    return replace(arch, experts=0, decoder_hidden=hidden, hidden=hidden if arch.moe == "both" else arch.hidden)
+def dense_twin(config: ModelConfig) -> ModelConfig:
+    """The dense model of equal active work a token: a SwiGLU expert has three matrices, a dense layer two."""
+    if not config.experts:
+        return config
+    hidden = config.active * config.expert_hidden * 3 // 2
+    return replace(config, experts=0, decoder_hidden=hidden, hidden=hidden if config.moe == "both" else config.hidden)

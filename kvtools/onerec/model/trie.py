@@ -8,6 +8,7 @@ first level, since slices serve it as well. Memory: 12 bytes a prefix.
 Legend: N items, S levels, U distinct IDs, M prefixes asked about, W children at most.
 """
 
+import copy
 from typing import Self
 
 import numpy as np
@@ -16,7 +17,10 @@ from torch import Tensor
 
 
 class Trie:
-    """`n_prefixes[l]` prefixes of l + 1 codes, numbered in lexical order; those of the last level are the IDs themselves."""
+    """Prefixes of 1 to S codes, numbered in lexical order at each level; those of the last level are the IDs themselves.
+
+    id_of_item: int64 (N,), the ID of each item. bucket: int64 (U+1,), where the items of each ID begin, sorted by ID.
+    """
 
     def __init__(self, codes_NS: np.ndarray) -> None:
         """codes_NS: int (N, S), repeated rows allowed."""
@@ -27,27 +31,28 @@ class Trie:
         self.codes: list[Tensor] = []  # int64 (n_prefixes,) a level: the last code of each prefix
         self.starts: list[Tensor] = []  # int64 (n_prefixes of the level before + 1,): where its children begin
         self.widths: list[int] = []  # children at most
-        above = np.zeros(self.n_ids, np.int64)
+        parent_U = np.zeros(self.n_ids, np.int64)
         for level in range(self.n_levels):
             is_new = np.r_[True, (ids_US[1:, : level + 1] != ids_US[:-1, : level + 1]).any(axis=1)]
             first = np.flatnonzero(is_new)
-            starts = np.searchsorted(above[first], np.arange(above[-1] + 2))
+            starts = np.searchsorted(parent_U[first], np.arange(parent_U[-1] + 2))
             self.codes.append(torch.from_numpy(ids_US[first, level].astype(np.int64)))
             self.starts.append(torch.from_numpy(starts))
             self.widths.append(int(np.diff(starts).max()))
-            above = np.cumsum(is_new) - 1
-        # for collisions: where the items of each ID begin, in items sorted by ID
+            parent_U = np.cumsum(is_new) - 1
         self.bucket = np.concatenate([[0], np.cumsum(np.bincount(self.id_of_item, minlength=self.n_ids))])
 
     def to(self, device: str) -> Self:
-        self.codes, self.starts = [x.to(device) for x in self.codes], [x.to(device) for x in self.starts]
-        self.ids_US = self.ids_US.to(device)
-        return self
+        """The same trie with its tables on a device."""
+        moved = copy.copy(self)
+        moved.codes, moved.starts = [x.to(device) for x in self.codes], [x.to(device) for x in self.starts]
+        moved.ids_US = self.ids_US.to(device)
+        return moved
 
     def children(self, level: int, prefix_M: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefixes int64 (M, W) of `level` that go on from prefixes of the level before, and which there are, bool (M, W).
+        """Prefixes int64 (M, W) of `level` that continue prefixes of the level before, and which there are, bool (M, W).
 
-        At level 0 there is one prefix to go on from, 0, the empty one.
+        prefix_M: int64. At level 0 there is one prefix to continue, 0, the empty one.
         """
         begin_M1 = self.starts[level][prefix_M].unsqueeze(1)
         child_MW = begin_M1 + torch.arange(self.widths[level], device=prefix_M.device)
@@ -55,9 +60,9 @@ class Trie:
         return torch.where(is_there, child_MW, begin_M1), is_there
 
     def find(self, codes_MS: np.ndarray) -> np.ndarray:
-        """int64 (M,): the number of each ID, -1 where the catalogue has no such ID."""
-        told = self.ids_US.cpu().numpy()
-        both, at = np.unique(np.concatenate([told, codes_MS]), axis=0, return_inverse=True)
+        """int64 (M,): the number of each ID of codes int (M, S), -1 where the catalogue has no such ID."""
+        known = self.ids_US.cpu().numpy()
+        both, row = np.unique(np.concatenate([known, codes_MS]), axis=0, return_inverse=True)
         number = np.full(len(both), -1, np.int64)
-        number[at.reshape(-1)[: len(told)]] = np.arange(len(told))
-        return np.asarray(number[at.reshape(-1)[len(told) :]])
+        number[row.reshape(-1)[: len(known)]] = np.arange(len(known))
+        return np.asarray(number[row.reshape(-1)[len(known) :]])

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtools.chance import rng_for
+from kvtools.chance import generator
 from kvtools.onerec.interactions.features import Histories
 from kvtools.onerec.model import beam
-from kvtools.onerec.model.batching import Cutter
+from kvtools.onerec.model.batching import Batcher
 from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.recommend.cooccurrence import Cooccurrence, top_popular
 from kvtools.onerec.run.checkpoint import Counted, Generator
@@ -91,7 +91,7 @@ class Shares:
 
     def __init__(self, trie: Trie, counted: Counted, within: Within, seed: int) -> None:
         n_items = len(trie.id_of_item)
-        order = rng_for(seed, "within").permutation(n_items)
+        order = generator(seed, "within").permutation(n_items)
         key = np.zeros(n_items)
         if within == "popular":
             key = counted.popularity + 1.0
@@ -123,11 +123,11 @@ class Shares:
 
 
 class Recommender:
-    """Recommends from one generator. cutter: of the histories asked about. Of a model elsewhere or of another dtype it makes
+    """Recommends from one generator. batcher: of the histories asked about. Of a model elsewhere or of another dtype it makes
     a copy."""
 
-    def __init__(self, made: Generator, cutter: Cutter, choice: Choice, device: str, dtype: torch.dtype) -> None:
-        self._made, self._cutter, self._choice, self._device = made, cutter, choice, device
+    def __init__(self, made: Generator, batcher: Batcher, choice: Choice, device: str, dtype: torch.dtype) -> None:
+        self._made, self._batcher, self._choice, self._device = made, batcher, choice, device
         self.trie = Trie(made.ids.codes_NS).to(device)
         self._shares = Shares(self.trie, made.counted, choice.within, choice.seed)
         # weights too, not by autocast, which would cast them anew for every batch; what was given stays as it is
@@ -169,10 +169,10 @@ class Recommender:
         return Found(items, scores, self._ids_of(items), n_legal, n_beams, n_sure)
 
     def _near(self, ask: Ask, n: int = 0, *, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        n = min(max(n, self._model.arch.near), len(self._made.ids))
+        n = min(max(n, self._model.config.near), len(self._made.ids))
         if not n:
             return np.empty((len(ask), 0), np.int32), np.empty((len(ask), 0), np.float32)
-        return self._made.counted.near.nearest(*ask.past(self._cutter.histories), n, exclude_seen=exclude_seen)
+        return self._made.counted.near.nearest(*ask.past(self._batcher.histories), n, exclude_seen=exclude_seen)
 
     def _in_passes(self, ask: Ask, near: tuple[np.ndarray, np.ndarray], k: int, width: int) -> Found:
         """As many users at a time as memory should hold scores for: wide beams over many codes take a few, others all.
@@ -203,9 +203,9 @@ class Recommender:
         """What is found, and of whom the first are certain to be the best, bool (B,)."""
         seen = None
         if self._choice.mask_seen:
-            items = ask.past(self._cutter.histories)[1]
+            items = ask.past(self._batcher.histories)[1]
             seen = np.repeat(np.arange(len(ask)), ask.lengths) * len(self._made.ids) + items
-        batch = self._cutter.batch(self._cutter.next_rows(ask.users, ask.lengths), near).to(self._device)
+        batch = self._batcher.batch(self._batcher.next_rows(ask.users, ask.lengths), near).to(self._device)
         with torch.inference_mode():
             context = self._model.context(batch)
             if self._choice.is_exact:

@@ -18,11 +18,11 @@ from kvtools.artifact.files import Sink
 from kvtools.errors import Corrupt
 from kvtools.onerec.interactions import users
 from kvtools.onerec.interactions.features import Codings
-from kvtools.onerec.model.config import Architecture
-from kvtools.onerec.model.onerec import OneRec, Vocabulary
+from kvtools.onerec.model.config import ModelConfig
+from kvtools.onerec.model.onerec import OneRec, VocabularySizes
 from kvtools.onerec.recommend.cooccurrence import Cooccurrence, Settings
 from kvtools.onerec.semantic_ids.ids import SemanticIds
-from kvtools.train.meta_init import meta_init
+from kvtools.train.meta_init import blank
 
 _SYSTEM = "onerec"
 
@@ -55,10 +55,10 @@ class Generator:
         return names.index("time") if "time" in names else None
 
 
-def make(arch: Architecture, ids: SemanticIds, codings: Codings, static: Sequence[users.Vocabulary]) -> OneRec:
+def make(config: ModelConfig, ids: SemanticIds, codings: Codings, static: Sequence[users.Vocabulary]) -> OneRec:
     """A model of random weights, by torch's generator."""
-    vocabulary = Vocabulary(ids.vocab_sizes, len(ids), codings.features, tuple(v.n_codes for v in static))
-    return OneRec(arch, vocabulary, torch.from_numpy(ids.codes_NS))
+    vocabulary = VocabularySizes(ids.vocab_sizes, len(ids), codings.features, tuple(v.n_codes for v in static))
+    return OneRec(config, vocabulary, torch.from_numpy(ids.codes_NS))
 
 
 def save(sink: Sink, made: Generator, *, told: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
@@ -75,7 +75,7 @@ def save(sink: Sink, made: Generator, *, told: Mapping[str, Any], history: list[
     }
     words = {
         "system": _SYSTEM,
-        "architecture": made.model.arch.to_json(),
+        "architecture": made.model.config.to_json(),
         "codings": made.codings.to_json(),
         "static": [v.to_json() for v in made.static],
         "near": vars(near.settings),
@@ -109,9 +109,9 @@ def _put_together(artifact: Bag, name: str) -> Generator:
         raise Corrupt(f"{name}: a catalogue of IDs {ids.digest} found, {fields['semantic_ids']} expected.")
     static = [users.Vocabulary.of(words) for words in fields["static"]]
     codings = Codings.from_json(fields["codings"])
-    arch = Architecture(**fields["architecture"])
-    _require_shapes(arch, ids, codings, static, tensors, name)
-    model = make(arch, ids, codings, static)
+    config = ModelConfig(**fields["architecture"])
+    _require_shapes(config, ids, codings, static, tensors, name)
+    model = make(config, ids, codings, static)
     model.load_state_dict({weight: torch.from_numpy(np.array(tensors[weight])) for weight in model.state_dict()})
     shape = (len(ids), len(ids))
     parts = (tensors["counts.near.data"], tensors["counts.near.indices"], tensors["counts.near.indptr"])
@@ -124,7 +124,7 @@ def _put_together(artifact: Bag, name: str) -> Generator:
 
 
 def _require_shapes(
-    arch: Architecture,
+    config: ModelConfig,
     ids: SemanticIds,
     codings: Codings,
     static: Sequence[users.Vocabulary],
@@ -132,11 +132,11 @@ def _require_shapes(
     name: str,
 ) -> None:
     """Raise Corrupt unless the weights are there as the architecture has them; takes no memory for what it says there is."""
-    n_layers = arch.encoder_layers + arch.decoder_layers
+    n_layers = config.encoder_layers + config.decoder_layers
     if n_layers > len(tensors):
         raise Corrupt(f"{name}: {n_layers} layers found in {len(tensors)} tensors.")
-    with meta_init():
-        wanted = make(arch, ids, codings, static).state_dict()
+    with blank():
+        wanted = make(config, ids, codings, static).state_dict()
     for weight, like in wanted.items():
         found = list(tensors[weight].shape) if weight in tensors else None
         if found != list(like.shape):

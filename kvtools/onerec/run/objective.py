@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from kvtools.onerec.model.batch import Batch
-from kvtools.onerec.model.batching import Cutter, Rows
+from kvtools.onerec.model.batching import Batch, Batcher, HistoryRows
 from kvtools.onerec.model.beam import search
+from kvtools.onerec.model.layers import N_QFORMER_BLOCKS
 from kvtools.onerec.model.moe import Experts
-from kvtools.onerec.model.onerec import N_BLOCKS, OneRec
+from kvtools.onerec.model.onerec import OneRec
 from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.recommend import metrics
 from kvtools.train.loop import Loss
@@ -30,8 +30,8 @@ _VALID_ROWS = 256
 class Held:
     """What validation looks at: a row each user, the item that came, and neighbours where the architecture has them."""
 
-    cutter: Cutter
-    rows: Rows
+    batcher: Batcher
+    rows: HistoryRows
     targets: np.ndarray  # int32 (R,)
     near: tuple[np.ndarray, np.ndarray] | None = None
     beam: int = 20
@@ -41,15 +41,23 @@ class Pretraining:
     """A `learn.loop.Task` over rows of histories."""
 
     def __init__(
-        self, model: OneRec, cutter: Cutter, rows: Rows, *, held: Held | None, n_targets: int, smoothing: float, device: str
+        self,
+        model: OneRec,
+        batcher: Batcher,
+        rows: HistoryRows,
+        *,
+        held: Held | None,
+        n_targets: int,
+        smoothing: float,
+        device: str,
     ) -> None:
-        self.model, self._cutter, self._rows, self._held = model, cutter, rows, held
+        self.model, self._batcher, self._rows, self._held = model, batcher, rows, held
         self._n_targets, self._smoothing, self._device = n_targets, smoothing, device
         self._trie = Trie(model.codes_IS.cpu().numpy()).to(device)
         self._cost = Cost.of(model)
 
-    def epoch(self, number: int) -> Iterator[Rows]:
-        return self._cutter.epoch(self._rows, self._n_targets, "epoch", number)
+    def epoch(self, number: int) -> Iterator[HistoryRows]:
+        return self._batcher.epoch(self._rows, self._n_targets, "epoch", number)
 
     def n_steps(self) -> int:
         """Steps an epoch; that of the first stands for all, which differ by a few."""
@@ -60,11 +68,11 @@ class Pretraining:
         n_targets = int((self._rows.ends - self._rows.begins).sum())
         return n_targets * (1 + self.model.n_levels) + len(self._rows)
 
-    def pieces(self, rows: Rows, n: int) -> Sequence[Rows]:
+    def pieces(self, rows: HistoryRows, n: int) -> Sequence[HistoryRows]:
         return [rows.take(np.arange(i, len(rows), n)) for i in range(min(n, len(rows)))]
 
-    def loss(self, rows: Rows) -> Loss:
-        batch = self._cutter.batch(rows)
+    def loss(self, rows: HistoryRows) -> Loss:
+        batch = self._batcher.batch(rows)
         n_targets, flops = batch.n_targets, 3 * self._cost.forward(batch)
         n_context = int((batch.short.items >= 0).sum()) + len(rows)
         total, told_S = self.model.loss(batch.to(self._device), smoothing=self._smoothing)
@@ -73,7 +81,7 @@ class Pretraining:
         return Loss(total, n_targets, told, n_context + n_targets * self.model.n_levels, flops)
 
     def after_step(self, world: World) -> dict[str, float]:
-        layers = self.model.experts()
+        layers = self.model.expert_layers()
         if not layers:
             return {}
         loads = world.sum_array(np.stack([layer.load.cpu().numpy() for layer in layers]))
@@ -88,17 +96,17 @@ class Pretraining:
         if self._held is None:
             return None
         ranks = np.full(len(self._held.rows), -1, np.int64)
-        for chosen in self._held.cutter.in_order(self._held.rows, _VALID_ROWS):
+        for chosen in self._held.batcher.by_length(self._held.rows, _VALID_ROWS):
             near = None if self._held.near is None else (self._held.near[0][chosen], self._held.near[1][chosen])
-            batch = self._held.cutter.batch(self._held.rows.take(chosen), near).to(self._device)
+            batch = self._held.batcher.batch(self._held.rows.take(chosen), near).to(self._device)
             beams = search(self.model, self.model.context(batch), self._trie, self._held.beam)
             wanted = torch.from_numpy(self._trie.id_of_item[self._held.targets[chosen]]).to(self._device)
             ranks[chosen] = metrics.rank_of(beams.ids.cpu().numpy(), wanted.cpu().numpy())
         told = metrics.summary(ranks, (10,))
         return {"score": told["ndcg@10"], **{f"id_{name}": value for name, value in told.items()}}
 
-    def names(self, rows: Rows) -> str:
-        keys = [str(self._cutter.histories.user_keys[user]) for user in rows.users[:3]]
+    def names(self, rows: HistoryRows) -> str:
+        keys = [str(self._batcher.histories.user_keys[user]) for user in rows.users[:3]]
         return f"users {', '.join(keys)}{' …' if len(rows) > 3 else ''}"
 
 
@@ -122,29 +130,29 @@ class Cost:
 
     @classmethod
     def of(cls, model: OneRec) -> "Cost":
-        arch, pathways = model.arch, {name: _passed(part) for name, part in model.pathways.items()}
+        config, pathways = model.config, {name: _passed(part) for name, part in model.pathways.items()}
         projections = _passed(model.keys) + _passed(model.values)
         summary = 0
-        if arch.lifelong:
+        if config.lifelong:
             blocks = [cast("nn.ModuleDict", block) for block in model.summary.blocks]
             seen = sum(_passed(block[name]) for block in blocks for name in ("key", "value"))
             pathways["lifelong"] += seen
-            summary = arch.queries * (_passed(model.summary) - seen)
-        asked = _passed(model.neighbours.queries) + _passed(model.neighbours.trust) if arch.near else 0
+            summary = config.queries * (_passed(model.summary) - seen)
+        asked = _passed(model.neighbours.queries) + _passed(model.neighbours.trust) if config.near else 0
         return cls(
             static=_passed(model.static_dense),
             pathways=pathways,
             summary=summary,
             context=_passed(model.encoder) + projections,
             code=_passed(model.decoder),
-            target=arch.width * sum(model.vocabulary.codes) + asked,
-            near=_passed(model.near_dense) + projections if arch.near and arch.near_tokens else 0,
-            width=arch.width,
+            target=config.width * sum(model.vocabulary.codes) + asked,
+            near=_passed(model.near_dense) + projections if config.near and config.near_tokens else 0,
+            width=config.width,
             n_encoder=len(model.encoder),
-            n_decoder=arch.decoder_layers,
+            n_decoder=config.decoder_layers,
             n_levels=model.n_levels,
-            n_queries=arch.queries,
-            evidence_width=model.neighbours.items.embedding_dim if arch.near else 0,
+            n_queries=config.queries,
+            evidence_width=model.neighbours.items.embedding_dim if config.near else 0,
         )
 
     def forward(self, batch: Batch) -> float:
@@ -153,7 +161,7 @@ class Cost:
         items = {name: (tokens.items >= 0).sum(1) for name, tokens in found.items() if tokens is not None}
         n_rows, targets_B = len(batch.static), (batch.targets >= 0).sum(1)
         n_targets, codes_B = int(targets_B.sum()), targets_B * self.n_levels
-        n_near = 0 if batch.near is None else int(((batch.near[0] >= 0).sum(2) * (batch.targets >= 0)).sum())
+        n_near = 0 if batch.neighbours is None else int(((batch.neighbours[0] >= 0).sum(2) * (batch.targets >= 0)).sum())
         lifelong_B = items.get("lifelong", torch.zeros_like(targets_B))
         is_summed_B = lifelong_B > 0
         context_B = 1 + is_summed_B * self.n_queries + sum(n_B for name, n_B in items.items() if name != "lifelong")
@@ -162,7 +170,7 @@ class Cost:
         products += self.context * int(context_B.sum()) + self.code * n_targets * self.n_levels
         products += self.target * n_targets + (self.near + self.evidence_width * self.n_levels) * n_near
         pairs = self.n_encoder * int((context_B**2).sum()) + self.n_decoder * int((codes_B * context_B).sum())
-        pairs += N_BLOCKS * self.n_queries * int(lifelong_B.sum())
+        pairs += N_QFORMER_BLOCKS * self.n_queries * int(lifelong_B.sum())
         pairs += self.n_decoder * self.n_levels * n_near if self.near else 0
         return 2.0 * products + 4.0 * self.width * pairs
 

@@ -11,34 +11,34 @@ from kvtools.keye.model.config import TextConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
 from kvtools.onerec.model.config import SIZES
-from kvtools.onerec.model.onerec import OneRec, Vocabulary
-from kvtools.train.meta_init import meta_init
+from kvtools.onerec.model.onerec import OneRec, VocabularySizes
+from kvtools.train.meta_init import blank
 
 CODES = torch.from_numpy(np.array([[0, 1], [1, 0]], np.int32))
 MADE = [
     lambda: Keye(small_keye.ARCH),
     lambda: Siglip(small_keye.ARCH.vision, TextConfig(24, 40, 1, 2, vocabulary=50)),
-    lambda: OneRec(SIZES["tiny"], Vocabulary((2, 2), 2, {"age": 3}, (4,)), CODES),
+    lambda: OneRec(SIZES["tiny"], VocabularySizes((2, 2), 2, {"age": 3}, (4,)), CODES),
 ]
 
 
 def test_names_and_shapes_are_those_of_the_real_model():
     for make in MADE:
-        with meta_init():
+        with blank():
             empty = {name: (x.shape, x.dtype) for name, x in make().state_dict().items()}
         assert empty == {name: (x.shape, x.dtype) for name, x in make().state_dict().items()}
 
 
 def test_a_blank_model_takes_no_memory():
-    with meta_init():
+    with blank():
         assert {p.device.type for make in MADE for p in make().parameters()} == {"meta"}
 
 
 def test_shapes_do_not_load_torchs_compiler():
     program = (
-        "import sys; from kvtools.keye.model.keye import Keye; from kvtools.keye.model.config import SIZES; "
-        "from kvtools.train.meta_init import meta_init\nbefore = len(sys.modules)\n"
-        "with meta_init(): Keye(SIZES['tiny'])\n"
+        "import sys; from kvtools.keye.model import Keye; from kvtools.keye.sizes import SIZES; "
+        "from kvtools.train.meta_init import blank\nbefore = len(sys.modules)\n"
+        "with blank(): Keye(SIZES['tiny'])\n"
         "assert len(sys.modules) < before + 20"  # the compiler is eight hundred
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_onerec import FEATURES, SMALL, cutter_of, histories_of, near_of
+from small_onerec import FEATURES, SMALL, batcher_of, histories_of, near_of
 
 from kvtools.onerec.interactions.features import Histories, powers
-from kvtools.onerec.model.batching import Cutter, Rows
-from kvtools.onerec.model.lifelong import average, compress, replaced
+from kvtools.onerec.model.batching import Batcher, HistoryRows
+from kvtools.onerec.model.lifelong import average, compress
 
 N_ITEMS = 12
 POSITIVE = 4  # few, so that histories have more
-ARCH = replace(SMALL, positive=POSITIVE)
+CONFIG = replace(SMALL, positive=POSITIVE)
 
 lengths = st.lists(st.integers(1, 25), min_size=1, max_size=6)
 attentions = st.sampled_from(["causal", "full"])
@@ -26,21 +26,21 @@ def everything(histories):
     return np.ones(len(histories.items), bool)
 
 
-def cutter(histories, **changed):
-    return cutter_of(histories, replace(ARCH, **changed), N_ITEMS)
+def batcher(histories, **changed):
+    return batcher_of(histories, replace(CONFIG, **changed), N_ITEMS)
 
 
 def seen(tokens, row, place):
     """What the target at a place sees of a pathway: (place, item, slot, features), in order of the places."""
-    parts = (tokens.places[row], tokens.items[row], tokens.slots[row], map(tuple, tokens.features[row].tolist()))
+    parts = (tokens.positions[row], tokens.items[row], tokens.slots[row], map(tuple, tokens.features[row].tolist()))
     told = zip(*(x if isinstance(x, map) else x.tolist() for x in parts), strict=True)
     return sorted(token for token in told if token[1] >= 0 and token[0] < place)
 
 
 def targets(rows, batch):
     """(row, number of the target within it, user, place) of every target."""
-    for row, number in (batch.target_places >= 0).nonzero().tolist():
-        yield row, number, int(rows.users[row]), int(batch.target_places[row, number])
+    for row, number in (batch.target_positions >= 0).nonzero().tolist():
+        yield row, number, int(rows.users[row]), int(batch.target_positions[row, number])
 
 
 # ── which targets there are ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -49,14 +49,14 @@ def targets(rows, batch):
 def test_every_chosen_interaction_but_a_users_first_is_a_target_once_an_epoch(lengths, attention, short, size, seed, share):
     histories = histories_of(lengths, N_ITEMS, seed)
     is_target = np.random.default_rng(seed).random(len(histories.items)) < share
-    made = cutter(histories, attention=attention, short=short, lifelong=0)
+    made = batcher(histories, attention=attention, short=short, lifelong=0)
     found = Counter()
     for rows in made.epoch(made.training_rows(is_target), size, "epoch", 0):
         batch = made.batch(rows)
         for row, number, user, place in targets(rows, batch):
             found[user, place] += 1
             assert batch.targets[row, number] == histories.items[histories.offsets[user] + place]
-        assert (batch.targets < 0).equal(batch.target_places < 0)
+        assert (batch.targets < 0).equal(batch.target_positions < 0)
     expected = [
         (user, place) for user, n in enumerate(lengths) for place in range(1, n) if is_target[histories.offsets[user] + place]
     ]
@@ -66,7 +66,7 @@ def test_every_chosen_interaction_but_a_users_first_is_a_target_once_an_epoch(le
 @settings(deadline=None, max_examples=30)
 @given(lengths, attentions, shorts, st.integers(1, 60))
 def test_batches_hold_no_more_targets_than_asked_for_and_four_items_each(lengths, attention, short, size):
-    made = cutter(histories_of(lengths, N_ITEMS), attention=attention, short=short, lifelong=0)
+    made = batcher(histories_of(lengths, N_ITEMS), attention=attention, short=short, lifelong=0)
     for rows in made.epoch(made.training_rows(everything(made.histories)), size):
         batch = made.batch(rows)
         assert len(rows) == 1 or (batch.targets.numel() <= size and batch.short.items.numel() <= 4 * size)
@@ -76,7 +76,7 @@ def test_epochs_differ_and_come_again_by_the_seed():
     histories = histories_of([20, 7, 13, 25, 4, 9] * 5, N_ITEMS)
 
     def order(seed, *purpose):
-        made = Cutter(histories, replace(ARCH, lifelong=0), seed=seed)
+        made = Batcher(histories, replace(CONFIG, lifelong=0), seed=seed)
         epoch = made.epoch(made.training_rows(everything(histories)), 40, *purpose)
         return [list(zip(rows.users.tolist(), rows.begins.tolist(), strict=True)) for rows in epoch]
 
@@ -87,15 +87,15 @@ def test_epochs_differ_and_come_again_by_the_seed():
 
 
 def test_an_epoch_of_nothing_is_no_batch():
-    made = cutter(histories_of([1, 1], N_ITEMS))
+    made = batcher(histories_of([1, 1], N_ITEMS))
     assert list(made.epoch(made.training_rows(everything(made.histories)), 40)) == []
 
 
 @settings(deadline=None, max_examples=30)
 @given(lengths, st.integers(1, 9))
 def test_in_order_gives_every_row_once(lengths, n_rows):
-    made = cutter(histories_of(lengths, N_ITEMS))
-    blocks = list(made.in_order(made.next_rows(np.arange(len(lengths))), n_rows))
+    made = batcher(histories_of(lengths, N_ITEMS))
+    blocks = list(made.by_length(made.next_rows(np.arange(len(lengths))), n_rows))
     assert sorted(np.concatenate(blocks).tolist()) == list(range(len(lengths)))
     assert all(0 < len(block) <= n_rows for block in blocks)
 
@@ -105,7 +105,7 @@ def test_in_order_gives_every_row_once(lengths, n_rows):
 @given(lengths, attentions, shorts, st.integers(0, 10**6))
 def test_a_target_sees_the_latest_before_it(lengths, attention, short, seed):
     histories = histories_of(lengths, N_ITEMS, seed)
-    made = cutter(histories, attention=attention, short=short, lifelong=0)
+    made = batcher(histories, attention=attention, short=short, lifelong=0)
     rows = made.training_rows(everything(histories))
     batch = made.batch(rows)
     for row, _, user, place in targets(rows, batch):
@@ -123,7 +123,7 @@ def test_a_target_sees_the_latest_before_it(lengths, attention, short, seed):
 @given(lengths, attentions, shorts, st.integers(0, 10**6))
 def test_a_target_sees_the_latest_positive_ones_before_it(lengths, attention, short, seed):
     histories = histories_of(lengths, N_ITEMS, seed)
-    made = cutter(histories, attention=attention, short=short, lifelong=0)
+    made = batcher(histories, attention=attention, short=short, lifelong=0)
     rows = made.training_rows(everything(histories))
     batch = made.batch(rows)
     for row, _, user, place in targets(rows, batch):
@@ -142,7 +142,7 @@ def test_a_target_sees_the_latest_positive_ones_before_it(lengths, attention, sh
 @given(lengths, attentions, shorts, st.integers(0, 10**6))
 def test_lifelong_items_stand_for_what_lies_before_the_rows_first_target(lengths, attention, short, seed):
     histories = histories_of(lengths, N_ITEMS, seed)
-    made = cutter(histories, attention=attention, short=short, lifelong=6)
+    made = batcher(histories, attention=attention, short=short, lifelong=6)
     rows = made.training_rows(everything(histories))
     batch = made.batch(rows)
     for row, (user, begin) in enumerate(zip(rows.users, rows.begins, strict=True)):
@@ -155,7 +155,7 @@ def test_lifelong_items_stand_for_what_lies_before_the_rows_first_target(lengths
             continue
         past = slice(histories.offsets[user], histories.offsets[user] + cut)
         clusters = compress(made._vectors[histories.items[past]], seed=0, key=histories.user_keys[user])
-        standing = replaced(clusters, latest=6)
+        standing = clusters.representatives[clusters.labels[-6:]]
         assert items == histories.items[past][standing].tolist()
         told = histories.features[past][standing]
         gaps = average(histories.gaps[past], clusters.labels, len(clusters))[clusters.labels[-6:]]
@@ -167,7 +167,7 @@ def test_lifelong_items_stand_for_what_lies_before_the_rows_first_target(lengths
 @pytest.mark.parametrize("short", [2, 3, 5])
 def test_what_is_not_shown_itself_is_in_the_lifelong_part(attention, short):
     histories = histories_of([25, 7, 1, 12], N_ITEMS)
-    made = cutter(histories, attention=attention, short=short, lifelong=100)
+    made = batcher(histories, attention=attention, short=short, lifelong=100)
     rows = made.training_rows(everything(histories))
     batch = made.batch(rows)
     for row, begin in enumerate(rows.begins):
@@ -179,30 +179,30 @@ def test_what_is_not_shown_itself_is_in_the_lifelong_part(attention, short):
 @given(lengths, attentions, st.integers(0, 10**6))
 def test_neighbours_of_an_interaction_go_with_its_target(lengths, attention, seed):
     histories = histories_of(lengths, N_ITEMS, seed)
-    made = cutter(histories, attention=attention, near=4, lifelong=0)
+    made = batcher(histories, attention=attention, near=4, lifelong=0)
     rows = made.training_rows(everything(histories))
     batch = made.batch(rows)
-    items, alike = batch.near
+    items, similarity = batch.neighbours
     for row, number, user, place in targets(rows, batch):
         at = histories.offsets[user] + place
-        assert items[row, number].tolist() == made.near[0][at].tolist()
-        assert alike[row, number].tolist() == made.near[1][at].tolist()
+        assert items[row, number].tolist() == made.neighbours[0][at].tolist()
+        assert similarity[row, number].tolist() == made.neighbours[1][at].tolist()
     assert (items[batch.targets < 0] == -1).all()
-    assert (alike[batch.targets < 0] == 0).all()
+    assert (similarity[batch.targets < 0] == 0).all()
 
 
 @settings(deadline=None, max_examples=30)
 @given(lengths, attentions, st.integers(0, 10**6))
 def test_padding_is_minus_one_everywhere(lengths, attention, seed):
-    made = cutter(histories_of(lengths, N_ITEMS, seed), attention=attention)
+    made = batcher(histories_of(lengths, N_ITEMS, seed), attention=attention)
     batch = made.batch(made.training_rows(everything(made.histories)))
     for tokens in filter(None, (batch.short, batch.positive)):
         is_padding = tokens.items < 0
         assert (tokens.items[is_padding] == -1).all()
-        assert (tokens.places[is_padding] == -1).all()
+        assert (tokens.positions[is_padding] == -1).all()
         assert (tokens.slots[is_padding] == -1).all()
         assert (tokens.features[is_padding] == 0).all()
-        assert (tokens.places[~is_padding] >= 0).all()
+        assert (tokens.positions[~is_padding] >= 0).all()
         assert (tokens.slots[~is_padding] >= 0).all()
 
 
@@ -218,7 +218,7 @@ def cut_short(histories, user, n):
 
 def shown(batch, row, number):
     """All that a target of a batch is shown."""
-    place = int(batch.target_places[row, number])
+    place = int(batch.target_positions[row, number])
     lifelong = None
     if batch.lifelong is not None:
         is_there = batch.lifelong.items[row] >= 0
@@ -234,13 +234,13 @@ def shown(batch, row, number):
 
 def ask_as_trained(histories, attention, short, positive):
     """Ask for every interaction as recgen would, and compare what the model is shown with what training showed."""
-    made = cutter(histories, attention=attention, short=short, positive=positive)
+    made = batcher(histories, attention=attention, short=short, positive=positive)
     rows = made.training_rows(everything(histories))
     batch = made.batch(rows)
     for row, number, user, place in targets(rows, batch):
         # by the length that counts, and by a history that ends there
         by_length = made.batch(made.next_rows(np.array([user]), np.array([place])))
-        other = cutter(cut_short(histories, user, place), attention=attention, short=short, positive=positive)
+        other = batcher(cut_short(histories, user, place), attention=attention, short=short, positive=positive)
         by_end = other.batch(other.next_rows(np.array([0])))
         assert shown(by_length, 0, 0) == shown(batch, row, number)
         assert shown(by_end, 0, 0) == shown(batch, row, number)
@@ -258,24 +258,24 @@ def test_what_comes_next_is_asked_as_training_asked_of_users_with_more_positive_
 
 
 def test_at_inference_there_is_no_target_to_learn():
-    made = cutter(histories_of([5, 3], N_ITEMS), near=2)
+    made = batcher(histories_of([5, 3], N_ITEMS), near=2)
     near = near_of((2, 5), N_ITEMS)
     batch = made.batch(made.next_rows(np.arange(2)), near)
     assert batch.targets.tolist() == [[-1], [-1]]
-    assert batch.target_places.tolist() == [[5], [3]]
+    assert batch.target_positions.tolist() == [[5], [3]]
     # as many neighbours as the architecture takes
-    assert batch.near[0].tolist() == near[0][:, None, :2].tolist()
-    assert batch.near[1].tolist() == near[1][:, None, :2].tolist()
+    assert batch.neighbours[0].tolist() == near[0][:, None, :2].tolist()
+    assert batch.neighbours[1].tolist() == near[1][:, None, :2].tolist()
 
 
 def test_rows_before_the_end_do_not_see_what_lies_after():
-    made = cutter(histories_of([9], N_ITEMS))
-    batch = made.batch(Rows(np.array([0]), np.array([4]), np.array([5])))
-    assert int(batch.short.places.max()) == 3
-    assert int(batch.positive.places.max()) <= 3
+    made = batcher(histories_of([9], N_ITEMS))
+    batch = made.batch(HistoryRows(np.array([0]), np.array([4]), np.array([5])))
+    assert int(batch.short.positions.max()) == 3
+    assert int(batch.positive.positions.max()) <= 3
 
 
 def test_users_keep_what_is_known_of_them():
-    made = cutter(histories_of([5, 3, 8], N_ITEMS))
+    made = batcher(histories_of([5, 3, 8], N_ITEMS))
     batch = made.batch(made.next_rows(np.array([2, 0])))
     assert batch.static.tolist() == made.static[[2, 0]].tolist()

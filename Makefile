@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: all demo test lint bench man clean
+.PHONY: all demo test golden lint bench man clean
 all: lint test
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -18,6 +18,10 @@ demo: .venv
 
 test: .venv
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# rewrites the golden files of outputs and of refusals; read what changed before you commit it
+golden: .venv
+	KVTOOLS_GOLDEN=1 $(BIN)/python -m pytest --numprocesses 0 tests/cli/test_same_outputs.py tests/refusals
 
 lint: .venv
 	$(BIN)/ruff check .

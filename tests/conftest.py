@@ -18,6 +18,16 @@ DATA = Path(os.environ.get("KVTOOLS_DATA", ROOT.parent / "shared" / "data"))
 BIN = Path(sys.executable).parent
 
 
+IS_REWRITING = bool(os.environ.get("KVTOOLS_GOLDEN"))  # `make golden` sets it
+
+
+def read_golden(path, lines):
+    """The lines of a golden file; `make golden` writes `lines` into it first."""
+    if IS_REWRITING:
+        path.write_text("".join(line + "\n" for line in lines))
+    return path.read_text().splitlines()
+
+
 @dataclass
 class Result:
     code: int

@@ -37,7 +37,7 @@ from kvtools.onerec.model.beam import search, search_freely
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.onerec import VocabularySizes
 from kvtools.onerec.model.trie import Trie
-from kvtools.train.memory import keep_freed
+from kvtools.train.device import keep_freed_memory
 
 TURN_S = 2.0
 T5_PARAMETERS = 7_543_040  # of generate_peers' T5; checked against what it says itself
@@ -243,7 +243,7 @@ def measure(python, work, n_rounds, n_threads):
 def memory(name, work, n_rounds, n_threads):
     """A wide search in this process: users/s, and the memory it took."""
     torch.set_num_threads(n_threads)
-    keep_freed()
+    keep_freed_memory()
     ours = Ours(work, DTYPES[name])
     ours.search(1)
     ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would be used again, and missing from what the search took
@@ -290,7 +290,7 @@ def main():
         memory(name, work, n_rounds, n_threads)
         return
     torch.set_num_threads(n_threads)
-    keep_freed()
+    keep_freed_memory()
     measure(first, work, n_rounds, n_threads)
     if wide:
         measure_wide(Work(**{**vars(work), "beam": wide}), n_rounds, n_threads)

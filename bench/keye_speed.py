@@ -38,7 +38,7 @@ from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.vision import VisionTower
 from kvtools.train.cross_entropy import linear_cross_entropy
-from kvtools.train.memory import keep_freed
+from kvtools.train.device import keep_freed_memory
 from kvtools.train.packing import pack
 from kvtools.train.peak_flops import measured_peak
 
@@ -255,7 +255,7 @@ def main():
     only = rest.pop("only", None)
     assert not rest, rest
     torch.set_num_threads(n_threads)
-    keep_freed()
+    keep_freed_memory()
     passed = [word for word in words if word.split("=")[0] not in ("rounds", "threads", "only")]
     if only in (None, "train"):
         measure_training(first, shape, n_rounds, n_threads, passed)

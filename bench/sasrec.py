@@ -27,7 +27,7 @@ from generate_peers import asked
 from torch import nn
 from torch.nn.functional import dropout, scaled_dot_product_attention, softplus
 
-from kvtools.chance import generator, seed_of
+from kvtools.chance import rng_for, seed_for
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, read_interactions, split
 from kvtools.onerec.recommend.metrics import summary
 
@@ -191,8 +191,8 @@ def ranks(model, data, places, settings):
 
 def train_and_rank(data, parts, settings, seed, *, with_test):
     """Rows of validation and, where asked, of the test part."""
-    torch.manual_seed(seed_of(seed, "sasrec"))
-    rng = generator(seed, "sasrec", "batches")
+    torch.manual_seed(seed_for(seed, "sasrec"))
+    rng = rng_for(seed, "sasrec", "batches")
     train = data.keep(parts == TRAIN)
     places = {"valid": np.flatnonzero(parts == VALID), "test": np.flatnonzero(parts == TEST)}
     model = SASRec(len(data.item_keys), settings)
@@ -226,8 +226,8 @@ def main():
     torch.set_num_threads(int(rest.pop("threads", 2)))
     assert not rest, rest
     with Path(path).open("rb") as file:
-        data, findings = read_interactions(file, path)
-    for line in findings.lines(lost=True) + findings.lines(lost=False):
+        data, skipped = read_interactions(file, path)
+    for line in skipped.lines(skipped=True) + skipped.lines(skipped=False):
         print(line, file=sys.stderr)
     parts = split(data)
     if n_users:

@@ -23,15 +23,15 @@ import torch
 from onerec import Work
 from ours import histories, n_parameters
 
-from kvtools.chance import seed_of
+from kvtools.chance import seed_for
 from kvtools.onerec.interactions.log import VALID
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.run import checkpoint as generator
 from kvtools.onerec.run.dataset import prepare
 from kvtools.onerec.run.objective import Pretraining
 from kvtools.onerec.semantic_ids.ids import SemanticIds
+from kvtools.train.device import keep_freed_memory
 from kvtools.train.loop import Plan, Training
-from kvtools.train.memory import keep_freed
 from kvtools.train.resume import State
 from kvtools.world import World
 
@@ -54,7 +54,7 @@ def train(log, codings, ids, width, seed, given):
         width=width, hidden=4 * width, heads=4, experts=0, positive=0, lifelong=0, item_table=False, dropout=0.1
     )  # fmt: skip
     made = prepare(log, codings, ids, None, config, without=(), n_valid=len(log), seed=seed)
-    torch.manual_seed(seed_of(seed, "weights"))
+    torch.manual_seed(seed_for(seed, "weights"))
     model = generator.make(made.config, ids, codings, ())
     words = {"n_targets": given["batch"], "smoothing": 0.0, "device": "cpu"}
     task = Pretraining(model, made.batcher, made.rows, held=None, **words)
@@ -90,7 +90,7 @@ def main():
         "batch": int(words.pop("batch", 1024)),
     }
     torch.set_num_threads(int(words.pop("threads", 2)))
-    keep_freed()
+    keep_freed_memory()
     work = Work(data, int(words.pop("users", 0)))
     assert not words, words
     work.begin()

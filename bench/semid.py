@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from kvtools.artifact import open_artifact
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.onerec.semantic_ids.nearest import fastest
 from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans
 from kvtools.onerec.semantic_ids.vector_store import Rows
@@ -36,7 +36,7 @@ def patches():
         subprocess.run(["kvtools", "tokenize-video", "-q", "--force", "--compress", "0", clips, "-o", file.name], check=True)
         pixels = [record.tensors["pixels"].reshape(-1, 588) for record in open_artifact(file.name)]
     n_all = sum(map(len, pixels))
-    chosen = np.sort(generator(SEED, "patches").choice(n_all, N, replace=False))
+    chosen = np.sort(rng_for(SEED, "patches").choice(n_all, N, replace=False))
     starts = np.cumsum([0, *map(len, pixels)])
     parts = [p[chosen[(chosen >= a) & (chosen < b)] - a] for p, a, b in zip(pixels, starts, starts[1:], strict=False)]
     x = np.concatenate(parts).astype(np.float32) / 255
@@ -46,7 +46,7 @@ def patches():
 
 
 def noise():
-    return generator(SEED, "noise").standard_normal((N, D), dtype=np.float32)
+    return rng_for(SEED, "noise").standard_normal((N, D), dtype=np.float32)
 
 
 def ceiling(n_codes):
@@ -102,7 +102,7 @@ def measure(title, x, python, n_codes, n_levels, contestants, n_rounds):
         np.save(path, x)
         # the rows that kvtools draws for its first codes on each level, by number, for those that can be told
         starts = [
-            np.sort(generator(SEED, "semid-build", "init", level).choice(N, size=n_codes, replace=False)).tolist()
+            np.sort(rng_for(SEED, "semid-build", "init", level).choice(N, size=n_codes, replace=False)).tolist()
             for level in range(n_levels)
         ]
         runs = {"kvtools": lambda: ours(x.copy(), n_codes, n_levels, "random")}

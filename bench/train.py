@@ -26,8 +26,8 @@ from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.onerec import VocabularySizes
 from kvtools.onerec.run.dataset import prepare
 from kvtools.onerec.run.objective import Pretraining
+from kvtools.train.device import keep_freed_memory
 from kvtools.train.loop import Plan, Training
-from kvtools.train.memory import keep_freed
 from kvtools.train.peak_flops import measured_peak
 from kvtools.train.resume import State
 from kvtools.world import World
@@ -92,7 +92,7 @@ def main():
     assert not rest, rest
     assert settings == replace(Settings(), batch=settings.batch), "of the T5's settings, batch alone can be changed here"
     torch.set_num_threads(n_threads)
-    keep_freed()
+    keep_freed_memory()
     theirs = [f"{name}{suffix}" for name in DTYPES for suffix in ("", "-by-length")]
     words = [f"batch={settings.batch}", f"steps={n_steps}", f"threads={n_threads}"]
     peer = Peer(python, "train_peers.py", theirs, words)

@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def seed_of(seed: int, *purpose: str | int) -> int:
-    """A number below 2^63 for one purpose: blake2b of the run's seed and the words, so that purposes do not share chance."""
-    words = json.dumps([seed, *purpose]).encode()
-    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little") >> 1
+def seed_for(seed: int, *purpose: str | int) -> int:
+    """A seed below 2^63 for one purpose: blake2b of the run's seed and the purpose, so that no two purposes share numbers."""
+    text = json.dumps([seed, *purpose]).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def generator(seed: int, *purpose: str | int) -> "np.random.Generator":
+def rng_for(seed: int, *purpose: str | int) -> "np.random.Generator":
     """A numpy generator for one purpose."""
     import numpy as np
 
-    return np.random.default_rng(seed_of(seed, *purpose))
+    return np.random.default_rng(seed_for(seed, *purpose))

@@ -52,7 +52,7 @@ class Command(TyperCommand):
         for option in self.params:
             value = ctx.params.get(option.name)
             if isinstance(value, float) and not math.isfinite(value):
-                raise Usage(f"{option.opts[-1]} {value}: a finite number expected.")
+                raise Usage(f"{option.opts[-1]} {value}: give a finite number.")
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         help_text.write(self, ctx, formatter, COMMANDS[self.name or ""].load(self.name or ""))
@@ -167,7 +167,7 @@ def _tell(fault: Fault, invocation: Invocation) -> None:
     if (isinstance(fault, Usage | Missing) or fault.is_agreed) and os.environ.get("PMI_RANK", "0") != "0":
         time.sleep(0 if fault.is_agreed else _FIRST_WORDS_S)
     elif str(fault):
-        invocation.note(str(fault))
+        invocation.log(str(fault))
 
 
 def _enable_completion() -> None:

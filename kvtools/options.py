@@ -23,12 +23,12 @@ class Invocation:
     argv: list[str] = field(default_factory=list)
     world: World = field(default_factory=World)
 
-    def note(self, words: str, *, quiet: bool = False) -> None:
-        """One line on stderr, in the house form."""
+    def log(self, message: str, *, quiet: bool = False) -> None:
+        """Print one line on stderr, with the rank of several and the command's name before it; nothing if `quiet`."""
         if not quiet:
             rank = "" if self.world.size == 1 else f"[r{self.world.rank}/{self.world.size}] "
             name = f"kvtools {self.command}".rstrip()
-            typer.echo(f"{rank}{name}: {' '.join(words.splitlines())}", err=True)
+            typer.echo(f"{rank}{name}: {' '.join(message.splitlines())}", err=True)
 
 
 # what `--help` shows below a command's own options: titles, and the options that stand under each
@@ -138,7 +138,7 @@ def load_recipe(ctx: typer.Context, src: str | None) -> str | None:
     except OSError as error:
         raise Missing(f"--config {src}: {(error.strerror or str(error)).lower()}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Usage(f"--config {src}: {error}; TOML expected.") from None
+        raise Usage(f"--config {src}: this is not TOML: {error}.") from None
     unknown = sorted(set(words) - {parameter.name for parameter in ctx.command.params})
     if unknown:
         raise Usage(f"--config {src}: {unknown[0]} is no option of {ctx.command.name}. See --help.")
@@ -157,28 +157,20 @@ def is_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def band(words: str, option: str) -> tuple[int, int]:
-    """`LOW:HIGH` as two counts, 1 <= LOW <= HIGH."""
-    match = re.fullmatch(r"(\d+):(\d+)", words)
+def parse_range(text: str, option: str) -> tuple[int, int]:
+    """`LOW:HIGH` as two counts, 1 <= LOW <= HIGH. Raises Usage."""
+    match = re.fullmatch(r"(\d+):(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise Usage(f"{option} {words}: LOW:HIGH with 1 <= LOW <= HIGH expected, as in 128:768.")
+        raise Usage(f"{option} {text} is not a range. Give LOW:HIGH with 1 <= LOW <= HIGH, as 128:768.")
     return int(match[1]), int(match[2])
 
 
-def size(words: str, option: str) -> int:
-    """`64MiB`, `2GiB`, `500kB` or a bare count, in bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]?)(i?)B?", words)
+def parse_size(text: str, option: str) -> int:
+    """`64MiB`, `2GiB`, `500kB` or a bare count, in bytes. Raises Usage."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]?)(i?)B?", text)
     if not match or (match[3] and not match[2]):
-        raise Usage(f"{option} {words}: a size expected, as 64MiB or 2GiB.")
+        raise Usage(f"{option} {text} is not a size. Give one as 64MiB or 2GiB.")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** ("KMGT".find(match[2].upper()) + 1 if match[2] else 0))
-
-
-def duration(words: str, option: str) -> tuple[float, str]:
-    """`500` steps, `3ep` epochs, `2%` of the run or `1e9tok` tokens: the number, and one of "", "ep", "%" and "tok"."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)(ep|%|tok|)", words)
-    if not match or float(match[1]) < 0:
-        raise Usage(f"{option} {words}: a duration expected, as 500 (steps), 3ep, 2% or 1e9tok.")
-    return float(match[1]), match[2]
 
 
 def refuse_if(*rules: tuple[object, str]) -> None:

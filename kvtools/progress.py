@@ -8,34 +8,34 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-def progress(things: Iterable[_T], *, total: int, unit: str, words: str, quiet: bool = False) -> Iterator[_T]:
-    """The things, told as they go by. `words` says what is being done, `unit` what is counted."""
+def progress(items: Iterable[_T], *, total: int, unit: str, label: str, quiet: bool = False) -> Iterator[_T]:
+    """The items, with progress printed as they pass. label: what is being done; unit: what is counted."""
     if quiet:
-        yield from things
+        yield from items
     elif sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(things, total=total, unit=unit, desc=words, leave=False)
+        yield from tqdm(items, total=total, unit=unit, desc=label, leave=False)
     else:
-        yield from _lines(things, total, unit, words)
+        yield from _lines(items, total, unit, label)
 
 
-def _lines(things: Iterable[_T], total: int, unit: str, words: str) -> Iterator[_T]:
-    begun = told = time.monotonic()
-    for n, thing in enumerate(things, start=1):
-        yield thing
+def _lines(items: Iterable[_T], total: int, unit: str, label: str) -> Iterator[_T]:
+    start = last = time.monotonic()
+    for n, item in enumerate(items, start=1):
+        yield item
         now = time.monotonic()
         # short work stays silent: the first line comes when there has been something to wait for
-        if now - begun > 10 and (n & (n - 1) == 0 or now - told >= 60):
-            print(f"{words}: {n} of {total} {unit}, {now - begun:.0f} s", file=sys.stderr, flush=True)
-            told = now
+        if now - start > 10 and (n & (n - 1) == 0 or now - last >= 60):
+            print(f"{label}: {n} of {total} {unit}, {now - start:.0f} s", file=sys.stderr, flush=True)
+            last = now
 
 
 class Ticker:
-    """Progress of work that reports each step by calling us, whatever else it says."""
+    """Progress of work that calls us after each step, with any arguments."""
 
-    def __init__(self, *, total: int, unit: str, words: str, quiet: bool = False) -> None:
-        self._steps = progress(range(total), total=total, unit=unit, words=words, quiet=quiet)
+    def __init__(self, *, total: int, unit: str, label: str, quiet: bool = False) -> None:
+        self._steps = progress(range(total), total=total, unit=unit, label=label, quiet=quiet)
 
     def __call__(self, *_: object) -> None:
         next(self._steps, None)

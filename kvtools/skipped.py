@@ -1,7 +1,6 @@
-"""What was found wrong in an input, counted and named, so that one bad row never loses the others and never hides.
+"""Rows of an input that were skipped or repaired, counted by reason, so that none loses the others and none hides.
 
-A finding either cost rows (`lost`) or was put right without loss (`mended`). Not here: what to do about it, which is the
-command's: it tells, and exits with 65 where rows were lost.
+Not here: what to do about it, which is the command's: it reports them, and exits with 65 where rows were skipped.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,54 +14,58 @@ _N_NAMED = 3
 
 
 @dataclass
-class Findings:
-    """Findings in the order they were made: what → how many, and the first few by name."""
+class SkippedRows:
+    """Reasons in the order they were met: reason → how many rows, and the first few by name. What is not in `skipped` was
+    repaired without loss."""
 
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
-    lost: set[str] = field(default_factory=set)
+    skipped: set[str] = field(default_factory=set)
 
-    def lose(self, what: str, name: str) -> None:
-        """Count one more of `what`, by its name, as lost."""
-        self.add(what, 1, [name])
+    def skip(self, reason: str, name: str) -> None:
+        """Count one more skipped row."""
+        self.add(reason, 1, [name])
 
-    def add(self, what: str, count: int, names: Iterable[object] = (), *, is_lost: bool = True) -> None:
-        """Count `count` more of `what`; does nothing where count is 0."""
+    def add(self, reason: str, count: int, names: Iterable[object] = (), *, is_skipped: bool = True) -> None:
+        """Count `count` more rows that were skipped, or else repaired; does nothing where count is 0."""
         if not count:
             return
-        self.counts[what] = self.counts.get(what, 0) + count
-        named = self.names.setdefault(what, [])
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        named = self.names.setdefault(reason, [])
         named += [str(name) for name in islice(names, _N_NAMED - len(named))]
-        if is_lost:
-            self.lost.add(what)
+        if is_skipped:
+            self.skipped.add(reason)
 
-    def settle(self, name: str, tell: Callable[[str], None], *, strict: bool, is_told: bool = True) -> int:
-        """Tell what was lost, and what was mended where `is_told`; returns 65 where anything was lost, else 0. With `strict`
-        the first finding of either sort is a Corrupt fault."""
-        for what in self.counts:
+    def report(self, name: str, log: Callable[[str], None], *, strict: bool, verbose: bool = True) -> int:
+        """Log a line per reason, for repaired rows only if `verbose`; returns 65 where rows were skipped, else 0.
+
+        Raises Corrupt for the first reason of either sort if `strict`.
+        """
+        for reason in self.counts:
             if strict:
-                raise Corrupt(f"{name}: {self.line(what)}; --strict expects none.")
-            if what in self.lost or is_told:
-                tell(f"{name}: {self.line(what)}.")
-        return Corrupt.code if self.lost else 0
+                raise Corrupt(f"{name}: {self.line(reason)}. Mend the input, or run without --strict.")
+            if reason in self.skipped or verbose:
+                log(f"{name}: {self.line(reason)}.")
+        return Corrupt.code if self.skipped else 0
 
     @property
-    def n_lost(self) -> int:
-        """How many rows or items were lost in all."""
-        return sum(self.counts[what] for what in self.lost)
+    def n_skipped(self) -> int:
+        """How many rows were skipped in all."""
+        return sum(self.counts[reason] for reason in self.skipped)
 
-    def lines(self, *, lost: bool | None = None) -> list[str]:
-        """A line a finding: all, or those that cost rows, or those that were mended."""
-        return [self.line(what) for what in self.counts if lost in (None, what in self.lost)]
+    def lines(self, *, skipped: bool | None = None) -> list[str]:
+        """A line per reason: all, or those of skipped rows, or those of repaired ones."""
+        return [self.line(reason) for reason in self.counts if skipped in (None, reason in self.skipped)]
 
     def to_json(self) -> dict[str, Any]:
-        """{what: {"count", "first", "lost"}}."""
+        """{reason: {"count", "first", "lost"}}."""
         return {
-            what: {"count": count, "first": self.names[what], "lost": what in self.lost} for what, count in self.counts.items()
+            reason: {"count": count, "first": self.names[reason], "lost": reason in self.skipped}
+            for reason, count in self.counts.items()
         }
 
-    def line(self, what: str) -> str:
-        """One finding in words: what, how many, and the first few."""
-        named = self.names[what]
-        more = ", …" if self.counts[what] > len(named) else ""
-        return f"{what}: {self.counts[what]}{' (' + ', '.join(named) + more + ')' if named else ''}"
+    def line(self, reason: str) -> str:
+        """One reason in words: what, how many rows, and the first few of them."""
+        named = self.names[reason]
+        more = ", …" if self.counts[reason] > len(named) else ""
+        return f"{reason}: {self.counts[reason]}{' (' + ', '.join(named) + more + ')' if named else ''}"

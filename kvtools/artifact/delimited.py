@@ -1,196 +1,164 @@
-"""Delimited text as columns: CSV and TSV with a header, RecBole's atomic files, and lines of words.
+"""Delimited text, read in one way by every command: rows of fields, lists, whole texts; columns of large tables in columns.py.
 
-pyarrow parses; it is imported here only. Everything is read as strings and turned into numbers where asked, because a
-reader that guesses types takes the item `007` for 7, and because a bad cell should be named, not end the run. An empty
-cell is null. A row with too many or too few cells is left out and counted.
+The same everywhere: a byte-order mark decides the encoding, and else `encoding` does; text that cannot be decoded and a quote
+that is opened and never closed are refused with the line. Blank lines mean nothing.
 
-Atomic files (recbole.io, "Atomic Files") are tab-separated, unquoted, and have a type in each column's name:
-`user_id:token`, `title:token_seq`, `rating:float`. Not here: what columns mean; compressed files; other encodings than
-UTF-8.
+Not here: what fields mean; compressed files, which the caller opens with gzip.
 """
 
+import codecs
+import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import csv
 
 from kvtools.errors import Corrupt
-from kvtools.skipped import Findings
-
-Format = Literal["auto", "csv", "tsv", "atomic", "sequence"]
-
-_BLOCK_BYTES = 8 << 20
-_MAX_LINE_BYTES = 1 << 20
-_TYPED = re.compile(r"^(?P<name>.+):(?P<type>token|token_seq|float|float_seq)$")
-_NUMBER = r"^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?$"
-_DATE = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])([ T]([01][0-9]|2[0-3])(:[0-5][0-9]){1,2}([.][0-9]{1,6})?)?Z?$"
-_KINDS = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
-_BOM = b"\xef\xbb\xbf"
-_NO_SEPARATOR = "\x1f"  # the ASCII unit separator, which text does not hold
 
 
 @dataclass(frozen=True)
-class Table:
-    """Columns of strings by name, in file order, with the types that an atomic file declares ("" elsewhere)."""
+class Rows:
+    """A small table as rows of fields, and the line where each row begins, from 1. Iterate for (line, fields)."""
 
-    columns: dict[str, Any]  # pyarrow chunked arrays of strings
-    types: dict[str, str]
-    findings: Findings
-    ragged: list[int]  # the rows left out, counted as in `row`
+    name: str
+    header: list[str]  # empty where the table has none
+    lines: list[int]
+    fields: list[list[str]]
 
-    def row(self, n: int) -> str:
-        """What row n here, from 0, is called in the file: rows count from 1 after the header."""
-        n += 1
-        for other in self.ragged:
-            if other > n:
-                break
-            n += 1
-        return f"row {n}"
+    def __len__(self) -> int:
+        return len(self.fields)
 
-    @property
-    def n_rows(self) -> int:
-        return min((len(column) for column in self.columns.values()), default=0)
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        return iter(zip(self.lines, self.fields, strict=True))
 
+    def index(self, *names: str) -> int | None:
+        """The column of the first of these names that the header has, whatever its case; None where it has none of them."""
+        titles = [title.strip().lower() for title in self.header]
+        return next((titles.index(name.lower()) for name in names if name.lower() in titles), None)
 
-def whole(file: BinaryIO) -> BinaryIO:
-    """The same text, seekable: a pipe is read to its end first, since its first line may come in pieces."""
-    return file if file.seekable() else io.BufferedReader(io.BytesIO(file.read()))
-
-
-def sniff(file: BinaryIO, name: str) -> Format:
-    """The format that the first line looks like; nothing is consumed. Raises Corrupt where there is no text."""
-    line = first_line(file, name)
-    if "\t" in line:
-        return "atomic" if any(_TYPED.match(cell) for cell in line.split("\t")) else "tsv"
-    if _TYPED.match(line.split()[0]):
-        return "atomic"  # a single column
-    return "csv" if "," in line else "sequence"
+    def numbers(self, columns: Sequence[int]) -> np.ndarray:
+        """float64 (n, len(columns)): the fields of these columns, NaN where one is empty. Raises Corrupt with the line of the
+        first that is no number."""
+        values = np.empty((len(self), len(columns)))
+        for row, (line, fields) in enumerate(self):
+            for place, column in enumerate(columns):
+                try:
+                    values[row, place] = float(fields[column]) if fields[column].strip() else np.nan
+                except ValueError:
+                    raise Corrupt(f"{self.name}: line {line}: {fields[column]!r} is not a number.") from None
+        return values
 
 
-def header(file: BinaryIO, name: str, form: Format) -> dict[str, str]:
-    """Column names and their types from the first line; nothing is consumed."""
-    cells = first_line(file, name).split("," if form == "csv" else "\t")
-    cells = [cell.strip('"') if form == "csv" else cell for cell in cells]
-    matches = [_TYPED.match(cell) if form == "atomic" else None for cell in cells]
-    return {
-        match["name"] if match else cell: match["type"] if match else "" for cell, match in zip(cells, matches, strict=True)
-    }
+def read_rows(
+    file: BinaryIO,
+    name: str,
+    *,
+    delimiters: str = ",;\t",
+    has_header: bool | None = None,
+    comment: str = "",
+    is_ragged: bool = False,
+    encoding: str = "utf-8",
+) -> Rows:
+    """All rows of a small table. Blank lines are left out.
 
+    delimiters: the first of these in the first line separates fields, in quotes or without; where none is there, runs of
+    blanks and tabs do, and quotes mean nothing. has_header: None where the first row is a header if one of its fields is no
+    number. comment: what follows this mark in a line is left out. is_ragged: rows may be shorter or longer than the first.
 
-def read_table(file: BinaryIO, name: str, form: Format, wanted: list[str]) -> Table:
-    """The wanted columns of a file that stands before its header, as strings, nulls where cells are empty.
-
-    Raises Corrupt where a column is not there, or where the text cannot be read at all (not UTF-8, an open quote).
+    Raises Corrupt with the line for text that cannot be decoded, a quote left open and a row of another length; an empty file
+    has no rows.
     """
-    types = header(file, name, form)
-    for column in wanted:
-        if column not in types:
-            raise Corrupt(f"{name}: no column {column!r} among {', '.join(types)}. Name the right one.")
-    titles = {column: f"{column}:{types[column]}" if types[column] else column for column in wanted}
-    findings = Findings()
-    ragged: list[int] = []
-    table = _parse(
-        file, name, ragged, findings, delimiter="," if form == "csv" else "\t", is_quoted=form == "csv",
-        include=list(titles.values())
-    )  # fmt: skip
-    columns = {column: table[title] for column, title in titles.items()}
-    return Table(columns, {column: types[column] for column in wanted}, findings, ragged)
+    text = read_text(file, name, encoding=encoding)
+    if comment:
+        text = "\n".join(line.partition(comment)[0] for line in text.split("\n"))
+    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    delimiter = next((mark for mark in delimiters if mark in first), "")
+    rows = [(line, row) for line, row in split_rows(io.StringIO(text, newline=""), delimiter, name) if any(map(str.strip, row))]
+    for line, row in rows:
+        if len(row) != len(rows[0][1]) and not is_ragged:
+            raise Corrupt(f"{name}: line {line} has {len(row)} fields, and the first row has {len(rows[0][1])}.")
+    if has_header is None:
+        has_header = bool(rows) and any(field.strip() and not is_number(field) for field in rows[0][1])
+    header = rows.pop(0)[1] if has_header and rows else []
+    return Rows(name, header, [line for line, _ in rows], [row for _, row in rows])
 
 
-def read_words(file: BinaryIO, name: str) -> tuple[Any, np.ndarray]:
-    """Lines of words between spaces: all words (a pyarrow array of strings), and int64 (lines + 1,) where each begins."""
-    column = _parse(file, name, [], Findings(), delimiter=_NO_SEPARATOR, is_quoted=False, include=[])["f0"]
-    words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(column))
-    counts = pc.list_value_length(words).to_numpy()
-    return pc.list_flatten(words), np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+def read_lines(file: BinaryIO, name: str, *, encoding: str = "utf-8") -> list[str]:
+    """The lines of a list, such as keys or paths; blank ones are left out. Raises Corrupt where it cannot be decoded."""
+    return lines_of(read_text(file, name, encoding=encoding))
 
 
-def encode(column: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A column without nulls as numbers: int32 (n,), and the strings they stand for, by first appearance."""
-    if not len(column):
-        return np.empty(0, np.int32), np.empty(0, np.dtypes.StringDType())
-    encoded = column.dictionary_encode()
-    chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
-    # the chunks of one column share one dictionary, which grows: the last chunk's is whole
-    words = np.array(chunks[-1].dictionary.to_pylist(), dtype=np.dtypes.StringDType())
-    return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).astype(np.int32, copy=False), words
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that are not blank, without their ends."""
+    return [line for line in re.split("\r\n|[\r\n]", text) if line.strip()]
 
 
-def numbers(column: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A column of strings as numbers: int64 where every cell is whole, else float64; and bool (n,) where a cell is bad:
-    no number, or not finite. Bad and empty cells are 0. Dates in ISO 8601 are seconds since 1970, in UTC."""
-    empty = column.is_null()
-    values = _cast(column, _KINDS)
-    if values is None:
-        # some cells are bad: what most look like is what all should be
-        looks = [pc.fill_null(pc.match_substring_regex(column, pattern), fill_value=False) for pattern in (_NUMBER, _DATE)]
-        like = max(looks, key=lambda look: int(pc.sum(look).as_py() or 0))
-        values = _cast(pc.if_else(like, column, None), _KINDS)
-    if values is None:
-        values = pa.nulls(len(column), pa.float64())  # such as the 31st of June
-    bad = pc.and_not(values.is_null(), empty).to_numpy()
-    if pa.types.is_timestamp(values.type):
-        return pc.fill_null(values.cast(pa.int64()), 0).to_numpy() / 1e6, bad
-    array = pc.fill_null(values, 0).to_numpy()
-    finite = np.isfinite(array)
-    return np.where(finite, array, 0), bad | ~finite
+def read_text(file: BinaryIO, name: str, *, encoding: str = "utf-8") -> str:
+    """All of a text, without its byte-order mark. Raises Corrupt, with the line, where it cannot be decoded."""
+    return _decode(file.read(), name, encoding)
 
 
-def _cast(column: Any, kinds: Sequence[Any]) -> Any:
-    """The column as the first of the types that takes all its cells; None where none does."""
-    for kind in kinds:
-        try:
-            return column.cast(kind)
-        except pa.ArrowInvalid:
-            continue
-    return None
+def as_utf8(file: BinaryIO, name: str, *, encoding: str = "utf-8") -> BinaryIO:
+    """The same text in UTF-8 and seekable: a pipe is read to its end first, since its first line may come in pieces."""
+    head = bytes(file.peek(3)[:3])  # type: ignore[attr-defined]
+    if _encoding(head, encoding) == "utf-8":
+        return file if file.seekable() else io.BufferedReader(io.BytesIO(file.read()))
+    return io.BufferedReader(io.BytesIO(_decode(file.read(), name, encoding).encode()))
 
 
-def first_line(file: BinaryIO, name: str) -> str:
-    """What the file begins with; nothing is consumed. Raises Corrupt where there is no text."""
-    begin = file.tell()
-    head = file.readline(_MAX_LINE_BYTES)
-    file.seek(begin)
-    line = head.removeprefix(_BOM).rstrip(b"\r\n")
-    if not line.strip() or b"\0" in line:
-        raise Corrupt(f"{name}: {'no text' if head else 'nothing'} found, a table expected.")
-    return line.decode("utf-8", "replace")
-
-
-def _parse(
-    file: BinaryIO, name: str, ragged: list[int], findings: Findings, *, delimiter: str, is_quoted: bool, include: list[str]
-) -> Any:
-    def leave_out(row: Any) -> str:
-        ragged.append(row.number - 1)  # pyarrow counts the header
-        cells = f"row {row.number - 1} has {row.actual_columns}, not {row.expected_columns}"
-        findings.add("rows with too many or too few cells left out", 1, [cells])
-        return "skip"
-
+def is_number(text: str) -> bool:
+    """Whether Python reads the text as a number."""
     try:
-        table = csv.read_csv(
-            file,
-            # one thread, so that rows are numbered; two were no faster here than one
-            csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, autogenerate_column_names=not include),
-            csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char='"' if is_quoted else False,
-                newlines_in_values=is_quoted,
-                invalid_row_handler=leave_out,
-            ),
-            csv.ConvertOptions(
-                column_types=dict.fromkeys(include or ["f0"], pa.string()),
-                include_columns=include or ["f0"],
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=True,
-            ),
-        )
-    except pa.ArrowInvalid as fault:
-        raise Corrupt(f"{name}: {str(fault).splitlines()[0].rstrip('.')}. Mend the file.") from None
-    return table
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _encoding(head: bytes, encoding: str) -> str:
+    """The encoding that a byte-order mark tells, or else the one that was given, by Python's name for it."""
+    if head.startswith(codecs.BOM_UTF8):
+        return "utf-8"
+    is_utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return "utf-16" if is_utf16 else codecs.lookup(encoding).name
+
+
+def _decode(data: bytes, name: str, encoding: str) -> str:
+    encoding = _encoding(data[:3], encoding)
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode(encoding)
+    except UnicodeDecodeError as fault:
+        line = data[: fault.start].count(b"\n") + 1
+        raise Corrupt(
+            f"{name}: line {line} is not {encoding.upper()} text. Convert the file, for example with iconv."
+        ) from None
+
+
+def split_rows(lines: Iterable[str], delimiter: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row's first line, from 1, and its fields. Raises Corrupt for a quote that is opened and never closed."""
+    if not delimiter:
+        yield from ((number, line.split()) for number, line in enumerate(lines, start=1))
+        return
+    is_at_end = False
+
+    def all_lines() -> Iterator[str]:
+        nonlocal is_at_end
+        yield from lines
+        is_at_end = True
+
+    rows = csv.reader(all_lines(), delimiter=delimiter)
+    begin = 1
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as fault:
+            raise Corrupt(f"{name}: line {begin}: {fault}. A quote may be opened there and not closed.") from None
+        if row is None:
+            return
+        if is_at_end:  # csv asked for another line within a row
+            raise Corrupt(f"{name}: line {begin}: a quote is opened and never closed. Close it or remove it.")
+        yield begin, row
+        begin = rows.line_num + 1

@@ -45,22 +45,21 @@ def main(
     from kvtools.keye.quiz.multiple_choice import chosen, marked, open_questions
     from kvtools.keye.run.session import open_model
     from kvtools.progress import progress
-    from kvtools.train.device import place_of
-    from kvtools.train.memory import keep_freed
+    from kvtools.train.device import keep_freed_memory, resolve_device
 
     sources, models = questions or ["-"], model or []
     require(bool(models), "--model", "missing", "a model, as kvtools pretrain keye makes,")
     require([*sources, *models].count("-") <= 1, "-", "named more than once", "one input from stdin")
     asked = [question for src in sources for question in open_questions(src)]
-    place, precision = place_of(device, dtype)
-    keep_freed()
+    place, precision = resolve_device(device, dtype)
+    keep_freed_memory()
     found: list[tuple[str, Marks]] = []
     folders = [src for src in media or [] if os.path.isdir(src)]
     with Media(folders, [src for src in media or [] if src not in folders]) as shown:
         for name in models:
             keye, chat = open_model(name, tokenizer, device=place, dtype=precision)
             try:
-                told = progress(chosen(keye, chat, shown, asked), total=len(asked), unit="questions", words=name, quiet=quiet)
+                told = progress(chosen(keye, chat, shown, asked), total=len(asked), unit="questions", label=name, quiet=quiet)
                 found += [(name, marks) for marks in marked(asked, list(told))]
             except (Unreadable, ValueError) as fault:
                 raise Corrupt(f"{name}: {fault}.") from None

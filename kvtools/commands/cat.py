@@ -46,7 +46,7 @@ def main(
     for src in sources:
         if is_same_file(src, output):
             raise Usage(f"{src}: both input and output. Name another output.")
-    tour = Tour(sources, keys=keys, limit=limit, strict=strict, tell=ctx.obj.note)
+    tour = Tour(sources, keys=keys, limit=limit, strict=strict, tell=ctx.obj.log)
     if as_json:
         for record in tour:
             typer.echo(json.dumps(as_text(record), ensure_ascii=False))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kvtools.errors import Corrupt, Missing, Usage
-from kvtools.options import Device, Dtype, FrameTokens, Quiet, Seed, Tokenizer, Verbose, band, require
+from kvtools.options import Device, Dtype, FrameTokens, Quiet, Seed, Tokenizer, Verbose, parse_range, require
 
 EXAMPLES = [
     "kvtools chat -q --model keye.safetensors --greedy --max-new 20 clip.mp4 'What happens?'",
@@ -55,8 +55,7 @@ def main(
     """
     from kvtools.keye.data.media import Unreadable
     from kvtools.keye.run.session import Manner, Talk, open_model, show
-    from kvtools.train.device import place_of
-    from kvtools.train.memory import keep_freed
+    from kvtools.train.device import keep_freed_memory, resolve_device
     from kvtools.video.patch import Budget
 
     require(model is not None, "--model", "missing", "a model, as kvtools pretrain keye makes,")
@@ -64,9 +63,9 @@ def main(
     require(0 <= temperature < float("inf"), "--temperature", temperature, "0 or more")
     require(0 < top_p <= 1, "--top-p", top_p, "more than 0 and at most 1")
     names, question = _parted(words or [])
-    budget = Budget(max_tokens, *band(frame_tokens, "--frame-tokens"))
-    place, chosen = place_of(device, dtype)
-    keep_freed()
+    budget = Budget(max_tokens, *parse_range(frame_tokens, "--frame-tokens"))
+    place, chosen = resolve_device(device, dtype)
+    keep_freed_memory()
     manner = Manner(0.0 if greedy else temperature, top_k, top_p, max_new, mode, seed)
     keye, chat = open_model(model or "", tokenizer, device=place, dtype=chosen)
     first: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
@@ -94,9 +93,9 @@ def main(
                 else:
                     typer.echo()
                 if said.ended == "length" and not as_json:
-                    ctx.obj.note(f"cut after {said.n_tokens} tokens; --max-new allows more.", quiet=quiet)
+                    ctx.obj.log(f"cut after {said.n_tokens} tokens; --max-new allows more.", quiet=quiet)
                 if verbose:
-                    ctx.obj.note(f"{said.n_tokens} tokens in {said.seconds:.1f} s, after {said.n_prompt} of the prompt.")
+                    ctx.obj.log(f"{said.n_tokens} tokens in {said.seconds:.1f} s, after {said.n_prompt} of the prompt.")
     except Unreadable as fault:
         raise Corrupt(f"{fault}.") from None
     except ValueError as fault:

@@ -43,5 +43,5 @@ def main(
         if as_json:
             typer.echo(json.dumps({"ok": fault is None, "records": n_records, "fault": fault, "name": src}, ensure_ascii=False))
         elif fault is not None:
-            ctx.obj.note(fault)
+            ctx.obj.log(fault)
     return worst

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kvtools.options import Columns, Compress, Force, Output, Quiet, Stamp, Strict, Verbose, size
+from kvtools.options import Columns, Compress, Force, Output, Quiet, Stamp, Strict, Verbose, parse_size
 
 EXAMPLES = [
     "kvtools convert clicks.csv -o clicks.kvs",
@@ -58,7 +58,7 @@ def main(
     if is_same_file(src, output):
         raise Usage(f"{src}: both input and output. Name another output.")
     if output.endswith("/") or (src != "-" and Path(src).is_dir()):
-        n_bytes = size(file_size, "--file-size")
+        n_bytes = parse_size(file_size, "--file-size")
         if columns:
             raise Usage(f"--column {columns[0]}: of no use with a model. Leave it out.")
         return _convert_model(ctx, src, output, shard_bytes=n_bytes, force=force, stamp=stamp, quiet=quiet)
@@ -72,8 +72,8 @@ def main(
 
     refuse_existing(output, force=force)
     name = "stdin" if src == "-" else src
-    log, findings, history = open_interactions(src, columns=roles(columns or []))
-    code = findings.settle(name, ctx.obj.note, strict=strict, is_told=verbose)
+    log, skipped, history = open_interactions(src, columns=roles(columns or []))
+    code = skipped.report(name, ctx.obj.log, strict=strict, verbose=verbose)
     head = Head("interaction", extend("convert", ctx.obj.argv, before=[history], stamp=stamp))
     with Writer(Sink(output, force=force), head, level=compress) as writer:
         write_interactions(log, writer)
@@ -134,8 +134,8 @@ def _convert_conversations(
     name = "stdin" if src == "-" else src
     made = open_conversations(src)
     if not made.found:
-        raise Corrupt(f"{name}: {made.lost.lines()[0]}; nothing is left.")
-    code = made.lost.settle(name, ctx.obj.note, strict=strict)
+        raise Corrupt(f"{name}: {made.skipped.lines()[0]}; nothing is left.")
+    code = made.skipped.report(name, ctx.obj.log, strict=strict)
     head = Head("conversation", extend("convert", ctx.obj.argv, before=[made.history], stamp=stamp))
     with Writer(Sink(output, force=force), head, level=compress) as writer:
         write(made.found, writer)
@@ -161,9 +161,9 @@ def _convert_model(
     weights = open_weights(src)
     if weights.unused:
         names = ", ".join(sorted(weights.unused)[:3]) + (" and more" if len(weights.unused) > 3 else "")
-        ctx.obj.note(f"{src}: {len(weights.unused)} tensors that the model does not use go along: {names}.", quiet=quiet)
+        ctx.obj.log(f"{src}: {len(weights.unused)} tensors that the model does not use go along: {names}.", quiet=quiet)
     if weights.passed_over:
-        ctx.obj.note(f"{src}: left behind: {', '.join(weights.passed_over[:6])}.", quiet=quiet)
+        ctx.obj.log(f"{src}: left behind: {', '.join(weights.passed_over[:6])}.", quiet=quiet)
     history = extend("convert", ctx.obj.argv, before=[weights.history], stamp=stamp)
     if is_directory:
         with new_directory(output, force=force) as folder:

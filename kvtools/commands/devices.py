@@ -101,7 +101,7 @@ def main(
     delays, edges = None, None
     for option, src in given.items():
         scale = _SCALES[unit] / (2 if rtt else 1)
-        tell = lambda words, src=src: ctx.obj.note(f"{src}: {words}.", quiet=quiet)
+        tell = lambda words, src=src: ctx.obj.log(f"{src}: {words}.", quiet=quiet)
         readers: dict[str, Any] = {
             "--delay": partial(network.read_matrix, is_mended=symmetrize, tell=tell, name=src),
             "--graph": partial(network.read_graph, tell=tell),
@@ -151,7 +151,7 @@ def main(
         fields["network"] = {"metric": delays.metric, "sites": delays.n_sites, "extrapolated": is_extrapolated}
         roster = Roster(roster.labels, roster.index, roster.offsets, delays, edges)
         if is_extrapolated and mile is None:
-            ctx.obj.note(f"{n_devices} devices at {delays.n_sites} sites: last miles of 5 ± 2 ms were made up.", quiet=quiet)
+            ctx.obj.log(f"{n_devices} devices at {delays.n_sites} sites: last miles of 5 ± 2 ms were made up.", quiet=quiet)
     recipe = {"partition": partition if data else None, "unit": unit, "rtt": rtt, "symmetrize": symmetrize, "seed": seed}
     recipe |= {"devices": n_devices, "last_mile": last_mile}
     write_bag(

@@ -64,7 +64,7 @@ def main(
     from kvtools.errors import Corrupt, Usage
     from kvtools.onerec.items import lsa, vectors
     from kvtools.onerec.items.catalogue import read_catalogue
-    from kvtools.skipped import Findings
+    from kvtools.skipped import SkippedRows
 
     if is_same_file(items, output):
         raise Usage(f"{items}: both input and output. Name another output.")
@@ -72,7 +72,7 @@ def main(
         refuse_existing(dst or "-", force=force)
     name = "stdin" if items == "-" else items
     file = open_source(items)
-    findings, told, before = Findings(), {}, []
+    skipped, told, before = SkippedRows(), {}, []
     config: dict[str, Any] = {"normalize": normalize, "seed": seed}
     if vectors.is_npy(file) or is_stream(file):
         for option, value in (("--dim", dim), ("--text", text), ("--numeric", numeric), ("--id", key), ("--words", words)):
@@ -83,16 +83,16 @@ def main(
             if reader.head.kind not in ("embedding", "video"):
                 raise Corrupt(f"{name}: {reader.head.kind} records found, embedding or video expected.")
             before = [reader.head.history]
-            blocks = vectors.read_stream(reader, name, findings)
+            blocks = vectors.read_stream(reader, name, skipped)
         elif keys is None:
             raise Usage(f"{name}: no names for its rows. Give them with --keys FILE.")
         else:
             blocks = vectors.read_npy(file, name, vectors.read_keys(keys))
-        blocks = vectors.sieve(blocks, name, findings)
+        blocks = vectors.sieve(blocks, name, skipped)
         if normalize:
             blocks = ((batch, lsa.unit(x_nD.astype("float64")).astype("float32")) for batch, x_nD in blocks)
     else:
-        catalogue, findings = read_catalogue(file, name, text=text or [], numeric=numeric or [], key=key)
+        catalogue, skipped = read_catalogue(file, name, text=text or [], numeric=numeric or [], key=key)
         config |= {"dim": dim or 128, "text": text or [], "numeric": numeric or [], "words": words}
         config |= {"power_iterations": power_iterations}
         terms = catalogue.words() if words else catalogue.terms
@@ -104,28 +104,28 @@ def main(
         except ValueError as fault:
             raise Usage(f"--dim {dim or 128}: {fault}. Give a smaller --dim.") from None
         silent = sorted(set(range(len(catalogue.keys))) - {*made.kept.tolist(), *made.lonely.tolist()})
-        findings.add("items of which nothing is said left out", len(silent), (catalogue.keys[row] for row in silent))
+        skipped.add("items of which nothing is said left out", len(silent), (catalogue.keys[row] for row in silent))
         fate = "given a random direction each" if normalize else "left out"
-        findings.add(
+        skipped.add(
             f"items whose terms lie outside of the dimensions kept, {fate}",
             len(made.lonely),
             (catalogue.keys[row] for row in made.lonely),
-            is_lost=not normalize,
+            is_skipped=not normalize,
         )
         told = {"terms": made.n_terms, "explained_share": made.explained_share}
         blocks = iter([([catalogue.keys[row] for row in made.kept], made.vectors)])
-        findings.settle(name, lambda _: None, strict=strict)
+        skipped.report(name, lambda _: None, strict=strict)
     head = Head("embedding", extend("embed", ctx.obj.argv, before=before, stamp=stamp), config)
     n_items = width = 0
     with Writer(Sink(output, force=force), head, level=compress) as writer:
         for batch, x_nD in vectors.batches(blocks):
             writer.write(f"{writer.n_records:08d}", {"vectors": x_nD, **pack("keys", batch)})
             n_items, width = n_items + len(batch), x_nD.shape[1]
-        code = findings.settle(name, ctx.obj.note, strict=strict)
+        code = skipped.report(name, ctx.obj.log, strict=strict)
         if not n_items:
             raise Corrupt(f"{name}: no item left to write.")
     if report:
-        line = {"items": n_items, "dim": width, **told, "findings": findings.to_json()}
+        line = {"items": n_items, "dim": width, **told, "findings": skipped.to_json()}
         sink = Sink(report, force=force)
         sink.write([json.dumps(line, ensure_ascii=False).encode() + b"\n"])
         sink.commit()

@@ -118,7 +118,7 @@ def main(
     from kvtools.etree.train.simulation import Costs
     from kvtools.etree.tree.tree import read_tree, same_fleet
     from kvtools.progress import Ticker
-    from kvtools.train.device import place_of
+    from kvtools.train.device import resolve_device
     from kvtools.train.resume import beside, claimed
     from kvtools.world import Stop
 
@@ -134,7 +134,7 @@ def main(
     if print_config:
         typer.echo(to_toml(recipe), nl=False)
         return 0
-    place, _ = place_of(device, rank=world.rank)
+    place, _ = resolve_device(device, rank=world.rank)
     require(not secure or late == "drop", "--late", late, "drop with --secure: no second mask hides a late update")
     if tree is None or data is None:
         raise Missing(f"{'--tree' if tree is None else '--data'}: missing. Name it.")
@@ -151,7 +151,7 @@ def main(
     train, test = labelled.train, labelled.test
 
     def tell(words: str) -> None:
-        ctx.obj.note(words, quiet=quiet or not world.is_root)
+        ctx.obj.log(words, quiet=quiet or not world.is_root)
 
     try:
         built = build(model, labelled.shape, labelled.n_classes, seed)
@@ -166,7 +166,7 @@ def main(
         raise Usage(f"{fault}.") from None
     folder, architecture = state or beside(output), getattr(built, "architecture", model)
     kept = Kept(folder, {**recipe, "made_of": digests, "is": architecture})
-    tick = Ticker(total=run.n_steps // run.course.round_steps, unit="rounds", words=algorithm, quiet=quiet or not world.is_root)
+    tick = Ticker(total=run.n_steps // run.course.round_steps, unit="rounds", label=algorithm, quiet=quiet or not world.is_root)
     line: dict[str, Any] = {}
     with claimed(folder, is_root=world.is_root), open_log(log if world.is_root else None) as curve:
         if not force and (n_done := kept.resume(run)):

@@ -46,7 +46,7 @@ def main(
                 else:
                     _print_table(src, line, describe(line["history"]))
         except Fault as fault:
-            ctx.obj.note(str(fault))
+            ctx.obj.log(str(fault))
             worst = max(worst, fault.code)
     return worst
 

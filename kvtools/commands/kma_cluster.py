@@ -118,7 +118,7 @@ def main(
         if data is None:
             raise Missing(f"--data: missing, and {'--public' if public else method} looks at how well devices learn alone.")
         accuracy = accuracies(data, roster, bag, name, n_epochs=pretrain, rate=lr, batch=batch, seed=seed, peers=world)
-    tick = Ticker(total=sweeps, unit="sweeps", words="cluster", quiet=quiet or not world.is_root)
+    tick = Ticker(total=sweeps, unit="sweeps", label="cluster", quiet=quiet or not world.is_root)
     try:
         if grown is not None:
             tree = joined(grown, roster.delays, slack, seed)
@@ -143,7 +143,7 @@ def main(
     report |= {"sweeps": found.n_sweeps, "cycled": found.cycle > 0, "settled": found.is_settled}
     report |= {"sizes": found.sizes.tolist(), "accuracy_gap": None, "label_gap_l1": None, "label_gap_js": None}
     if words := _unsettled(found):
-        ctx.obj.note(words, quiet=quiet)
+        ctx.obj.log(words, quiet=quiet)
     if roster.has_data:
         l1, js = kma.label_gaps(found, roster.labels)
         report |= {"label_gap_l1": float(l1.mean()), "label_gap_js": float(js.mean())}

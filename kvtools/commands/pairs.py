@@ -79,8 +79,8 @@ def main(
     for dst in (output, report):
         refuse_existing(dst or "-", force=force)
     name = "stdin" if interactions == "-" else interactions
-    log, findings, history = open_interactions(interactions, columns=roles(columns or []))
-    code = findings.settle(name, ctx.obj.note, strict=strict, is_told=verbose)
+    log, skipped, history = open_interactions(interactions, columns=roles(columns or []))
+    code = skipped.report(name, ctx.obj.log, strict=strict, verbose=verbose)
 
     is_used = np.ones(len(log.items), bool) if all_parts else split(log) == TRAIN
     if min_rating is not None:
@@ -99,9 +99,9 @@ def main(
         (log.user_keys[capped[0]], log.item_keys[capped[1]]),
         strict=True,
     ):
-        findings.add(words, len(keys), keys, is_lost=False)
+        skipped.add(words, len(keys), keys, is_skipped=False)
         if len(keys):
-            ctx.obj.note(f"{name}: {findings.line(words)}.", quiet=quiet)
+            ctx.obj.log(f"{name}: {skipped.line(words)}.", quiet=quiet)
     clicks = swing.clicks(users[near], log.items[near], len(log.user_keys), len(log.item_keys))
     similar = swing.swing(clicks, alpha=alpha, is_weighted=weigh_users)
     found = {}
@@ -127,7 +127,7 @@ def main(
     if report:
         counts = {"interactions": len(log.items), "users": int((np.diff(log.offsets) > 0).sum())}
         counts |= {"items": len(np.unique(log.items)), "pairs": len(pairs), "paired_items": len(np.unique(pairs))}
-        line = {**counts, **{f"{how}_pairs": len(some) for how, (some, _) in found.items()}, "findings": findings.to_json()}
+        line = {**counts, **{f"{how}_pairs": len(some) for how, (some, _) in found.items()}, "findings": skipped.to_json()}
         sink = Sink(report, force=force)
         sink.write([json.dumps(line, ensure_ascii=False).encode() + b"\n"])
         sink.commit()

@@ -113,10 +113,9 @@ def main(
     from kvtools.keye.checkpoint import weights as checkpoint
     from kvtools.keye.run import setup as starting
     from kvtools.keye.run.recipe import Recipe
-    from kvtools.train.device import place_of, share_cores
+    from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.log import follow, take_up
     from kvtools.train.loop import DTYPES, Training
-    from kvtools.train.memory import keep_freed
     from kvtools.train.peak_flops import measured_peak
     from kvtools.train.resume import State, beside, claimed
 
@@ -132,13 +131,13 @@ def main(
     require("-" not in data or world.size == 1, "DATA", f"- on {world.size} ranks", "a file, which every rank reads,")
     require([*data, valid].count("-") <= 1, "-", "named more than once", "one input from stdin")
     require(valid is not None or not recipe.is_judged, "--training", "patience without --valid", "conversations to judge by")
-    place, chosen = place_of(device, dtype, rank=world.rank)
+    place, chosen = resolve_device(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
     folder = state or beside(output)
-    share_cores(world.local_size)
-    keep_freed()
+    limit_threads(world.local_size)
+    keep_freed_memory()
 
-    note = partial(ctx.obj.note, quiet=quiet)
+    note = partial(ctx.obj.log, quiet=quiet)
     tell = note if world.is_root else lambda _: None
 
     with ExitStack() as stack:
@@ -152,12 +151,12 @@ def main(
         run = Training(task, plan, kept, world, device=place, peak=ceiling)
         told = f"{recipe.what.summary}: {start.n_learning} parameters, {plan.n_steps} steps, rate {plan.rate:.3g}."
         take_up(run, folder, start_over=force, tell=tell, told=told if verbose else "", is_peak_given=peak is not None)
-        given.settle(note, is_root=world.is_root, strict=strict)
+        given.report(note, is_root=world.is_root, strict=strict)
         follow(
             run, given.guarded(run.run(stop)) if strict else run.run(stop), words="pretrain keye",
             log=log if world.is_root else None, tell=tell, is_quiet=quiet or not world.is_root, is_told=verbose, stage=stage,
         )  # fmt: skip
-        code: int = world.max(given.settle(note, is_root=world.is_root, strict=strict))
+        code: int = world.max(given.report(note, is_root=world.is_root, strict=strict))
     if not world.is_root:
         return 0
     figures = {"stage": stage, "step": run.progress.step, "loss": run.progress.loss, "validation": run.progress.best_score}

@@ -102,10 +102,9 @@ def main(
     from kvtools.onerec.run.objective import Pretraining
     from kvtools.onerec.run.recipe import Recipe
     from kvtools.onerec.semantic_ids.ids import SemanticIds
-    from kvtools.train.device import place_of, share_cores
+    from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.log import follow, take_up
     from kvtools.train.loop import DTYPES, Training
-    from kvtools.train.memory import keep_freed
     from kvtools.train.peak_flops import measured_peak
     from kvtools.train.resume import State, beside, claimed
 
@@ -121,26 +120,26 @@ def main(
     sources = [interactions, items, users]
     require("-" not in sources or world.size == 1, "-", f"on {world.size} ranks", "a file, which every rank reads,")
     require(sources.count("-") <= 1, "-", "named more than once", "one input from stdin")
-    place, chosen = place_of(device, dtype, rank=world.rank)
+    place, chosen = resolve_device(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
     folder = state or beside(output)
-    share_cores(world.local_size)
-    keep_freed()
+    limit_threads(world.local_size)
+    keep_freed_memory()
 
     def tell(words: str) -> None:
-        ctx.obj.note(words, quiet=quiet or not world.is_root)
+        ctx.obj.log(words, quiet=quiet or not world.is_root)
 
-    tell_loss = partial(ctx.obj.note, quiet=not world.is_root)
+    tell_loss = partial(ctx.obj.log, quiet=not world.is_root)
     name = "stdin" if interactions == "-" else interactions
     ids = SemanticIds.open(items or "")
-    log_of, findings, before = open_interactions(interactions, columns=roles(columns or []))
-    code = findings.settle(name, tell_loss, strict=strict, is_told=verbose)
-    histories, codings, findings = join(log_of, ids, items or "", positive_from=recipe.positive_from)
-    code = findings.settle(name, tell_loss, strict=strict, is_told=verbose) or code
+    log_of, skipped, before = open_interactions(interactions, columns=roles(columns or []))
+    code = skipped.report(name, tell_loss, strict=strict, verbose=verbose)
+    histories, codings, skipped = join(log_of, ids, items or "", positive_from=recipe.positive_from)
+    code = skipped.report(name, tell_loss, strict=strict, verbose=verbose) or code
     if not len(histories.items):
         raise Corrupt(f"{name}: not one item that {items} knows. Give the interactions that belong to it.")
-    table, findings = open_users(users)
-    code = findings.settle(users or "", tell_loss, strict=strict, is_told=verbose) or code
+    table, skipped = open_users(users)
+    code = skipped.report(users or "", tell_loss, strict=strict, verbose=verbose) or code
     made = prepare(histories, codings, ids, table, recipe.config, without=recipe.without, n_valid=recipe.valid_users, seed=seed)
     if not len(made.rows):
         raise Corrupt(f"{name}: no two interactions of a user in the training part, a history to learn from expected.")

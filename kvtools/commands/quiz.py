@@ -6,8 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kvtools.chance import generator
-from kvtools.options import Compress, Force, FrameTokens, Output, Quiet, Seed, Stamp, Strict, Verbose, band, is_given, require
+from kvtools.chance import rng_for
+from kvtools.options import (
+    Compress,
+    Force,
+    FrameTokens,
+    Output,
+    Quiet,
+    Seed,
+    Stamp,
+    Strict,
+    Verbose,
+    is_given,
+    parse_range,
+    require,
+)
 
 if TYPE_CHECKING:
     from kvtools.keye.quiz.build import Side, Table
@@ -75,7 +88,7 @@ def main(
     from kvtools.errors import Corrupt, Usage
     from kvtools.keye.data.conversations import write
     from kvtools.keye.quiz import build as quiz
-    from kvtools.skipped import Findings
+    from kvtools.skipped import SkippedRows
     from kvtools.video.inputs import find_clips
     from kvtools.video.patch import Budget
     from kvtools.video.recipe import Recipe
@@ -87,7 +100,7 @@ def main(
     require(labels is not None or not (question or positive), "--question, --positive", "given", "--labels with them")
     require(positive is None or form == "check", "--positive", positive, "--form check beside it")
     require(labels is None or not is_given(ctx, "task"), "--task", task, "--labels without it")
-    recipe = Recipe(Want(fps=4.0, max_frames=256), Budget(24_576, *band(frame_tokens, "--frame-tokens")))
+    recipe = Recipe(Want(fps=4.0, max_frames=256), Budget(24_576, *parse_range(frame_tokens, "--frame-tokens")))
     named = clips or ["-"]
     if any(is_same_file(src, output) for src in named):
         raise Usage(f"{output}: both input and output. Name another output.")
@@ -97,7 +110,7 @@ def main(
     groups = told if group is None else quiz.Table.open(group)
 
     found: list[Clip] = []
-    lost, histories, files = Findings(), [], []
+    skipped, histories, files = SkippedRows(), [], []
     for src in named:
         reader = None if os.path.isdir(src) else quiz.stream_of(src)
         if reader is None:
@@ -106,14 +119,14 @@ def main(
             found += quiz.clips_of(reader, src)
             histories.append(reader.head.history)
     if files:
-        found += quiz.clips_of_files(find_clips(files), recipe, lost)
-    code = lost.settle("clips", ctx.obj.note, strict=strict)
+        found += quiz.clips_of_files(find_clips(files), recipe, skipped)
+    code = skipped.report("clips", ctx.obj.log, strict=strict)
     first = {clip.key: clip for clip in reversed(found)}
     grouped = quiz.in_groups(list(reversed(first.values())), groups)
     kept = quiz.on_side(grouped, side, told)
-    notes, note = Findings(), partial(ctx.obj.note, quiet=quiet)
+    notes, note = SkippedRows(), partial(ctx.obj.log, quiet=quiet)
     for pair in quiz.look_across(grouped, kept) if side is not None else []:
-        notes.lose("clips that look like one on the other side of the split, kept; --group keeps them together", pair)
+        notes.skip("clips that look like one on the other side of the split, kept; --group keeps them together", pair)
     if told is None:
         made = list(quiz.ask(kept, tasks, form, number or 100, notes, n_frames=frames, n_choices=choices, seed=seed))
     else:
@@ -127,7 +140,7 @@ def main(
         raise Corrupt(
             f"{len(found)} clips: no question could be made: {why}. Give longer clips, more of them, or fewer --frames."
         )
-    notes.settle("clips", note, strict=False)  # told, and no fault: clips enough were left
+    notes.report("clips", note, strict=False)  # told, and no fault: clips enough were left
     if number is not None and len(made) < number:
         note(f"clips: {len(made)} questions made of {number}; they give no more that differ.")
     config = {
@@ -151,7 +164,7 @@ def _require_askable(tasks: list[str], form: str, frames: int, choices: int) -> 
 
     if "order" in tasks:
         try:
-            orders(frames, {"choice": choices, "open": 1, "check": 2}[form], generator(0))
+            orders(frames, {"choice": choices, "open": 1, "check": 2}[form], rng_for(0))
         except ValueError as fault:
             raise Usage(f"--frames {frames}: {fault}.") from None
     if "time" in tasks:

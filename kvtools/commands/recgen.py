@@ -101,9 +101,8 @@ def main(
     from kvtools.onerec.interactions.stream import roles
     from kvtools.onerec.recommend.recgen import Serving, write_json, write_stream
     from kvtools.onerec.recommend.recommend import Choice
-    from kvtools.train.device import place_of, share_cores
+    from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.loop import DTYPES
-    from kvtools.train.memory import keep_freed
 
     world = ctx.obj.world
     require(
@@ -131,13 +130,13 @@ def main(
     require(sources.count("-") <= 1, "-", "named more than once", "one input from stdin")
     require("-" not in sources or world.size == 1, "-", f"on {world.size} ranks", "a file, which every rank reads,")
     weight = _share(blend or "0")
-    place, precision = place_of(device, dtype, rank=world.rank)
+    place, precision = resolve_device(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
-    share_cores(world.local_size)
-    keep_freed()
+    limit_threads(world.local_size)
+    keep_freed_memory()
 
     def tell(words: str) -> None:
-        ctx.obj.note(words, quiet=quiet or not world.is_root)
+        ctx.obj.log(words, quiet=quiet or not world.is_root)
 
     choice = Choice(
         k=k, beam=n_beams, sure_of=k, widens=sure, is_exact=exact, is_legal=not no_trie, within=within,
@@ -146,7 +145,7 @@ def main(
     serving = Serving(
         interactions, roles(columns or []), items, table, choice, world,
         device=place, dtype=DTYPES[precision], tell=tell, strict=strict, is_told=verbose, is_quiet=quiet,
-        tell_loss=partial(ctx.obj.note, quiet=not world.is_root),
+        tell_loss=partial(ctx.obj.log, quiet=not world.is_root),
     )  # fmt: skip
     if evaluate is not None:
         lines = [serving.evaluate(model, baseline, evaluate, calibrate=blend == "auto") for model in models or [""]]

@@ -20,8 +20,8 @@ from kvtools.options import (
     Seed,
     Stamp,
     Verbose,
+    parse_size,
     require,
-    size,
     to_toml,
 )
 
@@ -95,7 +95,7 @@ def main(
     from kvtools.onerec.semantic_ids.assign import Encoder
     from kvtools.onerec.semantic_ids.fit import Fitting
     from kvtools.onerec.semantic_ids.method import Recipe
-    from kvtools.train.device import place_of, share_cores
+    from kvtools.train.device import limit_threads, resolve_device
     from kvtools.world import World
 
     steps = None if pairs is None else align_steps or Settings().n_steps
@@ -109,8 +109,8 @@ def main(
     require(codebook is not None or not append, "--append", "alone", "--codebook IDS beside it")
     require(not (as_json and output == "-"), "--json", "with IDs on stdout", "-o FILE beside it")
     world = ctx.obj.world
-    place, _ = place_of(device, rank=world.rank)
-    share_cores(world.local_size)
+    place, _ = resolve_device(device, rank=world.rank)
+    limit_threads(world.local_size)
     if method != "rq-kmeans" or codebook is not None:  # the work of one
         if not world.is_root:
             return 0
@@ -123,7 +123,7 @@ def main(
         intake = Aligned(intake, pairs, captions, Settings(n_steps=steps), seed, is_quiet=quiet)
     before: list[dict[str, Any]] = []
     if codebook is None:
-        fitting = Fitting(recipe, output, size(memory, "--memory") if memory else None, place, ctx.obj.note)
+        fitting = Fitting(recipe, output, parse_size(memory, "--memory") if memory else None, place, ctx.obj.log)
         ids = fitting.run(intake, world, start_over=force, is_quiet=quiet, is_told=verbose)
     elif intake is not None:
         encoder = Encoder.of(open_artifact(codebook), codebook)
@@ -151,4 +151,4 @@ def main(
         sink.commit()
     if as_json:
         typer.echo(line)
-    return intake.findings.settle(embeddings, ctx.obj.note, strict=False)
+    return intake.skipped.report(embeddings, ctx.obj.log, strict=False)

@@ -35,7 +35,7 @@ def main(
             else:
                 digest, n_records = Digest.of_bag(artifact.tensors), 1
         except Fault as fault:
-            ctx.obj.note(str(fault))
+            ctx.obj.log(str(fault))
             worst = max(worst, fault.code)
             continue
         if as_json:

@@ -22,7 +22,7 @@ from kvtools.options import (
     Stamp,
     Strict,
     Verbose,
-    band,
+    parse_range,
     require,
     to_toml,
 )
@@ -106,7 +106,7 @@ def main(
     from kvtools.artifact.history import extend, portable
     from kvtools.artifact.stream import Head, Writer
     from kvtools.progress import progress
-    from kvtools.train.device import place_of
+    from kvtools.train.device import resolve_device
     from kvtools.video.inputs import find_clips, read_list
     from kvtools.video.patch import Budget
     from kvtools.video.recipe import Recipe
@@ -118,12 +118,12 @@ def main(
     require(fps > 0, "--fps", fps, "a rate above 0")
     require(max_tokens <= 57_000, "--max-tokens", max_tokens, "at most 57000, what a record of 128 MiB holds,")
     require(start is None or end is None or start <= end, "--start", start, f"at most --end, {end},")
-    budget = Budget(max_tokens, *band(frame_tokens, "--frame-tokens"))
+    budget = Budget(max_tokens, *parse_range(frame_tokens, "--frame-tokens"))
     recipe = Recipe(Want(fps, frames, min(min_frames, max_frames), max_frames, start, end), budget, pick, decoder)
     words, eyes = recipe.to_json(), None
     world = ctx.obj.world
     if encoder is not None:
-        place, chosen = place_of(device, dtype, rank=world.rank)
+        place, chosen = resolve_device(device, dtype, rank=world.rank)
         words |= {"encoder": encoder if print_config else portable([encoder])[0], "dtype": chosen}
     if print_config:
         typer.echo(to_toml(words), nl=False)
@@ -159,8 +159,8 @@ def main(
         done = writer.resume(start_over=force)
         todo = world.broadcast([clip for clip in clips if clip[0] not in done])
         outcomes = share(todo, recipe, world, stop)
-        told = progress(outcomes, total=len(todo), unit="clips", words="tokenize-video", quiet=quiet)
-        codes, is_stopped = _write(writer, told, ctx.obj.note, strict=strict)
+        told = progress(outcomes, total=len(todo), unit="clips", label="tokenize-video", quiet=quiet)
+        codes, is_stopped = _write(writer, told, ctx.obj.log, strict=strict)
         is_mixed = writer.n_records > 0 or len(set(codes)) > 1
         code = 0 if not codes else Corrupt.code if is_mixed else codes[0]
         world.broadcast(Stopped.code if is_stopped else code)

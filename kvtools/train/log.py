@@ -30,7 +30,7 @@ def follow(
     words: what is being done. log: a file for a line of JSON a step and an epoch, each with `fields`. is_quiet: no progress;
     is_told: validations are told.
     """
-    ticker = Ticker(total=run.plan.n_steps - run.progress.step, unit="steps", words=words, quiet=is_quiet)
+    ticker = Ticker(total=run.plan.n_steps - run.progress.step, unit="steps", label=words, quiet=is_quiet)
     with open_log(log) as curve:
         for step in steps:
             if step.validation is None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kvtools.chance import seed_of
+from kvtools.chance import seed_for
 from kvtools.errors import Fault, Stopped
 from kvtools.train.lr_schedule import Rate
 from kvtools.train.resume import Progress, State
@@ -162,7 +162,7 @@ class Training:
         pieces = self.task.pieces(rows, max(self.plan.pieces, self._world.size))
         sums: dict[str, float] = {"count": 0.0, "tokens": 0.0, "flops": 0.0}
         for number in range(self._world.rank, len(pieces), self._world.size):
-            torch.manual_seed(seed_of(self.plan.seed, "step", self.progress.step, number))
+            torch.manual_seed(seed_for(self.plan.seed, "step", self.progress.step, number))
             with torch.autocast(torch.device(self._device).type, DTYPES[self.plan.dtype], enabled=self.plan.dtype != "float32"):
                 loss = self.task.loss(pieces[number])
             loss.total.backward()  # type: ignore[no-untyped-call]

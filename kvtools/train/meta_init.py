@@ -22,7 +22,7 @@ class _AsItIs(TorchFunctionMode):
 
 
 @contextmanager
-def blank() -> Iterator[None]:
+def meta_init() -> Iterator[None]:
     """Within it, modules are made of shapes alone."""
     with torch.device("meta"), _AsItIs():
         yield

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
+from kvtools.artifact import source_name
+from kvtools.artifact.delimited import read_lines
 from kvtools.artifact.files import open_source
-from kvtools.errors import Corrupt
 from kvtools.video.order import IMAGE_SUFFIXES, natural_order
 
 VIDEO_SUFFIXES = (
@@ -21,10 +22,7 @@ VIDEO_SUFFIXES = (
 def read_list(src: str) -> list[str]:
     """Paths from a file or stdin, one a line; empty lines are passed over."""
     with open_source(src) as file:
-        try:
-            return [line for line in file.read().decode("utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise Corrupt(f"--list {src}: byte {error.start} is not UTF-8; a list of paths expected.") from None
+        return read_lines(file, source_name(src))
 
 
 def find_clips(inputs: Sequence[str]) -> list[tuple[str, str]]:

@@ -191,7 +191,7 @@ def test_terms_without_company_get_a_direction_of_their_own(sh, top):
         ("kvtools embed nothing.json", 66, "no such file"),
         ("kvtools embed bad.json", 65, "one JSON object of items expected"),
         ("kvtools embed list.json", 65, "a JSON list found, one object {id: ...} expected"),
-        ("kvtools embed empty.json", 65, "nothing found"),
+        ("kvtools embed empty.json", 65, "empty.json: this is empty. Give a table."),
         ("kvtools embed none.json", 65, "no item left"),
         ("kvtools embed t.csv", 2, "--text"),
         ("kvtools embed t.csv --text y", 2, "no column 'y' among id, x"),

@@ -153,7 +153,7 @@ BAD = {
     "epochs that are no rounds": (f"{TRAIN} --epochs 7", 2, "7 epochs with etree found, whose rounds have 5; 5 or 10 expected"),
     "a script without a word": (f"{TRAIN} --fail ''", 2, "--fail without a word found"),
     "more than all of them": (f"{TRAIN} --fail leaf:200%@1", 2, "100% at most expected"),
-    "an infinite number": (f"{TRAIN} --deadline inf", 2, "--deadline inf: a finite number expected"),
+    "an infinite number": (f"{TRAIN} --deadline inf", 2, "--deadline inf: give a finite number."),
     "a rate too high": (f"{TRAIN} --model mlp:9 --lr 1e6 --log run.jsonl", 1, "a loss that is not finite found"),
     "updates too large to mask": (f"{TRAIN} --secure --lr 1e30", 1, "too large for sums in 64 bits"),
     "a ratio that is no number": (f"{TRAIN} --ratios 1,²,1", 2, "counts between commas"),

@@ -128,7 +128,7 @@ def pairs_of_log(sh, top):
     [
         ("kvtools pairs nothing.csv", 66, "no such file"),
         ("kvtools pairs apart.txt", 65, "no two users share two items"),
-        ("kvtools pairs empty.txt", 65, "nothing found"),
+        ("kvtools pairs empty.txt", 65, "empty.txt: this is empty. Give a table."),
         ("kvtools pairs who.csv", 65, "no user column among who, what"),
         ("kvtools pairs who.csv --column user=whom --column item=what", 65, "no column 'whom'"),
         ("kvtools pairs who.csv --column what=item", 2, "--column what=item"),

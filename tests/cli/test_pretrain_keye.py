@@ -365,7 +365,7 @@ def test_an_unreadable_clip_is_left_out_named_and_counted_and_the_model_written(
     assert info(capfd, "m")["step"] == 2
     strict = say(f"{TRAIN} --steps 2 --strict -o strict", capfd)
     assert (strict.code, strict.err.count("\n"), (here / "strict").exists()) == (65, 1, False)
-    assert "--strict expects none" in strict.err
+    assert "Mend the input, or run without --strict." in strict.err
 
 
 def test_a_torn_video_file_does_not_lose_the_others(here, capfd, clip):
@@ -394,7 +394,7 @@ def test_a_video_file_costs_what_a_row_has_room_for_or_what_is_said(here, capfd,
         assert (done.code, done.err) == (0, "")
         n_tokens.append(curve(here / f"log{number}")[0][0]["tokens"])
     assert 256 >= n_tokens[0] > n_tokens[1] > n_tokens[2] > 10
-    assert "--frame-tokens 8: LOW:HIGH" in say(f"{line} --frame-tokens 8 -o m", capfd).err
+    assert "--frame-tokens 8 is not a range. Give LOW:HIGH" in say(f"{line} --frame-tokens 8 -o m", capfd).err
 
 
 def test_a_clip_that_goes_while_training_is_told_and_the_model_written(here, capfd, clip):
@@ -509,23 +509,23 @@ def test_ids_out_of_the_vocabulary_are_one_line(here, capfd):
 
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────────
 USAGE = {
-    "--architecture colour=3": "--architecture colour=3: one of vision.width, ",
-    "--architecture vision.width": "a value like 128 expected",
-    "--architecture vision.width=wide": "a value like 128 expected",
+    "--architecture colour=3": "there is no setting colour. The settings are vision.width, ",
+    "--architecture vision.width": "give vision.width a value like 128.",
+    "--architecture vision.width=wide": "give vision.width a value like 128.",
     "--architecture language.kv_heads=3": "--architecture: language: 2 heads over 3",
     "--architecture language.width=0": "--architecture: width: 0 found",
     "--architecture vision.heads=5": "--architecture: vision: width 32 over 5 heads",
-    "--training speed=3": "--training speed=3: one of weight_decay, ",
-    "--training weight_decay=-1": "0 or more",
-    "--training clip=0": "more than 0",
-    "--training flip=2": "from 0 to 1",
-    "--training rate=linear": "cosine or constant expected",
-    "--training warmup=soon": "--training warmup soon: a duration expected",
+    "--training speed=3": "there is no setting speed. The settings are weight_decay, ",
+    "--training weight_decay=-1": "weight_decay must be 0 or more.",
+    "--training clip=0": "clip must be more than 0.",
+    "--training flip=2": "flip must be from 0 to 1.",
+    "--training rate=linear": "rate must be cosine or constant.",
+    "--training warmup=soon": "--training warmup soon is not a duration. Give one as 500 (steps), 3ep, 2% or 1e9tok.",
     "--training patience=1ep": "--training patience without --valid: ",
-    "--steps 0": "--steps 0: ",
-    "--steps 2%": "--steps 2%: ",
-    "--steps many": "--steps many: a duration expected",
-    "--lr inf": "--lr inf: a finite number expected",
+    "--steps 0": "--steps 0 is not the length of a run. Give ",
+    "--steps 2%": "--steps 2% is not the length of a run. Give ",
+    "--steps many": "--steps many is not a duration. Give one as 500 (steps), 3ep, 2% or 1e9tok.",
+    "--lr inf": "--lr inf: give a finite number.",
     "--lr 0": "--lr 0.0: a finite number above 0 expected",
     "--length 1": "'--length'",
     "--length 1024": "--length 1024: at most --batch-tokens, 512, expected",

@@ -144,7 +144,7 @@ BAD = {
     "a codebook that is not there": ("", "--codebook nosuch", 66, "nosuch"),
     "appending what is there already": ("", "--codebook fit.ids --append", 65, "found twice"),
     "appending to nothing": ("", "--append", 2, "--append alone"),
-    "a size that is none": ("", "--memory lots", 2, "--memory lots: a size expected"),
+    "a size that is none": ("", "--memory lots", 2, "--memory lots is not a size. Give one as 64MiB or 2GiB."),
     "json where the IDs go": ("", "--json -o -", 2, "--json"),
 }
 

@@ -187,7 +187,7 @@ def test_gaps_are_seconds_since_the_users_interaction_before(rows):
 @given(tables, st.sets(st.sampled_from(ITEMS), min_size=1))
 def test_items_that_the_catalogue_lacks_are_counted_named_and_left_out(rows, known):
     interactions, ids = read(rows), catalogue_of(sorted(known, reverse=True))
-    histories, _, findings = join(interactions, ids, "c.ids")
+    histories, _, skipped = join(interactions, ids, "c.ids")
     keys, parts = interactions.item_keys[interactions.items], split(interactions)
     kept = np.array([key in known for key in keys.tolist()])
     assert ids.keys[histories.items].tolist() == keys[kept].tolist()
@@ -197,14 +197,14 @@ def test_items_that_the_catalogue_lacks_are_counted_named_and_left_out(rows, kno
     # the split is that of the whole file
     assert histories.parts.tolist() == parts[kept].tolist()
     strange = sorted(set(keys[~kept].tolist()))
-    assert findings.n_lost == len(strange)
+    assert skipped.n_skipped == len(strange)
     if strange:
-        (what,) = findings.counts
+        (what,) = skipped.counts
         assert what == f"items that c.ids does not have, left out with their {(~kept).sum()} interactions"
-        assert set(findings.names[what]) <= set(strange)
-        assert len(findings.names[what]) == min(3, len(strange))
+        assert set(skipped.names[what]) <= set(strange)
+        assert len(skipped.names[what]) == min(3, len(strange))
     else:
-        assert findings.counts == {}
+        assert skipped.counts == {}
 
 
 def test_a_user_whose_last_item_is_unknown_has_no_test_item():

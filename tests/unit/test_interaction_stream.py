@@ -62,9 +62,9 @@ def test_text_and_stream_hold_the_same_whatever_the_batch(tmp_path_factory, rows
         patch.setattr(interaction_stream, "_BATCH", batch)
         n_records = write(top / "x.kvs", text)
     assert n_records <= len(text.user_keys)
-    stream, findings, _ = open_interactions(str(top / "x.kvs"))
+    stream, skipped, _ = open_interactions(str(top / "x.kvs"))
     same(text, stream)
-    assert findings.counts == {}
+    assert skipped.counts == {}
 
 
 def test_what_is_taken_up_first_is_numbered_first():

@@ -32,7 +32,7 @@ rows = st.lists(
 @settings(deadline=None, max_examples=60)
 @given(rows)
 def test_rows_come_back_by_user_in_time_order_without_copies(rows):
-    found, findings = read("user_id,item_id,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
+    found, skipped = read("user_id,item_id,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
     expected = {}
     for user, item, time in rows:
         have = expected.setdefault(user, [])
@@ -42,8 +42,8 @@ def test_rows_come_back_by_user_in_time_order_without_copies(rows):
     assert sequences(found) == expected
     assert list(sequences(found)) == list(expected)
     copies = len(rows) - sum(map(len, expected.values()))
-    assert findings.counts.get("copies of a row left out", 0) == copies
-    assert findings.n_lost == 0
+    assert skipped.counts.get("copies of a row left out", 0) == copies
+    assert skipped.n_skipped == 0
 
 
 @settings(deadline=None, max_examples=60)
@@ -87,9 +87,9 @@ def test_one_bad_date_does_not_lose_the_others():
     log = "user,item,time\nu,b,2020-01-01T10:00:00Z\nu,a,2019-12-31T23:59:59Z\nu,c,2020-01-02T00:00:00Z\n"
     expected = {"u": [("a", 1577836799.0), ("b", 1577872800.0), ("c", 1577923200.0)]}
     assert sequences(read(log)[0]) == expected
-    found, findings = read(log + "u,d,yesterday\nv,d,7\n")
+    found, skipped = read(log + "u,d,yesterday\nv,d,7\n")
     assert sequences(found) == expected
-    assert findings.lines(lost=True) == ["rows whose time cannot be read left out: 2 (row 4, row 5)"]
+    assert skipped.lines(skipped=True) == ["rows whose time cannot be read left out: 2 (row 4, row 5)"]
 
 
 def test_a_pipe_may_bring_the_header_in_pieces():
@@ -108,7 +108,7 @@ def test_a_pipe_may_bring_the_header_in_pieces():
 
 
 def test_bad_rows_are_counted_and_named_and_the_others_kept():
-    found, findings = read(
+    found, skipped = read(
         "user_id,item_id,timestamp,rating,part\n"
         "u,a,1,5,train\n"
         ",b,2,5,train\n"
@@ -125,8 +125,8 @@ def test_bad_rows_are_counted_and_named_and_the_others_kept():
     assert sequences(found) == {"u": [("a", 1.0), ("b", 7.0), ("h", 8.0)]}
     assert found.parts.tolist() == [TRAIN, TEST, VALID]
     assert split(found) is found.parts
-    assert findings.n_lost == 7
-    assert findings.lines(lost=True) == [
+    assert skipped.n_skipped == 7
+    assert skipped.lines(skipped=True) == [
         "rows with too many or too few cells left out: 1 (row 8 has 2, not 5)",
         "rows without user left out: 1 (row 2)",
         "rows without item left out: 1 (row 3)",
@@ -135,7 +135,10 @@ def test_bad_rows_are_counted_and_named_and_the_others_kept():
         "rows whose rating cannot be read left out: 1 (row 6)",
         "rows whose part is none of train, valid, validation, val, test left out: 1 (row 7)",
     ]
-    assert findings.lines(lost=False) == ["rows out of time order, sorted: 1 (row 10)", "copies of a row left out: 1 (row 11)"]
+    assert skipped.lines(skipped=False) == [
+        "rows out of time order, sorted: 1 (row 10)",
+        "copies of a row left out: 1 (row 11)",
+    ]
 
 
 def test_keys_are_never_taken_for_numbers():
@@ -146,8 +149,8 @@ def test_keys_are_never_taken_for_numbers():
 
 def test_a_repetition_without_times_is_no_copy():
     assert sequences(read("u a a b\nv\nu c\n")[0]) == {"u": [("a", 0), ("a", 1), ("b", 2), ("c", 3)]}
-    _, findings = read("u a a b\nv\nu c\n")
-    assert findings.to_json() == {
+    _, skipped = read("u a a b\nv\nu c\n")
+    assert skipped.to_json() == {
         "users without items left out": {"count": 1, "first": ["v"], "lost": True},
         "lines of a user who had one already, joined to it": {"count": 1, "first": [], "lost": False},
     }
@@ -156,8 +159,8 @@ def test_a_repetition_without_times_is_no_copy():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "nothing found"),
-        ("\n", "no text found"),
+        ("", r"x: this is empty\. Give a table\.$"),
+        ("\n", r"x: this is not text\. Give a table\.$"),
         ("user_id,item_id\n", "no interactions left"),
         ("user_id,item_id,timestamp\n", "no interactions left"),
         ("user_id,item_id,timestamp\nu,i,12/04/1997\n", "no interactions left"),
@@ -165,8 +168,8 @@ def test_a_repetition_without_times_is_no_copy():
         ("user;item\n1;2\n", "columns with ';' between them found"),
         ("1::1193::5::978300760\n", "columns with '::' between them found"),
         ("u\n", "no interactions left"),
-        ("user_id,item_id\nu,\udcff\n", "utf-?8"),
-        ("PK\x03\x04\0\0", "no text"),
+        ("user_id,item_id\nu,\udcff\n", r"x: line 2 is not UTF-8 text\. Convert the file, for example with iconv\.$"),
+        ("PK\x03\x04\0\0", r"x: this is not text\. Give a table\.$"),
     ],
 )
 def test_what_is_no_table_is_refused(text, words):
@@ -202,7 +205,7 @@ def test_keeping_some_keeps_the_numbers_of_users_and_items():
 )
 def test_real_logs_have_the_sizes_their_makers_say(data, path, n_users, n_items, parts):
     with open(data / "rec" / path, "rb", buffering=1 << 20) as file:
-        found, findings = read_interactions(file, path)
-    assert (len(found.user_keys), len(found.item_keys), findings.n_lost) == (n_users, n_items, 0)
+        found, skipped = read_interactions(file, path)
+    assert (len(found.user_keys), len(found.item_keys), skipped.n_skipped) == (n_users, n_items, 0)
     assert np.bincount(split(found)).tolist() == parts
     assert found.ratings is None or (found.ratings.min(), found.ratings.max()) == (1, 5)

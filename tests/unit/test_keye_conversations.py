@@ -169,8 +169,8 @@ def test_bad_lines_are_named_and_the_others_read(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(data)
     made = open_conversations(str(tmp_path / "x.jsonl"))
     assert [each["id"] for each in made.found] == ["00000000", "00000006"]
-    assert made.lost.counts == {BAD: 6}
-    assert made.lost.names[BAD][0].startswith("line 2: not JSON")
+    assert made.skipped.counts == {BAD: 6}
+    assert made.skipped.names[BAD][0].startswith("line 2: not JSON")
     assert made.root == str(tmp_path)
 
 
@@ -201,7 +201,7 @@ def test_llamafactorys_demos_are_understood(data, name, n_found, n_lost):
     from kvtools.keye.data.chat_template import Chat, visuals
 
     made = open_conversations(str(data / "reasoning" / "llamafactory" / name))
-    assert (len(made.found), made.lost.n_lost) == (n_found, n_lost)
+    assert (len(made.found), made.skipped.n_skipped) == (n_found, n_lost)
     chat = Chat.open(None)
     for conversation in made.found:
         _, targets = chat.encode(conversation, [1] * len(visuals(conversation)))

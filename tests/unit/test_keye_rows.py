@@ -149,8 +149,8 @@ def test_what_cannot_be_learnt_is_left_out_counted_and_named(media):
     feed = Feed([talk("good", 3), talk("long", 500), missing, asked, bad, half], CHAT, media, length=120)
     for _ in range(2):
         assert [load.keys for load in feed.epoch(0)] == [("good",)]
-    assert feed.lost.counts == {TOO_LONG: 1, UNREADABLE: 1, NO_ANSWER: 1, BAD: 2}
-    said = "\n".join(feed.lost.lines())
+    assert feed.skipped.counts == {TOO_LONG: 1, UNREADABLE: 1, NO_ANSWER: 1, BAD: 2}
+    said = "\n".join(feed.skipped.lines())
     assert "missing: nowhere: no record of that key" in said
     assert "long: 5" in said
     assert "bad: role 'nobody'" in said
@@ -172,7 +172,7 @@ def test_a_clip_that_goes_away_is_left_out_of_its_row(tmp_path, media):
     media._streams.clear()
     media._kept.clear()
     assert feed.build(load).keys == ("two",)
-    assert (feed.gone.counts, feed.lost.counts) == ({UNREADABLE: 1}, {})
+    assert (feed.gone.counts, feed.skipped.counts) == ({UNREADABLE: 1}, {})
     with pytest.raises(Unreadable):
         rows.example(talk("one", 1, IMAGE), CHAT, media)
     with pytest.raises(ValueError, match="no place to look"):
@@ -198,7 +198,7 @@ def test_real_conversations_fill_rows_and_balance(data):
     made = open_conversations(str(folder / "alpaca_en_demo.json"))
     feed = Feed(made.found, chat, None, length=1024)
     loads = list(feed.epoch(0))
-    assert feed.lost.n_lost == 0
+    assert feed.skipped.n_skipped == 0
     assert sum(len(load.numbers) for load in loads) == 999
     lengths = [sum(load.lengths) for load in loads]
     assert filled(lengths, [[n] for n in range(len(lengths))], 1024) > 0.95

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kvtools.errors import Corrupt
 from kvtools.keye.quiz.build import Side, Table, ask, ask_labels, in_groups, on_side
 from kvtools.keye.quiz.tasks import LETTERS, Clip, orders
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 FORMS = ("choice", "open", "check")
 
@@ -29,7 +29,7 @@ CLIPS = [clip(f"clip {n}", 20 + n, size=(56, 56 + 28 * (n % 3))) for n in range(
 
 def questions(task, form, n=240, clips=CLIPS, **more):
     options = {"n_frames": 6, "n_choices": 4, "seed": 0} | more
-    return list(ask(clips, task.split(","), form, n, Findings(), **options))
+    return list(ask(clips, task.split(","), form, n, SkippedRows(), **options))
 
 
 def items(question, kind):
@@ -155,17 +155,17 @@ def test_more_orders_than_there_are_is_refused():
 
 def test_a_still_clip_a_short_one_and_twins_are_not_asked_about():
     still = Clip("still", np.arange(20) / 4, (56, 56), np.full((20, 8, 8, 3), 9, np.float32), "still")
-    lost = Findings()
-    made = list(ask([still, clip("short", 3), clip("good")], ["order"], "choice", 40, lost, n_frames=6, n_choices=4, seed=0))
+    skipped = SkippedRows()
+    made = list(ask([still, clip("short", 3), clip("good")], ["order"], "choice", 40, skipped, n_frames=6, n_choices=4, seed=0))
     assert {question["clips"][0] for question in made} == {"good"}
-    assert lost.counts == {
+    assert skipped.counts == {
         "clips with too few frames for order left out": 1,
         "clips of which no fair question could be asked (order)": 1,
     }
     twins = [Clip(name, each.seconds, each.size, each.looks, name) for name, each in zip("ab", [clip("x")] * 2, strict=True)]
-    assert not list(ask(twins, ["match", "time"], "check", 9, Findings(), n_frames=6, n_choices=2, seed=0))
+    assert not list(ask(twins, ["match", "time"], "check", 9, SkippedRows(), n_frames=6, n_choices=2, seed=0))
     scene = [clip("p", group="g"), clip("q", group="g")]
-    assert not list(ask(scene, ["match", "time"], "check", 9, Findings(), n_frames=6, n_choices=2, seed=0))
+    assert not list(ask(scene, ["match", "time"], "check", 9, SkippedRows(), n_frames=6, n_choices=2, seed=0))
 
 
 def test_a_clip_with_a_cut_of_its_own_is_not_asked_when_it_changes():
@@ -174,13 +174,13 @@ def test_a_clip_with_a_cut_of_its_own_is_not_asked_when_it_changes():
     is_dark = np.random.default_rng(0).permutation(len(looks)) % 2 == 0
     looks[is_dark] = 255 - looks[is_dark]
     flicker = [Clip(name, whole.seconds, whole.size, looks, name) for name in "ab"]
-    assert not list(ask(flicker, ["time"], "open", 9, Findings(), n_frames=6, n_choices=4, seed=0))
+    assert not list(ask(flicker, ["time"], "open", 9, SkippedRows(), n_frames=6, n_choices=4, seed=0))
 
 
 def test_tasks_take_turns_and_end_apart():
     made = questions("order,match,time", "choice", 30)
     assert Counter(question["task"] for question in made) == {"order": 10, "match": 10, "time": 10}
-    alone = list(ask(CLIPS[:1], ["order", "match"], "choice", 10, Findings(), n_frames=6, n_choices=4, seed=0))
+    alone = list(ask(CLIPS[:1], ["order", "match"], "choice", 10, SkippedRows(), n_frames=6, n_choices=4, seed=0))
     assert {question["task"] for question in alone} == {"order"}
     assert len(alone) == 10
 

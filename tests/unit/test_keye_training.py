@@ -28,8 +28,8 @@ from kvtools.keye.run import setup as starting
 from kvtools.keye.run.objectives import Answering, Contrasting
 from kvtools.keye.run.recipe import Recipe
 from kvtools.keye.run.stages import PARTS, STAGES
+from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Plan, Training
-from kvtools.train.overrides import Lengths
 from kvtools.train.resume import State
 from kvtools.world import World
 
@@ -45,12 +45,12 @@ class Shelf:
     """Clips by number, some of which may be lost; stands where Media does."""
 
     def __init__(self, *lost):
-        self.lost, self.n_fetched = set(lost), 0
+        self.skipped, self.n_fetched = set(lost), 0
 
     def fetch(self, item):
         self.n_fetched += 1
         name = item[item["type"]]
-        if name in self.lost:
+        if name in self.skipped:
             raise Unreadable(name, "torn")
         number = int(name)
         grid = [(2, 2, 4), (3, 2, 2), (1, 4, 4)][number % 3]
@@ -285,10 +285,10 @@ def test_a_clip_that_goes_between_two_looks_is_left_out_and_told_once():
     shelf = Shelf()
     task = task_of(source=feed_of(shelf=shelf))
     assert task.n_steps() > 0
-    shelf.lost = {"3"}
+    shelf.skipped = {"3"}
     steps = train(task, 3 * task.n_steps(), save_every=0)
     assert all(np.isfinite(step.figures["loss"]) for step in steps if step.figures)
-    assert (task.source.lost.counts, list(task.source.gone.counts.values())) == ({}, [1])
+    assert (task.source.skipped.counts, list(task.source.gone.counts.values())) == ({}, [1])
     assert "t3: 3: torn" in task.source.gone.lines()[0]
 
 
@@ -297,7 +297,7 @@ def test_a_step_of_which_nothing_is_left_changes_nothing():
     task = task_of(source=feed_of([talk(1), talk(2)], shelf=shelf))
     before = weights(task)
     assert task.n_steps() == 1
-    shelf.lost = {"1", "2"}
+    shelf.skipped = {"1", "2"}
     steps = train(task, 2)
     assert [sorted(step.figures) for step in steps] == [["rate", "seconds", "tokens", "tokens_per_s"]] * 2
     assert all(torch.equal(x, before[name]) for name, x in weights(task).items())
@@ -513,13 +513,13 @@ SLOWER = {"visual.": 0.1, "mlp_AR.": 0.1}
 
 
 def test_durations_come_out_in_steps():
-    lengths = Lengths(40, 40_000)
+    lengths = EpochLength(40, 40_000)
     training = ["warmup=10%", "save=1ep", "patience=2ep", "tower=0.5"]
     plan = recipe(training=training).plan(lengths, SMALL, "float32")
     assert (plan.n_steps, plan.warmup, plan.save_every, plan.patience, plan.pieces) == (120, 12, 40, 2, 10)
     assert plan.rates == {"visual.": 0.5, "mlp_AR.": 0.1}
     assert recipe(steps="8e4tok").plan(lengths, SMALL, "float32").n_steps == 80
-    unknown = Lengths(1 << 40, (1 << 40) * 1000)
+    unknown = EpochLength(1 << 40, (1 << 40) * 1000)
     assert recipe(steps="8e4tok").plan(unknown, SMALL, "float32").n_steps == 80
     assert not recipe(steps="8e4tok").counts_epochs
 
@@ -529,7 +529,7 @@ def test_patience_is_at_least_an_epoch_where_there_is_any(patience, n_epochs):
     made = recipe(steps="500", training=[f"patience={patience}"])
     assert made.is_judged is (n_epochs > 0)
     assert made.counts_epochs or not n_epochs
-    assert made.plan(Lengths(40, 40_000), SMALL, "float32").patience == n_epochs
+    assert made.plan(EpochLength(40, 40_000), SMALL, "float32").patience == n_epochs
 
 
 def test_a_stage_has_its_rate_and_wide_models_a_lower_one():
@@ -538,7 +538,7 @@ def test_a_stage_has_its_rate_and_wide_models_a_lower_one():
         assert recipe(stage).rate(SMALL) == told.rate
         assert recipe(stage).rate(wide) == told.rate / (2 if told.is_contrastive else 4)
         alone = stage in ("matching", "alignment")  # what is trained alone has the stage's own rate
-        assert recipe(stage).plan(Lengths(40, 40_000), SMALL, "float32").rates == ({} if alone else SLOWER)
+        assert recipe(stage).plan(EpochLength(40, 40_000), SMALL, "float32").rates == ({} if alone else SLOWER)
     assert recipe(lr=0.5).rate(wide) == 0.5
 
 

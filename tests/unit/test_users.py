@@ -44,7 +44,7 @@ rows = st.lists(
 @settings(deadline=None, max_examples=60)
 @given(rows)
 def test_cells_come_back_from_their_codes_and_the_last_row_of_a_user_stays(rows):
-    users, findings = read("user_id,one,two\n" + "".join(",".join(row) + "\n" for row in rows), columns=["one", "two"])
+    users, skipped = read("user_id,one,two\n" + "".join(",".join(row) + "\n" for row in rows), columns=["one", "two"])
     expected = {}
     for user, one, two in rows:
         expected[user] = (one or None, two or None)
@@ -54,8 +54,8 @@ def test_cells_come_back_from_their_codes_and_the_last_row_of_a_user_stays(rows)
     assert all(list(v.words) == sorted(v.words) for v in users.vocabularies)
     assert users.codes.dtype == np.int32
     assert (users.codes.max(axis=0) < [v.n_codes for v in users.vocabularies]).all()
-    assert findings.counts.get("rows of a user who has a later one, which stays", 0) == len(rows) - len(expected)
-    assert findings.n_lost == 0
+    assert skipped.counts.get("rows of a user who has a later one, which stays", 0) == len(rows) - len(expected)
+    assert skipped.n_skipped == 0
 
 
 def test_all_forms_of_one_table_read_alike():
@@ -65,20 +65,20 @@ def test_all_forms_of_one_table_read_alike():
         "gender:token\tuser_id:token\twork:token\nF\tu\ta, b\nM\tv\t\nF\tw\t\nM\tx\tc\n",
     ]
     for form in forms:
-        users, findings = read(form)
+        users, skipped = read(form)
         assert words_of(users) == {"u": ("F", "a, b"), "v": ("M", None), "w": ("F", None), "x": ("M", "c")}, form
-        assert findings.counts == {}
+        assert skipped.counts == {}
 
 
 def test_many_numbers_become_buckets_of_about_as_many_users():
-    users, findings = read(people(100, age=lambda i: (7 * i) % 50, few=lambda i: i % 20, wage=lambda i: i / 8))
+    users, skipped = read(people(100, age=lambda i: (7 * i) % 50, few=lambda i: i % 20, wage=lambda i: i / 8))
     age, few, wage = users.vocabularies
     assert (len(age.edges), len(few.words), len(wage.edges)) == (9, 20, 9)
     for column in (0, 2):
         assert np.bincount(users.codes[:, column], minlength=11).tolist() == [0] + [10] * 10
     # codes follow the numbers
     assert (np.diff(users.codes[:, 2]) >= 0).all()
-    assert findings.counts == {}
+    assert skipped.counts == {}
 
 
 def test_buckets_that_many_users_share_are_fewer():
@@ -89,15 +89,15 @@ def test_buckets_that_many_users_share_are_fewer():
 
 def test_identifiers_are_left_out_and_told_unless_they_are_asked_for():
     text = people(40, zip=lambda i: f"0{i}", gender=lambda i: "mf"[i % 2], nothing=lambda i: "")
-    users, findings = read(text)
+    users, skipped = read(text)
     assert users.names == ["gender"]
-    assert findings.n_lost == 0
-    assert findings.lines(lost=False) == [
+    assert skipped.n_skipped == 0
+    assert skipped.lines(skipped=False) == [
         "columns without a value left out: 1 (nothing)",
         "columns with more than half as many categories as users left out: 1 (zip)",
     ]
-    users, findings = read(text, columns=["zip", "nothing"])
-    assert ([v.n_codes for v in users.vocabularies], findings.counts) == ([41, 1], {})
+    users, skipped = read(text, columns=["zip", "nothing"])
+    assert ([v.n_codes for v in users.vocabularies], skipped.counts) == ([41, 1], {})
 
 
 def test_numbers_with_leading_zeros_and_numbers_among_words_are_words():
@@ -112,12 +112,12 @@ def test_another_table_is_coded_by_the_same_vocabularies():
     stored = json.loads(canonical([vocabulary.to_json() for vocabulary in first.vocabularies]))
     vocabularies = [Vocabulary.of(words) for words in stored]
     assert tuple(vocabularies) == first.vocabularies
-    other, findings = read("gender,user,zip,age\nf,a,1,0\nx,b,2,old\n,c,3,\nm,d,4,1e6\n", vocabularies=vocabularies)
+    other, skipped = read("gender,user,zip,age\nf,a,1,0\nx,b,2,old\n,c,3,\nm,d,4,1e6\n", vocabularies=vocabularies)
     assert other.names == ["age", "gender"]
     assert other.keys.tolist() == ["a", "b", "c", "d"]
     assert other.codes.tolist() == [[1, 1], [0, 0], [0, 0], [10, 2]]
-    assert findings.n_lost == 0
-    assert findings.lines(lost=False) == [
+    assert skipped.n_skipped == 0
+    assert skipped.lines(skipped=False) == [
         "cells of age that are no number, taken as unknown: 1 (row 2)",
         "cells of gender that are in no known category, taken as unknown: 1 (row 2)",
     ]
@@ -127,20 +127,20 @@ def test_another_table_is_coded_by_the_same_vocabularies():
 
 def test_a_declared_number_may_be_missing_or_wrong():
     header = "user_id:token\tage:float\n"
-    users, findings = read(header + "".join(f"u{i}\t{'?' if i == 3 else i}\n" for i in range(50)))
+    users, skipped = read(header + "".join(f"u{i}\t{'?' if i == 3 else i}\n" for i in range(50)))
     assert len(users.vocabularies[0].edges) == 9
     assert users.codes[3, 0] == 0
-    assert findings.lines(lost=False) == ["cells of age that are no number, taken as unknown: 1 (row 4)"]
+    assert skipped.lines(skipped=False) == ["cells of age that are no number, taken as unknown: 1 (row 4)"]
 
 
 def test_bad_rows_are_named_and_the_others_kept():
-    users, findings = read("user_id,gender\nu,f\n,m\nv,m,1\nw,f\nw,m\nx,f\ny,m\n")
+    users, skipped = read("user_id,gender\nu,f\n,m\nv,m,1\nw,f\nw,m\nx,f\ny,m\n")
     assert words_of(users) == {"u": ("f",), "w": ("m",), "x": ("f",), "y": ("m",)}
-    assert findings.lines(lost=True) == [
+    assert skipped.lines(skipped=True) == [
         "rows with too many or too few cells left out: 1 (row 3 has 3, not 2)",
         "rows without user left out: 1 (row 2)",
     ]
-    assert findings.lines(lost=False) == ["rows of a user who has a later one, which stays: 1 (row 4)"]
+    assert skipped.lines(skipped=False) == ["rows of a user who has a later one, which stays: 1 (row 4)"]
 
 
 def test_users_are_found_by_key_and_strangers_are_unknown():
@@ -152,7 +152,7 @@ def test_users_are_found_by_key_and_strangers_are_unknown():
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("", {}, "nothing found"),
+        ("", {}, r"x: this is empty\. Give a table\.$"),
         ("u a b\n", {}, "no table with a header"),
         ("who,gender\nu,f\n", {}, "no user column among who, gender. Name it user_id"),
         ("user_id,gender\nu,f\n", {"columns": ["sex"]}, "no column 'sex'"),
@@ -186,11 +186,11 @@ def test_a_vocabulary_that_is_none_is_refused(words):
 
 def test_movielens_users_have_age_gender_and_occupation(data):
     with open(data / "rec" / "ml-100k" / "ml-100k.user", "rb", buffering=1 << 20) as file:
-        users, findings = read_users(file, "ml-100k.user")
+        users, skipped = read_users(file, "ml-100k.user")
     assert (users.names, users.codes.shape) == (["age", "gender", "occupation"], (943, 3))
     age, gender, occupation = users.vocabularies
     assert (gender.words, len(occupation.words), len(age.edges)) == (("F", "M"), 21, 9)
     assert np.bincount(users.codes[:, 1]).tolist() == [0, 273, 670]
     assert 60 < np.bincount(users.codes[:, 0])[1:].min() <= np.bincount(users.codes[:, 0]).max() < 120
     assert users.codes.min() == 1
-    assert findings.lines(lost=False) == ["columns with more than half as many categories as users left out: 1 (zip_code)"]
+    assert skipped.lines(skipped=False) == ["columns with more than half as many categories as users left out: 1 (zip_code)"]

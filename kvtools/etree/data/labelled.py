@@ -23,7 +23,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.errors import Corrupt, Missing
 
 _MAX_CLASSES = 65_536
@@ -156,7 +156,7 @@ def _join(src: str, parts: list[Part]) -> Part | None:
 
 
 def _hold_out(part: Part) -> tuple[Part, Part]:
-    order = generator(0, "held out").permutation(len(part.y))
+    order = rng_for(0, "held out").permutation(len(part.y))
     n_test = max(1, len(order) // _HELD_OUT)
     if n_test == len(order):
         raise Corrupt("1 sample found, at least two expected, one of them to test with.")

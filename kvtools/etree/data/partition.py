@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 
 FORMS = "iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natural or file:FILE"
 
@@ -45,7 +45,7 @@ def partition(
     name, number = parse(words)
     if not 1 <= n_devices <= len(y_N):
         raise ValueError(f"{n_devices} devices found, from 1 to the {len(y_N)} training samples expected")
-    chance = generator(seed, "partition", words, n_devices)
+    chance = rng_for(seed, "partition", words, n_devices)
     if name == "natural":
         if users_N is None:
             raise ValueError("natural found, but the data do not tell who wrote a sample")

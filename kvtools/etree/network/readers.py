@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays, checked
 
 KM_PER_MS = 200.0  # the speed of light in vacuum over the index of refraction of fibre, about 1.5
@@ -131,7 +131,7 @@ def spread(delays: Delays, n_devices: int, last_mile: tuple[float, float] | None
     """So many devices at these sites. Up to one a site: a random choice of sites, in their order. More, or with a last mile:
     sites in random turn, and each device a last mile drawn from N(mean, deviation) ms, at least 0: extrapolated, not measured.
     """
-    chance = generator(seed, "devices", "sites", n_devices)
+    chance = rng_for(seed, "devices", "sites", n_devices)
     n_sites = delays.n_sites
     if n_devices <= n_sites:
         site = np.sort(chance.permutation(n_sites)[:n_devices])

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.etree.data.devices import Peers
 from kvtools.etree.network.delay import Delays
 from kvtools.etree.network.traffic import Paths, Queues
@@ -58,7 +58,7 @@ class PeerCourse:
         """One step: those who meet average, and all train."""
         n, number = len(self.rows_nP), self.spent.steps + 1
         if self.algorithm == "gossip" and n > 1:
-            other = generator(self.trainer.seed, "etree", "gossip", number).integers(1, n, n)
+            other = rng_for(self.trainer.seed, "etree", "gossip", number).integers(1, n, n)
             other = (np.arange(n) + other) % n
             self.rows_nP = (self.rows_nP + self.rows_nP[torch.from_numpy(other).to(self.rows_nP.device)]) / 2
             self._hear(other, np.arange(n), self.ready_n.copy())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.etree.tree.tree import Tree
 
 _EVENT = re.compile(
@@ -116,7 +116,7 @@ def read_script(words: str, tree: Tree, seed: int) -> list[Event]:
         match = _EVENT.fullmatch(word.strip())
         if not match:
             raise ValueError(f"{word!r} found, {FORM} expected")
-        chance = generator(seed, "etree", "fail", place, word.strip())
+        chance = rng_for(seed, "etree", "fail", place, word.strip())
         begin = int(match["begin"])
         end = float(match["end"]) if match["end"] else np.inf
         if begin < 1 or end < begin:

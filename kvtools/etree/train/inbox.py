@@ -10,7 +10,7 @@ Not here: what messages hold. One that is not taken is never looked at. Legend: 
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 
 
 class Inbox:
@@ -45,6 +45,6 @@ def arrivals(
     step_m = np.full(len(sender_m), step)
     step_m[: len(stale)] -= 1
     if is_shuffled:
-        order = generator(seed, "etree", "arrivals", step, level).permutation(len(sender_m))
+        order = rng_for(seed, "etree", "arrivals", step, level).permutation(len(sender_m))
         sender_m, step_m = sender_m[order], step_m[order]
     return sender_m, step_m

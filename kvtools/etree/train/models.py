@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 
 _WIDEST = 1 << 20  # of a layer of an MLP: beyond it a model takes gigabytes a group
 Rows = list[Tensor]
@@ -52,7 +52,7 @@ class Dense:
 
     def init(self, seed: int) -> np.ndarray:
         """float32 (P,): zeros for softmax regression, which is convex; else as torch.nn.Linear has it, U(+-1/sqrt(in))."""
-        chance = generator(seed, "etree", "init")
+        chance = rng_for(seed, "etree", "init")
         parts = []
         for i, o in pairwise(self.sizes):
             limit = 1 / math.sqrt(i) if len(self.sizes) > 2 else 0.0
@@ -138,7 +138,7 @@ class Conv:
 
     def init(self, seed: int) -> np.ndarray:
         """float32 (P,), U(+-1/sqrt(fan in)) as PyTorch has it."""
-        chance = generator(seed, "etree", "init")
+        chance = rng_for(seed, "etree", "init")
         parts: list[np.ndarray] = []
         for weights, bias in zip(self._shapes[::2], self._shapes[1::2], strict=True):
             limit = 1 / math.sqrt(weights[1] if len(parts) < 4 else weights[0])

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.errors import Missing
 from kvtools.etree.train.models import Step
 
@@ -176,7 +176,7 @@ def _layer(words: Any, x: Tensor) -> nn.Module:
 
 def _drawn(module: nn.Module, seed: int) -> dict[str, np.ndarray]:
     """Norms begin as the identity; other layers in their order, from one generator, linear ones as (in, out)."""
-    chance = generator(seed, "etree", "init")
+    chance = rng_for(seed, "etree", "init")
     found: dict[str, np.ndarray] = {}
     # one layer alone is softmax regression, which is convex and begins at nothing
     is_convex = sum(isinstance(part, nn.Linear | nn.Conv2d) for part in module.modules()) == 1

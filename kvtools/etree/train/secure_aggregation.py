@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 
 _UNIT = 2.0**-24
 _LARGEST = 2.0**62
@@ -57,6 +57,6 @@ def _masks(device: int, others: Iterable[int], seed: int, step: int, n: int) -> 
         if other == device:
             continue
         low, high = min(device, other), max(device, other)
-        mask = generator(seed, "etree", "mask", step, low, high).integers(0, 2**64, n, np.uint64)
+        mask = rng_for(seed, "etree", "mask", step, low, high).integers(0, 2**64, n, np.uint64)
         total = total + mask if device == low else total - mask
     return total

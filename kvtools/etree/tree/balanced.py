@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays, blocks
 from kvtools.etree.tree.bounded_assignment import assign
 from kvtools.etree.tree.kma import Alone, Groups, Method, Peers, cluster, first_centres, medoids
@@ -96,7 +96,7 @@ def k_means(
     x_nd = np.ascontiguousarray(x_nd, np.float64)
     narrow_nd = (x_nd - x_nd.mean(axis=0)).astype(np.float32)
     norm_n = np.square(narrow_nd).sum(axis=1)
-    centre_Kd = narrow_nd[np.sort(generator(seed, "kma", "k-means").permutation(len(x_nd))[:n_groups])]
+    centre_Kd = narrow_nd[np.sort(rng_for(seed, "kma", "k-means").permutation(len(x_nd))[:n_groups])]
     group, prices = np.full(len(x_nd), -1, np.int32), None
     for _ in range(n_iterations):
         before = group
@@ -145,7 +145,7 @@ def _search(
     np.add.at(hist_KC, group, labels)
     sizes = np.bincount(group, minlength=n_groups).astype(np.float64)
     value_K = weight * sizes * _gap(hist_KC, share_C)
-    order = generator(seed, "kma", "search").permutation(n_devices)
+    order = rng_for(seed, "kma", "search").permutation(n_devices)
     for _ in range(_PASSES):
         n_moved = 0
         for i in order.tolist():

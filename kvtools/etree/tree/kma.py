@@ -23,7 +23,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays, blocks
 
 Method = Literal["kma", "kma-code", "k-medoids", "accuracy-only", "balanced", "random", "contiguous"]
@@ -95,7 +95,7 @@ def first_centres(n_devices: int, n_groups: int, seed: int) -> np.ndarray:
     """K devices at random, int64 (K,), sorted."""
     if not 1 <= n_groups <= n_devices:
         raise ValueError(f"{n_groups} groups found, from 1 to the {n_devices} devices expected")
-    return np.sort(generator(seed, "kma", "centres").permutation(n_devices)[:n_groups])
+    return np.sort(rng_for(seed, "kma", "centres").permutation(n_devices)[:n_groups])
 
 
 def cluster(
@@ -107,7 +107,7 @@ def cluster(
     peers = peers or Alone()
     n_devices = len(delays)
     centre = first_centres(n_devices, n_groups, seed)
-    chance = generator(seed, "kma", "order")
+    chance = rng_for(seed, "kma", "order")
     if method in ("random", "contiguous"):
         place = chance.permutation(n_devices) if method == "random" else np.arange(n_devices)
         group = np.empty(n_devices, np.int32)

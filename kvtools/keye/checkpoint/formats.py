@@ -15,7 +15,7 @@ from torch import nn
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig, text_of
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import PooledTower, Siglip
-from kvtools.train.meta_init import blank
+from kvtools.train.meta_init import meta_init
 
 LAYOUTS = ("keye", "qwen3", "siglip", "siglip-vision")
 # carried through and never used: what the published model has beside what it computes with
@@ -83,7 +83,7 @@ class Shapes:
         others than the shapes say: a config's word makes no layers."""
         _compare_layers(names, self)
         try:
-            with blank():
+            with meta_init():
                 made = self.model().state_dict()
         except (RuntimeError, OverflowError) as fault:
             raise ValueError(f"sizes that no model can have ({str(fault).splitlines()[0]})") from None

@@ -30,7 +30,7 @@ from kvtools.keye.checkpoint.huggingface import companions, config_of, shapes_of
 from kvtools.keye.data.tokenizer import FILE as TOKENIZER
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
-from kvtools.train.meta_init import blank
+from kvtools.train.meta_init import meta_init
 
 SYSTEM = "keye"
 _OURS = "kvtools.json"
@@ -179,7 +179,7 @@ def made_of(weights: Weights, *, dtype: torch.dtype | None = None) -> Loaded:
             f"{weights.name}: a {weights.shapes.layout} alone found, a whole model expected. It can begin one: "
             "kvtools pretrain keye --init."
         )
-    with blank():
+    with meta_init():
         model = cast("Keye | Siglip", weights.shapes.model())
     state = {name: to_torch(array, dtype) for name, array in weights.tensors.items()}
     model.load_state_dict(state, assign=True)

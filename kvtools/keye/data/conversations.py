@@ -26,7 +26,7 @@ from kvtools.artifact.history import Step
 from kvtools.artifact.stream import Reader, Writer
 from kvtools.errors import Corrupt
 from kvtools.keye.data.chat_template import MODES
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 BAD = "conversations that cannot be understood left out"
 
@@ -48,7 +48,7 @@ class Conversations:
     """What a source holds: `root` is the folder in which its relative paths begin; `history` that of a stream's first part."""
 
     found: list[dict[str, Any]] = field(default_factory=list)
-    lost: Findings = field(default_factory=Findings)
+    skipped: SkippedRows = field(default_factory=SkippedRows)
     root: str = ""
     history: list[Step] = field(default_factory=list)
 
@@ -85,7 +85,7 @@ def open_conversations(src: str, file: BinaryIO | None = None) -> Conversations:
             conversation = normal(document)
             canonical(conversation)  # half a letter (a lone surrogate) can be read but not written
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
-            made.lost.lose(BAD, f"{where}: {' '.join(str(fault).split())}")
+            made.skipped.skip(BAD, f"{where}: {' '.join(str(fault).split())}")
         else:
             made.found.append({"id": f"{n_met - 1:08d}", **conversation})
     if not n_met:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtools.artifact.stream import Index
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.errors import Corrupt
 from kvtools.keye.data.chat_template import Chat, Conversation
 from kvtools.keye.data.media import Media, Unreadable
 from kvtools.keye.data.packing import example, from_record, join, shortened
 from kvtools.keye.model.inputs import Example, PackedRow
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 from kvtools.train import packing
 
 TOO_LONG = "conversations longer than a row left out"
@@ -48,7 +48,7 @@ class _Measure:
 
 
 class Feed:
-    """Rows of conversations. `lost` tells what was left out, and grows as conversations are first met; `gone` what was there
+    """Rows of conversations. `skipped` tells what was left out, and grows as conversations are first met; `gone` what was there
     when it was measured and could not be built, which one rank alone may know.
 
     length: tokens a row. window: conversations packed together; more fill rows better. cuts: conversations longer than a row
@@ -63,7 +63,7 @@ class Feed:
         self._chat, self._media, self._tokens_per_second = chat, media, tokens_per_second
         self.length, self._window, self._seed, self._cuts = length, window, seed, cuts
         self._measures: dict[int, _Measure | None] = {}
-        self.lost, self.gone = Findings(), Findings()
+        self.skipped, self.gone = SkippedRows(), SkippedRows()
         self._is_gone: set[int] = set()
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class Feed:
 
     def epoch(self, number: int) -> Iterator[Load]:
         """The rows of an epoch, in order; the same every time for the same number."""
-        order = generator(self._seed, "conversations", number).permutation(len(self._conversations)).tolist()
+        order = rng_for(self._seed, "conversations", number).permutation(len(self._conversations)).tolist()
         for begin in range(0, len(order), self._window):
             yield from self._window_of(order[begin : begin + self._window], number, begin)
 
@@ -90,7 +90,7 @@ class Feed:
         measured = {number: found for number in numbers if (found := self._measure(number)) is not None}
         kept = list(measured)
         rows = packing.pack([measured[number].length for number in kept], self.length)
-        for place in generator(self._seed, "rows", epoch, begin).permutation(len(rows)).tolist():
+        for place in rng_for(self._seed, "rows", epoch, begin).permutation(len(rows)).tolist():
             chosen = tuple(kept[k] for k in rows[place])
             inside = [measured[number] for number in chosen]
             grid = np.concatenate([np.empty((0, 3), np.int32), *(each.grid for each in inside)])
@@ -99,23 +99,23 @@ class Feed:
 
     def _measure(self, number: int) -> _Measure | None:
         if number not in self._measures:
-            made = self._built(number, self.lost)
+            made = self._built(number, self.skipped)
             self._measures[number] = None if made is None else _measured(made)
         return self._measures[number]
 
-    def _built(self, number: int, lost: Findings) -> Example | None:
+    def _built(self, number: int, skipped: SkippedRows) -> Example | None:
         key = self.key(number)
         try:
             made = self._example(self._conversations[number], key)
         except Unreadable as fault:
-            lost.lose(UNREADABLE, f"{key}: {fault}")
+            skipped.skip(UNREADABLE, f"{key}: {fault}")
         except (ValueError, KeyError, TypeError) as fault:
-            lost.lose(BAD, f"{key}: {' '.join(str(fault).split())}")
+            skipped.skip(BAD, f"{key}: {' '.join(str(fault).split())}")
         else:
             if len(made) > self.length:
-                lost.lose(TOO_LONG, f"{key}: {len(made)} tokens")
+                skipped.skip(TOO_LONG, f"{key}: {len(made)} tokens")
             elif not made.targets.any():
-                lost.lose(NO_ANSWER, key)
+                skipped.skip(NO_ANSWER, key)
             else:
                 return made
         return None
@@ -145,14 +145,14 @@ class PackedFeed:
         self._places = [(p, n) for p, part in enumerate(self._parts) for n in range(len(part))]
         self._seed, self._check = seed, check
         self._loads: dict[int, Load] = {}
-        self.lost, self.gone = Findings(), Findings()
+        self.skipped, self.gone = SkippedRows(), SkippedRows()
 
     def __len__(self) -> int:
         return len(self._places)
 
     def epoch(self, number: int) -> Iterator[Load]:
         """The rows of an epoch, in order; the same every time for the same number."""
-        for place in generator(self._seed, "conversations", number).permutation(len(self._places)).tolist():
+        for place in rng_for(self._seed, "conversations", number).permutation(len(self._places)).tolist():
             if place not in self._loads:
                 row = self._row(place)
                 self._loads[place] = Load((place,), tuple(row.lengths), row.grid, int(row.targets.sum()), row.keys)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.keye.model.inputs import Example, PackedRow, Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.language import KVCache
@@ -199,7 +199,7 @@ class _Run:
     def answers(self, chunk: Sequence[Example], n: int) -> list[list[Answer]]:
         """The answers to some prompts that are read together."""
         read = self._read(chunk)
-        growing = [[_Growing(p, k, generator(self.seed, "answer", p.key, k)) for k in range(n)] for p in chunk]
+        growing = [[_Growing(p, k, rng_for(self.seed, "answer", p.key, k)) for k in range(n)] for p in chunk]
         line = [(place, answer) for place, some in enumerate(growing) for answer in some]
         while line:
             longest, n_rows = 0, 0

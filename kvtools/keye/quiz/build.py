@@ -18,11 +18,11 @@ from kvtools.artifact import is_stream, kinds
 from kvtools.artifact.blob import canonical, decode
 from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Reader
-from kvtools.chance import generator, seed_of
+from kvtools.chance import rng_for, seed_for
 from kvtools.errors import Corrupt, Usage
 from kvtools.keye.model.inputs import Visual
 from kvtools.keye.quiz.tasks import TASKS, Clip, Draw, Form, Question, are_alike, label
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 from kvtools.video.pool import Pool
 from kvtools.video.recipe import Recipe
 
@@ -85,7 +85,7 @@ class Side:
     def holds(self, group: str) -> bool:
         """Whether clips of that group are on this side: for good, whatever other clips there are."""
         assert self.share is not None, "a table decides"
-        place = seed_of(0, "side", group) / 2**63
+        place = seed_for(0, "side", group) / 2**63
         return place < self.share if self.name == "train" else place >= 1 - self.share
 
 
@@ -111,12 +111,12 @@ def clips_of(reader: Reader, name: str) -> Iterator[Clip]:
         yield _clip(record.key, record.tensors)
 
 
-def clips_of_files(named: Sequence[tuple[str, str]], recipe: Recipe, lost: Findings) -> Iterator[Clip]:
+def clips_of_files(named: Sequence[tuple[str, str]], recipe: Recipe, skipped: SkippedRows) -> Iterator[Clip]:
     """The clips of (key, path) of video files, each its own group."""
     with Pool(recipe, n_jobs=len(os.sched_getaffinity(0)), n_threads=1, timeout_s=60.0) as pool:
         for outcome in pool.run(named):
             if outcome.record is None:
-                lost.lose(UNREADABLE, f"{outcome.key}: {outcome.fault}")
+                skipped.skip(UNREADABLE, f"{outcome.key}: {outcome.fault}")
                 continue
             with outcome.record as spool:
                 tensors, _ = decode(bytearray(b"".join(spool)))
@@ -142,15 +142,15 @@ def on_side(clips: Sequence[Clip], side: Side | None, table: Table | None) -> li
     return [clip for clip in clips if (table.of(clip.key) or {}).get("split") == side.name]
 
 
-def labels_of(clips: Sequence[Clip], table: Table, lost: Findings) -> dict[str, str]:
-    """What the table's column `label` says of each clip it names; the others are lost. Raises Corrupt without that column."""
+def labels_of(clips: Sequence[Clip], table: Table, skipped: SkippedRows) -> dict[str, str]:
+    """The column `label` of each clip in the table; the others are skipped. Raises Corrupt without that column."""
     if table.column(["label"]) is None:
         raise Corrupt(f"{table.name}: no column label in it.")
     found = {}
     for clip in clips:
         words = table.of(clip.key)
         if words is None:
-            lost.lose(f"clips that {table.name} does not name left out", clip.key)
+            skipped.skip(f"clips that {table.name} does not name left out", clip.key)
         else:
             found[clip.key] = words["label"]
     return found
@@ -170,10 +170,18 @@ def look_across(clips: Sequence[Clip], kept: Sequence[Clip]) -> list[str]:
 
 
 def ask(
-    clips: Sequence[Clip], tasks: Sequence[str], form: Form, n: int, lost: Findings, *, n_frames: int, n_choices: int, seed: int
+    clips: Sequence[Clip],
+    tasks: Sequence[str],
+    form: Form,
+    n: int,
+    skipped: SkippedRows,
+    *,
+    n_frames: int,
+    n_choices: int,
+    seed: int,
 ) -> Iterator[Question]:
     """N questions, the tasks in turn; fewer where the clips give no more. No two are the same."""
-    askers = [_ask(task, clips, form, lost, n_frames, n_choices, seed) for task in tasks]
+    askers = [_ask(task, clips, form, skipped, n_frames, n_choices, seed) for task in tasks]
     number, left = 0, list(askers)
     while left and number < n:
         for asker in list(left):
@@ -204,8 +212,8 @@ def ask_labels(
     places = _places(n_options, seed, "label", form)
     for number in range(n):
         turn, place = divmod(number, len(clips))
-        chosen = int(generator(seed, "label", turn).permutation(len(clips))[place])
-        draw = Draw(form, n_frames, n_options, next(places), 0, generator(seed, "label", "draw", number))
+        chosen = int(rng_for(seed, "label", turn).permutation(len(clips))[place])
+        draw = Draw(form, n_frames, n_options, next(places), 0, rng_for(seed, "label", "draw", number))
         made = label(clips[chosen], labels[chosen], words, draw, asked_for=asked_for, question=question)
         asked.append({"id": f"label-{number:06d}", "task": "label", **made, "label": labels[chosen]})
     given = [each["answer"] if form == "check" else each["label"] for each in asked]
@@ -214,21 +222,21 @@ def ask_labels(
 
 
 def _ask(
-    task: str, clips: Sequence[Clip], form: Form, lost: Findings, n_frames: int, n_choices: int, seed: int
+    task: str, clips: Sequence[Clip], form: Form, skipped: SkippedRows, n_frames: int, n_choices: int, seed: int
 ) -> Iterator[Question]:
     fit = [clip for clip in clips if len(clip.seconds) >= n_frames - (task == "time")]
     for clip in clips:
         if clip not in fit:
-            lost.lose(f"clips with too few frames for {task} left out", f"{clip.key}: {len(clip.seconds)}")
+            skipped.skip(f"clips with too few frames for {task} left out", f"{clip.key}: {len(clip.seconds)}")
     failures: Counter[str] = Counter()
     seen: set[bytes] = set()
     served: set[str] = set()
     places = _places(2 if form == "check" else n_choices, seed, task, form)
     turns = _turns(fit, failures, seed, task)
     for number, place in enumerate(places):
-        words = seed_of(seed, task, form, "words", number)
+        words = seed_for(seed, task, form, "words", number)
         for clip in turns:
-            draw = Draw(form, n_frames, n_choices, place, words, generator(seed, task, number, clip.key))
+            draw = Draw(form, n_frames, n_choices, place, words, rng_for(seed, task, number, clip.key))
             asked = _fair(task, clip, fit, draw, seen)
             if asked is not None:
                 failures[clip.key] = 0
@@ -237,7 +245,7 @@ def _ask(
                 break
             failures[clip.key] += 1
             if failures[clip.key] == _FAILURES and clip.key not in served:
-                lost.lose(f"{UNFIT} ({task})", clip.key)
+                skipped.skip(f"{UNFIT} ({task})", clip.key)
         else:
             return
 
@@ -255,7 +263,7 @@ def _turns(clips: Sequence[Clip], failures: Mapping[str, int], seed: int, task: 
     """The clips, shuffled anew each time round, without those that have failed too often, until none is left."""
     turn = 0
     while any(failures[clip.key] < _FAILURES for clip in clips):
-        for place in generator(seed, task, "turn", turn).permutation(len(clips)).tolist():
+        for place in rng_for(seed, task, "turn", turn).permutation(len(clips)).tolist():
             if failures[clips[place].key] < _FAILURES:
                 yield clips[place]
         turn += 1
@@ -265,7 +273,7 @@ def _places(n: int, seed: int, *purpose: str) -> Iterator[int]:
     """Which option is right, of n: each equally often, in an order by chance."""
     block = 0
     while True:
-        yield from generator(seed, "places", *purpose, block).permutation(n).tolist()
+        yield from rng_for(seed, "places", *purpose, block).permutation(n).tolist()
         block += 1
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.errors import Corrupt
 from kvtools.keye.data.chat_template import Chat
 from kvtools.keye.data.conversations import open_conversations
@@ -71,7 +71,7 @@ def _interval(is_right_N: np.ndarray, clips: Sequence[str]) -> tuple[float, floa
     number = {clip: i for i, clip in enumerate(dict.fromkeys(clips))}
     clip_N = np.array([number[clip] for clip in clips])
     right_C, n_C = (np.bincount(clip_N, weights=w, minlength=len(number)) for w in (is_right_N, None))
-    drawn = generator(0, "interval").integers(len(number), size=(_DRAWS, len(number)))
+    drawn = rng_for(0, "interval").integers(len(number), size=(_DRAWS, len(number)))
     low, high = np.quantile(right_C[drawn].sum(1) / n_C[drawn].sum(1), [0.025, 0.975]).tolist()
     return low, high
 

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.keye.model.inputs import Visual
 from kvtools.keye.quiz.captions import description
 from kvtools.video import patch
@@ -95,7 +95,7 @@ class Draw:
 
 def order(clip: Clip, others: Sequence[Clip], draw: Draw) -> Question | None:  # noqa: ARG001 all tasks are called alike
     """Frames of a clip, shuffled: in which order were they taken? `check`: a video, in order or not."""
-    options = orders(draw.n_frames, {"choice": draw.n_choices, "open": 1, "check": 2}[draw.form], generator(draw.words))
+    options = orders(draw.n_frames, {"choice": draw.n_choices, "open": 1, "check": 2}[draw.form], rng_for(draw.words))
     frames = _evenly(len(clip.seconds), draw.n_frames, draw.chance)
     away = _apart(clip.looks[frames])
     straight = list(range(draw.n_frames))
@@ -171,7 +171,7 @@ def time(clip: Clip, others: Sequence[Clip], draw: Draw) -> Question | None:
     """Two clips joined: at which second does the one become the other? `check`: is it at this second?"""
     n = draw.n_frames
     n_choices = {"choice": draw.n_choices, "open": 1, "check": 2}[draw.form]
-    cuts = generator(draw.words).permutation(np.arange(1, n))[:n_choices].tolist()
+    cuts = rng_for(draw.words).permutation(np.arange(1, n))[:n_choices].tolist()
     if draw.form != "check":  # where the first is asked about
         cuts.sort()
     cut = cuts[draw.place if draw.form != "open" else 0]

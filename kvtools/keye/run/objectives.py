@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.keye.data import dataloader as feed
 from kvtools.keye.data.augment import Augment
 from kvtools.keye.data.dataloader import Feed, Load, PackedFeed
@@ -145,7 +145,7 @@ class Task:
     def _row(self, load: Load) -> PackedRow:
         built = self._ahead.pop(load.numbers, None)
         row = built.result() if built is not None else self.source.build(load)
-        return self._augment(row, self._visual_tokens, lambda key: generator(self._seed, "augment", self._epoch, key))
+        return self._augment(row, self._visual_tokens, lambda key: rng_for(self._seed, "augment", self._epoch, key))
 
 
 class Answering(Task):

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
-from kvtools.chance import seed_of
+from kvtools.chance import seed_for
 from kvtools.errors import Usage
 from kvtools.keye.model.config import SIZES, ModelConfig
 from kvtools.keye.run.stages import PARTS, STAGES, Stage, rate_of
-from kvtools.options import band, duration
+from kvtools.options import parse_range
+from kvtools.train.durations import EpochLength, parse_duration
 from kvtools.train.loop import Plan
-from kvtools.train.overrides import Allowed, Lengths, named, refuse_nonsense
+from kvtools.train.overrides import Allowed, parse_overrides, refuse_bad_values
 from kvtools.video.patch import Budget
 
 # what --training may change, with its defaults: all our choice, the report gives none
@@ -71,23 +72,23 @@ class Recipe:
             "batch_tokens": batch_tokens, "length": length, "training": [*training], "seed": seed,
             "frame_tokens": frame_tokens, "max_tokens": max_tokens,
         }  # fmt: skip
-        changed = named(training, "--training", _TRAINING)
-        refuse_nonsense("--training", changed, _MAY_BE, _DURATIONS)
-        Lengths(1, 1).total(steps)
+        changed = parse_overrides(training, "--training", _TRAINING)
+        refuse_bad_values("--training", changed, _MAY_BE, _DURATIONS)
+        EpochLength(1, 1).total(steps)
         if lr is not None and not (0 < lr < math.inf):
             raise Usage(f"--lr {lr}: a finite number above 0 expected.")
         if length > batch_tokens:
             raise Usage(f"--length {length}: at most --batch-tokens, {batch_tokens}, expected.")
         recipe = cls(stage, size, lr, steps, batch_tokens, length, changed, seed, words)
         recipe.shaped(SIZES[size])
-        band(frame_tokens, "--frame-tokens")
+        parse_range(frame_tokens, "--frame-tokens")
         return recipe
 
     @property
     def budget(self) -> Budget:
         """What a picture or a video of a file may cost: a row has room for it, and for what is said of it."""
         most = self.words["max_tokens"] or max(1, self.length * 3 // 4)
-        return Budget(min(most, Budget.max_tokens), *band(self.words["frame_tokens"], "--frame-tokens"))
+        return Budget(min(most, Budget.max_tokens), *parse_range(self.words["frame_tokens"], "--frame-tokens"))
 
     @property
     def what(self) -> Stage:
@@ -101,11 +102,11 @@ class Recipe:
     @property
     def is_judged(self) -> bool:
         """Whether validation says which weights are best, and when to stop."""
-        return duration(self.training["patience"], "--training patience")[0] > 0
+        return parse_duration(self.training["patience"], "--training patience")[0] > 0
 
     @property
     def weights_seed(self) -> int:
-        return seed_of(self.seed, "weights")
+        return seed_for(self.seed, "weights")
 
     def shaped(self, arch: ModelConfig) -> ModelConfig:
         """An architecture with what --architecture changes of it. Raises Usage for what it does not have."""
@@ -120,7 +121,7 @@ class Recipe:
         width = (arch.vision if self.what.is_contrastive else arch.language).width
         return self.lr if self.lr is not None else rate_of(self.stage, width)
 
-    def plan(self, lengths: Lengths, arch: ModelConfig, dtype: Any) -> Plan:
+    def plan(self, lengths: EpochLength, arch: ModelConfig, dtype: Any) -> Plan:
         """The loop's plan, for epochs of those lengths."""
         n_total = lengths.total(self.steps)
 
@@ -152,7 +153,7 @@ def _changed(arch: ModelConfig, words: Sequence[str]) -> ModelConfig:
         for part, shape in (("vision", arch.vision), ("language", arch.language))
         for f in fields(shape)
     }
-    told = named(words, "--architecture", defaults)
+    told = parse_overrides(words, "--architecture", defaults)
     shapes: dict[str, dict[str, Any]] = {part: {} for part in ("vision", "language")}
     for name, value in told.items():
         part, _, which = name.partition(".")

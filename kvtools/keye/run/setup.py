@@ -35,8 +35,8 @@ from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
 from kvtools.keye.run.objectives import Answering, Contrasting, Task
 from kvtools.keye.run.recipe import Recipe
-from kvtools.skipped import Findings
-from kvtools.train.overrides import Lengths
+from kvtools.skipped import SkippedRows
+from kvtools.train.durations import EpochLength
 from kvtools.world import World
 
 _T = TypeVar("_T")
@@ -57,7 +57,7 @@ _BAD_INPUT = (feed.BAD, feed.UNREADABLE)  # what makes the exit code 65; what is
 class Given:
     """The data of a run: conversations or packed streams, held-out ones, and where their pictures are.
 
-    lost: what was left out, which all ranks know alike. gone: what went between two looks at it, which one of them may know.
+    skipped: what was left out, which all ranks know alike. gone: what went between two looks at it, which one of them may know.
     """
 
     media: Media
@@ -66,16 +66,16 @@ class Given:
     held: list[dict[str, Any]] = field(default_factory=list)
     histories: list[list[Step]] = field(default_factory=list)
     digest: str = ""
-    lost: list[tuple[str, Findings]] = field(default_factory=list)
-    gone: list[tuple[str, Findings]] = field(default_factory=list)
+    skipped: list[tuple[str, SkippedRows]] = field(default_factory=list)
+    gone: list[tuple[str, SkippedRows]] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
 
     def refuse_bad(self) -> None:
         """Raise Corrupt where something bad was left out."""
-        for name, lost in self.lost + self.gone:
-            for line, reason in zip(lost.lines(), lost.counts, strict=True):
+        for name, skipped in self.skipped + self.gone:
+            for line, reason in zip(skipped.lines(), skipped.counts, strict=True):
                 if reason in _BAD_INPUT:
-                    raise Corrupt(f"{name}: {line}; --strict expects none.")
+                    raise Corrupt(f"{name}: {line}. Mend the input, or run without --strict.")
 
     def guarded(self, steps: Iterable[_T]) -> Iterator[_T]:
         """The steps of a run, which ends as soon as something bad was left out."""
@@ -83,18 +83,19 @@ class Given:
             self.refuse_bad()
             yield step
 
-    def settle(self, note: Callable[[str], None], *, is_root: bool, strict: bool) -> int:
+    def report(self, note: Callable[[str], None], *, is_root: bool, strict: bool) -> int:
         """Tell what was left out and has not been told: rank 0 all of it, others what they alone may know. Returns 65 where
         some of it was bad, which with strict raises Corrupt."""
         if strict:
             self.refuse_bad()
-        for name, lost in (self.lost if is_root else []) + self.gone:
-            lines = [f"{name}: {line}." for line in lost.lines()]
+        for name, skipped in (self.skipped if is_root else []) + self.gone:
+            lines = [f"{name}: {line}." for line in skipped.lines()]
             for line in lines:
                 if line not in self.told:
                     note(line)
             self.told |= set(lines)
-        return Corrupt.code if any(lost.counts.get(reason) for _, lost in self.lost + self.gone for reason in _BAD_INPUT) else 0
+        reasons = {reason for _, skipped in self.skipped + self.gone for reason in skipped.counts}
+        return Corrupt.code if reasons & {*_BAD_INPUT} else 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def open_data(data: Sequence[str], recipe: Recipe, *, media: Sequence[str], vali
     found: list[list[dict[str, Any]]] = []
     packed: list[Index] = []
     digest = hashlib.blake2b(digest_size=8)
-    histories, lost, roots = [], [], [src for src in media if Path(src).is_dir()]
+    histories, skipped, roots = [], [], [src for src in media if Path(src).is_dir()]
     for src in data:
         file = open_seekable(src)
         if _is_packed(file, _named(src)):
@@ -135,7 +136,7 @@ def open_data(data: Sequence[str], recipe: Recipe, *, media: Sequence[str], vali
             opened = open_conversations(src, file)
             found.append(opened.found)
             histories.append(opened.history)
-            lost.append((_named(src), opened.lost))
+            skipped.append((_named(src), opened.skipped))
             roots.append(opened.root)
             for conversation in opened.found:
                 digest.update(canonical(conversation))
@@ -146,7 +147,7 @@ def open_data(data: Sequence[str], recipe: Recipe, *, media: Sequence[str], vali
         raise Usage("--ratio: packed rows have been mixed already. Leave it out.")
     held = open_conversations(valid) if valid is not None else None
     if held is not None:
-        lost.append((_named(valid or ""), held.lost))
+        skipped.append((_named(valid or ""), held.skipped))
         roots.append(held.root)
     most = recipe.budget.max_tokens
     pictures = (min(_PICTURE_TOKENS[0], most), min(_PICTURE_TOKENS[1], most))
@@ -155,7 +156,7 @@ def open_data(data: Sequence[str], recipe: Recipe, *, media: Sequence[str], vali
         digest.update(canonical(held.found if held else []))
         conversations = mixed(found, ratio)
         yield Given(
-            opened_media, conversations, packed, held.found if held else [], histories, digest.hexdigest(), lost
+            opened_media, conversations, packed, held.found if held else [], histories, digest.hexdigest(), skipped
         )  # fmt: skip
 
 
@@ -222,10 +223,10 @@ def task_of(recipe: Recipe, start: Start, given: Given, world: World, device: st
         )  # fmt: skip
     held = feed.Feed(given.held, start.chat, given.media, length=recipe.length, **shown) if given.held else None
     for name, rows in (("DATA", source), *((("--valid", held),) if held is not None else ())):
-        given.lost.append((name, rows.lost))
+        given.skipped.append((name, rows.skipped))
         given.gone.append((name, rows.gone))
     if next(source.epoch(0), None) is None:
-        lines = "; ".join(f"{name}: {line}" for name, lost in given.lost for line in lost.lines())
+        lines = "; ".join(f"{name}: {line}" for name, skipped in given.skipped for line in skipped.lines())
         raise Corrupt(f"{lines or 'DATA: no conversations'}; nothing is left to learn. Look at --length, --media and the data.")
     named: dict[str, Any] = {
         "batch_tokens": recipe.batch_tokens,
@@ -241,10 +242,10 @@ def task_of(recipe: Recipe, start: Start, given: Given, world: World, device: st
     return Answering(start.model, source, start.arch, recipe.what, **named)
 
 
-def lengths_of(recipe: Recipe, task: Task) -> Lengths:
+def lengths_of(recipe: Recipe, task: Task) -> EpochLength:
     """How long an epoch is; where nothing is told in epochs, as long as any run, since to know is to look at all the data."""
     n_steps = task.n_steps() if recipe.counts_epochs else 1 << 40
-    return Lengths(n_steps, n_steps * recipe.batch_tokens)
+    return EpochLength(n_steps, n_steps * recipe.batch_tokens)
 
 
 def _is_packed(file: BinaryIO, name: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from kvtools.onerec.interactions.log import TRAIN, Interactions, split
 from kvtools.onerec.semantic_ids.ids import SemanticIds
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 _N_LABELS = 20  # distinct values of a rating that are told apart; where there are more, tenths of the ratings are
 _N_POWERS = 40
@@ -147,7 +147,7 @@ def join(
     codings: Codings | None = None,
     *,
     positive_from: float | None = None,
-) -> tuple[Histories, Codings, Findings]:
+) -> tuple[Histories, Codings, SkippedRows]:
     """Histories of the items that the catalogue has; others are counted and left out. Fits codings where none are given.
 
     The split is that of the interactions before anything is left out.
@@ -156,11 +156,11 @@ def join(
     to_catalogue = np.array([numbers.get(key, -1) for key in interactions.item_keys.tolist()], np.int32)
     parts = split(interactions)
     is_known = to_catalogue[interactions.items] >= 0
-    findings = Findings()
+    skipped = SkippedRows()
     strange = np.flatnonzero(to_catalogue < 0)
     n_lost = int((~is_known).sum())
     what = f"items that {name} does not have, left out with their {n_lost} interactions"
-    findings.add(what, len(strange), interactions.item_keys[strange[:3]].tolist())
+    skipped.add(what, len(strange), interactions.item_keys[strange[:3]].tolist())
     kept, parts = interactions.keep(is_known), parts[is_known]
     codings = codings or Codings.fit(kept, parts == TRAIN, positive_from=positive_from)
     is_positive = None
@@ -170,4 +170,4 @@ def join(
         kept.user_keys, kept.offsets, to_catalogue[kept.items], parts, codings.encode(kept),
         gaps(kept) if codings.has_time and kept.has_times else None, is_positive, kept.times,
     )  # fmt: skip
-    return histories, codings, findings
+    return histories, codings, skipped

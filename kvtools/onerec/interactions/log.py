@@ -9,15 +9,13 @@ users, and negative feedback.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from kvtools.artifact import delimited as table
+from kvtools.artifact.columns import Column, ColumnReader, Format, Table
 from kvtools.errors import Corrupt, Usage
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 TRAIN, VALID, TEST = 0, 1, 2
 
@@ -88,8 +86,13 @@ def split(interactions: Interactions) -> np.ndarray:
 
 
 def read_interactions(
-    file: BinaryIO, name: str, *, form: table.Format = "auto", columns: Mapping[str, str | None] | None = None
-) -> tuple[Interactions, Findings]:
+    file: BinaryIO,
+    name: str,
+    *,
+    form: Format = "auto",
+    columns: Mapping[str, str | None] | None = None,
+    encoding: str = "utf-8",
+) -> tuple[Interactions, SkippedRows]:
     """Interactions from an open, buffered file, and what was found wrong with it.
 
     columns: the names of the columns of each role in NAMES, where they are not among those.
@@ -97,15 +100,14 @@ def read_interactions(
     and copies of a row (same user, item and time), of which one stays. In a file without times the order of the rows is
     that of time, and a repetition is no copy. Raises Corrupt where there is no user or item column, or nothing is left.
     """
-    file = table.whole(file)
-    form = table.sniff(file, name) if form == "auto" else form
-    if form == "sequence":
-        _refuse_table(table.first_line(file, name), name)
+    text = ColumnReader(file, name, form=form, encoding=encoding)
+    if text.form == "sequence":
+        _refuse_table(text.first_line, name)
         if columns:
             raise Usage(f"--column: {name} has lines of words, which are no columns. Leave it out.")
-    read = _read_sequences(file, name) if form == "sequence" else _read_rows(file, name, form, columns or {})
+    read = _read_sequences(text) if text.form == "sequence" else _read_rows(text, name, columns or {})
     if not len(read[0].items):
-        raise Corrupt(f"{name}: no interactions left of what was read. {' '.join(read[1].lines(lost=True))}".strip())
+        raise Corrupt(f"{name}: no interactions left of what was read. {' '.join(read[1].lines(skipped=True))}".strip())
     return read
 
 
@@ -117,41 +119,39 @@ def _refuse_table(line: str, name: str) -> None:
         raise Corrupt(f"{name}: columns with {mark!r} between them found, tabs or commas expected. Try: tr {mark[0]!r} '\\t'.")
 
 
-def _read_sequences(file: BinaryIO, name: str) -> tuple[Interactions, Findings]:
-    words, starts = table.read_words(file, name)
-    findings = Findings()
+def _read_sequences(text: ColumnReader) -> tuple[Interactions, SkippedRows]:
+    words, starts = text.words()
+    skipped = SkippedRows()
     counts = np.diff(starts) - 1
-    users_L, user_keys = table.encode(words.take(pa.array(starts[:-1])))
+    users_L, user_keys = words.take(starts[:-1]).encode()
     alone = np.flatnonzero(counts == 0)
-    findings.add("users without items left out", len(alone), (user_keys[users_L[line]] for line in alone))
+    skipped.add("users without items left out", len(alone), (user_keys[users_L[line]] for line in alone))
     is_item = np.ones(len(words), bool)
     is_item[starts[:-1]] = False
-    items, item_keys = table.encode(words.filter(pa.array(is_item)))
+    items, item_keys = words.take(is_item).encode()
     again = len(users_L) - len(user_keys)
-    findings.add("lines of a user who had one already, joined to it", again, is_lost=False)
+    skipped.add("lines of a user who had one already, joined to it", again, is_skipped=False)
     users = np.repeat(users_L, counts)
     order = np.argsort(users, kind="stable")
-    return _arrange(users[order], user_keys, items[order], item_keys, {}, {}), findings
+    return _arrange(users[order], user_keys, items[order], item_keys, {}, {}), skipped
 
 
-def _read_rows(
-    file: BinaryIO, name: str, form: table.Format, columns: Mapping[str, str | None]
-) -> tuple[Interactions, Findings]:
-    there = table.header(file, name, form)
+def _read_rows(text: ColumnReader, name: str, columns: Mapping[str, str | None]) -> tuple[Interactions, SkippedRows]:
+    there = text.types
     chosen = {role: columns.get(role) or next((n for n in NAMES[role] if n in there), None) for role in NAMES}
     for role in ("user", "item"):
         if chosen[role] is None:
             raise Corrupt(f"{name}: no {role} column among {', '.join(there)}. Name it with --column {role}=COL.")
     wanted = {role: column for role, column in chosen.items() if column is not None}
-    read = table.read_table(file, name, form, list(dict.fromkeys(wanted.values())))
+    read = text.table(wanted.values())
     cells = {role: read.columns[column] for role, column in wanted.items()}
     good = np.ones(read.n_rows, bool)
     for role in (role for role in wanted if role in _CORE):
-        _drop(f"rows without {role} left out", cells[role].is_null().to_numpy(), good, read)
+        _drop(f"rows without {role} left out", cells[role].is_empty, good, read)
     numbers: dict[str, np.ndarray] = {}
     for role in ("time", "rating"):
         if role in cells:
-            numbers[role], bad = table.numbers(cells[role])
+            numbers[role], bad = cells[role].numbers()
             _drop(f"rows whose {role} cannot be read left out", bad, good, read)
     if "part" in cells:
         numbers["part"], bad = _parts(cells["part"])
@@ -159,37 +159,37 @@ def _read_rows(
     words: dict[str, np.ndarray] = {}
     for role in (role for role in wanted if role not in _CORE):
         if role in _WORDS:
-            numbers[role], words[role] = table.encode(pc.fill_null(cells[role], ""))
+            numbers[role], words[role] = cells[role].encode()
         else:
-            values, bad = table.numbers(cells[role])
-            numbers[role] = np.where(bad | cells[role].is_null().to_numpy(), np.nan, values)
+            values, bad = cells[role].numbers()
+            numbers[role] = np.where(bad | cells[role].is_empty, np.nan, values)
     is_whole = bool(good.all())
-    users, user_keys = table.encode(cells["user"] if is_whole else cells["user"].filter(pa.array(good)))
-    items, item_keys = table.encode(cells["item"] if is_whole else cells["item"].filter(pa.array(good)))
+    users, user_keys = (cells["user"] if is_whole else cells["user"].take(good)).encode()
+    items, item_keys = (cells["item"] if is_whole else cells["item"].take(good)).encode()
     numbers = {role: array if is_whole else array[good] for role, array in numbers.items()}
     order = np.argsort(users, kind="stable")
     if "time" in numbers:
         order = _by_time(order, users, items, numbers["time"], np.flatnonzero(good), read)
     numbers = {role: array[order] for role, array in numbers.items()}
-    return _arrange(users[order], user_keys, items[order], item_keys, numbers, words), read.findings
+    return _arrange(users[order], user_keys, items[order], item_keys, numbers, words), read.skipped
 
 
-def _drop(what: str, bad: np.ndarray, good: np.ndarray, read: table.Table) -> None:
+def _drop(what: str, bad: np.ndarray, good: np.ndarray, read: Table) -> None:
     """Count the rows that are bad and not yet left out, and leave them out."""
     fresh = np.flatnonzero(bad & good)
-    read.findings.add(what, len(fresh), map(read.row, fresh.tolist()))
+    read.skipped.add(what, len(fresh), map(read.row, fresh.tolist()))
     good[fresh] = False
 
 
-def _parts(cells: Any) -> tuple[np.ndarray, np.ndarray]:
-    numbers, words = table.encode(pc.fill_null(cells, ""))
+def _parts(cells: Column) -> tuple[np.ndarray, np.ndarray]:
+    numbers, words = cells.encode()
     known = np.array([_PARTS.get(str(word).lower(), -1) for word in words], np.int8)
     parts = known[numbers] if len(words) else np.empty(0, np.int8)
     return parts, parts < 0
 
 
 def _by_time(
-    order: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray, rows: np.ndarray, read: table.Table
+    order: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray, rows: np.ndarray, read: Table
 ) -> np.ndarray:
     """The rows that are no copies, by user and time. order: the rows by user. Counts copies, and rows earlier than the row of
     the same user before them; rows: where each row is in the table."""
@@ -197,7 +197,7 @@ def _by_time(
         return order
     late = order[1:][_equal(users, order) & (np.diff(times[order]) < 0)]
     named = map(read.row, np.sort(rows[late]).tolist())
-    read.findings.add("rows out of time order, sorted", len(late), named, is_lost=False)
+    read.skipped.add("rows out of time order, sorted", len(late), named, is_skipped=False)
     if len(late):
         order = np.lexsort((times, users))
     # copies can only lie where user and time are shared, and few rows are there: only they are sorted by item
@@ -206,7 +206,7 @@ def _by_time(
     shared = shared[np.lexsort((shared, items[shared], times[shared], users[shared]))]
     copies = shared[1:][_equal(users, shared) & _equal(times, shared) & _equal(items, shared)]
     named = map(read.row, np.sort(rows[copies]).tolist())
-    read.findings.add("copies of a row left out", len(copies), named, is_lost=False)
+    read.skipped.add("copies of a row left out", len(copies), named, is_skipped=False)
     is_copy = np.zeros(len(users), bool)
     is_copy[copies] = True
     return order[~is_copy[order]] if len(copies) else order

@@ -23,7 +23,7 @@ from kvtools.artifact.stream import Reader, Writer
 from kvtools.artifact.strings import pack, unpack
 from kvtools.errors import Corrupt, Usage
 from kvtools.onerec.interactions.log import NAMES, TEST, TRAIN, Interactions, read_interactions
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 _BATCH = 65_536  # interactions and users a record, besides those of its last user
 _STRINGS = {"items": "keys", "author": "authors", "tag": "tags"}  # numbers → the column of strings that they stand for
@@ -43,7 +43,7 @@ def roles(words: Sequence[str]) -> dict[str, str]:
 
 def open_interactions(
     src: str, *, columns: Mapping[str, str | None] | None = None
-) -> tuple[Interactions, Findings, list[Step]]:
+) -> tuple[Interactions, SkippedRows, list[Step]]:
     """Interactions from a path or `-`, what was found wrong with them, and the history that they bring: that of a
     stream's first part; text has none.
 
@@ -52,14 +52,14 @@ def open_interactions(
     file = open_source(src)
     name = "stdin" if src == "-" else src
     if not is_stream(file):
-        found, findings = read_interactions(file, name, columns=columns)
-        return _in_order(found), findings, []
+        found, skipped = read_interactions(file, name, columns=columns)
+        return _in_order(found), skipped, []
     if columns:
         raise Usage(f"--column: {name} is a stream, whose columns need no names. Leave it out.")
     reader = Reader(file, name)
     if reader.head.kind != "interaction":
         raise Corrupt(f"{name}: {reader.head.kind} records found, interaction expected.")
-    return read_stream(reader, name), Findings(), reader.head.history
+    return read_stream(reader, name), SkippedRows(), reader.head.history
 
 
 def write_interactions(found: Interactions, writer: Writer) -> None:

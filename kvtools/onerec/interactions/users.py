@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from kvtools.artifact import delimited as table
+from kvtools.artifact.columns import Column, ColumnReader, Table
 from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt
 from kvtools.onerec.interactions.log import NAMES
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 # ours: OneRec (arXiv 2506.13695) gives each feature of a user an embedding, and does not say how numbers are bucketed
 _MOST_NUMBERS = 20  # distinct numbers that are still categories of their own
@@ -87,7 +85,7 @@ def read_users(
     columns: Sequence[str] | None = None,
     vocabularies: Sequence[Vocabulary] | None = None,
     key: str | None = None,
-) -> tuple[Users, Findings]:
+) -> tuple[Users, SkippedRows]:
     """Users from an open, buffered file, and what was found wrong with it.
 
     columns: what to take; by default every column except the user's, those without a value, and those with more than half
@@ -101,84 +99,82 @@ def read_users(
     no user column, no such column, or nothing is left.
     """
     assert columns is None or vocabularies is None, "a vocabulary names its column"
-    file = table.whole(file)
-    form = table.sniff(file, name)
-    if form == "sequence":
+    text = ColumnReader(file, name)
+    if text.form == "sequence":
         raise Corrupt(f"{name}: no table with a header and more than one column; users expected.")
-    there = table.header(file, name, form)
-    key = key or next((column for column in NAMES["user"] if column in there), None)
+    key = key or next((column for column in NAMES["user"] if column in text.types), None)
     if key is None:
-        raise Corrupt(f"{name}: no user column among {', '.join(there)}. Name it {NAMES['user'][0]}.")
+        raise Corrupt(f"{name}: no user column among {', '.join(text.types)}. Name it {NAMES['user'][0]}.")
     if vocabularies is not None:
         columns = [vocabulary.name for vocabulary in vocabularies]
-    wanted = list(dict.fromkeys(columns if columns is not None else (column for column in there if column != key)))
-    read = table.read_table(file, name, form, list(dict.fromkeys([key, *wanted])))
+    wanted = list(dict.fromkeys(columns if columns is not None else (column for column in text.types if column != key)))
+    read = text.table([key, *wanted])
     keys, rows = _latest(read, key)
-    cells = {column: read.columns[column].take(pa.array(rows)) for column in wanted}
+    cells = {column: read.columns[column].take(rows) for column in wanted}
     if vocabularies is None:
         vocabularies = [_vocabulary(column, cells[column], is_float=read.types[column] == "float") for column in wanted]
     if columns is None:
-        vocabularies = _worthwhile(vocabularies, len(keys), read.findings)
+        vocabularies = _worthwhile(vocabularies, len(keys), read.skipped)
     if not len(keys) or not vocabularies:
-        told = " ".join([*read.findings.lines(lost=True), *read.findings.lines(lost=False)])
+        told = " ".join([*read.skipped.lines(skipped=True), *read.skipped.lines(skipped=False)])
         raise Corrupt(f"{name}: nothing left that tells of a user. {told}".strip())
     codes = [_encode(vocabulary, cells[vocabulary.name], read, rows) for vocabulary in vocabularies]
-    return Users(keys, np.stack(codes, axis=1), tuple(vocabularies)), read.findings
+    return Users(keys, np.stack(codes, axis=1), tuple(vocabularies)), read.skipped
 
 
-def open_users(src: str | None, vocabularies: Sequence[Vocabulary] | None = None) -> tuple[Users | None, Findings]:
+def open_users(src: str | None, vocabularies: Sequence[Vocabulary] | None = None) -> tuple[Users | None, SkippedRows]:
     """Users from a path or `-`; none, and nothing found, where src is None."""
-    return (None, Findings()) if src is None else read_users(open_source(src), src, vocabularies=vocabularies)
+    return (None, SkippedRows()) if src is None else read_users(open_source(src), src, vocabularies=vocabularies)
 
 
-def _latest(read: table.Table, key: str) -> tuple[np.ndarray, np.ndarray]:
+def _latest(read: Table, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Users by first appearance, strings (U,), and the last row of each, int64 (U,)."""
-    is_named = read.columns[key].is_valid().to_numpy()
+    is_named = ~read.columns[key].is_empty
     nameless = np.flatnonzero(~is_named)
-    read.findings.add("rows without user left out", len(nameless), map(read.row, nameless.tolist()))
-    users, keys = table.encode(read.columns[key].filter(pa.array(is_named)))
+    read.skipped.add("rows without user left out", len(nameless), map(read.row, nameless.tolist()))
+    users, keys = read.columns[key].take(is_named).encode()
     rows = np.flatnonzero(is_named)
     last = np.zeros(len(keys), np.int64)
     last[users] = rows  # of equal indices numpy keeps the last
     earlier = rows[last[users] != rows]
     what = "rows of a user who has a later one, which stays"
-    read.findings.add(what, len(earlier), map(read.row, earlier.tolist()), is_lost=False)
+    read.skipped.add(what, len(earlier), map(read.row, earlier.tolist()), is_skipped=False)
     return keys, last
 
 
-def _vocabulary(name: str, cells: Any, *, is_float: bool) -> Vocabulary:
-    numbers, bad = table.numbers(cells)
-    padded = bool(pc.any(pc.match_substring_regex(cells, "^[+-]?0[0-9]")).as_py())
-    values = numbers[~bad & cells.is_valid().to_numpy()]
-    if (is_float or not (bad.any() or padded)) and len(np.unique(values)) > _MOST_NUMBERS:
+def _vocabulary(name: str, cells: Column, *, is_float: bool) -> Vocabulary:
+    numbers, bad = cells.numbers()
+    is_padded = bool(cells.matches("^[+-]?0[0-9]").any())
+    values = numbers[~bad & ~cells.is_empty]
+    if (is_float or not (bad.any() or is_padded)) and len(np.unique(values)) > _MOST_NUMBERS:
         inner = np.arange(1, _N_BUCKETS) / _N_BUCKETS
         return Vocabulary(name, edges=tuple(np.unique(np.quantile(values, inner)).tolist()))
-    return Vocabulary(name, words=tuple(sorted(pc.unique(cells.drop_null()).to_pylist())))
+    return Vocabulary(name, words=tuple(sorted(cells.take(~cells.is_empty).encode()[1].tolist())))
 
 
-def _worthwhile(vocabularies: Sequence[Vocabulary], n_users: int, findings: Findings) -> list[Vocabulary]:
+def _worthwhile(vocabularies: Sequence[Vocabulary], n_users: int, skipped: SkippedRows) -> list[Vocabulary]:
     """Those that tell users apart without naming each."""
     empty = [vocabulary.name for vocabulary in vocabularies if vocabulary.n_codes == 1]
     naming = [vocabulary.name for vocabulary in vocabularies if 2 * len(vocabulary.words) > n_users and len(vocabulary.words)]
-    findings.add("columns without a value left out", len(empty), empty, is_lost=False)
-    findings.add("columns with more than half as many categories as users left out", len(naming), naming, is_lost=False)
+    skipped.add("columns without a value left out", len(empty), empty, is_skipped=False)
+    skipped.add("columns with more than half as many categories as users left out", len(naming), naming, is_skipped=False)
     return [vocabulary for vocabulary in vocabularies if vocabulary.name not in {*empty, *naming}]
 
 
-def _encode(vocabulary: Vocabulary, cells: Any, read: table.Table, rows: np.ndarray) -> np.ndarray:
+def _encode(vocabulary: Vocabulary, cells: Column, read: Table, rows: np.ndarray) -> np.ndarray:
     """int32 (U,): the codes of a column; counts the cells that should have one and do not. rows: those of the cells."""
-    is_there = cells.is_valid().to_numpy()
+    is_there = ~cells.is_empty
     if vocabulary.edges:
-        numbers, bad = table.numbers(cells)
+        numbers, bad = cells.numbers()
         codes = 1 + np.searchsorted(vocabulary.edges, numbers, side="left")
         codes[bad | ~is_there] = 0
         what = f"cells of {vocabulary.name} that are no number, taken as unknown"
     else:
         code_of = {word: code for code, word in enumerate(vocabulary.words, start=1)}
-        words, distinct = table.encode(pc.fill_null(cells, ""))
+        words, distinct = cells.encode()
         codes = np.array([code_of.get(word, 0) for word in distinct.tolist()], np.int32)[words]
         codes[~is_there] = 0
         what = f"cells of {vocabulary.name} that are in no known category, taken as unknown"
     unknown = np.sort(rows[(codes == 0) & is_there])
-    read.findings.add(what, len(unknown), map(read.row, unknown.tolist()), is_lost=False)
+    read.skipped.add(what, len(unknown), map(read.row, unknown.tolist()), is_skipped=False)
     return codes.astype(np.int32)

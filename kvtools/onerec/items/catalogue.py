@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kvtools.artifact import delimited as table
+from kvtools.artifact.columns import ColumnReader
+from kvtools.artifact.delimited import as_utf8
 from kvtools.errors import Corrupt, Usage
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 _WORD = re.compile(r"\w\w+")
 _ID_NAMES = ("item_id", "item", "id", "itemId", "movieId")
@@ -36,14 +37,14 @@ class Catalogue:
 
 def read_catalogue(
     file: BinaryIO, name: str, *, text: Sequence[str] = (), numeric: Sequence[str] = (), key: str | None = None
-) -> tuple[Catalogue, Findings]:
+) -> tuple[Catalogue, SkippedRows]:
     """Items from an open, buffered file, and what was found wrong with it.
 
     text: fields or columns to take terms from; by default every field of JSON that is no number, and every `token_seq`
     column of an atomic file. numeric: those to take numbers from. key: the column that names the item, where it is not
     one of the usual names. Lost: items without a key, items named before, and those with a cell that is no number.
     """
-    file = table.whole(file)
+    file = as_utf8(file, name)
     # JSON alone begins with a brace or a bracket; a table's header that does is not worth guessing at
     begin = bytes(file.peek(1)).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]  # type: ignore[attr-defined]
     if begin == b"[":
@@ -53,8 +54,8 @@ def read_catalogue(
     return _read_table(file, name, text, numeric, key)
 
 
-def _read_json(file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence[str]) -> tuple[Catalogue, Findings]:
-    findings = Findings()
+def _read_json(file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence[str]) -> tuple[Catalogue, SkippedRows]:
+    skipped = SkippedRows()
     try:
         # as pairs, since a dict would hide that an item is named twice
         pairs = json.loads(file.read(), object_pairs_hook=_Pairs)
@@ -72,9 +73,9 @@ def _read_json(file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence
             bad.append(key)
         else:
             seen[key] = fields
-    findings.add("items that came before left out", len(again), again)
-    findings.add("items that are not text, terms or fields of these left out", len(unlike), unlike)
-    findings.add("items with a cell that is no number left out", len(bad), bad)
+    skipped.add("items that came before left out", len(again), again)
+    skipped.add("items that are not text, terms or fields of these left out", len(unlike), unlike)
+    skipped.add("items with a cell that is no number left out", len(bad), bad)
     known = {field for fields in seen.values() for field in fields}
     for field in (*text, *numeric):
         if field not in known:
@@ -82,7 +83,7 @@ def _read_json(file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence
     wanted = [[fields.get(field) for field in text or fields if text or field not in numeric] for fields in seen.values()]
     terms = [[term for value in values for term in _terms(value)] for values in wanted]
     numbers = [[_number(fields.get(column)) for column in numeric] for fields in seen.values()]
-    return Catalogue(list(seen), terms, np.array(numbers, np.float64).reshape(len(seen), len(numeric))), findings
+    return Catalogue(list(seen), terms, np.array(numbers, np.float64).reshape(len(seen), len(numeric))), skipped
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -113,11 +114,11 @@ def _number(value: Any) -> float | None:
 
 def _read_table(
     file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence[str], key: str | None
-) -> tuple[Catalogue, Findings]:
-    form = table.sniff(file, name)
-    if form == "sequence":
+) -> tuple[Catalogue, SkippedRows]:
+    table = ColumnReader(file, name)
+    if table.form == "sequence":
         raise Corrupt(f"{name}: neither JSON nor a table with a header; items expected.")
-    types = table.header(file, name, form)
+    types = table.types
     key = key or next((column for column in _ID_NAMES if column in types), None)
     if key is None:
         raise Usage(f"{name}: no item column among {', '.join(types)}. Name it with --id.")
@@ -127,33 +128,33 @@ def _read_table(
     for column in (*text, *numeric):
         if column not in types:
             raise Usage(f"{name}: no column {column!r} among {', '.join(types)}.")
-    read = table.read_table(file, name, form, list(dict.fromkeys([key, *text, *numeric])))
-    findings = read.findings
-    keys = read.columns[key].to_pylist()
-    values = [table.numbers(read.columns[column]) for column in numeric]
+    read = table.table([key, *text, *numeric])
+    skipped = read.skipped
+    keys = read.columns[key].to_list()
+    values = [read.columns[column].numbers() for column in numeric]
     numbers = np.full((len(keys), len(numeric)), np.nan)
     is_bad = np.zeros(len(keys), bool)
     for c, (column, (array, bad)) in enumerate(zip(numeric, values, strict=True)):
         is_bad |= bad
-        numbers[:, c] = np.where(read.columns[column].is_null().to_numpy(), np.nan, array)
+        numbers[:, c] = np.where(read.columns[column].is_empty, np.nan, array)
     first: dict[str, int] = {}
     nameless, again, wrong = [], [], []
     for row, item in enumerate(keys):
         if item is None:
-            nameless.append(f"row {row + 1}")
+            nameless.append(read.row(row))
         elif item in first:
             again.append(item)
         elif is_bad[row]:
             wrong.append(item)
         else:
             first[item] = row
-    findings.add("rows without an item left out", len(nameless), nameless)
-    findings.add("items that came before left out", len(again), again)
-    findings.add("items with a cell that is no number left out", len(wrong), wrong)
+    skipped.add("rows without an item left out", len(nameless), nameless)
+    skipped.add("items that came before left out", len(again), again)
+    skipped.add("items with a cell that is no number left out", len(wrong), wrong)
     rows = list(first.values())
-    columns = [(types[column], read.columns[column].to_pylist()) for column in text]
+    columns = [(types[column], read.columns[column].to_list()) for column in text]
     terms = [[term for kind, cells in columns for term in _terms_of_cell(kind, cells[row])] for row in rows]
-    return Catalogue(list(first), terms, numbers[rows]), findings
+    return Catalogue(list(first), terms, numbers[rows]), skipped
 
 
 def _terms_of_cell(kind: str, cell: str | None) -> list[str]:

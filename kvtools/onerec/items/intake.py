@@ -11,7 +11,7 @@ from kvtools.artifact.keys import Keys
 from kvtools.artifact.stream import Reader
 from kvtools.errors import Corrupt, Usage
 from kvtools.onerec.items import vectors
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 HUGE = 1e15  # squares of larger values, summed, would come near the end of float32's range
 
@@ -24,7 +24,7 @@ class Intake:
         """Raises Corrupt for other files, Usage for an .npy without keys."""
         self.name = "stdin" if src == "-" else src
         self.keys = Keys()
-        self.findings = Findings()
+        self.skipped = SkippedRows()
         self.history: list[dict[str, Any]] = []
         file = open_source(src)
         if is_stream(file):
@@ -32,7 +32,7 @@ class Intake:
             if reader.head.kind not in ("embedding", "video"):
                 raise Corrupt(f"{self.name}: {reader.head.kind} records found, embedding or video expected.")
             self.history = reader.head.history
-            self._blocks = vectors.read_stream(reader, self.name, self.findings)
+            self._blocks = vectors.read_stream(reader, self.name, self.skipped)
         elif vectors.is_npy(file):
             if keys_src is None:
                 raise Usage(f"{self.name}: an array without names for its rows. Give them with --keys FILE.")

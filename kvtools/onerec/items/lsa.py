@@ -15,7 +15,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from threadpoolctl import threadpool_limits
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 
 _SPARE = 20  # directions beyond those wanted; Halko, Martinsson and Tropp advise 5 to 10, and more cost little
 _NOTHING = 1e-6  # of a row's norm: what is left below this is rounding, measured at 1e-15 and far from real rows at 1e-3
@@ -95,7 +95,7 @@ def project_terms(terms: Sequence[Sequence[str]], n_dims: int, n_powers: int | N
 
 def _sketch(x_NV: Any, n_dims: int, n_powers: int, seed: int) -> np.ndarray:
     """float64 (N, D): x on about its first D right singular vectors, by Halko, Martinsson and Tropp 2011, algorithm 4.4."""
-    q_NS = x_NV @ generator(seed, "sketch").standard_normal((x_NV.shape[1], n_dims + _SPARE))
+    q_NS = x_NV @ rng_for(seed, "sketch").standard_normal((x_NV.shape[1], n_dims + _SPARE))
     for _ in range(n_powers):
         q_NS = x_NV @ (x_NV.T @ np.linalg.qr(q_NS)[0])
     q_NS = np.linalg.qr(q_NS)[0]
@@ -123,7 +123,7 @@ def unit(x_ND: np.ndarray) -> np.ndarray:
 
 def direction(key: str, n_dims: int, seed: int) -> np.ndarray:
     """float64 (D,): a random unit vector that depends on the key and the seed alone."""
-    x_D = generator(seed, "direction", key).standard_normal(n_dims)
+    x_D = rng_for(seed, "direction", key).standard_normal(n_dims)
     return np.asarray(x_D / np.linalg.norm(x_D))
 
 

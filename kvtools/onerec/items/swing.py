@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from scipy import sparse
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 
 _BLOCK = 1 << 22  # entries of an intermediate sparse matrix; a block costs some 200 MiB
 
@@ -46,7 +46,7 @@ def cap(
     begins = np.cumsum(per_item) - per_item
     for item in crowded.tolist():
         mine = by_item[begins[item] : begins[item] + per_item[item]]
-        chosen = generator(seed, "users of", keys[item]).permutation(len(mine))[:max_users]
+        chosen = rng_for(seed, "users of", keys[item]).permutation(len(mine))[:max_users]
         keep[mine] = False
         keep[mine[chosen]] = True
     return keep, np.flatnonzero(users_per > max_items), crowded

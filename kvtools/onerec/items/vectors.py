@@ -10,12 +10,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kvtools.artifact import kinds
+from kvtools.artifact import kinds, source_name
+from kvtools.artifact.delimited import lines_of, read_text
 from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Reader
 from kvtools.artifact.strings import unpack
 from kvtools.errors import Corrupt
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 
 Block = tuple[list[str], np.ndarray]  # n keys, float (n, D)
 
@@ -31,15 +32,17 @@ def is_npy(file: BinaryIO) -> bool:
 def read_keys(src: str) -> list[str]:
     """Keys, one a line, or as one JSON list."""
     with open_source(src) as file:
-        try:
-            text = file.read().decode("utf-8")
-            if not text.lstrip().startswith("["):
-                return text.splitlines()
-            keys = json.loads(text)
-        except ValueError as fault:
-            raise Corrupt(f"{src}: {fault}; keys, one a line, expected.") from None
+        text = read_text(file, source_name(src))
+    if not text.lstrip().startswith("["):
+        return lines_of(text)
+    try:
+        keys = json.loads(text)
+    except ValueError as fault:
+        raise Corrupt(
+            f"{source_name(src)}: this is not one JSON list ({fault}). Give keys one a line, or as a JSON list."
+        ) from None
     if not all(isinstance(key, str) for key in keys):
-        raise Corrupt(f"{src}: a JSON list of strings expected.")
+        raise Corrupt(f"{source_name(src)}: some keys are not strings. Put each of the JSON list in quotes.")
     return list(keys)
 
 
@@ -58,7 +61,7 @@ def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
         yield keys[begin : begin + _ROWS], np.asarray(matrix[begin : begin + _ROWS])
 
 
-def read_stream(reader: Reader, name: str, findings: Findings) -> Iterator[Block]:
+def read_stream(reader: Reader, name: str, skipped: SkippedRows) -> Iterator[Block]:
     """The vectors of `embedding` records, or the one of each `video` record; records without are counted as lost."""
     for record in reader:
         try:
@@ -70,10 +73,10 @@ def read_stream(reader: Reader, name: str, findings: Findings) -> Iterator[Block
         elif "embedding" in record.tensors:
             yield [record.key], record.tensors["embedding"][None]
         else:
-            findings.add("records without an embedding left out", 1, [record.key])
+            skipped.add("records without an embedding left out", 1, [record.key])
 
 
-def sieve(blocks: Iterator[Block], name: str, findings: Findings) -> Iterator[Block]:
+def sieve(blocks: Iterator[Block], name: str, skipped: SkippedRows) -> Iterator[Block]:
     """Blocks of float32 without rows that are not finite or are 0, and without keys that came before; these are counted.
 
     Raises Corrupt where blocks differ in width.
@@ -98,7 +101,7 @@ def sieve(blocks: Iterator[Block], name: str, findings: Findings) -> Iterator[Bl
             ("vectors of zeros left out", is_zero),
             ("items that came before left out", is_again),
         ):
-            findings.add(what, int(rows.sum()), (keys[row] for row in np.flatnonzero(rows)))
+            skipped.add(what, int(rows.sum()), (keys[row] for row in np.flatnonzero(rows)))
         keep = np.flatnonzero(is_finite & ~is_zero & ~is_again)
         yield [keys[row] for row in keep], narrow[keep]
 

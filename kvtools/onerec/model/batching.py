@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.onerec.interactions.features import Histories, powers
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.lifelong import Clusters, average, compress
@@ -140,7 +140,7 @@ class Batcher:
 
     def epoch(self, rows: HistoryRows, n_targets: int, *purpose: int | str) -> Iterator[HistoryRows]:
         """The rows in batches of about n_targets targets, padding included, shuffled by the seed and the purpose."""
-        rng = generator(self.seed, "rows", *purpose)
+        rng = rng_for(self.seed, "rows", *purpose)
         order = rng.permutation(len(rows))
         # a context of more than four items a target costs more than the targets: tails of long histories have one target
         lengths = np.maximum(rows.ends - rows.begins, -(-self._n_context(rows) // 4))

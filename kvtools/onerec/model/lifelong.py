@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 
 # below 8 items the source's root gives one cluster, which splits nothing: 7 is the smallest M that it reaches by itself
 LEAF_ITEMS = 7
@@ -57,7 +57,7 @@ def compress(x_ND: np.ndarray, *, leaf_items: int = LEAF_ITEMS, seed: int, key: 
         if is_same or len(rows) <= leaf_items:
             leaves.append((rows, int(rows[np.square(x_nD).sum(axis=1).argmin()])))
             continue
-        labels = _split(x_nD, max(2, _cube_root(len(rows))), generator(seed, "lifelong", key, *path))
+        labels = _split(x_nD, max(2, _cube_root(len(rows))), rng_for(seed, "lifelong", key, *path))
         nodes += [(rows[labels == child], (*path, int(child))) for child in np.unique(labels)]
     leaves.sort(key=lambda leaf: int(leaf[0][0]))
     labels_N = np.empty(len(x_ND), np.int32)

@@ -1,6 +1,6 @@
 """What `recgen` does between opening and writing: who asks, who answers, and what is told about both.
 
-One rank of several may know a fault alone only where all read the same files, so all find it; findings are told by rank 0.
+One rank of several may know a fault alone only where all read the same files, so all find it; skipped are told by rank 0.
 """
 
 import json
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 import typer
 
-from kvtools.artifact import open_artifact
+from kvtools.artifact import open_artifact, source_name
+from kvtools.artifact.delimited import read_lines
 from kvtools.artifact.files import Sink, open_source
 from kvtools.artifact.history import Step, extend
 from kvtools.artifact.stream import Head, Writer
-from kvtools.chance import generator as chance
+from kvtools.chance import rng_for as chance
 from kvtools.errors import Corrupt, Missing, Usage
 from kvtools.onerec.interactions.features import Codings, Histories, join
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID
@@ -37,7 +38,7 @@ from kvtools.onerec.run.checkpoint import Counted, Generator
 from kvtools.onerec.run.dataset import held_out
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.progress import Ticker
-from kvtools.skipped import Findings
+from kvtools.skipped import SkippedRows
 from kvtools.world import World, shard
 
 Baseline = Literal["popular", "co-occurrence"]
@@ -71,9 +72,9 @@ class Serving:
         self.code = self.n_users = 0
         self._known: dict[tuple[Vocabulary, ...], Users] = {}  # a table may be stdin, which is read once
         self.history: list[list[Step]] = []
-        self._log, findings, before = open_interactions(src, columns=columns)
+        self._log, skipped, before = open_interactions(src, columns=columns)
         self.history.append(before)
-        self._settle(self._name, findings)
+        self._report(self._name, skipped)
 
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────────────────────────
     def evaluate(self, model: str, baseline: Baseline | None, part: str, *, calibrate: bool) -> dict[str, Any]:
@@ -215,8 +216,8 @@ class Serving:
     def _users(self, made: Generator) -> Users:
         names = tuple(made.static)
         if names not in self._known:
-            users, findings = open_users(self._table, made.static)
-            self._settle(self._table or "", findings)
+            users, skipped = open_users(self._table, made.static)
+            self._report(self._table or "", skipped)
             assert users is not None, "a table was named"
             self._known[names] = users
         return self._known[names]
@@ -245,15 +246,15 @@ class Serving:
         return recommend
 
     def _join(self, ids: SemanticIds, src: str, codings: Codings | None) -> Histories:
-        histories, _, findings = join(self._log, ids, src, codings)
-        self._settle(self._name, findings)
+        histories, _, skipped = join(self._log, ids, src, codings)
+        self._report(self._name, skipped)
         if not len(histories.items):
             raise Corrupt(f"{self._name}: not one item that {src} knows. Give the interactions that belong to it.")
         return histories
 
     def _ticking(self, recommend: Callable[[Ask], Found], n_users: int) -> Callable[[Ask], Found]:
         n_chunks = -(-n_users // (CHUNK * self._world.size))
-        ticker = Ticker(total=n_chunks, unit="chunks", words="recgen", quiet=self._is_quiet)
+        ticker = Ticker(total=n_chunks, unit="chunks", label="recgen", quiet=self._is_quiet)
 
         def ticked(ask: Ask) -> Found:
             found = recommend(ask)
@@ -264,12 +265,12 @@ class Serving:
 
     def titles(self, src: str) -> dict[str, str]:
         """What items are called, {item: title}."""
-        called, findings = read_titles(src)
-        self._settle(src, findings)
+        called, skipped = read_titles(src)
+        self._report(src, skipped)
         return called
 
-    def _settle(self, name: str, findings: Findings) -> None:
-        self.code = findings.settle(name, self._tell_loss, strict=self._strict, is_told=self._is_told) or self.code
+    def _report(self, name: str, skipped: SkippedRows) -> None:
+        self.code = skipped.report(name, self._tell_loss, strict=self._strict, verbose=self._is_told) or self.code
 
 
 def write_json(answers: Iterator[Answer], called: Mapping[str, str] | None) -> None:
@@ -303,10 +304,7 @@ def _names(words: str) -> list[str]:
     """Names from a file or a pipe, one a line, or with commas between."""
     if not _is_listed(words):
         return [name.strip() for name in words.split(",")]
-    try:
-        return [line.strip() for line in open_source(words).read().decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as fault:
-        raise Corrupt(f"{words}: {fault}; names in UTF-8 expected.") from None
+    return [line.strip() for line in read_lines(open_source(words), source_name(words))]
 
 
 def _is_listed(words: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.onerec.interactions.features import Histories
 from kvtools.onerec.model import beam
 from kvtools.onerec.model.batching import Batcher
@@ -91,7 +91,7 @@ class Shares:
 
     def __init__(self, trie: Trie, counted: Counted, within: Within, seed: int) -> None:
         n_items = len(trie.id_of_item)
-        order = generator(seed, "within").permutation(n_items)
+        order = rng_for(seed, "within").permutation(n_items)
         key = np.zeros(n_items)
         if within == "popular":
             key = counted.popularity + 1.0

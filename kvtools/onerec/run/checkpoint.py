@@ -22,7 +22,7 @@ from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.onerec import OneRec, VocabularySizes
 from kvtools.onerec.recommend.cooccurrence import Cooccurrence, Settings
 from kvtools.onerec.semantic_ids.ids import SemanticIds
-from kvtools.train.meta_init import blank
+from kvtools.train.meta_init import meta_init
 
 _SYSTEM = "onerec"
 
@@ -135,7 +135,7 @@ def _require_shapes(
     n_layers = config.encoder_layers + config.decoder_layers
     if n_layers > len(tensors):
         raise Corrupt(f"{name}: {n_layers} layers found in {len(tensors)} tensors.")
-    with blank():
+    with meta_init():
         wanted = make(config, ids, codings, static).state_dict()
     for weight, like in wanted.items():
         found = list(tensors[weight].shape) if weight in tensors else None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.onerec.interactions.features import Codings, Histories
 from kvtools.onerec.interactions.log import TRAIN, VALID
 from kvtools.onerec.interactions.users import Users
@@ -114,7 +114,7 @@ def _held(
     ask, targets = held_out(histories, VALID)
     if not len(ask):
         return None
-    chosen = np.sort(generator(seed, "validation").permutation(len(ask))[:n_valid])
+    chosen = np.sort(rng_for(seed, "validation").permutation(len(ask))[:n_valid])
     ask, targets = ask.only(chosen), targets[chosen]
     near = counted.near.nearest(*ask.past(histories), config.near, exclude_seen=True) if config.near else None
     return Held(batcher, batcher.next_rows(ask.users, ask.lengths), targets, near)

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
-from kvtools.chance import seed_of
+from kvtools.chance import seed_for
 from kvtools.errors import Usage
 from kvtools.onerec.model.config import SIZES, ModelConfig, dense_twin
 from kvtools.onerec.run.dataset import PATHWAYS
+from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Plan
-from kvtools.train.overrides import Allowed, Lengths, named, refuse_nonsense
+from kvtools.train.overrides import Allowed, parse_overrides, refuse_bad_values
 
 # what --training may change, with its defaults: chosen on validation of Amazon Beauty and ML-100k (bench/README.md)
 _TRAINING: dict[str, Any] = {
@@ -76,14 +77,14 @@ class Recipe:
         for pathway in without:
             if pathway not in PATHWAYS or pathway == "short":
                 raise Usage(f"--without {pathway}: one of static, positive, lifelong, near expected.")
-        changed = named(training, "--training", _TRAINING)
+        changed = parse_overrides(training, "--training", _TRAINING)
         config = replace(SIZES[size], decoder=decoder, near=near, dropout=changed["dropout"])
         defaults = {f.name: getattr(config, f.name) for f in fields(config)}
-        told = named(architecture, "--architecture", defaults)
+        told = parse_overrides(architecture, "--architecture", defaults)
         config = dense_twin(config) if told["experts"] == 0 and "experts=0" in architecture else config
         config = replace(config, **{name: told[name] for name in told if told[name] != defaults[name]})
-        refuse_nonsense("--architecture", config.to_json(), _MAY_BE)
-        refuse_nonsense("--training", changed, _MAY_BE, ("warmup", "save", "patience"))
+        refuse_bad_values("--architecture", config.to_json(), _MAY_BE)
+        refuse_bad_values("--training", changed, _MAY_BE, ("warmup", "save", "patience"))
         if config.width % config.heads or 0 < config.experts < config.active or (config.experts and not config.expert_hidden):
             raise Usage(
                 f"--architecture: width {config.width}, {config.heads} heads, {config.active} of {config.experts} experts of "
@@ -92,7 +93,7 @@ class Recipe:
             )
         if not math.isfinite(lr):
             raise Usage(f"--lr {lr}: a finite number expected.")
-        Lengths(1, 1).total(steps)
+        EpochLength(1, 1).total(steps)
         return cls(config, tuple(without), steps, lr, changed, seed, words)
 
     @property
@@ -110,7 +111,7 @@ class Recipe:
 
     @property
     def weights_seed(self) -> int:
-        return seed_of(self.seed, "weights")
+        return seed_for(self.seed, "weights")
 
     def to_json(self) -> dict[str, Any]:
         """Option names to values, as --config reads them."""
@@ -118,7 +119,7 @@ class Recipe:
 
     def plan(self, n_steps: int, n_tokens: int, dtype: Any) -> Plan:
         """The loop's plan, for epochs of n_steps steps and n_tokens tokens."""
-        lengths = Lengths(n_steps, n_tokens)
+        lengths = EpochLength(n_steps, n_tokens)
         n_total = lengths.total(self.steps)
 
         def steps_of(name: str) -> float:

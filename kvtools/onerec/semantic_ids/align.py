@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as nf
 
-from kvtools.chance import generator, seed_of
+from kvtools.chance import rng_for, seed_for
 
 _EPS = 1e-12
 _ENCODE_ROWS = 4096
@@ -169,7 +169,7 @@ def _batches(n_pairs: int, settings: Settings, seed: int) -> Iterator[np.ndarray
     left, epoch = np.empty(0, np.int64), 0
     for _ in range(settings.n_steps):
         if len(left) < n_batch:
-            left, epoch = generator(seed, "align", "epoch", epoch).permutation(n_pairs), epoch + 1
+            left, epoch = rng_for(seed, "align", "epoch", epoch).permutation(n_pairs), epoch + 1
         yield left[:n_batch]
         left = left[n_batch:]
 
@@ -257,7 +257,7 @@ def align(
     pairs_P2 = pairs_P2.astype(np.int64)
     sorted_pairs = np.unique(pairs_P2[:, 0] * n_items + pairs_P2[:, 1])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "align", "weights"))
+        torch.manual_seed(seed_for(seed, "align", "weights"))
         model = QFormer(x_NTD.shape[2], settings)
         parameters = list(model.parameters())
         decoder = None

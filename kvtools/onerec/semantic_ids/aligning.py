@@ -33,7 +33,7 @@ class Aligned:
     def __init__(
         self, intake: Intake, pairs_src: str, captions_src: str | None, settings: Settings, seed: int, *, is_quiet: bool
     ) -> None:
-        self.name, self.keys, self.findings = intake.name, intake.keys, intake.findings
+        self.name, self.keys, self.skipped = intake.name, intake.keys, intake.skipped
         self.weights: Weights = {}
         self.settings = settings
         self._intake, self._captions_src = intake, captions_src
@@ -49,7 +49,7 @@ class Aligned:
         numbers = {self.keys[row]: row for row in range(len(self.keys))}
         pairs_P2 = self._read_pairs(numbers)
         captions = None if self._captions_src is None else self._read_captions(self._captions_src)
-        steps = Ticker(total=self.settings.n_steps, unit="steps", words="align", quiet=self._is_quiet)
+        steps = Ticker(total=self.settings.n_steps, unit="steps", label="align", quiet=self._is_quiet)
         try:
             found = align(x_ND, pairs_P2, settings=self.settings, seed=self._seed, captions=captions, tell=steps)
         except ValueError as fault:
@@ -71,7 +71,7 @@ class Aligned:
             is_known = (pairs_P2 >= 0).all(axis=1)
             n_unknown += int((~is_known).sum())
             found.append(pairs_P2[is_known])
-        self.findings.add(f"pairs in {self._pairs_name} of items without a vector left out", n_unknown, is_lost=False)
+        self.skipped.add(f"pairs in {self._pairs_name} of items without a vector left out", n_unknown, is_skipped=False)
         pairs_P2 = np.concatenate(found)
         if len(pairs_P2) < 2:
             raise Corrupt(f"{self._pairs_name}: {len(pairs_P2)} pairs of items that have vectors found, 2 or more expected.")

@@ -37,7 +37,7 @@ class Fitting:
         """IDs of all that rank 0 takes in; a collective. Raises Stopped when asked to stop on the way into a file."""
         held_bytes = room_bytes() // 2 if self.held_bytes is None else self.held_bytes
         rows = deal(intake or (), world, limit_bytes=held_bytes // world.local_size)
-        ticker = Ticker(total=self.recipe.epochs or 1, unit="epochs", words="semid-build", quiet=is_quiet)
+        ticker = Ticker(total=self.recipe.epochs or 1, unit="epochs", label="semid-build", quiet=is_quiet)
         fit = fit_of(self.recipe, world, ticker)
         pause = Pause(self.dst, self.recipe)
         try:
@@ -60,7 +60,7 @@ class Fitting:
             self.tell(f"{len(rows)} vectors of {rows.n_width} on this rank{', on disk' * rows.is_on_disk}; {chosen}.")
         stop = Stop() if pause.is_possible and isinstance(fit, RqKMeans) else None
         n_passes = self.recipe.levels * (self.recipe.iterations + 1)
-        for step in progress(fit.fit(rows, chosen), total=n_passes, unit="passes", words="semid-build", quiet=is_quiet):
+        for step in progress(fit.fit(rows, chosen), total=n_passes, unit="passes", label="semid-build", quiet=is_quiet):
             if is_told:
                 self.tell(_words(step))
             if stop is not None and world.any(stop) and isinstance(fit, RqKMeans):

@@ -22,7 +22,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from kvtools.chance import generator
+from kvtools.chance import rng_for
 from kvtools.onerec.semantic_ids.nearest import Codebook, Filter
 
 Init = Literal["k-means++", "random"]
@@ -195,7 +195,7 @@ class RqKMeans:
 
 def seeds(rows: Rows, n_rows: int, n_codes: int, init: Init, seed: int, level: int, peers: Peers) -> np.ndarray:
     """The first codes of a level, float32 (K, D): rows drawn from a sample of all n_rows, the same for everyone."""
-    chance = generator(seed, "semid-build", "init", level)
+    chance = rng_for(seed, "semid-build", "init", level)
     n_sample = n_codes
     if init == "k-means++":
         n_sample = max(n_codes, min(_SAMPLE_ROWS * n_codes, _SAMPLE_BYTES // (4 * rows.n_width)))

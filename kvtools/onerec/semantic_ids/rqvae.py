@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as nf
 
-from kvtools.chance import generator, seed_of
+from kvtools.chance import rng_for, seed_for
 
 _SAMPLE_ROWS = 20_000  # from which codebooks are initialised
 _LLOYD_STEPS = 10
@@ -87,7 +87,7 @@ def _first_codebooks(z_NE: torch.Tensor, n_levels: int, n_codes: int, seed: int)
     """A few Lloyd steps on the residuals of each level, from random rows."""
     r_NE, codebooks = z_NE, []
     for level in range(n_levels):
-        rows = generator(seed, "rq-vae", "codebook", level).choice(len(r_NE), n_codes, replace=False)
+        rows = rng_for(seed, "rq-vae", "codebook", level).choice(len(r_NE), n_codes, replace=False)
         codebook_KE = r_NE[torch.from_numpy(rows)].clone()
         for _ in range(_LLOYD_STEPS):
             codes_N = nearest(r_NE, codebook_KE)
@@ -121,9 +121,9 @@ def fit_rqvae(
     x = torch.from_numpy(x_ND.astype(np.float32))
     widths = [x.shape[1], *settings.hidden, settings.n_latent]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "rq-vae", "weights"))
+        torch.manual_seed(seed_for(seed, "rq-vae", "weights"))
         encoder, decoder = _mlp(widths), _mlp(widths[::-1])
-    sample = generator(seed, "rq-vae", "sample").permutation(len(x))[: max(_SAMPLE_ROWS, n_codes)]
+    sample = rng_for(seed, "rq-vae", "sample").permutation(len(x))[: max(_SAMPLE_ROWS, n_codes)]
     with torch.no_grad():
         codebooks_LKE = nn.Parameter(_first_codebooks(encoder(x[torch.from_numpy(sample)]), n_levels, n_codes, seed))
     parameters = [*encoder.parameters(), *decoder.parameters()]
@@ -131,7 +131,7 @@ def fit_rqvae(
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     losses: list[float] = []
     for epoch in range(settings.n_epochs):
-        chance = generator(seed, "rq-vae", "epoch", epoch)
+        chance = rng_for(seed, "rq-vae", "epoch", epoch)
         total, used_LK = 0.0, torch.zeros(n_levels, n_codes, dtype=torch.bool)
         for rows_B in torch.split(torch.from_numpy(chance.permutation(len(x))), settings.n_batch):
             x_BD = x[rows_B]

@@ -162,8 +162,8 @@ def _convert_model(
     if weights.unused:
         names = ", ".join(sorted(weights.unused)[:3]) + (" and more" if len(weights.unused) > 3 else "")
         ctx.obj.log(f"{src}: {len(weights.unused)} tensors that the model does not use go along: {names}.", quiet=quiet)
-    if weights.passed_over:
-        ctx.obj.log(f"{src}: left behind: {', '.join(weights.passed_over[:6])}.", quiet=quiet)
+    if weights.ignored_files:
+        ctx.obj.log(f"{src}: left behind: {', '.join(weights.ignored_files[:6])}.", quiet=quiet)
     history = extend("convert", ctx.obj.argv, before=[weights.history], stamp=stamp)
     if is_directory:
         with new_directory(output, force=force) as folder:

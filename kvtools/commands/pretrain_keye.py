@@ -162,8 +162,9 @@ def main(
     figures = {"stage": stage, "step": run.progress.step, "loss": run.progress.loss, "validation": run.progress.best_score}
     history = extend("pretrain keye", ctx.obj.argv, before=[*given.histories, *start.histories], stamp=stamp)
     checkpoint.save(
-        Sink(output, force=force), start.model.cpu(), tokenizer_json=start.chat.to_bytes(), like=start.like, files=start.files,
-        history=history, told={"recipe": recipe.to_json()} | {name: x for name, x in figures.items() if x is not None},
+        Sink(output, force=force), start.model.cpu(), tokenizer_json=start.chat.to_bytes(), source=start.like,
+        files=start.files, history=history,
+        fields={"recipe": recipe.to_json()} | {name: x for name, x in figures.items() if x is not None},
     )  # fmt: skip
     run.forget()
     return code

@@ -68,7 +68,7 @@ REFUSED = [
     ("open.jsonl --media clips.kvs --model yes.model", 65, "open question has no options"),
     ("wrong.jsonl --media clips.kvs --model yes.model", 65, "answer 'perhaps' found"),
     ("questions.jsonl --model yes.model", 65, "yes.model: "),
-    ("questions.jsonl --media clips.kvs --model clips.kvs", 65, "a model expected"),
+    ("questions.jsonl --media clips.kvs --model clips.kvs", 65, "kind model is needed"),
     ("none.jsonl --media clips.kvs --model yes.model", 66, "no such file"),
     ("questions.jsonl --media none --model yes.model", 66, "no such file"),
 ]

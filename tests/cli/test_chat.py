@@ -32,7 +32,7 @@ def arch(**language):
 
 def save(path, model, tokenizer=CHAT):
     words = None if tokenizer is None else tokenizer.to_bytes()
-    checkpoint.save(Sink(str(path), force=True), model, tokenizer_json=words, told={"stage": "sft", "step": 1}, history=[])
+    checkpoint.save(Sink(str(path), force=True), model, tokenizer_json=words, fields={"stage": "sft", "step": 1}, history=[])
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +146,9 @@ def test_pictures_folders_and_streams_can_be_shown(ask):
 def test_a_hugging_face_directory_answers_as_the_bag_does(ask, shelf):
     from kvtools.artifact.directory import new_directory
 
-    loaded = checkpoint.load(str(shelf / "keye.safetensors"))
+    weights = checkpoint.open_weights(str(shelf / "keye.safetensors"))
     with new_directory(str(shelf / "folder"), force=True) as folder:
-        checkpoint.write(loaded.weights, folder, history=[])
+        checkpoint.write(weights, folder, history=[])
     answers = [ask(f"-q --model {m} --greedy --max-new 8 cat.png 'What?'").out for m in ("keye.safetensors", "folder")]
     assert answers[0] == answers[1] != b""
 
@@ -171,7 +171,7 @@ def test_an_answer_that_is_cut_is_noted(ask):
         ("--model keye.safetensors absent.mp4", 66, "absent.mp4: no such file. A question comes last"),
         ("--model keye.safetensors absent.mp4 Well?", 66, "absent.mp4: no such file. Put the question in quotes"),
         ("--model clip.mp4 Well?", 65, "clip.mp4: neither a stream nor a bag"),
-        ("--model shop.safetensors Well?", 65, "shop.safetensors: onerec found, a model of keye expected"),
+        ("--model shop.safetensors Well?", 65, "shop.safetensors: this is a model of onerec, and a model of keye is needed"),
         ("--model matching.safetensors Well?", 65, "matching.safetensors: a siglip found, which cannot answer"),
         ("--model cut.safetensors Well?", 65, "cut.safetensors: "),
         ("--model keye.safetensors bad.mp4 Well?", 65, "bad.mp4: "),

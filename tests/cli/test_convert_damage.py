@@ -30,44 +30,44 @@ def damaged(case, folder):
     if case == "missing tensor":
         del tensors["model.norm.weight"]
         write_safetensors(path, tensors)
-        return "model.norm.weight missing"
+        return "in: it lacks tensors: model.norm.weight.\n"
     if case == "unknown tensor":
         write_safetensors(path, tensors | {"model.extra.weight": torch.ones(2), "zeta": torch.ones(1)})
-        return "model.extra.weight, zeta unknown"
+        return "in: it holds tensors that no qwen3 has: model.extra.weight, zeta.\n"
     if case == "unknown and missing":
         tensors["model.nrom.weight"] = tensors.pop("model.norm.weight")
         write_safetensors(path, tensors)
-        return "model.nrom.weight unknown; model.norm.weight missing"
+        return "in: it holds tensors that no qwen3 has: model.nrom.weight; it lacks tensors: model.norm.weight.\n"
     if case == "shape":
         write_safetensors(path, tensors | {"model.norm.weight": torch.ones(31)})
-        return "model.norm.weight: [31] found, [32] of the config expected"
+        return "in: model.norm.weight is [31], and the config needs [32].\n"
     if case == "integers":
         write_safetensors(path, tensors | {"model.norm.weight": torch.ones(32, dtype=torch.int8)})
-        return "model.norm.weight: I8 found, one of F32"
+        return "in: model.norm.weight is I8, and one of F32, BF16, F16, F64 is needed.\n"
     if case == "too many layers":
         config.write_text(json.dumps(words | {"num_hidden_layers": 10**9}))
-        return "2 layers found, 1000000000 of the config expected"
+        return "in: model.layers. has 2 layers, and the config says 1000000000.\n"
     if case == "huge width":
         config.write_text(json.dumps(words | {"hidden_size": 1 << 39}))
-        return "expected"
+        return "in: model.embed_tokens.weight is [97, 32], and the config needs [97, 549755813888].\n"
     if case == "negative":
         config.write_text(json.dumps(words | {"vocab_size": -3}))
-        return "vocab_size: -3 found, a count expected"
+        return "in: vocab_size is -3, and a whole number of at least 1 is needed.\n"
     if case == "model_type":
         config.write_text(json.dumps(words | {"model_type": "llama"}))
-        return "model_type 'llama' found, Keye, qwen3, siglip"
+        return "in: model_type is 'llama', and Keye, qwen3, siglip or siglip_vision_model is needed.\n"
     if case == "activation":
         config.write_text(json.dumps(words | {"hidden_act": "gelu"}))
-        return "hidden_act 'gelu' found, 'silu' expected"
+        return "in: hidden_act is 'gelu', and only 'silu' is built here.\n"
     if case == "scaled":
         config.write_text(json.dumps(words | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}))
-        return "rope_type 'yarn' found"
+        return "in: rope_type is 'yarn', and only default is built here.\n"
     if case == "config":
         config.write_text("{")
         return "config.json: not JSON"
     if case == "tied and different":
         config.write_text(json.dumps(words | {"tie_word_embeddings": True}))
-        return "lm_head.weight: differs from model.embed_tokens.weight"
+        return "in: lm_head.weight differs from model.embed_tokens.weight, and the config ties them.\n"
     if case == "pickle":
         path.rename(folder / "pytorch_model.bin")
         return "pytorch_model.bin: a pickle found, which runs code when read; safetensors expected"

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from kvtools.artifact import open_artifact
+from kvtools.artifact.bag import write_bag
 from kvtools.artifact.directory import read_directory
-from kvtools.keye.checkpoint.formats import Shapes
-from kvtools.keye.checkpoint.huggingface import config_of
-from kvtools.keye.checkpoint.weights import fill, load, open_weights, save, to_torch
+from kvtools.artifact.files import Sink
+from kvtools.keye.checkpoint.formats import CheckpointFormat
+from kvtools.keye.checkpoint.huggingface import huggingface_config
+from kvtools.keye.checkpoint.weights import copy_shared_weights, load, open_weights, save, to_torch
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 
@@ -65,9 +67,9 @@ def keye(tmp_path):
     folder.mkdir()
     tensors = dict(model.state_dict()) | {name: torch.randn(shape).bfloat16() for name, shape in UNUSED.items()}
     write_safetensors(folder / "model.safetensors", tensors)
-    shapes = Shapes("keye", KEYE.vision, KEYE.language, None, KEYE)
+    checkpoint_format = CheckpointFormat.of_keye(KEYE)
     source = {"auto_map": {"AutoModel": "modeling_keye.KeyeForConditionalGeneration"}, "something_else": [1]}
-    (folder / "config.json").write_text(json.dumps(config_of(shapes, source, "bfloat16")))
+    (folder / "config.json").write_text(json.dumps(huggingface_config(checkpoint_format, source, "bfloat16")))
     (folder / "tokenizer.json").write_text('{"model": {}}')
     (folder / "modeling_keye.py").write_text("raise SystemExit\n")
     return folder
@@ -142,31 +144,31 @@ def test_keye_in_and_out_keeps_every_tensor_and_the_config(kv, tmp_path, keye):
 
 def test_a_model_is_loaded_as_it_was_saved_from_either_form(kv, tmp_path, keye):
     kv("convert -q keye -o m.safetensors")
-    from_directory, from_bag = load(str(keye)), load(str(tmp_path / "m.safetensors"), dtype=torch.float32)
-    assert from_directory.tokenizer_json == from_bag.tokenizer_json == b'{"model": {}}'
-    assert from_bag.model.config == from_directory.model.config == KEYE
-    for name, x in from_directory.model.state_dict().items():
+    from_directory, weights = load(str(keye))
+    from_bag, same = load(str(tmp_path / "m.safetensors"), dtype=torch.float32)
+    assert weights.files == same.files == {"tokenizer.json": b'{"model": {}}'}
+    assert from_bag.config == from_directory.config == KEYE
+    for name, x in from_directory.state_dict().items():
         assert x.dtype == torch.bfloat16
-        assert torch.equal(x.float(), from_bag.model.state_dict()[name])
+        assert torch.equal(x.float(), from_bag.state_dict()[name])
     with torch.no_grad():  # weights are the model's own: a mapped file cannot be written to
-        from_directory.model.model.norm.weight.add_(1)
+        from_directory.model.norm.weight.add_(1)
 
 
 def test_what_was_trained_is_saved_with_what_it_came_with(tmp_path, keye):
     from kvtools.artifact.directory import new_directory
-    from kvtools.artifact.files import Sink
 
-    loaded = load(str(keye))
+    model, weights = load(str(keye))
     told = {"stage": "alignment", "step": 7, "recipe": {"lr": 0.1}}
-    save(Sink(str(tmp_path / "m")), loaded.model, tokenizer_json=b"{}", told=told, history=[{"id": "a"}], like=loaded.weights)
-    again = load(str(tmp_path / "m"))
-    assert (again.fields["stage"], again.fields["step"], again.fields["config"]) == ("alignment", 7, {"lr": 0.1})
-    assert (again.tokenizer_json, again.history) == (b"{}", [{"id": "a"}])
-    assert set(again.weights.unused) == set(UNUSED)
+    save(Sink(str(tmp_path / "m")), model, tokenizer_json=b"{}", fields=told, history=[{"id": "a"}], source=weights)
+    again, kept = load(str(tmp_path / "m"))
+    assert (kept.fields, kept.recipe) == ({"stage": "alignment", "step": 7}, {"lr": 0.1})
+    assert (kept.files, kept.history) == ({"tokenizer.json": b"{}"}, [{"id": "a"}])
+    assert set(kept.unused) == set(UNUSED)
     with new_directory(str(tmp_path / "d")) as folder:
-        save(folder, again.model, tokenizer_json=None, told=again.weights.told, history=again.history, like=again.weights)
-    last = load(str(tmp_path / "d"))
-    assert (last.fields["stage"], last.history, last.tokenizer_json) == ("alignment", [{"id": "a"}], b"{}")
+        save(folder, again, tokenizer_json=None, fields=kept.fields, history=kept.history, source=kept)
+    last = open_weights(str(tmp_path / "d"))
+    assert (last.fields["stage"], last.history, last.files["tokenizer.json"]) == ("alignment", [{"id": "a"}], b"{}")
     assert open_artifact(str(tmp_path / "m")).fields["config"] == {"lr": 0.1}
 
 
@@ -186,11 +188,10 @@ CONVERSATIONS = [
 
 
 def test_others_find_the_tokenizer_and_how_pictures_become_patches(kv, tmp_path, keye):
-    from kvtools.artifact.files import Sink
     from kvtools.keye.data.chat_template import Chat, visuals
 
     chat = Chat.open(None)
-    save(Sink(str(tmp_path / "m")), load(str(keye)).model, tokenizer_json=chat.to_bytes(), told={}, history=[])
+    save(Sink(str(tmp_path / "m")), load(str(keye))[0], tokenizer_json=chat.to_bytes(), fields={}, history=[])
     kv("convert -q m -o made/")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == chat.stop_tokens
@@ -214,7 +215,9 @@ def test_a_keye_begins_from_qwen3_and_siglip(tmp_path):
     eyes = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**EYES))
     eyes.save_pretrained(tmp_path / "s")
     model = Keye(KEYE)
-    filled = fill(model, open_weights(str(tmp_path / "q"))) + fill(model, open_weights(str(tmp_path / "s")))
+    filled = copy_shared_weights(model, open_weights(str(tmp_path / "q"))) + copy_shared_weights(
+        model, open_weights(str(tmp_path / "s"))
+    )
     rest = {name for name in model.state_dict() if name not in filled}
     assert all(name.startswith("mlp_AR.") for name in rest)
     assert torch.equal(model.lm_head.weight, theirs.lm_head.weight)
@@ -222,8 +225,8 @@ def test_a_keye_begins_from_qwen3_and_siglip(tmp_path):
     prefix = next(name for name in wanted if name.endswith("post_layernorm.bias")).removesuffix("post_layernorm.bias")
     assert torch.equal(model.tower.post_layernorm.bias, wanted[prefix + "post_layernorm.bias"])
     qwen(tmp_path / "wide", hidden_size=64)
-    with pytest.raises(ValueError, match=r"\[97, 64\] found, \[97, 32\] expected"):
-        fill(model, open_weights(str(tmp_path / "wide")))
+    with pytest.raises(ValueError, match=r"\[97, 64\], and \[97, 32\] is needed"):
+        copy_shared_weights(model, open_weights(str(tmp_path / "wide")))
 
 
 def test_precisions_and_values_are_kept_bit_for_bit(kv, tmp_path):
@@ -278,4 +281,27 @@ def test_what_is_no_model_is_told(kv, tmp_path):
     assert "no config.json" in kv("convert d -o m")[1]
     write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(2)})
     code, told = kv("convert x.safetensors -o out/")
-    assert (code, "a model of keye expected" in told) == (65, True)
+    assert told == (
+        "kvtools convert: x.safetensors: this is a bag that kvtools did not write, and kind model is needed. Make one with "
+        "kvtools pretrain keye or kvtools convert.\n"
+    )
+    assert code == 65
+
+
+def test_a_merge_that_is_not_built_is_refused_by_name_in_both_forms(kv, tmp_path, keye):
+    assert kv("convert -q keye -o m.safetensors") == (0, "")
+    config = json.loads((keye / "config.json").read_text())
+    config["vision_config"]["spatial_merge_size"] = 1
+    (keye / "config.json").write_text(json.dumps(config))
+    assert kv("convert keye -o n.safetensors") == (
+        65,
+        "kvtools convert: keye: spatial_merge_size is 1, and only 2 is built here.\n",
+    )
+    bag = open_artifact(str(tmp_path / "m.safetensors"))
+    fields = {name: value for name, value in bag.fields.items() if name not in ("kind", "config", "history", "crc32")}
+    fields["architecture"]["merge"] = 3
+    write_bag(Sink(str(tmp_path / "n.safetensors")), "model", bag.tensors, config={}, history=[], **fields)
+    assert kv("convert n.safetensors -o out/") == (
+        65,
+        "kvtools convert: n.safetensors: merge is 3, and only 2 is built: a visual token stands for 2 x 2 patches.\n",
+    )

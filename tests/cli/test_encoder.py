@@ -34,7 +34,7 @@ SMALL = "--frames 3 --frame-tokens 1:16"
 
 
 def save(path, model):
-    checkpoint.save(Sink(str(path), force=True), model, tokenizer_json=CHAT.to_bytes(), told={"stage": "sft"}, history=[])
+    checkpoint.save(Sink(str(path), force=True), model, tokenizer_json=CHAT.to_bytes(), fields={"stage": "sft"}, history=[])
 
 
 def records(raw):
@@ -72,7 +72,7 @@ def here(shelf, monkeypatch):
 
 
 def test_records_hold_what_the_model_sees_and_one_vector_for_it(here):
-    model = checkpoint.load("keye.safetensors").model
+    model = checkpoint.load("keye.safetensors")[0]
     found = records((here / "clips.kvs").read_bytes())
     assert [record.key for record in found] == ["c0.mp4", "c1.mp4", "c3.mp4", "c4.mp4"]
     for record in found:
@@ -98,7 +98,7 @@ def test_all_else_is_as_without_an_encoder(here):
 def test_a_model_of_stage_0_gives_what_its_head_says_and_no_tokens(here):
     assert say(f"kvtools tokenize-video --encoder matching.safetensors {SMALL} c3.mp4 -o m.kvs --force").code == 0
     (record,) = records((here / "m.kvs").read_bytes())
-    model = checkpoint.load("matching.safetensors").model
+    model = checkpoint.load("matching.safetensors")[0]
     with torch.no_grad():
         pooled = model.encode_images(torch.tensor(record.tensors["pixels"]), [tuple(record.tensors["grid"].tolist())])[0]
     np.testing.assert_allclose(record.tensors["embedding"], pooled, atol=1e-6)
@@ -158,7 +158,7 @@ def test_a_run_that_is_asked_to_stop_begins_no_clip(here):
 
 
 def test_the_model_is_told_in_the_stream_and_in_recipes(here, capfd):
-    state = checkpoint.load("keye.safetensors").model.state_dict()
+    state = checkpoint.load("keye.safetensors")[0].state_dict()
     digest = Digest()
     for name, weight in state.items():
         if name.startswith(("visual.", "mlp_AR.")):
@@ -195,9 +195,9 @@ def test_bfloat16_sees_nearly_the_same(here, capfd):
     [
         ("--encoder absent.safetensors", 66, "absent.safetensors: no such file or directory"),
         ("--encoder cut.safetensors", 65, "cut.safetensors: "),
-        ("--encoder shop.safetensors", 65, "shop.safetensors: onerec found, a model of keye expected"),
+        ("--encoder shop.safetensors", 65, "shop.safetensors: this is a model of onerec, and a model of keye is needed"),
         ("--encoder c1.mp4", 65, "c1.mp4: neither a stream nor a bag"),
-        ("--encoder clips.kvs", 65, "clips.kvs: video records found, a model expected"),
+        ("--encoder clips.kvs", 65, "clips.kvs: this is a stream of kind video, and kind model is needed"),
         ("--encoder sixteen.safetensors", 65, "sixteen.safetensors: patches of 16 pixels"),
         ("--encoder wide.safetensors", 2, "--max-tokens 24576: at most 12629, what a record holds with --encoder, expected"),
         ("--encoder nan.safetensors", 65, "c0.mp4: the encoder gives numbers that are not finite"),

@@ -108,24 +108,28 @@ def make_models(top):
     import torch
 
     from kvtools.artifact.files import Sink
-    from kvtools.keye.checkpoint.formats import Shapes
+    from kvtools.keye.checkpoint.formats import CheckpointFormat
     from kvtools.keye.checkpoint.weights import Weights, save, to_numpy, write
     from kvtools.keye.data.chat_template import Chat
     from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
     from kvtools.keye.model.keye import Keye
 
-    shapes = Shapes("qwen3", language=LanguageConfig(16, 32, 2, 2, 1, 8, vocabulary=50))
+    checkpoint_format = CheckpointFormat("qwen3", language=LanguageConfig(16, 32, 2, 2, 1, 8, vocabulary=50))
     (top / "Qwen3-0.6B").mkdir()
     for seed, name in enumerate(("Qwen3-0.6B", "a.safetensors", "b.safetensors")):
         torch.manual_seed(seed)
-        state = {name: to_numpy(x) for name, x in shapes.model().state_dict().items() if name.startswith(("model.", "lm_head"))}
-        write(Weights(name, shapes, state), Sink(str(top / name)) if seed else top / name, history=[])
+        state = {
+            name: to_numpy(x)
+            for name, x in checkpoint_format.build().state_dict().items()
+            if name.startswith(("model.", "lm_head"))
+        }
+        write(Weights(name, checkpoint_format, state), Sink(str(top / name)) if seed else top / name, history=[])
     chat = Chat.open(None)
     arch = ModelConfig(
         VisionConfig(16, 32, 1, 2, table_side=4), LanguageConfig(16, 32, 2, 2, 1, 8, vocabulary=chat.size),
         image_token=chat.image_token, video_token=chat.video_token,
     )  # fmt: skip
-    save(Sink(str(top / "keye.safetensors")), Keye(arch), tokenizer_json=chat.to_bytes(), told={}, history=[])
+    save(Sink(str(top / "keye.safetensors")), Keye(arch), tokenizer_json=chat.to_bytes(), fields={}, history=[])
 
 
 @pytest.fixture(scope="module")

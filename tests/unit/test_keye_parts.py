@@ -92,22 +92,26 @@ def test_sizes_tell_themselves_and_count_as_published():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"language": {"heads": 3, "kv_heads": 2}}, "a multiple"),
-        ({"language": {"widht": 3}}, "language: .* expected"),
-        ({"vision": {"width": "24"}}, "a count of at least 1"),
-        ({"merge": 0}, "a count of at least 1"),
+        ({"language": {"heads": 3, "kv_heads": 2}}, "language: heads is 3, and a multiple of kv_heads, 2, is needed"),
+        (
+            {"language": {"widht": 3}},
+            "language has no field widht; its fields are eps, head_dim, heads, hidden, kv_heads, .*width",
+        ),
+        ({"vision": {"width": "24"}}, "width is '24', and a whole number of at least 1 is needed"),
+        ({"merge": 0}, "merge is 0, and a whole number of at least 1 is needed"),
+        ({"merge": 3}, "merge is 3, and only 2 is built: a visual token stands for 2 x 2 patches"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(change, match):
     words = ARCH.to_json()
     for name, value in change.items():
         words[name] = {**words[name], **value} if isinstance(value, dict) else value
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=f"^{match}$"):
         ModelConfig.from_json(words)
     assert VisionConfig(24, 40, 2, 2).head_dim == 12
-    with pytest.raises(ValueError, match="a multiple of 4"):
+    with pytest.raises(ValueError, match="width is 20, and a multiple of 8 is needed for 2 heads"):
         VisionConfig(20, 40, 2, 2)
-    with pytest.raises(ValueError, match="a count"):
+    with pytest.raises(ValueError, match="head_dim is 0, and a whole number"):
         LanguageConfig(8, 8, 1, 1, 1, 0)
 
 

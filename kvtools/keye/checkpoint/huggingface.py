@@ -1,17 +1,17 @@
-"""config.json of the Hugging Face hub: shapes from it, and it from shapes; and the small files that go with it.
+"""config.json of the Hugging Face hub, read and written, and the small files beside it.
 
-Fields as transformers' configurations name them, with its defaults where published files leave them out. What a config asks for
-beyond what is built here (other activations, scaled rotations, sliding windows) is refused by name.
+Fields are named as in transformers' configurations, with its defaults where published files leave them out. A config that asks
+for what is not built here (other activations, scaled rotations, sliding windows) is refused by the field's name.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from kvtools.keye.checkpoint.formats import Shapes
+from kvtools.keye.checkpoint.formats import CheckpointFormat
 from kvtools.keye.data.chat_template import JINJA
 from kvtools.keye.model.config import (
     IMAGE_TOKEN,
+    MERGE,
     VIDEO_TOKEN,
     LanguageConfig,
     ModelConfig,
@@ -20,83 +20,95 @@ from kvtools.keye.model.config import (
     mrope_sections,
 )
 
+# our field: config.json's, and transformers' default where it has one
+_VISION = {
+    "width": ("hidden_size", 768),
+    "hidden": ("intermediate_size", 3072),
+    "layers": ("num_hidden_layers", 12),
+    "heads": ("num_attention_heads", 12),
+    "patch": ("patch_size", 16),
+}
+_TEXT = {
+    "width": ("hidden_size", 768),
+    "hidden": ("intermediate_size", 3072),
+    "layers": ("num_hidden_layers", 12),
+    "heads": ("num_attention_heads", 12),
+    "vocabulary": ("vocab_size", 32000),
+    "positions": ("max_position_embeddings", 64),
+}
+_LANGUAGE = {
+    "width": ("hidden_size", None),
+    "hidden": ("intermediate_size", None),
+    "layers": ("num_hidden_layers", None),
+    "heads": ("num_attention_heads", None),
+    "head_dim": ("head_dim", 128),
+    "vocabulary": ("vocab_size", None),
+    "positions": ("max_position_embeddings", 40960),
+}
+_VISION_ACTIVATION = "gelu_pytorch_tanh"
+_PUBLISHED_IMAGE_SIZE = 384  # pixels; 27 patches of 14 and 6 pixels over
 
-def shapes_of_config(config: Mapping[str, Any]) -> Shapes:
-    """The shapes a config.json tells. Raises ValueError for models that are not built here, and fields that cannot be."""
+
+def format_of_config(config: Mapping[str, Any]) -> CheckpointFormat:
+    """The format that a config.json describes. Raises ValueError for models that are not built here, and for bad fields."""
     kind = config.get("model_type")
     if kind == "qwen3":
-        return Shapes("qwen3", language=_language(config))
+        return CheckpointFormat("qwen3", language=_read_language(config))
     if kind == "siglip":
-        return Shapes(
-            "siglip", vision=_vision(_part(config, "vision_config"), rope=False), text=_text(_part(config, "text_config"))
-        )
+        vision, text = _required_part(config, "vision_config"), _required_part(config, "text_config")
+        return CheckpointFormat("siglip", vision=_read_vision(vision, rope=False), text=_read_text(text))
     if kind == "siglip_vision_model":
-        return Shapes("siglip-vision", vision=_vision(config, rope=False))
+        return CheckpointFormat("siglip-vision", vision=_read_vision(config, rope=False))
     if isinstance(kind, str) and kind.lower() == "keye":
-        seen = _part(config, "vision_config")
-        whole = ModelConfig(
-            _vision(seen, rope=True),
-            _language(_inner(config, "text_config") or config),
-            merge=_count(seen, "spatial_merge_size", 2),
-            tokens_per_second=_count(seen, "tokens_per_second", 2),
-            image_token=_count(config, "image_token_id", IMAGE_TOKEN),
-            video_token=_count(config, "video_token_id", VIDEO_TOKEN),
+        vision = _required_part(config, "vision_config")
+        _refuse_other(vision, "spatial_merge_size", MERGE)
+        return CheckpointFormat.of_keye(
+            ModelConfig(
+                _read_vision(vision, rope=True),
+                _read_language(_part(config, "text_config") or config),
+                tokens_per_second=_count(vision, "tokens_per_second", 2),
+                image_token=_count(config, "image_token_id", IMAGE_TOKEN),
+                video_token=_count(config, "video_token_id", VIDEO_TOKEN),
+            )
         )
-        return Shapes("keye", whole.vision, whole.language, None, whole)
-    raise ValueError(f"model_type {kind!r} found, Keye, qwen3, siglip or siglip_vision_model expected")
+    raise ValueError(f"model_type is {kind!r}, and Keye, qwen3, siglip or siglip_vision_model is needed")
 
 
-def config_of(shapes: Shapes, source: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The config.json of a model: the source's, where there was one, with what the shapes and the precision say."""
-    words: dict[str, Any] = {**source, "torch_dtype": dtype}
-    words.pop("dtype", None)
-    if shapes.layout == "qwen3":
-        assert shapes.language is not None, "a qwen3 has a decoder"
-        return {
-            **words,
-            "model_type": "qwen3",
-            "architectures": ["Qwen3ForCausalLM"],
-            **_language_words(shapes.language, source),
-        }
-    assert shapes.vision is not None, "all others have eyes"
-    seen = _vision_words(shapes.vision, rope=shapes.layout == "keye")
-    if shapes.layout == "siglip-vision":
-        return {**words, "model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"], **seen}
-    seen = {**_inner(source, "vision_config"), **seen}
-    if shapes.layout == "siglip":
-        assert shapes.text is not None, "a siglip has words"
-        text = {**_inner(source, "text_config"), **_text_words(shapes.text)}
-        seen["model_type"] = "siglip_vision_model"
-        return {**words, "model_type": "siglip", "architectures": ["SiglipModel"], "vision_config": seen, "text_config": text}
-    assert shapes.whole is not None, "a keye is whole"
-    seen |= {"spatial_merge_size": shapes.whole.merge, "tokens_per_second": shapes.whole.tokens_per_second}
-    language = _language_words(shapes.whole.language, source)
-    language["rope_scaling"] = {
-        "rope_type": "default",
-        "type": "default",
-        **_inner(source, "rope_scaling"),
-        "mrope_section": list(mrope_sections(shapes.whole.language.head_dim)),
-    }
-    if "text_config" in words:
-        words["text_config"] = {**_inner(source, "text_config"), **language}
-    else:
-        words |= language
-    return {
-        "model_type": "Keye",
-        "architectures": ["KeyeForConditionalGeneration"],
-        **words,
-        "vision_config": seen,
-        "image_token_id": shapes.whole.image_token,
-        "video_token_id": shapes.whole.video_token,
-    }
+def huggingface_config(checkpoint: CheckpointFormat, source: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The config.json of a model: the fields of `source`, where there was one, overridden by the format's and the dtype."""
+    base = {name: value for name, value in source.items() if name != "dtype"} | {"torch_dtype": dtype}
+    vision, language, text, config = checkpoint.vision, checkpoint.language, checkpoint.text, checkpoint.config
+    if vision is None:
+        assert language is not None, "what has no tower has a decoder"
+        return base | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]} | _write_language(language, source)
+    fields = _write_vision(vision, rope=config is not None)
+    if config is None and text is None:
+        return base | {"model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"]} | fields
+    fields = _part(source, "vision_config") | fields
+    if config is None:
+        assert text is not None, "a siglip has both towers"
+        fields["model_type"] = "siglip_vision_model"
+        texts = _part(source, "text_config") | _write_text(text)
+        return base | {
+            "model_type": "siglip", "architectures": ["SiglipModel"], "vision_config": fields, "text_config": texts
+        }  # fmt: skip
+    fields |= {"spatial_merge_size": config.merge, "tokens_per_second": config.tokens_per_second}
+    decoder = _write_language(config.language, source)
+    sections = {"mrope_section": list(mrope_sections(config.language.head_dim))}
+    decoder["rope_scaling"] = {"rope_type": "default", "type": "default"} | _part(source, "rope_scaling") | sections
+    if "text_config" in base:
+        decoder = {"text_config": _part(source, "text_config") | decoder}
+    tokens = {"image_token_id": config.image_token, "video_token_id": config.video_token}
+    names = {"model_type": "Keye", "architectures": ["KeyeForConditionalGeneration"]}
+    return names | base | decoder | {"vision_config": fields} | tokens
 
 
-def companions(shapes: Shapes, *, has_tokenizer: bool) -> dict[str, dict[str, Any]]:
-    """Further files without which others cannot load a Keye-VL's directory: how pictures become patches (values as those of the
-    published preview), which class reads the tokenizer, and how a conversation becomes text."""
-    if shapes.whole is None:
+def companion_files(checkpoint: CheckpointFormat, *, has_tokenizer: bool) -> dict[str, dict[str, Any]]:
+    """Further JSON files without which others cannot load a Keye-VL's directory, by file name: how pictures become patches
+    (values of the published preview), which class reads the tokenizer, and the chat template."""
+    if checkpoint.config is None:
         return {}
-    pictures = {
+    preprocessor = {
         "image_processor_type": "SiglipImageProcessor",
         "processor_class": "KeyeProcessor",
         **dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True),
@@ -106,162 +118,143 @@ def companions(shapes: Shapes, *, has_tokenizer: bool) -> dict[str, dict[str, An
         "image_std": [0.5, 0.5, 0.5],
         "min_pixels": 4 * 28 * 28,
         "max_pixels": 1280 * 28 * 28,
-        "patch_size": shapes.whole.vision.patch,
-        "merge_size": shapes.whole.merge,
+        "patch_size": checkpoint.config.vision.patch,
+        "merge_size": checkpoint.config.merge,
         "temporal_patch_size": 1,
     }
-    words = {
+    tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "model_max_length": shapes.whole.language.positions,
+        "model_max_length": checkpoint.config.language.positions,
         "chat_template": JINJA,
     }
-    return {"preprocessor_config.json": pictures} | ({"tokenizer_config.json": words} if has_tokenizer else {})
+    return {"preprocessor_config.json": preprocessor} | ({"tokenizer_config.json": tokenizer} if has_tokenizer else {})
 
 
-def _language(config: Mapping[str, Any]) -> LanguageConfig:
-    _refuse(config, "hidden_act", "silu")
-    _refuse(config, "attention_bias", False)
-    _refuse(config, "use_sliding_window", False)
-    rope = {**_inner(config, "rope_scaling"), **_inner(config, "rope_parameters")}
+def _read_language(config: Mapping[str, Any]) -> LanguageConfig:
+    _refuse_other(config, "hidden_act", "silu")
+    _refuse_other(config, "attention_bias", False)
+    _refuse_other(config, "use_sliding_window", False)
+    rope = _part(config, "rope_scaling") | _part(config, "rope_parameters")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise ValueError(f"rope_type {kind!r} found, default expected")
-    heads, head_dim = _count(config, "num_attention_heads"), _count(config, "head_dim", 128)
-    _refuse(rope, "mrope_section", list(mrope_sections(head_dim)))
-    theta = rope.get("rope_theta", config.get("rope_theta", 1e6))
+        raise ValueError(f"rope_type is {kind!r}, and only default is built here")
+    counts = _read_counts(config, _LANGUAGE)
+    _refuse_other(rope, "mrope_section", list(mrope_sections(counts["head_dim"])))
     return LanguageConfig(
-        width=_count(config, "hidden_size"),
-        hidden=_count(config, "intermediate_size"),
-        layers=_count(config, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=_count(config, "num_key_value_heads", heads),
-        head_dim=head_dim,
-        vocabulary=_count(config, "vocab_size"),
-        theta=_number(theta, "rope_theta"),
+        **counts,
+        kv_heads=_count(config, "num_key_value_heads", counts["heads"]),
+        theta=_number(rope.get("rope_theta", config.get("rope_theta", 1e6)), "rope_theta"),
         eps=_number(config.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
         tied=config.get("tie_word_embeddings", False) is True,
-        positions=_count(config, "max_position_embeddings", 40960),
     )
 
 
-def _language_words(shape: LanguageConfig, source: Mapping[str, Any]) -> dict[str, Any]:
-    words: dict[str, Any] = {
-        "hidden_size": shape.width,
-        "intermediate_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocabulary,
-        "rms_norm_eps": shape.eps,
-        "tie_word_embeddings": shape.tied,
-        "max_position_embeddings": shape.positions,
+def _write_language(config: LanguageConfig, source: Mapping[str, Any]) -> dict[str, Any]:
+    fields = _write_counts(config, _LANGUAGE) | {
+        "num_key_value_heads": config.kv_heads,
+        "rms_norm_eps": config.eps,
+        "tie_word_embeddings": config.tied,
         "hidden_act": "silu",
         "attention_bias": False,
     }
-    if "rope_parameters" in source:  # transformers 5 has the base in there, everybody before beside it
-        words["rope_parameters"] = {**_inner(source, "rope_parameters"), "rope_theta": shape.theta}
-    else:
-        words["rope_theta"] = shape.theta
-    return words
+    theta = {"rope_theta": config.theta}
+    if "rope_parameters" in source:  # of transformers 5; before it, the base stood beside the other fields
+        return fields | {"rope_parameters": _part(source, "rope_parameters") | theta}
+    return fields | theta
 
 
-def _vision(config: Mapping[str, Any], *, rope: bool) -> VisionConfig:
-    """Beside SigLIP's own fields those of ours that change what the tower computes; absent where they are as published."""
-    _refuse(config, "hidden_act", "gelu_pytorch_tanh")
-    _refuse(config, "num_channels", 3)
-    patch = _count(config, "patch_size", 16)
-    shape = VisionConfig(
-        width=_count(config, "hidden_size", 768),
-        hidden=_count(config, "intermediate_size", 3072),
-        layers=_count(config, "num_hidden_layers", 12),
-        heads=_count(config, "num_attention_heads", 12),
-        patch=patch,
-        table_side=_count(config, "image_size", 224) // patch,
+def _read_vision(config: Mapping[str, Any], *, rope: bool) -> VisionConfig:
+    """rope: whether the model type rotates. Switches of ours are read beside SigLIP's fields; absent, they are as published."""
+    _refuse_other(config, "hidden_act", _VISION_ACTIVATION)
+    _refuse_other(config, "num_channels", 3)
+    counts = _read_counts(config, _VISION)
+    return VisionConfig(
+        **counts,
+        table_side=_count(config, "image_size", 224) // counts["patch"],
         eps=_number(config.get("layer_norm_eps", 1e-6), "layer_norm_eps"),
         theta=_number(config.get("rope_theta", 1e4), "rope_theta"),
-        rope=False,
+        **{name: config.get(name, usual) is True for name, usual in _vision_switches(rope=rope).items()},
     )
-    flags = {"rope": rope, "joint": True, "interpolate": True}
-    return replace(shape, **{name: config.get(name, usual) is True for name, usual in flags.items()})
 
 
-def _vision_words(shape: VisionConfig, *, rope: bool) -> dict[str, Any]:
-    words: dict[str, Any] = {
-        "hidden_size": shape.width,
-        "intermediate_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "patch_size": shape.patch,
-        "layer_norm_eps": shape.eps,
-        "hidden_act": "gelu_pytorch_tanh",
-        "num_channels": 3,
-        # a size is that of images in pixels: the published 384 has 27 patches a side and 6 pixels over
-        "image_size": 384 if (shape.patch, shape.table_side) == (14, 27) else shape.patch * shape.table_side,
+def _write_vision(config: VisionConfig, *, rope: bool) -> dict[str, Any]:
+    switches = {
+        name: getattr(config, name) for name, usual in _vision_switches(rope=rope).items() if getattr(config, name) != usual
     }
-    usual = {"rope": rope, "joint": True, "interpolate": True}
-    words |= {name: getattr(shape, name) for name, value in usual.items() if getattr(shape, name) != value}
-    return words | ({"rope_theta": shape.theta} if shape.theta != 1e4 else {})
+    is_published = (config.patch, config.table_side) == (14, 27)
+    return (
+        _write_counts(config, _VISION)
+        | {
+            "layer_norm_eps": config.eps,
+            "hidden_act": _VISION_ACTIVATION,
+            "num_channels": 3,
+            "image_size": _PUBLISHED_IMAGE_SIZE if is_published else config.patch * config.table_side,
+        }
+        | switches
+        | ({"rope_theta": config.theta} if config.theta != 1e4 else {})
+    )
 
 
-def _text(config: Mapping[str, Any]) -> TextConfig:
-    _refuse(config, "hidden_act", "gelu_pytorch_tanh")
-    width = _count(config, "hidden_size", 768)
+def _vision_switches(*, rope: bool) -> dict[str, bool]:
+    """What changes the tower's computation and has no field of SigLIP's, with its value in published models."""
+    return {"rope": rope, "joint": True, "interpolate": True}
+
+
+def _read_text(config: Mapping[str, Any]) -> TextConfig:
+    _refuse_other(config, "hidden_act", _VISION_ACTIVATION)
+    counts = _read_counts(config, _TEXT)
     return TextConfig(
-        width=width,
-        hidden=_count(config, "intermediate_size", 3072),
-        layers=_count(config, "num_hidden_layers", 12),
-        heads=_count(config, "num_attention_heads", 12),
-        vocabulary=_count(config, "vocab_size", 32000),
-        positions=_count(config, "max_position_embeddings", 64),
+        **counts,
         eps=_number(config.get("layer_norm_eps", 1e-6), "layer_norm_eps"),
-        output=_count(config, "projection_size", width),
+        output=_count(config, "projection_size", counts["width"]),
     )
 
 
-def _text_words(shape: TextConfig) -> dict[str, Any]:
-    return {
+def _write_text(config: TextConfig) -> dict[str, Any]:
+    return _write_counts(config, _TEXT) | {
         "model_type": "siglip_text_model",
-        "hidden_size": shape.width,
-        "intermediate_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "vocab_size": shape.vocabulary,
-        "max_position_embeddings": shape.positions,
-        "layer_norm_eps": shape.eps,
-        "projection_size": shape.output or shape.width,
-        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": config.eps,
+        "projection_size": config.embedding_width,
+        "hidden_act": _VISION_ACTIVATION,
     }
 
 
-def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = config.get(name)
-    if not isinstance(part, dict):
-        raise ValueError(f"{name}: {type(part).__name__} found, an object expected")
-    return part
+def _read_counts(config: Mapping[str, Any], table: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:
+    return {ours: _count(config, theirs, default) for ours, (theirs, default) in table.items()}
 
 
-def _inner(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _write_counts(config: object, table: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:
+    return {theirs: getattr(config, ours) for ours, (theirs, _) in table.items()}
+
+
+def _required_part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(config.get(name), dict):
+        raise ValueError(f"{name} is {type(config.get(name)).__name__}, and an object is needed")
+    return _part(config, name)
+
+
+def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object within a config; empty where there is none."""
     part = config.get(name)
     return dict(part) if isinstance(part, dict) else {}
 
 
-def _count(config: Mapping[str, Any], name: str, usual: int | None = None) -> int:
+def _count(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = config.get(name)
-    value = usual if value is None else value
+    value = default if value is None else value
     if type(value) is not int or not 0 < value < 1 << 40:
-        raise ValueError(f"{name}: {value!r} found, a count expected")
+        raise ValueError(f"{name} is {value!r}, and a whole number of at least 1 is needed")
     return value
 
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-        raise ValueError(f"{name}: {value!r} found, a number above 0 expected")
+        raise ValueError(f"{name} is {value!r}, and a number above 0 is needed")
     return float(value)
 
 
-def _refuse(config: Mapping[str, Any], name: str, expected: object) -> None:
-    if config.get(name) not in (None, expected):
-        raise ValueError(f"{name} {config[name]!r} found, {expected!r} expected: another is not built here")
+def _refuse_other(config: Mapping[str, Any], name: str, built: object) -> None:
+    if config.get(name) not in (None, built):
+        raise ValueError(f"{name} is {config[name]!r}, and only {built!r} is built here")

@@ -1,28 +1,30 @@
-"""Shapes of Keye-VL models: what makes one model's weights fit another's, and four sizes of it.
+"""Configurations of Keye-VL's parts: what makes one model's weights fit another's, and four sizes of the whole.
 
 Source: Keye-VL's published configuration (arXiv 2507.01949 section 2; spec/keye.md 1.2) for `8b`; Qwen3's published 0.6B
-configuration for the decoder of `0.6b`. `tiny` and `small` keep the structure, ours in every other way.
+configuration for the decoder of `0.6b`. `tiny` and `small` keep the structure; their numbers are ours.
 
-Not here: what the parts compute (vision.py, projector.py, language.py), and which weights they hold (checkpoint.py).
+Not here: what the parts compute (vision.py, projector.py, language.py), and the names of their weights (checkpoint/formats.py).
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-# the published tokenizer's ids; a tokenizer of one's own decides for itself
+# the published tokenizer's ids; other tokenizers have their own
 IMAGE_TOKEN = 151655
 VIDEO_TOKEN = 151656
 VOCABULARY = 151936
-# patches a side of one visual token. Videos are cut and rows are packed for it, so no other number is built
-MERGE = 2
+MERGE = 2  # patches a side of one visual token; videos are cut and rows are packed for it, so no other number is built
+
+_Config = TypeVar("_Config")
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The tower. joint: all frames of a video attend to one another, as in the preview; else each alone, as in 1.5.
+    """The vision tower. joint: all frames of a video attend to one another, as in the preview; else each alone, as in 1.5.
 
-    interpolate and rope are the ablation of the report's Table 2: without the first, the table of positions is read in raster
-    order up to its end, where later patches all have the last one; without the second, nothing is rotated.
+    interpolate and rope are the ablation of the report's Table 2: without the first, the position table is read in raster
+    order, and patches beyond its end share the last position; without the second, queries and keys are not rotated. Raises
+    ValueError for sizes that no tower can have, as all configurations here do.
     """
 
     width: int
@@ -30,7 +32,7 @@ class VisionConfig:
     layers: int
     heads: int
     patch: int = 14  # pixels a side
-    table_side: int = 27  # positions a side that the table holds
+    table_side: int = 27  # positions a side of the position table
     eps: float = 1e-6
     theta: float = 1e4
     joint: bool = True
@@ -38,21 +40,18 @@ class VisionConfig:
     rope: bool = True
 
     def __post_init__(self) -> None:
-        _refuse_less_than_one(self, "width", "hidden", "layers", "heads", "patch", "table_side")
-        if self.width % self.heads or (self.rope and self.width // self.heads % 4):
-            raise ValueError(
-                f"vision: width {self.width} over {self.heads} heads found, heads of a multiple of 4 expected: rows and "
-                "columns each turn pairs"
-            )
+        _require_counts(self, "width", "hidden", "layers", "heads", "patch", "table_side")
+        _require_heads(self, "vision", 4 if self.rope else 1)  # rows and columns rotate two numbers each
 
     @property
     def head_dim(self) -> int:
+        """Width of one attention head."""
         return self.width // self.heads
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """The decoder. positions: the longest row it is meant for; nothing is refused beyond it."""
+    """The decoder. positions: the longest row it is meant for; longer ones are not refused."""
 
     width: int
     hidden: int
@@ -63,21 +62,20 @@ class LanguageConfig:
     vocabulary: int = VOCABULARY
     theta: float = 1e6
     eps: float = 1e-6
-    tied: bool = False  # whether the output is the table of embeddings
+    tied: bool = False  # whether the output matrix is the embedding table
     positions: int = 40960
 
     def __post_init__(self) -> None:
-        _refuse_less_than_one(self, "width", "hidden", "layers", "heads", "kv_heads", "head_dim", "vocabulary")
-        if self.heads % self.kv_heads or self.head_dim % 2:
-            raise ValueError(
-                f"language: {self.heads} heads over {self.kv_heads} of head_dim {self.head_dim} found, a multiple and an even "
-                "width expected"
-            )
+        _require_counts(self, "width", "hidden", "layers", "heads", "kv_heads", "head_dim", "vocabulary")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"language: heads is {self.heads}, and a multiple of kv_heads, {self.kv_heads}, is needed")
+        if self.head_dim % 2:
+            raise ValueError(f"language: head_dim is {self.head_dim}, and an even number is needed")
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text tower of stage 0. output: the width of what it gives, 0 for its own; the vision tower's must equal it."""
+    """The text tower of stage 0. output: the width of its embeddings, 0 for `width`; the vision tower's must equal it."""
 
     width: int
     hidden: int
@@ -89,77 +87,80 @@ class TextConfig:
     output: int = 0
 
     def __post_init__(self) -> None:
-        _refuse_less_than_one(self, "width", "hidden", "layers", "heads", "vocabulary", "positions")
-        if self.width % self.heads:
-            raise ValueError(f"text: width {self.width} over {self.heads} heads found, a multiple expected")
+        _require_counts(self, "width", "hidden", "layers", "heads", "vocabulary", "positions")
+        _require_heads(self, "text")
 
     @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
+    def embedding_width(self) -> int:
+        """Width of a text's embedding."""
+        return self.output or self.width
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: tower, decoder, and what lies between. merge: patches a side that become one visual token."""
+    """A whole model. merge: patches a side of one visual token. tokens_per_second: temporal positions a second of video."""
 
     vision: VisionConfig
     language: LanguageConfig
     merge: int = MERGE
-    tokens_per_second: int = 2  # steps of the temporal position
+    tokens_per_second: int = 2
     image_token: int = IMAGE_TOKEN
     video_token: int = VIDEO_TOKEN
 
     def __post_init__(self) -> None:
-        _refuse_less_than_one(self, "merge", "tokens_per_second")
+        _require_counts(self, "merge", "tokens_per_second")
         if self.merge != MERGE:
             raise ValueError(
                 f"merge is {self.merge}, and only {MERGE} is built: a visual token stands for {MERGE} x {MERGE} patches"
             )
 
     def to_json(self) -> dict[str, Any]:
+        """Fields by name, those of the parts nested, as artifacts store them under `architecture`."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, words: dict[str, Any]) -> Self:
-        """The architecture that `to_json` told. Raises ValueError for fields that are not its own, or of other types."""
-        parts = dict(words)
-        for name, shape in (("vision", VisionConfig), ("language", LanguageConfig)):
-            parts[name] = _of(shape, parts.get(name), name)
-        made: Self = _of(cls, parts, "architecture")
-        return made
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The configuration that `to_json` wrote. Raises ValueError for unknown fields and for values of other types."""
+        vision = from_fields(VisionConfig, values.get("vision"), "vision")
+        language = from_fields(LanguageConfig, values.get("language"), "language")
+        return from_fields(cls, {**values, "vision": vision, "language": language}, "architecture")
 
 
-def text_of(words: dict[str, Any]) -> TextConfig:
-    """The text tower that `dataclasses.asdict` told. Raises as ModelConfig.from_json."""
-    made: TextConfig = _of(TextConfig, words, "text")
-    return made
+def from_fields(config: type[_Config], values: Any, name: str) -> _Config:
+    """A configuration of one class from its fields by name. name: how messages call it. Raises as ModelConfig.from_json."""
+    known = {field.name for field in fields(config)}  # type: ignore[arg-type]
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is {values!r}, and an object of fields is needed")
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{name} has no field {unknown[0]}; its fields are {', '.join(sorted(known))}")
+    try:
+        return config(**values)
+    except TypeError as fault:
+        raise ValueError(f"{name}: {fault}") from None
 
 
 def mrope_sections(head_dim: int) -> tuple[int, int, int]:
-    """How many of the head_dim / 2 angles turn with time, row and column: 16, 24 and 24 of 64, and in proportion.
+    """How many of the head_dim / 2 angles belong to time, row and column: 16, 24 and 24 of 64, and in proportion.
 
-    Rows and columns get equal shares, rounded down; time gets the rest: 4, 6 and 6 of 16.
+    Rows and columns get equal numbers, rounded down, and time the rest: 4, 6 and 6 of 16.
     """
     half = head_dim // 2
     side = half * 3 // 8
     return half - 2 * side, side, side
 
 
-def _refuse_less_than_one(shape: object, *names: str) -> None:
+def _require_counts(config: object, *names: str) -> None:
     for name in names:
-        value = getattr(shape, name)
+        value = getattr(config, name)
         if type(value) is not int or value < 1:
-            raise ValueError(f"{name}: {value!r} found, a count of at least 1 expected")
+            raise ValueError(f"{name} is {value!r}, and a whole number of at least 1 is needed")
 
 
-def _of(shape: Any, words: Any, name: str) -> Any:
-    known = {field.name for field in fields(shape)}
-    if not isinstance(words, dict) or not set(words) <= known:
-        raise ValueError(f"{name}: {sorted(words) if isinstance(words, dict) else words!r} found, {sorted(known)} expected")
-    try:
-        return shape(**words)
-    except TypeError as fault:
-        raise ValueError(f"{name}: {fault}") from None
+def _require_heads(config: VisionConfig | TextConfig, part: str, divisor: int = 1) -> None:
+    n = config.heads * divisor
+    if config.width % n:
+        raise ValueError(f"{part}: width is {config.width}, and a multiple of {n} is needed for {config.heads} heads")
 
 
 SIZES: dict[str, ModelConfig] = {

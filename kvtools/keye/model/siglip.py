@@ -78,7 +78,7 @@ class Head(nn.Module):
         return out
 
 
-class PooledTower(VisionTower):
+class PooledVisionTower(VisionTower):
     """The vision tower and its head."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -138,7 +138,7 @@ class Siglip(nn.Module):
         super().__init__()
         if (text.output or text.width) != vision.width:
             raise ValueError(f"texts of width {text.output or text.width} found, {vision.width} of images expected")
-        self.vision_model = PooledTower(vision)
+        self.vision_model = PooledVisionTower(vision)
         self.text_model = TextTower(text)
         self.logit_scale = nn.Parameter(torch.tensor([LOG_SCALE]))
         self.logit_bias = nn.Parameter(torch.tensor([BIAS]))

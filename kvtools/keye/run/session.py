@@ -120,14 +120,14 @@ def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> t
     Raises Missing for what is not there; Corrupt for damage, for what is no whole Keye-VL, and for a tokenizer that is not its.
     """
     weights = checkpoint.open_weights(src)
-    arch = weights.shapes.whole
+    arch = weights.format.config
     if arch is None:
-        raise Corrupt(f"{src}: a {weights.shapes.layout} found, which cannot answer; a whole Keye-VL expected.")
+        raise Corrupt(f"{src}: a {weights.format.layout} found, which cannot answer; a whole Keye-VL expected.")
     chat = Chat.open(tokenizer) if tokenizer is not None else Chat.of_model(src, weights.files)
     if chat is None:
         raise Corrupt(f"{src}: no tokenizer in it. Give the one it was trained with: --tokenizer FILE.")
     chat.require_fits(arch.language.vocabulary, arch.image_token, arch.video_token)
-    model = checkpoint.made_of(weights, dtype=DTYPES[dtype]).model
+    model = checkpoint.build(weights, dtype=DTYPES[dtype])
     assert isinstance(model, Keye), "its shapes say so"
     return model.to(device), chat
 

@@ -187,13 +187,13 @@ def begin(recipe: Recipe, init: Sequence[str], tokenizer: str | None, device: st
         assert speaker is not None, "bytes are always there"
         raise Corrupt(f"{speaker.name}: no tokenizer in it. Give the one it was trained with: --tokenizer FILE.")
     arch = recipe.shaped(_base(parts, SIZES[recipe.size], chat))
-    if any(part.shapes.language is not None for part in parts):
+    if any(part.format.language is not None for part in parts):
         chat.require_fits(arch.language.vocabulary, arch.image_token, arch.video_token)
     torch.manual_seed(recipe.weights_seed)
     model = Siglip(arch.vision, _text_shape(parts, arch, chat)) if recipe.what.is_contrastive else Keye(arch)
     for part in parts:
         try:
-            checkpoint.fill(model, part)
+            checkpoint.copy_shared_weights(model, part)
         except ValueError as fault:
             why = str(fault).removeprefix(f"{part.name}: ")
             raise Corrupt(f"{part.name}: {why}. Give models of one shape, or another --size or --architecture.") from None
@@ -206,7 +206,7 @@ def begin(recipe: Recipe, init: Sequence[str], tokenizer: str | None, device: st
             digest.update(bytes_of(array))
     digest.update(chat.to_bytes())
     spoken = {name: data for name, data in (speaker.files if speaker is not None else {}).items() if name in _SPOKEN}
-    like = next((part for part in reversed(parts) if part.shapes.layout in ("keye", "siglip")), None)
+    like = next((part for part in reversed(parts) if part.format.layout in ("keye", "siglip")), None)
     return Start(model.to(device), arch, chat, like, [part.history for part in parts], digest.hexdigest(), spoken)
 
 
@@ -262,7 +262,7 @@ def _named(src: str) -> str:
 
 def _speaker(parts: Sequence[Weights], *, is_contrastive: bool) -> Weights | None:
     """The part whose tokenizer is taken: that whose words the model takes over, or any that has one; None for bytes."""
-    wanted = [part for part in reversed(parts) if (part.shapes.text if is_contrastive else part.shapes.language) is not None]
+    wanted = [part for part in reversed(parts) if (part.format.text if is_contrastive else part.format.language) is not None]
     having = [part for part in reversed(parts) if TOKENIZER in part.files]
     return next(iter([*wanted, *having]), None)
 
@@ -292,9 +292,9 @@ def _base(parts: Sequence[Weights], arch: ModelConfig, chat: Chat) -> ModelConfi
     language = replace(arch.language, vocabulary=-(-chat.size // _ROUND) * _ROUND)
     base = replace(arch, language=language, image_token=chat.image_token, video_token=chat.video_token)
     for part in parts:
-        shapes = part.shapes
-        if shapes.whole is not None:
-            base = shapes.whole
+        shapes = part.format
+        if shapes.config is not None:
+            base = shapes.config
         elif shapes.language is not None:
             base = replace(base, language=shapes.language)
         elif shapes.vision is not None:
@@ -305,7 +305,7 @@ def _base(parts: Sequence[Weights], arch: ModelConfig, chat: Chat) -> ModelConfi
 
 
 def _text_shape(parts: Sequence[Weights], arch: ModelConfig, chat: Chat) -> TextConfig:
-    given = next((part.shapes.text for part in reversed(parts) if part.shapes.text is not None), None)
+    given = next((part.format.text for part in reversed(parts) if part.format.text is not None), None)
     if given is not None:
         if chat.size > given.vocabulary:
             raise Corrupt(

@@ -77,9 +77,9 @@ class Encoder:
     @classmethod
     def open(cls, src: str, *, device: str, dtype: str) -> Self:
         """The eyes of a `model` bag or a Hugging Face directory. Raises Corrupt for what has none, Missing for nothing."""
-        loaded = checkpoint.load(src, dtype=DTYPES[dtype])
+        model, weights = checkpoint.load(src, dtype=DTYPES[dtype])
         try:
-            return cls(loaded.model, loaded.history, device)
+            return cls(model, weights.history, device)
         except ValueError as fault:
             raise Corrupt(f"{src}: {fault}.") from None
 

@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+
+from kvtools.artifact.casts import BFLOAT16
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -26,7 +27,7 @@ DTYPES: dict[str, np.dtype] = {
     "I16": np.dtype(np.int16),
     "U16": np.dtype(np.uint16),
     "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BF16": BFLOAT16,
     "I32": np.dtype(np.int32),
     "U32": np.dtype(np.uint32),
     "F32": np.dtype(np.float32),

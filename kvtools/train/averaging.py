@@ -6,12 +6,13 @@ whose hidden units stand in another order; they must have begun from the same on
 
 from collections.abc import Mapping, Sequence
 
-import ml_dtypes
 import numpy as np
+
+from kvtools.artifact.casts import BFLOAT16
 
 Tensors = Mapping[str, np.ndarray]
 
-_FLOATS = {np.dtype(t) for t in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
+_FLOATS = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64), BFLOAT16}
 _CHUNK = 1 << 20  # numbers: 8 MiB in float64 a model
 
 

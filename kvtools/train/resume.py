@@ -10,13 +10,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import torch
 from torch import nn
 
 from kvtools.artifact import Bag, open_artifact
 from kvtools.artifact.bag import write_bag
+from kvtools.artifact.casts import to_numpy, to_torch
 from kvtools.artifact.files import Sink, claim
 from kvtools.errors import CannotCreate, Corrupt, Usage
 
@@ -90,11 +89,11 @@ class State:
         if self._path is None:
             return
         os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        tensors = {f"model.{name}": _array(x) for name, x in model.state_dict().items()}
-        tensors |= {f"best.{name}": _array(x) for name, x in best.items()}
+        tensors = {f"model.{name}": to_numpy(x) for name, x in model.state_dict().items()}
+        tensors |= {f"best.{name}": to_numpy(x) for name, x in best.items()}
         for name, parameter in model.named_parameters():
             for slot, x in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{slot}.{name}"] = _array(x)
+                tensors[f"optimizer.{slot}.{name}"] = to_numpy(x)
         write_bag(Sink(self._path, force=True), _KIND, tensors, config=self._config, history=[], progress=vars(progress))
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, torch.Tensor]] | None:
@@ -113,7 +112,7 @@ class State:
                 f"{self._path}: an unfinished run with another {other[0]}. "
                 "Run again with the same options to resume it, or give --force to start over."
             )
-        found = {name: _tensor(array) for name, array in bag.tensors.items()}
+        found = {name: to_torch(array) for name, array in bag.tensors.items()}
         model.load_state_dict({name: found[f"model.{name}"] for name in model.state_dict()})
         best = {name.removeprefix("best."): x for name, x in found.items() if name.startswith("best.")}
         for name, parameter in model.named_parameters():
@@ -131,15 +130,3 @@ class State:
                 os.unlink(self._path)
             with suppress(OSError):
                 os.rmdir(os.path.dirname(self._path))
-
-
-# numpy's bfloat16 is a stranger's type, which torch neither gives nor takes: the bits go through int16
-def _array(x: torch.Tensor) -> np.ndarray:
-    x = x.detach().cpu()
-    return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(np.array(array.view(np.int16))).view(torch.bfloat16)
-    return torch.from_numpy(np.array(array))

@@ -8,11 +8,12 @@ import torch
 
 from kvtools.artifact import open_artifact
 from kvtools.artifact.bag import write_bag
+from kvtools.artifact.casts import to_torch
 from kvtools.artifact.directory import read_directory
 from kvtools.artifact.files import Sink
 from kvtools.keye.checkpoint.formats import CheckpointFormat
 from kvtools.keye.checkpoint.huggingface import huggingface_config
-from kvtools.keye.checkpoint.weights import copy_shared_weights, load, open_weights, save, to_torch
+from kvtools.keye.checkpoint.weights import copy_shared_weights, load, open_weights, save
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 
@@ -235,7 +236,7 @@ def test_precisions_and_values_are_kept_bit_for_bit(kv, tmp_path):
     assert kv("convert in -o m.safetensors") == (0, "")
     bag = open_artifact(str(tmp_path / "m.safetensors"))
     for name, x in theirs.state_dict().items():
-        assert torch.equal(to_torch(bag.tensors[name], None), x)
+        assert torch.equal(to_torch(bag.tensors[name]), x)
 
 
 def test_a_bag_whose_weights_were_changed_is_refused(kv, tmp_path):

@@ -12,6 +12,7 @@ from conftest import BIN, make_clip
 from shop import inside, say
 
 from kvtools.artifact.bag import write_bag
+from kvtools.artifact.casts import to_numpy
 from kvtools.artifact.digest import Digest
 from kvtools.artifact.files import Sink, Spool
 from kvtools.artifact.kinds import check
@@ -162,7 +163,7 @@ def test_the_model_is_told_in_the_stream_and_in_recipes(here, capfd):
     digest = Digest()
     for name, weight in state.items():
         if name.startswith(("visual.", "mlp_AR.")):
-            digest.add({name: checkpoint.to_numpy(weight)}, {})
+            digest.add({name: to_numpy(weight)}, {})
     (line,) = map(json.loads, say("kvtools info --json clips.kvs", capfd).out.splitlines())
     assert line["history"][-1]["inputs"] == [str(digest)]
     first = json.loads(say("kvtools info --json --records clips.kvs", capfd).out.splitlines()[0])

@@ -107,9 +107,10 @@ def make_models(top):
     keye.safetensors, a whole one that has learnt nothing."""
     import torch
 
+    from kvtools.artifact.casts import to_numpy
     from kvtools.artifact.files import Sink
     from kvtools.keye.checkpoint.formats import CheckpointFormat
-    from kvtools.keye.checkpoint.weights import Weights, save, to_numpy, write
+    from kvtools.keye.checkpoint.weights import Weights, save, write
     from kvtools.keye.data.chat_template import Chat
     from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
     from kvtools.keye.model.keye import Keye

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import ml_dtypes
 import numpy as np
 import torch
-from torch import Tensor
 
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.blob import NAMES
+from kvtools.artifact.casts import to_numpy, to_torch
 from kvtools.artifact.directory import SHARD_BYTES, fill_directory, read_directory
 from kvtools.artifact.files import Sink
 from kvtools.artifact.open import open_bag, source_name
@@ -171,25 +170,8 @@ def copy_shared_weights(model: Keye | Siglip, weights: Weights) -> list[str]:
             raise ValueError(f"{name} is {list(given[name].shape)}, and {list(own[name].shape)} is needed")
     with torch.no_grad():
         for name in shared:
-            own[name].copy_(to_torch(given[name], None))
+            own[name].copy_(to_torch(given[name]))
     return shared
-
-
-def to_torch(array: np.ndarray, dtype: torch.dtype | None) -> Tensor:
-    """A tensor on memory of its own, which may be written to: mapped files may not. dtype: None keeps the array's."""
-    if array.dtype == ml_dtypes.bfloat16:
-        tensor = torch.from_numpy(np.array(array.view(np.int16))).view(torch.bfloat16)
-    else:
-        tensor = torch.from_numpy(np.array(array))
-    return tensor if dtype is None else tensor.to(dtype)
-
-
-def to_numpy(x: Tensor) -> np.ndarray:
-    """An array on the tensor's memory, or a copy where that is a GPU's or not contiguous; bfloat16 becomes ml_dtypes'."""
-    x = x.detach().cpu().contiguous()
-    if x.dtype == torch.bfloat16:
-        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return x.numpy()
 
 
 def _of_bag(src: str) -> Weights:

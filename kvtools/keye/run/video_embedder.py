@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as nf
 
 from kvtools.artifact import blob
+from kvtools.artifact.casts import to_numpy
 from kvtools.artifact.digest import Digest
 from kvtools.artifact.files import Spool
 from kvtools.artifact.frame import MAX_RAW_BYTES
@@ -67,7 +68,7 @@ class Encoder:
             else {"vision_model": model.vision_model}
         )
         weights = {f"{part}.{name}": x for part, module in parts.items() for name, x in module.state_dict().items()}
-        self.digest = str(Digest.of_bag({name: checkpoint.to_numpy(x) for name, x in weights.items()}))
+        self.digest = str(Digest.of_bag({name: to_numpy(x) for name, x in weights.items()}))
         for module in parts.values():
             module.to(device)
         if isinstance(model, Keye):
@@ -98,10 +99,10 @@ class Encoder:
             tokens, pooled = None, self._model.encode_images(pixels, grids)[0]
         else:
             seen_MD = self._model.encode_images(pixels, grids)
-            tokens, pooled = checkpoint.to_numpy(seen_MD.bfloat16()), nf.normalize(seen_MD.float().mean(0), dim=0)
+            tokens, pooled = to_numpy(seen_MD.bfloat16()), nf.normalize(seen_MD.float().mean(0), dim=0)
         if not bool(pooled.isfinite().all()):
             raise ValueError("the encoder gives numbers that are not finite; look at its training")
-        return Encoded(tokens, checkpoint.to_numpy(pooled))
+        return Encoded(tokens, to_numpy(pooled))
 
     def finish(self, most_tokens: int, stop: Callable[[], bool]) -> Callable[[Iterator[Outcome]], Iterator[Outcome]]:
         """What to do with the outcomes of decoding, clips of at most so many tokens: `video` records get `tokens` and

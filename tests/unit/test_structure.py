@@ -1,79 +1,241 @@
-"""The house: imports go one way, one owner a foreign library, files within their budgets."""
+"""The rules of the house: who may import what, who owns a foreign library, how long files and functions may be.
+
+Each rule is a function that yields its offences. EXCEPTIONS says what is allowed all the same, with the reason; KNOWN lists
+offences that are still to be mended, and may only get shorter.
+"""
 
 import ast
+import re
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2] / "kvtools"
 LAYERS = {
-    "cli": 0,
-    "commands": 1,
-    "keye": 2,
-    "onerec": 2,
-    "etree": 2,
-    "train": 3,
-    "video": 3,
-    "draw": 3,
-    "artifact": 4,
-    "world": 4,
-}
-GROUND = {"", "errors", "options", "progress", "help_text", "__main__", "chance", "skipped"}
-OWNERS = {
-    "zstandard": "artifact",
-    "safetensors": "artifact",
-    "mpi4py": "world",
-    "decord": "video",
-    "av": "video",
-    "pyarrow": "artifact onerec",
-    "tokenizers": "keye",
-}
-BUDGETS = {"cli.py": 200, "options.py": 350, "world.py": 250}
+    "cli": 0, "commands": 1, "keye": 2, "onerec": 2, "etree": 2, "train": 3, "video": 3, "draw": 3, "artifact": 4, "world": 4,
+}  # fmt: skip
 SYSTEMS = {"keye", "onerec", "etree"}
+OWNERS = {
+    "zstandard": "artifact", "safetensors": "artifact", "pyarrow": "artifact", "mpi4py": "world", "decord": "video",
+    "av": "video", "tokenizers": "keye", "torch.distributed": "train", "matplotlib": "draw", "typer": "cli options commands",
+}  # fmt: skip
+# models and algorithms: arrays in, arrays out
+PURE = re.compile(
+    r"(keye|onerec)/model/\w+|etree/(tree|network|train)/(?!readers|run)\w+"
+    r"|onerec/semantic_ids/(align|rqkmeans|nearest|balanced|rqvae|collisions|quality)"
+)
+IMPURE_MODULES = {"os", "pathlib", "io", "shutil", "subprocess", "tempfile", "socket", "signal"}
+EXCEPTIONS = {
+    "onerec/model may import the histories": ("onerec/model/", "kvtools.onerec.interactions.log"),
+}
+LINES, FUNCTION_LINES, COMMAND_LINES = 350, 60, 200
+
+KNOWN: dict[str, set[str]] = {
+    "libraries_that_belong_to_another": {
+        "onerec/interactions/log imports pyarrow",
+        "onerec/interactions/users imports pyarrow",
+        "onerec/recommend/recgen imports typer",
+    },
+    "impure_imports_of_models_and_algorithms": {
+        "etree/train/decentralised imports etree/data/devices",
+        "etree/train/kept imports artifact/bag",
+        "etree/train/kept imports artifact/files",
+        "etree/train/kept imports etree/train/run",
+        "etree/train/kept imports pathlib",
+        "etree/train/local imports os",
+        "etree/train/local_accuracy imports artifact",
+        "etree/train/local_accuracy imports errors",
+        "etree/train/local_accuracy imports etree/data/devices",
+        "etree/train/local_accuracy imports etree/data/labelled",
+        "etree/train/modules imports errors",
+        "etree/train/modules imports pathlib",
+        "etree/train/simulation imports etree/data/devices",
+        "etree/tree/tree imports artifact",
+        "etree/tree/tree imports artifact/digest",
+        "etree/tree/tree imports artifact/kinds",
+        "etree/tree/tree imports errors",
+        "etree/tree/tree imports etree/data/devices",
+        "onerec/model/batching imports onerec/interactions/features",
+    },
+    "options_named_in_models_and_algorithms": {
+        "etree/train/failures names an option",
+        "etree/train/local_accuracy names an option",
+        "etree/train/modules names an option",
+        "etree/tree/tree names an option",
+    },
+    "private_names_of_torch": {
+        "keye/model/layers uses torch.ops.mkldnn._linear_pointwise",
+    },
+    "import_circles": {
+        "etree/train/models is in an import circle",
+        "etree/train/modules is in an import circle",
+    },
+    "files_over_budget": {
+        "artifact/stream has more than 350 lines",
+        "etree/train/simulation has more than 350 lines",
+        "video/decode has more than 350 lines",
+    },
+    "functions_over_budget": {
+        "onerec/semantic_ids/rqvae: fit_rqvae has more than 60 lines",
+    },
+}
 
 
-def modules():
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        imports = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+class Module:
+    """One file: its path below kvtools without .py, its text and tree, and what it imports anywhere in it."""
+
+    def __init__(self, path):
+        self.name = path.relative_to(ROOT).with_suffix("").as_posix()
+        self.text = path.read_text()
+        self.tree = ast.parse(self.text)
+        self.room = self.name.partition("/")[0]
+        self.imports = set()
+        for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
-                imports |= {alias.name for alias in node.names}
+                self.imports |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                imports |= {f"{node.module}.{alias.name}" for alias in node.names}
-        yield path, parts, imports
+                assert node.level == 0, f"{self.name}: relative import"
+                self.imports |= {f"{node.module}.{alias.name}" for alias in node.names}
+
+    @property
+    def is_pure(self):
+        return bool(PURE.fullmatch(self.name))
+
+    def own_imports(self):
+        """Names of the files of kvtools that it imports."""
+        for name in self.imports:
+            words = name.split(".")
+            if words[0] == "kvtools":
+                longest = ["/".join(words[1:n]) for n in range(len(words), 0, -1)]
+                yield next(file for file in longest if file in modules() or f"{file}/__init__".lstrip("/") in modules())
 
 
-def test_imports_go_one_way():
-    for path, parts, imports in modules():
-        layer = LAYERS.get(parts[0])
-        for name in imports:
-            target = name.split(".")[1] if name.startswith("kvtools.") else ""
-            if layer is None or target in GROUND or target not in LAYERS or target == parts[0]:
-                continue
-            assert LAYERS[target] >= layer, f"{path}: {name} lies above it"
-            assert not {parts[0], target} <= SYSTEMS, f"{path}: one system imports another"
+@cache
+def modules():
+    return {module.name: module for module in map(Module, sorted(ROOT.rglob("*.py")))}
 
 
-def test_a_foreign_library_has_one_owner():
-    for path, parts, imports in modules():
-        for name in imports:
-            owner = OWNERS.get(name.split(".")[0])
-            assert owner is None or parts[0] in owner.split(), f"{path}: {name} belongs to {owner}"
+def imports_that_go_up():
+    for module in modules().values():
+        for target in map(modules_room, module.own_imports()):
+            if LAYERS.get(target, 9) < LAYERS.get(module.room, 0):
+                yield f"{module.name} imports {target}"
+            if target != module.room and {target, module.room} <= SYSTEMS:
+                yield f"{module.name} imports {target}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "commands").glob("*.py")), ids=lambda p: p.name)
-def test_a_command_is_a_paragraph(path):
-    assert len(path.read_text().splitlines()) <= 200
+def modules_room(name):
+    return name.partition("/")[0]
 
 
-@pytest.mark.parametrize(("name", "budget"), BUDGETS.items())
-def test_files_keep_their_budgets(name, budget):
-    assert len((ROOT / name).read_text().splitlines()) <= budget
+def libraries_that_belong_to_another():
+    for module in modules().values():
+        for name in module.imports:
+            for library, owners in OWNERS.items():
+                if f"{name}.".startswith(f"{library}.") and module.room not in owners.split():
+                    yield f"{module.name} imports {library}"
 
 
-def test_nothing_is_unpickled_or_evaluated():
-    for path, _, imports in modules():
-        text = path.read_text()
-        assert not {"pickle", "marshal", "dill"} & {name.split(".")[0] for name in imports}, path
-        assert "shell=True" not in text, path
+def impure_imports_of_models_and_algorithms():
+    for module in modules().values():
+        if not module.is_pure:
+            continue
+        allowed = [
+            target.replace(".", "/").removeprefix("kvtools/")
+            for room, target in EXCEPTIONS.values()
+            if module.name.startswith(room)
+        ]
+        for file in module.own_imports():
+            is_pure = file in modules() and modules()[file].is_pure
+            if not is_pure and file not in ("chance", *allowed):
+                yield f"{module.name} imports {file}"
+        for name in module.imports:
+            library = name.partition(".")[0]
+            is_light = library in sys.stdlib_module_names and library not in IMPURE_MODULES
+            if library not in ("kvtools", "numpy", "scipy", "torch") and not is_light:
+                yield f"{module.name} imports {library}"
+
+
+def options_named_in_models_and_algorithms():
+    for module in modules().values():
+        for node in ast.walk(module.tree) if module.is_pure else ():
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"(^|\s)--[a-z]", node.value):
+                yield f"{module.name} names an option"
+
+
+def private_names_of_torch():
+    for module in modules().values():
+        if module.name != "keye/model/cpu_kernels":
+            for node in ast.walk(module.tree):
+                words = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+                if re.fullmatch(r"(torch|nn|functional|F)(\.\w+)*\._[a-z]\w*", words):
+                    yield f"{module.name} uses {words}"
+            for name in module.imports:
+                if re.match(r"torch(\.\w+)*\._[a-z]", name):
+                    yield f"{module.name} imports {name}"
+
+
+def import_circles():
+    """Each circle by its files, imports inside functions included."""
+    edges = {name: set(module.own_imports()) for name, module in modules().items()}
+    edges = {
+        name: {file if file in edges else f"{file}/__init__".lstrip("/") for file in files} for name, files in edges.items()
+    }
+    for name in edges:
+        reached, todo = set(), [*edges[name]]
+        while todo:
+            if (file := todo.pop()) not in reached:
+                reached.add(file)
+                todo += edges[file]
+        if name in reached:
+            yield f"{name} is in an import circle"
+
+
+def files_over_budget():
+    for module in modules().values():
+        budget = COMMAND_LINES if module.room == "commands" else LINES
+        if module.text.count("\n") > budget:
+            yield f"{module.name} has more than {budget} lines"
+
+
+def functions_over_budget():
+    for module in modules().values():
+        for node in ast.walk(module.tree):
+            is_main = module.room == "commands" and getattr(node, "name", "") == "main"
+            if isinstance(node, ast.FunctionDef) and not is_main and node.end_lineno - node.lineno + 1 > FUNCTION_LINES:
+                yield f"{module.name}: {node.name} has more than {FUNCTION_LINES} lines"
+
+
+def names_that_say_nothing():
+    for module in modules().values():
+        if re.search(r"(^|/)_?(utils?|helpers?|common|misc|manager)$", module.name):
+            yield module.name
+
+
+def unpickled_or_evaluated():
+    for module in modules().values():
+        yield from (f"{module.name} imports {name}" for name in module.imports if name in ("pickle", "marshal", "dill"))
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.keyword) and node.arg == "shell":
+                yield f"{module.name} starts a shell"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
+                yield f"{module.name} evaluates"
+
+
+RULES = [
+    imports_that_go_up, libraries_that_belong_to_another, impure_imports_of_models_and_algorithms,
+    options_named_in_models_and_algorithms, private_names_of_torch, import_circles, files_over_budget, functions_over_budget,
+    names_that_say_nothing, unpickled_or_evaluated,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_house_is_in_order(rule):
+    offences = {*rule()}
+    assert sorted(offences - KNOWN.get(rule.__name__, set())) == []
+
+
+def test_every_exception_and_known_offence_names_a_rule_that_is_there():
+    assert {*KNOWN} <= {rule.__name__ for rule in RULES}

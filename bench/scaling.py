@@ -23,6 +23,7 @@ import torch
 from onerec import Work
 from ours import histories, n_parameters
 
+from kvtools.artifact.state import RunState
 from kvtools.chance import seed_for
 from kvtools.onerec.interactions.log import VALID
 from kvtools.onerec.model.config import ModelConfig
@@ -31,8 +32,8 @@ from kvtools.onerec.run.dataset import prepare
 from kvtools.onerec.run.objective import Pretraining
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.train.device import keep_freed_memory
-from kvtools.train.loop import Plan, Training
-from kvtools.train.resume import State
+from kvtools.train.loop import Plan, Trainer
+from kvtools.train.resume import TRAIN_STATE
 from kvtools.world import World
 
 
@@ -60,9 +61,9 @@ def train(log, codings, ids, width, seed, given):
     task = Pretraining(model, made.batcher, made.rows, held=None, **words)
     n_steps = given["epochs"] * task.n_steps()
     rate = given["rate"] * (128 / width) ** 0.5
-    plan = Plan(epochs=given["epochs"] + 1, n_steps=n_steps, rate=rate, warmup=n_steps // 20, seed=seed)
+    plan = Plan(epochs=given["epochs"] + 1, n_steps=n_steps, lr=rate, warmup=n_steps // 20, seed=seed)
     begun = time.perf_counter()
-    for _ in Training(task, plan, State(None, {}), World()).run(stop=False):
+    for _ in Trainer(task, plan, RunState(None, TRAIN_STATE, {}), World()).run(stop=False):
         pass
     seconds = time.perf_counter() - begun
     loss, levels = valid_loss(model, made.batcher, log.parts == VALID)

@@ -22,14 +22,15 @@ from generate_peers import DTYPES, SEED, Work, asked, catalogue
 from ours import CLICKS, Peer, histories, n_parameters, of_rounds, of_size, random_ids, verdict
 from train_peers import N_CODES, N_LEVELS, Settings
 
+from kvtools.artifact.state import RunState
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.onerec import VocabularySizes
 from kvtools.onerec.run.dataset import prepare
 from kvtools.onerec.run.objective import Pretraining
 from kvtools.train.device import keep_freed_memory
-from kvtools.train.loop import Plan, Training
+from kvtools.train.loop import Plan, Trainer
 from kvtools.train.peak_flops import measured_peak
-from kvtools.train.resume import State
+from kvtools.train.resume import TRAIN_STATE
 from kvtools.world import World
 
 TURN_S = 5.0
@@ -66,9 +67,9 @@ class Ours:
                 n_targets * batch * sum(1 for _ in made.batcher.epoch(made.rows, n_targets, "try")) / self.n_samples
             )
         self.task = Counting(self.model, made.batcher, made.rows, held=None, n_targets=n_targets, smoothing=0.0, device="cpu")
-        plan = Plan(epochs=1 << 30, n_steps=1 << 40, warmup=0, shape="constant", weight_decay=0.01, dtype=name, seed=SEED)
+        plan = Plan(epochs=1 << 30, n_steps=1 << 40, warmup=0, lr_schedule="constant", weight_decay=0.01, dtype=name, seed=SEED)
         peak = measured_peak("cpu", DTYPES[name])
-        self._steps = Training(self.task, plan, State(None, {}), World(), peak=peak).run(stop=False)
+        self._steps = Trainer(self.task, plan, RunState(None, TRAIN_STATE, {}), World(), peak=peak).run(stop=False)
         self.n_steps, self.mfu = 0, []
         self.turn()
         self.n_steps, self.task.n_samples, self.mfu = 0, 0, []
@@ -78,7 +79,7 @@ class Ours:
         begun, before = time.perf_counter(), self.task.n_samples
         n = 0
         while n < 2 or time.perf_counter() - begun < TURN_S:
-            self.mfu.append(next(self._steps).figures["mfu"])
+            self.mfu.append(next(self._steps).metrics["mfu"])
             n += 1
         self.n_steps += n
         return (self.task.n_samples - before) / (time.perf_counter() - begun)

@@ -5,15 +5,15 @@ The invariant: a state is resumed only by a run that is made of the same. Not he
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kvtools.artifact.bag import Bag, write_bag
 from kvtools.artifact.blob import Tensors
-from kvtools.artifact.files import Sink
+from kvtools.artifact.files import Sink, claim
 from kvtools.artifact.open import open_artifact
-from kvtools.errors import Corrupt, Usage
+from kvtools.errors import CannotCreate, Corrupt, Usage
 
 
 def state_folder(dst: str) -> str | None:
@@ -21,6 +21,30 @@ def state_folder(dst: str) -> str | None:
     if dst == "-" or (os.path.exists(dst) and not os.path.isfile(dst)):
         return None
     return os.path.join(os.path.dirname(dst), f".{os.path.basename(dst)}.state")
+
+
+@contextmanager
+def lock_folder(folder: str | None, *, is_root: bool) -> Iterator[None]:
+    """Within it, rank 0 has the folder for itself: two runs would spoil each other's state. folder None: nothing is kept.
+
+    Raises CannotCreate where another run is at work in the folder, or it cannot be made.
+    """
+    if folder is None or not is_root:
+        yield
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise CannotCreate(f"{folder}: {(error.strerror or str(error)).lower()}.") from None
+    try:
+        if not claim(fd):
+            raise CannotCreate(f"{folder}: another run is at work there. Wait for it, or name another --state.")
+        yield
+    finally:
+        os.close(fd)
+        with suppress(OSError):  # something is kept in it
+            os.rmdir(folder)
 
 
 class RunState:

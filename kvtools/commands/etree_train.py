@@ -107,6 +107,7 @@ def main(
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.files import Sink, open_log, refuse_existing
     from kvtools.artifact.history import extend
+    from kvtools.artifact.state import lock_folder, state_folder
     from kvtools.errors import Fault, Missing, Stopped, Usage
     from kvtools.etree.data.devices import read_roster
     from kvtools.etree.network.traffic import Paths, Queues
@@ -119,7 +120,6 @@ def main(
     from kvtools.etree.tree.tree import read_tree, same_fleet
     from kvtools.progress import Ticker
     from kvtools.train.device import resolve_device
-    from kvtools.train.resume import beside, claimed
     from kvtools.world import Stop
 
     world, stop = ctx.obj.world, Stop() if state or output != "-" else False
@@ -164,11 +164,11 @@ def main(
         run = Run(plan, grown, roster.delays, trainer, costs, (test.x, test.y), world, tell, traffic)
     except ValueError as fault:
         raise Usage(f"{fault}.") from None
-    folder, architecture = state or beside(output), getattr(built, "architecture", model)
+    folder, architecture = state or state_folder(output), getattr(built, "architecture", model)
     kept = Kept(folder, {**recipe, "made_of": digests, "is": architecture})
     tick = Ticker(total=run.n_steps // run.course.round_steps, unit="rounds", label=algorithm, quiet=quiet or not world.is_root)
     line: dict[str, Any] = {}
-    with claimed(folder, is_root=world.is_root), open_log(log if world.is_root else None) as curve:
+    with lock_folder(folder, is_root=world.is_root), open_log(log if world.is_root else None) as curve:
         if not force and (n_done := kept.resume(run)):
             tell(f"goes on after round {n_done}.")
         try:

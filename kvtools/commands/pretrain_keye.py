@@ -110,14 +110,14 @@ def main(
     stop = Stop() if state or output != "-" else False
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
+    from kvtools.artifact.state import RunState, lock_folder, state_folder
     from kvtools.keye.checkpoint import weights as checkpoint
     from kvtools.keye.run import setup as starting
     from kvtools.keye.run.recipe import Recipe
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
-    from kvtools.train.log import follow, take_up
-    from kvtools.train.loop import DTYPES, Training
+    from kvtools.train.loop import DTYPES, Trainer, log_run, resume_run
     from kvtools.train.peak_flops import measured_peak
-    from kvtools.train.resume import State, beside, claimed
+    from kvtools.train.resume import TRAIN_STATE
 
     recipe = Recipe.of(
         stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens, length=length,
@@ -133,7 +133,7 @@ def main(
     require(valid is not None or not recipe.is_judged, "--training", "patience without --valid", "conversations to judge by")
     place, chosen = resolve_device(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
-    folder = state or beside(output)
+    folder = state or state_folder(output)
     limit_threads(world.local_size)
     keep_freed_memory()
 
@@ -145,16 +145,17 @@ def main(
         start = starting.begin(recipe, init or [], tokenizer, place)
         task = stack.enter_context(closing(starting.task_of(recipe, start, given, world, place)))
         plan = recipe.plan(starting.lengths_of(recipe, task), start.arch, chosen)
-        kept = State(folder, {**recipe.to_json(), "start": start.digest, "input": given.digest, "dtype": chosen})
-        stack.enter_context(claimed(folder, is_root=world.is_root))
+        made_of = {**recipe.to_json(), "start": start.digest, "input": given.digest, "dtype": chosen}
+        kept = RunState(folder, TRAIN_STATE, made_of)
+        stack.enter_context(lock_folder(folder, is_root=world.is_root))
         ceiling = peak or measured_peak(place, DTYPES[chosen])
-        run = Training(task, plan, kept, world, device=place, peak=ceiling)
-        told = f"{recipe.what.summary}: {start.n_learning} parameters, {plan.n_steps} steps, rate {plan.rate:.3g}."
-        take_up(run, folder, start_over=force, tell=tell, told=told if verbose else "", is_peak_given=peak is not None)
+        run = Trainer(task, plan, kept, world, device=place, peak=ceiling)
+        told = f"{recipe.what.summary}: {start.n_learning} parameters, {plan.n_steps} steps, rate {plan.lr:.3g}."
+        resume_run(run, folder, start_over=force, log=tell, summary=told if verbose else "", is_peak_given=peak is not None)
         given.report(note, is_root=world.is_root, strict=strict)
-        follow(
-            run, given.guarded(run.run(stop)) if strict else run.run(stop), words="pretrain keye",
-            log=log if world.is_root else None, tell=tell, is_quiet=quiet or not world.is_root, is_told=verbose, stage=stage,
+        log_run(
+            run, given.guarded(run.run(stop)) if strict else run.run(stop), label="pretrain keye",
+            log_file=log if world.is_root else None, log=tell, quiet=quiet or not world.is_root, verbose=verbose, stage=stage,
         )  # fmt: skip
         code: int = world.max(given.report(note, is_root=world.is_root, strict=strict))
     if not world.is_root:

@@ -93,6 +93,7 @@ def main(
 
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
+    from kvtools.artifact.state import RunState, lock_folder, state_folder
     from kvtools.errors import Corrupt
     from kvtools.onerec.interactions.features import join
     from kvtools.onerec.interactions.stream import open_interactions, roles
@@ -103,10 +104,9 @@ def main(
     from kvtools.onerec.run.recipe import Recipe
     from kvtools.onerec.semantic_ids.ids import SemanticIds
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
-    from kvtools.train.log import follow, take_up
-    from kvtools.train.loop import DTYPES, Training
+    from kvtools.train.loop import DTYPES, Trainer, log_run, resume_run
     from kvtools.train.peak_flops import measured_peak
-    from kvtools.train.resume import State, beside, claimed
+    from kvtools.train.resume import TRAIN_STATE
 
     recipe = Recipe.of(
         size=size, decoder=decoder, near=near, without=without or [], architecture=architecture or [], steps=steps, lr=lr,
@@ -122,7 +122,7 @@ def main(
     require(sources.count("-") <= 1, "-", "named more than once", "one input from stdin")
     place, chosen = resolve_device(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
-    folder = state or beside(output)
+    folder = state or state_folder(output)
     limit_threads(world.local_size)
     keep_freed_memory()
 
@@ -152,16 +152,17 @@ def main(
     )  # fmt: skip
     plan = recipe.plan(task.n_steps(), task.n_tokens(), chosen)
     ceiling = peak or measured_peak(place, DTYPES[chosen])
-    kept = State(folder, {**recipe.to_json(), "items": ids.digest, "input": made.digest, "dtype": chosen})
-    run = Training(task, plan, kept, world, device=place, peak=ceiling)
+    made_of = {**recipe.to_json(), "items": ids.digest, "input": made.digest, "dtype": chosen}
+    kept = RunState(folder, TRAIN_STATE, made_of)
+    run = Trainer(task, plan, kept, world, device=place, peak=ceiling)
     told = (
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {plan.n_steps} steps; {made.pathways}." if verbose else ""
     )
-    with claimed(folder, is_root=world.is_root):
-        take_up(run, folder, start_over=force, tell=tell, told=told, is_peak_given=peak is not None)
-        follow(
-            run, run.run(stop), words="pretrain onerec", log=log if world.is_root else None, tell=tell,
-            is_quiet=quiet or not world.is_root, is_told=verbose,
+    with lock_folder(folder, is_root=world.is_root):
+        resume_run(run, folder, start_over=force, log=tell, summary=told, is_peak_given=peak is not None)
+        log_run(
+            run, run.run(stop), label="pretrain onerec", log_file=log if world.is_root else None, log=tell,
+            quiet=quiet or not world.is_root, verbose=verbose,
         )  # fmt: skip
     if not world.is_root:
         return 0

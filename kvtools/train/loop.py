@@ -1,17 +1,18 @@
-"""The training loop that all models share: steps, pieces of a step, ranks, validation, stopping, resuming.
+"""The training loop that all models share: steps, microbatches, ranks, validation, stopping, resuming, the log.
 
-A task brings rows and a loss. The rows of a step do not depend on the number of ranks or pieces: a step is cut into pieces,
-rank r takes every size-th of them, and gradients are added in rank order, so that all ranks hold the same weights to the
-bit; other numbers of ranks differ by the rounding of sums, and, with dropout, by its draw for each piece. Parameters that
-want no gradient when a run is made get none: they are kept as they are.
+A task brings batches and a loss. The batch of a step does not depend on the number of ranks or microbatches: a step is cut
+into microbatches, rank r takes every size-th of them, and gradients are added in rank order, so that all ranks hold the same
+weights to the bit; other numbers of ranks differ by the rounding of sums, and, with dropout, by its draw for each microbatch.
+Parameters that want no gradient when a run is made get none: they are kept as they are.
 
-Chance comes from (seed, step, piece), never from a generator's state, so that a resumed run equals an uninterrupted one.
-AdamW after Loshchilov and Hutter 2019, torch's own; matrices decay, vectors do not.
+Random numbers come from (seed, step, microbatch), never from a generator's state, so that a resumed run equals an uninterrupted
+one. AdamW after Loshchilov and Hutter 2019, torch's own; matrices decay, vectors do not.
 """
 
+import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -19,249 +20,285 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kvtools.artifact.files import open_log
+from kvtools.artifact.state import RunState
 from kvtools.chance import seed_for
 from kvtools.errors import Fault, Stopped
-from kvtools.train.lr_schedule import Rate
-from kvtools.train.resume import Progress, State
+from kvtools.progress import Ticker
+from kvtools.train.lr_schedule import LrSchedule
+from kvtools.train.resume import Progress, restore, state_tensors
 from kvtools.world import World
 
-Rows = TypeVar("Rows")
+Batch = TypeVar("Batch")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A piece's loss, summed over what it counts: to be differentiated, how many, and sums to be told."""
+    """The loss of a microbatch, summed over what it counts.
+
+    total: float32 scalar, to be differentiated. count: over how many terms it is summed. logged: more sums over the same terms,
+    which the log shows as means. tokens: how many went in. flops: of the products, forward and backward.
+    """
 
     total: Tensor
     count: int
-    told: dict[str, Tensor | float] = field(default_factory=dict)
+    logged: dict[str, Tensor | float] = field(default_factory=dict)
     tokens: int = 0
     flops: float = 0.0
 
 
-class Task(Protocol[Rows]):
+class Task(Protocol[Batch]):
     """What a model brings to the loop."""
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The model that is trained."""
 
-    def epoch(self, number: int) -> Iterator[Rows]:
-        """The rows of each step, the same every time for the same number."""
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batch of each step, the same every time for the same number."""
 
-    def pieces(self, rows: Rows, n: int) -> Sequence[Rows]:
-        """The rows in at most n parts, of work as equal as may be."""
+    def microbatches(self, batch: Batch, n: int) -> Sequence[Batch]:
+        """The batch in at most n parts of nearly equal work."""
 
-    def loss(self, rows: Rows) -> Loss:
-        """The loss of some rows; called under autocast."""
+    def loss(self, batch: Batch) -> Loss:
+        """The loss of a microbatch; called under autocast."""
 
     def after_step(self, world: World) -> dict[str, float]:
-        """What follows an update, such as balancing experts; a collective. Returns what is to be told."""
+        """Do what follows an update, such as balancing experts; a collective. Returns metrics for the log."""
 
     def validate(self) -> dict[str, float] | None:
-        """Figures on held-out data, of which "score" is better when larger; None where there are none."""
+        """Metrics on held-out data, of which "score" is better when larger; None where there are none."""
 
-    def names(self, rows: Rows) -> str:
-        """The rows in words, for a fault."""
+    def describe(self, batch: Batch) -> str:
+        """The batch in words, for an error message."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to learn. All but what the command's options set is our choice."""
+    """How long and how fast to train. All but what the command's options set is our choice."""
 
     epochs: int
     n_steps: int  # in all: what the cosine spans
-    rate: float = 1e-3
-    warmup: int = 200
-    shape: Literal["cosine", "constant"] = "cosine"
+    lr: float = 1e-3
+    warmup: int = 200  # steps
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0  # norm of the gradients, at most
-    pieces: int = 1  # a step is worked through in so many parts: gradient accumulation
+    n_microbatches: int = 1  # a step: gradient accumulation
     patience: int = 0  # epochs without a better score until the run ends; 0: never
-    save_every: int = 0  # steps between states put aside within an epoch, for what gives no warning; 0: none
-    rates: dict[str, float] = field(default_factory=dict)  # how names begin -> factor of the rate; the longest that fits
+    save_every: int = 0  # steps between states saved within an epoch, for what gives no warning; 0: none
+    lr_factors: dict[str, float] = field(default_factory=dict)  # prefix of names -> factor of the rate; the longest that fits
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """One update, or the end of an epoch (`validation` is then set): what is logged."""
 
     step: int
     epoch: float
-    figures: dict[str, float]
+    metrics: dict[str, float]
     validation: dict[str, float] | None = None
 
 
-class Training:
+class Trainer:
     """A run over a task; iterate `run` for its steps. Afterwards the model has the best weights found."""
 
     def __init__(
-        self, task: Task[Any], plan: Plan, state: State, world: World, *, device: str = "cpu", peak: float = 0.0
+        self, task: Task[Any], plan: Plan, state: RunState, world: World, *, device: str = "cpu", peak: float = 0.0
     ) -> None:
         self.task, self.plan, self.peak, self._state, self._world, self._device = task, plan, peak, state, world, device
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
-        groups = _groups(task.model, plan)
-        self._optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=plan.betas, fused=True)
+        groups = _parameter_groups(task.model, plan)
+        self._optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=True)
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
+        self._schedule = LrSchedule(plan.lr, plan.n_steps, plan.warmup, plan.lr_schedule)
 
-    def take_up(self, *, start_over: bool) -> bool:
-        """Continue from the state, if there is one; whether there was."""
+    def resume(self, *, start_over: bool) -> bool:
+        """Continue from the saved state, if there is one; whether there was. Raises Usage and Corrupt as RunState.load does."""
         if start_over:
             self._state.forget()
             return False
-        found = self._state.load(self.task.model, self._optimizer)
-        if found is not None:
-            self.progress, self.best = found
-        return found is not None
+        bag = self._state.load()
+        if bag is not None:
+            self.progress, self.best = restore(bag, self.task.model, self._optimizer)
+        return bag is not None
 
-    def run(self, stop: object) -> Iterator[Step]:
+    def run(self, stop: object) -> Iterator[TrainStep]:
         """Train to the end. The state stays until `forget`: weights that cannot be written are not lost.
 
         Raises Stopped, everything saved where there is a folder, when any rank is asked to stop; Fault for a loss that is not
-        finite, naming the rows, with the state that was put aside last kept.
+        finite, naming the rows, with the last saved state kept.
         """
-        rate = Rate(self.plan.rate, self.plan.n_steps, self.plan.warmup, self.plan.shape)
         at = self.progress
         # a run stopped after its last step has that epoch's validation before it still
         while at.epoch < self.plan.epochs and (at.step < self.plan.n_steps or at.batch) and not at.is_over:
-            for number, rows in enumerate(self.task.epoch(at.epoch)):
+            for number, batch in enumerate(self.task.epoch(at.epoch)):
                 if number < at.batch:
                     continue
                 if at.step >= self.plan.n_steps:
                     break
-                yield self._step(rows, rate.at(at.step))
+                yield self._step(batch)
                 at.batch, at.step = number + 1, at.step + 1
                 if self._world.any(stop):
                     raise self._stopped()
                 if self.plan.save_every and at.step % self.plan.save_every == 0:
                     self._save()
             at.epoch, at.batch = at.epoch + 1, 0
-            told = self._validate()
+            validation = self._validate()
             self._save()
-            if told is not None:
-                yield Step(at.step, at.epoch, {}, told)
+            if validation is not None:
+                yield TrainStep(at.step, at.epoch, {}, validation)
         if self.best:
             self.task.model.load_state_dict(self.best)
 
     def forget(self) -> None:
-        """The weights are where they belong: the state may go."""
+        """Remove the saved state: the weights are where they belong."""
         self._state.forget()
 
-    def _step(self, rows: Any, rate: float) -> Step:
-        begun = time.perf_counter()
-        self.task.model.train()
+    def _step(self, batch: Any) -> TrainStep:
+        """One update by the mean gradient of a batch; none where nothing in the batch could be read."""
+        start = time.perf_counter()
+        lr = self._schedule.at(self.progress.step)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = lr * group["factor"]
+        sums = self._backward(batch)
+        count, tokens, flops = (sums.pop(name) for name in ("count", "tokens", "flops"))
+        metrics = self._update(batch, sums, count) if count else {}
+        seconds = time.perf_counter() - start
+        self.progress.tokens += int(tokens)
+        self.progress.loss = metrics.get("loss", self.progress.loss)
+        metrics |= {"rate": lr, "tokens": self.progress.tokens, "tokens_per_s": tokens / seconds, "seconds": seconds}
+        if self.peak and count:
+            metrics["mfu"] = flops / (seconds * self.peak * self._world.size)
+        return TrainStep(self.progress.step + 1, self.progress.epoch + 1, metrics)
+
+    def _backward(self, batch: Any) -> dict[str, float]:
+        """Add up the gradients of this rank's microbatches; returns the sums over all ranks of what their losses hold."""
+        self.task.model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        pieces = self.task.pieces(rows, max(self.plan.pieces, self._world.size))
+        microbatches = self.task.microbatches(batch, max(self.plan.n_microbatches, self._world.size))
         sums: dict[str, float] = {"count": 0.0, "tokens": 0.0, "flops": 0.0}
-        for number in range(self._world.rank, len(pieces), self._world.size):
+        for number in self._world.shard(range(len(microbatches))):
             torch.manual_seed(seed_for(self.plan.seed, "step", self.progress.step, number))
             with torch.autocast(torch.device(self._device).type, DTYPES[self.plan.dtype], enabled=self.plan.dtype != "float32"):
-                loss = self.task.loss(pieces[number])
+                loss = self.task.loss(microbatches[number])
             loss.total.backward()  # type: ignore[no-untyped-call]
-            for name, value in {"count": loss.count, "tokens": loss.tokens, "flops": loss.flops, **loss.told}.items():
+            for name, value in {"count": loss.count, "tokens": loss.tokens, "flops": loss.flops, **loss.logged}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-        # ranks without a piece know no names; rank 0 always has one
+        # ranks without a microbatch know no names; rank 0 always has one
         names = self._world.broadcast(sorted(sums))
-        total = dict(zip(names, self._world.sum_array(np.array([sums.get(name, 0.0) for name in names])).tolist(), strict=True))
-        count, tokens, flops = (total.pop(name) for name in ("count", "tokens", "flops"))
-        if not count:  # nothing in this step could be read, so there is nothing to learn from it
-            seconds = time.perf_counter() - begun
-            told = {"rate": rate, "tokens": self.progress.tokens, "tokens_per_s": 0.0, "seconds": seconds}
-            return Step(self.progress.step + 1, self.progress.epoch + 1, told)
-        figures = {name: value / count for name, value in total.items()}
-        self._require_finite("loss", figures.values(), rows)
-        self._share_gradients(count)
-        figures["grad_norm"] = float(nn.utils.clip_grad_norm_(self._parameters, self.plan.clip))
+        totals = self._world.sum_array(np.array([sums.get(name, 0.0) for name in names])).tolist()
+        return dict(zip(names, totals, strict=True))
+
+    def _update(self, batch: Any, sums: dict[str, float], count: float) -> dict[str, float]:
+        """Step the optimiser by the mean gradient over all ranks; returns the metrics."""
+        metrics = {name: value / count for name, value in sums.items()}
+        self._require_finite("loss", metrics.values(), batch)
+        self._average_gradients(count)
+        metrics["grad_norm"] = float(nn.utils.clip_grad_norm_(self._parameters, self.plan.clip))
         # a finite loss can have a gradient that is not, and an update by it would leave no weight whole
-        self._require_finite("gradient", [figures["grad_norm"]], rows)
+        self._require_finite("gradient", [metrics["grad_norm"]], batch)
         self._optimizer.step()
-        figures |= self.task.after_step(self._world)
-        seconds = time.perf_counter() - begun
-        self.progress.tokens += int(tokens)
-        self.progress.loss = figures.get("loss", self.progress.loss)
-        figures |= {"rate": rate, "tokens": self.progress.tokens, "tokens_per_s": tokens / seconds, "seconds": seconds}
-        if self.peak:
-            figures["mfu"] = flops / (seconds * self.peak * self._world.size)
-        return Step(self.progress.step + 1, self.progress.epoch + 1, figures)
+        return metrics | self.task.after_step(self._world)
 
-    def _require_finite(self, what: str, values: Iterable[float], rows: Any) -> None:
-        """Raise Fault, naming the rows, unless all are finite; called with the same values on all ranks."""
+    def _require_finite(self, what: str, values: Iterable[float], batch: Any) -> None:
+        """Raise Fault, naming the batch, unless all are finite; called with the same values on all ranks."""
         if not all(map(math.isfinite, values)):
-            kept = f" {self._where()}" if self._state.is_kept else ""
-            raise Fault(f"step {self.progress.step + 1}: a {what} that is not finite, at {self.task.names(rows)}.{kept}")
+            step = f"step {self.progress.step + 1}: the {what} of {self.task.describe(batch)} is not finite."
+            kept = " The last saved state is kept; --force starts over." if self._state.is_kept else ""
+            raise Fault(f"{step} Run again with a lower --lr, or without that data.{kept}")
 
-    def _share_gradients(self, count: float) -> None:
+    def _average_gradients(self, count: float) -> None:
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         if self._world.size > 1:
-            flat = np.concatenate([_flat(p) for p in self._parameters])
-            summed = torch.from_numpy(self._world.sum_array(flat))
-            begin = 0
-            for parameter in self._parameters:
-                part = summed[begin : begin + parameter.numel()].view_as(parameter)
-                assert parameter.grad is not None, "given above"
-                parameter.grad.copy_(part)
-                begin += parameter.numel()
-        for parameter in self._parameters:
-            assert parameter.grad is not None, "given above"
-            parameter.grad.div_(count)
+            flat = np.concatenate([gradient.detach().cpu().float().numpy().reshape(-1) for gradient in gradients])
+            summed = torch.split(torch.from_numpy(self._world.sum_array(flat)), [gradient.numel() for gradient in gradients])
+            for gradient, total in zip(gradients, summed, strict=True):
+                gradient.copy_(total.view_as(gradient))
+        for gradient in gradients:
+            gradient.div_(count)
 
     def _validate(self) -> dict[str, float] | None:
+        """Metrics of the validation on rank 0, the same on all ranks; keeps the weights where its score is the best so far."""
         self.task.model.eval()
-        told = self.task.validate() if self._world.is_root else None
-        told = self._world.broadcast(told)
+        metrics: dict[str, float] | None = self._world.broadcast(self.task.validate() if self._world.is_root else None)
+        if metrics is None or "score" not in metrics:
+            return metrics
         at = self.progress
-        if told is None or "score" not in told:
-            return told if told is None else dict(told)
-        if at.best_score is None or told["score"] > at.best_score:
-            at.best_score, at.best_epoch = told["score"], at.epoch
+        if at.best_score is None or metrics["score"] > at.best_score:
+            at.best_score, at.best_epoch = metrics["score"], at.epoch
             self.best = {name: x.detach().clone() for name, x in self.task.model.state_dict().items()}
         at.is_over = bool(self.plan.patience) and at.epoch - at.best_epoch >= self.plan.patience
-        return dict(told)
+        return metrics
 
     def _save(self) -> None:
-        if self._world.is_root:
-            self._state.save(self.task.model, self.best, self._optimizer, self.progress)
+        if self._world.is_root and self._state.path is not None:
+            tensors = state_tensors(self.task.model, self.best, self._optimizer)
+            self._state.save(tensors, progress=vars(self.progress))
 
     def _stopped(self) -> Stopped:
         self._save()
-        if self._state.has_place:
+        if self._state.path is not None:
             return Stopped(f"stopped after step {self.progress.step}. Run again to continue.")
-        lost = Stopped(f"stopped after step {self.progress.step}, and kept nowhere. Run again with --state DIR.")
-        lost.code = 143  # 75 would promise that it goes on
+        lost = Stopped(f"stopped after step {self.progress.step}, and nothing is saved. Run again with --state DIR.")
+        lost.code = 143  # 75 would promise that it resumes
         return lost
 
-    def _where(self) -> str:
-        return "The last state is kept; run again with --force, which starts over, and a lower --lr or without that data."
+
+def resume_run(
+    run: Trainer, folder: str | None, *, start_over: bool, log: Callable[[str], None], summary: str, is_peak_given: bool
+) -> None:
+    """Resume a run from its state, if there is one, and log that; else log the summary of a new run, unless it is empty."""
+    if run.resume(start_over=start_over):
+        log(f"{folder}: resumes after step {run.progress.step}.")
+    elif summary:
+        log(summary)
+        source = "given" if is_peak_given else f"measured here in {run.plan.dtype}"
+        log(f"mfu: FLOPs of the model's products / (seconds * {run.peak:.3g} FLOP/s {source}).")
 
 
-def _groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-    """What is trained, by factor of the rate and by whether it decays. Raises ValueError for a rate that nothing has."""
+def log_run(
+    run: Trainer, steps: Iterable[TrainStep], *, label: str, log_file: str | None, log: Callable[[str], None], quiet: bool,
+    verbose: bool, **fields: object,
+) -> None:  # fmt: skip
+    """Go through the steps of a run, with progress unless `quiet`, and validations logged if `verbose`.
+
+    log_file: gets a line of JSON per step and per epoch, each with `fields`.
+    """
+    ticker = Ticker(total=run.plan.n_steps - run.progress.step, unit="steps", label=label, quiet=quiet)
+    with open_log(log_file) as curve:
+        for step in steps:
+            if step.validation is None:
+                ticker()
+            elif verbose:
+                log(f"epoch {step.epoch:g}: " + ", ".join(f"{name} {x:.4g}" for name, x in step.validation.items()) + ".")
+            line = {**fields, "step": step.step, "epoch": step.epoch, **step.metrics, **(step.validation or {})}
+            curve.write(json.dumps(line) + "\n")
+
+
+def _parameter_groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
+    """The parameters to train, by factor of the learning rate and by whether they decay. Raises ValueError for a prefix that no
+    name has."""
     named = list(model.named_parameters())
-    for beginning in plan.rates:
-        if not any(name.startswith(beginning) for name, _ in named):
-            raise ValueError(f"rates: {beginning!r}: no parameter's name begins so")
+    for prefix in plan.lr_factors:
+        if not any(name.startswith(prefix) for name, _ in named):
+            raise ValueError(f"lr_factors: no parameter's name begins with {prefix!r}")
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
-            fitting = [beginning for beginning in plan.rates if name.startswith(beginning)]
-            factor = plan.rates[max(fitting, key=len)] if fitting else 1.0
+            fitting = [prefix for prefix in plan.lr_factors if name.startswith(prefix)]
+            factor = plan.lr_factors[max(fitting, key=len)] if fitting else 1.0
             groups.setdefault((factor, parameter.ndim >= 2), []).append(parameter)
     return [
         {"params": parameters, "factor": factor, "weight_decay": plan.weight_decay if decays else 0.0}
         for (factor, decays), parameters in groups.items()
     ]
-
-
-def _flat(parameter: nn.Parameter) -> np.ndarray:
-    assert parameter.grad is not None, "given before"
-    return parameter.grad.detach().cpu().float().numpy().reshape(-1)

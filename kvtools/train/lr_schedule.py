@@ -1,4 +1,4 @@
-"""Learning rates over a run: a linear warm-up, then constant or a cosine down to a share of the peak."""
+"""Learning rates over a run: a linear warm-up, then constant or a cosine down to a fraction of the peak."""
 
 import math
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Rate:
-    """The rate at each step of `n_steps`; warm-up counts as part of them."""
+class LrSchedule:
+    """The learning rate at each step of `n_steps`; warm-up counts as part of them."""
 
     peak: float
     n_steps: int
     n_warmup: int
     shape: Literal["cosine", "constant"] = "cosine"
-    floor: float = 0.05  # share of the peak that a cosine ends at
+    floor: float = 0.05  # fraction of the peak that a cosine ends at
 
     def at(self, step: int) -> float:
-        """The rate of a step, from 0. The first is not 0, so that no step is without effect."""
+        """The learning rate of a step, from 0. The first is not 0, so that no step is without effect."""
         if step < self.n_warmup:
             return self.peak * (step + 1) / self.n_warmup
         if self.shape == "constant":

@@ -45,15 +45,16 @@ import hashlib, sys
 import numpy as np
 sys.path[:0] = sys.argv[1:]
 from test_keye_training import feed_of, task_of, talk, weights
-from kvtools.train.loop import Plan, Training
-from kvtools.train.resume import State
+from kvtools.train.loop import Plan, Trainer
+from kvtools.artifact.state import RunState
+from kvtools.train.resume import TRAIN_STATE
 from kvtools.world import World
 
 world = World.open()
 source = feed_of([talk(n) for n in range(30)])
 task = task_of(source=source, world=world, batch_tokens=1024)
-run = Training(task, Plan(epochs=4, n_steps=4, warmup=0, rate=1e-2, pieces=3), State(None, {}), world)
-losses = [step.figures["loss"] for step in run.run(False)]
+run = Trainer(task, Plan(epochs=4, n_steps=4, warmup=0, lr=1e-2, n_microbatches=3), RunState(None, TRAIN_STATE, {}), world)
+losses = [step.metrics["loss"] for step in run.run(False)]
 task.close()
 told = hashlib.sha256(b"".join(x.numpy().tobytes() for x in weights(task).values()) + repr(losses).encode())
 everyone = world.gather_array(np.frombuffer(told.digest(), np.uint8)[None])
@@ -75,7 +76,7 @@ def test_what_was_stopped_on_two_ranks_goes_on_on_two_ranks(sh, here):
     assert stopped.code == 75
     assert stopped.err.count("Run again to continue") == 1, stopped.err
     again = sh(f"{line} -o m")
-    assert (again.code, again.err.count("goes on after step 1")) == (0, 1), again.err
+    assert (again.code, again.err.count("resumes after step 1")) == (0, 1), again.err
     assert sh(f"{line} -o whole && kvtools sum m whole").code == 0
     assert (here / "m").stat().st_size == (here / "whole").stat().st_size
     assert sh("cmp m whole").code == 0

@@ -67,13 +67,15 @@ import hashlib, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 from test_loop import Toy, plan
-from kvtools.train.loop import Training
-from kvtools.train.resume import State
+from kvtools.train.loop import Trainer
+from kvtools.artifact.state import RunState
+from kvtools.train.resume import TRAIN_STATE
 from kvtools.world import World
 
 world = World.open()
 task = Toy(dropout=0.5)
-losses = [step.figures["loss"] for step in Training(task, plan(), State(None, {}), world).run(False) if step.figures]
+run = Trainer(task, plan(), RunState(None, TRAIN_STATE, {}), world)
+losses = [step.metrics["loss"] for step in run.run(False) if step.metrics]
 told = hashlib.sha256(b"".join(x.numpy().tobytes() for x in task.model.state_dict().values()) + repr(losses).encode())
 everyone = world.gather_array(np.frombuffer(told.digest(), np.uint8)[None])
 if world.is_root:
@@ -95,7 +97,7 @@ def test_what_was_stopped_on_two_ranks_goes_on_on_two_ranks(sh, shop):
     assert stopped.err.count("Run again to continue") == 1, stopped.err
     again = sh(f"{line} -o m.safetensors")
     assert again.code == 0
-    assert again.err.count("goes on after step 1") == 1
+    assert again.err.count("resumes after step 1") == 1
     assert sh(f"{line} -o whole.safetensors && cmp m.safetensors whole.safetensors").code == 0
 
 

@@ -147,6 +147,6 @@ def test_a_training_stopped_by_the_batch_system_goes_on_where_it_was(job, shop, 
     assert not (shop / "b.safetensors").exists()
     log = job(f"{line}; echo code $?", "-n1")
     assert "code 0" in log, log
-    assert "goes on after step" in log
+    assert "resumes after step" in log
     assert sh(f"{line.replace('b.', 'whole.')}").code == 0
     assert sh("cmp b.safetensors whole.safetensors").code == 0

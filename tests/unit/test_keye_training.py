@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kvtools.artifact.files import Sink, open_source
+from kvtools.artifact.state import RunState
 from kvtools.artifact.stream import Head, Index, Writer
 from kvtools.errors import Corrupt, Usage
 from kvtools.keye.data.augment import Augment, mirrored, upended
@@ -29,8 +30,8 @@ from kvtools.keye.run.objectives import Answering, Contrasting
 from kvtools.keye.run.recipe import Recipe
 from kvtools.keye.run.stages import PARTS, STAGES
 from kvtools.train.durations import EpochLength
-from kvtools.train.loop import Plan, Training
-from kvtools.train.resume import State
+from kvtools.train.loop import Plan, Trainer
+from kvtools.train.resume import TRAIN_STATE
 from kvtools.world import World
 
 CHAT = Chat.open(None)
@@ -88,9 +89,9 @@ def task_of(stage="multitask", source=None, *, world=None, seed=0, **named):
 
 
 def train(task, n_steps=2, **named):
-    plan = Plan(epochs=n_steps, n_steps=n_steps, warmup=0, rate=1e-2, **named)
+    plan = Plan(epochs=n_steps, n_steps=n_steps, warmup=0, lr=1e-2, **named)
     try:
-        return list(Training(task, plan, State(None, {}), World()).run(stop=False))
+        return list(Trainer(task, plan, RunState(None, TRAIN_STATE, {}), World()).run(stop=False))
     finally:
         task.close()
 
@@ -161,10 +162,10 @@ def test_a_conversation_of_words_only_trains_too_and_leaves_a_projector_as_it_is
     task = task_of("alignment", Feed(words, CHAT, None, length=256))
     before = weights(task)
     steps = train(task, 2, weight_decay=0.0)
-    assert all(step.figures["grad_norm"] == 0 for step in steps)
+    assert all(step.metrics["grad_norm"] == 0 for step in steps)
     assert all(torch.equal(x, before[name]) for name, x in weights(task).items())
     mixed = task_of("alignment", feed_of([*words, *[talk(n) for n in range(4)]]))
-    assert train(mixed, 1)[0].figures["grad_norm"] > 0
+    assert train(mixed, 1)[0].metrics["grad_norm"] > 0
 
 
 # ── what is frozen ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -245,7 +246,7 @@ def test_pieces_and_ranks_share_the_rows_of_a_step_and_lose_none():
             given = []
             for rank in range(size):
                 task = task_of(source=feed_of(length=128), world=of_size(rank, size))
-                pieces = task.pieces(rows, n)
+                pieces = task.microbatches(rows, n)
                 given += [load.numbers for piece in pieces[rank::size] for load in piece]
                 task.close()
             assert sorted(given) == wanted, (size, n)
@@ -256,7 +257,7 @@ def test_ranks_get_nearly_equal_work_and_are_told_how_nearly():
     long, short = [talk(n, answer="x" * 150) for n in range(4)], [talk(n) for n in range(4, 24)]
     tasks = [task_of(source=feed_of([*long, *short], length=256), batch_tokens=10_000, world=of_size(r, 3)) for r in range(3)]
     (rows,) = list(tasks[0].epoch(0))
-    work = [sum(t.flops(load) for piece in t.pieces(rows, 5)[r::3] for load in piece) for r, t in enumerate(tasks)]
+    work = [sum(t.flops(load) for piece in t.microbatches(rows, 5)[r::3] for load in piece) for r, t in enumerate(tasks)]
     told = tasks[1].after_step(World())
     assert told["load_max_over_mean"] == pytest.approx(max(work) / np.mean(work))
     in_turn = [sum(tasks[0].flops(load) for load in rows[r::3]) for r in range(3)]
@@ -275,7 +276,7 @@ def test_a_run_taken_up_builds_only_what_is_still_to_be_learnt():
     going = task.epoch(0)
     for _ in steps[:-1]:
         next(going)
-    task.pieces(next(going), 1)
+    task.microbatches(next(going), 1)
     task.close()
     assert shelf.n_fetched - n_measured <= sum(len(load.numbers) for load in steps[-1])
 
@@ -287,7 +288,7 @@ def test_a_clip_that_goes_between_two_looks_is_left_out_and_told_once():
     assert task.n_steps() > 0
     shelf.skipped = {"3"}
     steps = train(task, 3 * task.n_steps(), save_every=0)
-    assert all(np.isfinite(step.figures["loss"]) for step in steps if step.figures)
+    assert all(np.isfinite(step.metrics["loss"]) for step in steps if step.metrics)
     assert (task.source.skipped.counts, list(task.source.gone.counts.values())) == ({}, [1])
     assert "t3: 3: torn" in task.source.gone.lines()[0]
 
@@ -299,7 +300,7 @@ def test_a_step_of_which_nothing_is_left_changes_nothing():
     assert task.n_steps() == 1
     shelf.skipped = {"1", "2"}
     steps = train(task, 2)
-    assert [sorted(step.figures) for step in steps] == [["rate", "seconds", "tokens", "tokens_per_s"]] * 2
+    assert [sorted(step.metrics) for step in steps] == [["rate", "seconds", "tokens", "tokens_per_s"]] * 2
     assert all(torch.equal(x, before[name]) for name, x in weights(task).items())
 
 
@@ -517,7 +518,7 @@ def test_durations_come_out_in_steps():
     training = ["warmup=10%", "save=1ep", "patience=2ep", "tower=0.5"]
     plan = recipe(training=training).plan(lengths, SMALL, "float32")
     assert (plan.n_steps, plan.warmup, plan.save_every, plan.patience, plan.pieces) == (120, 12, 40, 2, 10)
-    assert plan.rates == {"visual.": 0.5, "mlp_AR.": 0.1}
+    assert plan.lr_factors == {"visual.": 0.5, "mlp_AR.": 0.1}
     assert recipe(steps="8e4tok").plan(lengths, SMALL, "float32").n_steps == 80
     unknown = EpochLength(1 << 40, (1 << 40) * 1000)
     assert recipe(steps="8e4tok").plan(unknown, SMALL, "float32").n_steps == 80
@@ -538,7 +539,7 @@ def test_a_stage_has_its_rate_and_wide_models_a_lower_one():
         assert recipe(stage).rate(SMALL) == told.rate
         assert recipe(stage).rate(wide) == told.rate / (2 if told.is_contrastive else 4)
         alone = stage in ("matching", "alignment")  # what is trained alone has the stage's own rate
-        assert recipe(stage).plan(EpochLength(40, 40_000), SMALL, "float32").rates == ({} if alone else SLOWER)
+        assert recipe(stage).plan(EpochLength(40, 40_000), SMALL, "float32").lr_factors == ({} if alone else SLOWER)
     assert recipe(lr=0.5).rate(wide) == 0.5
 
 

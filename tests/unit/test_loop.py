@@ -10,10 +10,11 @@ from torch import nn
 
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
+from kvtools.artifact.state import RunState
 from kvtools.errors import Corrupt, Fault, Stopped, Usage
-from kvtools.train.loop import Loss, Plan, Training
-from kvtools.train.lr_schedule import Rate
-from kvtools.train.resume import State
+from kvtools.train.loop import Loss, Plan, Trainer
+from kvtools.train.lr_schedule import LrSchedule
+from kvtools.train.resume import TRAIN_STATE
 from kvtools.world import World
 
 N_ROWS, N_BATCH = 48, 12
@@ -42,7 +43,7 @@ class Toy:
     def epoch(self, number):
         yield from np.random.default_rng(number).permutation(N_ROWS).reshape(-1, N_BATCH)
 
-    def pieces(self, rows, n):
+    def microbatches(self, rows, n):
         return [rows[i::n] for i in range(min(n, len(rows)))]
 
     def loss(self, rows):
@@ -60,7 +61,7 @@ class Toy:
             return {"score": self._scores[len(self.seen) - 1]}
         return {"score": -float((self.model(self.x_N3) - self.y_N1).square().nanmean())}
 
-    def names(self, rows):
+    def describe(self, rows):
         return f"rows {', '.join(map(str, rows[:2]))}"
 
 
@@ -76,18 +77,18 @@ class After:
 
 
 def plan(n_steps=10, **changed):
-    return Plan(**{"epochs": n_steps, "n_steps": n_steps, "rate": 0.05, "warmup": 2, "seed": 5, **changed})
+    return Plan(**{"epochs": n_steps, "n_steps": n_steps, "lr": 0.05, "warmup": 2, "seed": 5, **changed})
 
 
 def train(task, folder=None, *, stop=False, start_over=False, config=CONFIG, **changed):
     """The run, and the lines it told until it ended or was stopped."""
-    run = Training(task, plan(**changed), State(folder, config), World())
-    run.take_up(start_over=start_over)
+    run = Trainer(task, plan(**changed), RunState(folder, TRAIN_STATE, config), World())
+    run.resume(start_over=start_over)
     lines = []
     try:
         for step in run.run(stop):
-            figures = {name: x for name, x in step.figures.items() if name not in CLOCKED}
-            lines.append((step.step, step.epoch, figures, step.validation))
+            metrics = {name: x for name, x in step.metrics.items() if name not in CLOCKED}
+            lines.append((step.step, step.epoch, metrics, step.validation))
         run.forget()
     except Stopped:
         assert stop is not False
@@ -138,8 +139,8 @@ def test_a_run_stopped_at_every_step_equals_the_whole_too(tmp_path):
 
 
 def test_a_stopped_run_with_nowhere_to_be_kept_does_not_promise_to_go_on():
-    run = Training(Toy(), plan(), State(None, {}), World())
-    with pytest.raises(Stopped, match="stopped after step 3, and kept nowhere.*--state DIR") as found:
+    run = Trainer(Toy(), plan(), RunState(None, TRAIN_STATE, {}), World())
+    with pytest.raises(Stopped, match="stopped after step 3, and nothing is saved. Run again with --state DIR") as found:
         list(run.run(After(3)))
     assert found.value.code == 143
 
@@ -148,7 +149,7 @@ def test_a_stopped_run_with_nowhere_to_be_kept_does_not_promise_to_go_on():
 def test_a_run_killed_after_any_step_goes_on_from_its_last_state(tmp_path, at):
     folder, whole, second = str(tmp_path / "state"), Toy(dropout=0.3), Toy(dropout=0.3)
     _, told = train(whole, save_every=3)
-    run = Training(Toy(dropout=0.3), plan(save_every=3), State(folder, CONFIG), World())
+    run = Trainer(Toy(dropout=0.3), plan(save_every=3), RunState(folder, TRAIN_STATE, CONFIG), World())
     steps = run.run(stop=False)
     for step in steps:
         if step.step == at:
@@ -183,7 +184,7 @@ def test_chance_depends_on_the_seed_and_the_step_alone():
 def test_a_step_in_pieces_is_the_same_step(n):
     whole, cut = Toy(), Toy()
     _, told = train(whole)
-    _, lines = train(cut, pieces=n)
+    _, lines = train(cut, n_microbatches=n)
     # float32 sums of twelve terms in another order, ten steps of a rate of 0.05 at most
     assert_same(weights(cut), weights(whole), rtol=1e-5, atol=1e-5)
     assert [line[2]["tokens"] for line in lines if line[2]] == [line[2]["tokens"] for line in told if line[2]]
@@ -192,7 +193,7 @@ def test_a_step_in_pieces_is_the_same_step(n):
 
 def test_an_update_is_that_of_adamw_on_the_mean_gradient():
     task, reference = Toy(), Toy()
-    train(task, n_steps=1, warmup=0, pieces=3, clip=0.25)
+    train(task, n_steps=1, warmup=0, n_microbatches=3, clip=0.25)
     rows = next(reference.epoch(0))
     (reference.loss(rows).total / len(rows)).backward()
     nn.utils.clip_grad_norm_(reference.model.parameters(), 0.25)
@@ -236,7 +237,7 @@ def test_weights_kept_in_bfloat16_come_back_from_the_state(tmp_path):
 
 def test_a_part_may_learn_at_another_rate():
     task, reference = Toy(), Toy()
-    train(task, n_steps=1, warmup=0, rates={"0.": 0.1, "0.bias": 0.5, "3.weight": 0.0})
+    train(task, n_steps=1, warmup=0, lr_factors={"0.": 0.1, "0.bias": 0.5, "3.weight": 0.0})
     rows = next(reference.epoch(0))
     (reference.loss(rows).total / len(rows)).backward()
     nn.utils.clip_grad_norm_(reference.model.parameters(), 1.0)
@@ -251,8 +252,8 @@ def test_a_part_may_learn_at_another_rate():
 
 
 def test_a_rate_for_what_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="'vision': no parameter's name begins so"):
-        train(Toy(), rates={"vision": 0.1})
+    with pytest.raises(ValueError, match="no parameter's name begins with 'vision'"):
+        train(Toy(), lr_factors={"vision": 0.1})
 
 
 # ── losses that are not finite ───────────────────────────────────────────────────────────────────────────────────────────
@@ -274,22 +275,24 @@ def poisoned():
 
 def test_a_loss_that_is_not_finite_names_the_rows_and_leaves_the_last_epoch(tmp_path):
     folder = str(tmp_path / "state")
-    with pytest.raises(Fault, match=rf"step 8: a loss that is not finite, at rows {bad_row()}, .*last state is kept") as found:
+    with pytest.raises(
+        Fault, match=rf"step 8: the loss of rows {bad_row()}, \d+ is not finite.*last saved state is kept"
+    ) as found:
         train(poisoned(), folder)
     assert found.value.code == 1
     kept = poisoned()
-    run = Training(kept, plan(), State(folder, CONFIG), World())
-    assert run.take_up(start_over=False)
+    run = Trainer(kept, plan(), RunState(folder, TRAIN_STATE, CONFIG), World())
+    assert run.resume(start_over=False)
     assert (run.progress.epoch, run.progress.batch, run.progress.step) == (1, 0, AN_EPOCH)
     whole = poisoned()
-    for _ in Training(whole, plan(epochs=1), State(None, {}), World()).run(stop=False):
+    for _ in Trainer(whole, plan(epochs=1), RunState(None, TRAIN_STATE, {}), World()).run(stop=False):
         pass
     assert_same(weights(kept), weights(whole))
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_state_that_is_not_there_is_not_promised(tmp_path, is_kept):
-    with pytest.raises(Fault, match="step 1: a loss that is not finite, at rows") as found:
+    with pytest.raises(Fault, match="step 1: the loss of rows .* is not finite") as found:
         train(Toy(bad=int(next(Toy().epoch(0))[0])), str(tmp_path / "state") if is_kept else None)
     assert "kept" not in str(found.value)
     assert not (tmp_path / "state").exists()
@@ -302,11 +305,11 @@ def test_a_gradient_that_is_not_finite_is_told_before_it_does_harm(tmp_path):
             if self.model.n_updates < 2 * AN_EPOCH - 1:
                 return found
             flat = (0 * self.model[0].weight).square().sum()  # 0, and its root has no derivative there
-            return Loss(found.total + flat.sqrt(), found.count, found.told, found.tokens)
+            return Loss(found.total + flat.sqrt(), found.count, found.logged, found.tokens)
 
     task = Steep()
-    rows = task.names(list(task.epoch(1))[-1])
-    with pytest.raises(Fault, match=f"not finite, at {rows}"):
+    rows = task.describe(list(task.epoch(1))[-1])
+    with pytest.raises(Fault, match=f"step 8: the gradient of {rows} is not finite"):
         train(task, str(tmp_path / "state"))
     assert all(x.isfinite().all() for x in weights(task).values())
 
@@ -348,7 +351,7 @@ def test_steps_end_a_run_within_an_epoch_and_epochs_too():
 
 # ── rates ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_rates_rise_in_a_line_and_end_in_a_cosine():
-    rate = Rate(0.5, 110, 10)
+    rate = LrSchedule(0.5, 110, 10)
     assert [rate.at(step) for step in range(10)] == pytest.approx([0.05 * (step + 1) for step in range(10)])
     assert rate.at(10) == pytest.approx(0.5)
     assert rate.at(60) == pytest.approx(0.5 * (1 + 0.05) / 2)
@@ -358,16 +361,16 @@ def test_rates_rise_in_a_line_and_end_in_a_cosine():
 
 
 def test_a_constant_rate_stays_and_no_first_step_is_without_effect():
-    assert [Rate(0.5, 100, 0, "constant").at(step) for step in (0, 50, 99)] == [0.5] * 3
-    assert Rate(0.5, 100, 4, "constant").at(0) == 0.125
-    assert Rate(0.5, 1, 0).at(0) == 0.5
-    assert Rate(0.5, 3, 3).at(0) > 0
+    assert [LrSchedule(0.5, 100, 0, "constant").at(step) for step in (0, 50, 99)] == [0.5] * 3
+    assert LrSchedule(0.5, 100, 4, "constant").at(0) == 0.125
+    assert LrSchedule(0.5, 1, 0).at(0) == 0.5
+    assert LrSchedule(0.5, 3, 3).at(0) > 0
 
 
 def test_a_run_follows_its_rate():
     for shape in ("cosine", "constant"):
-        lines = [line for line in train(Toy(), shape=shape)[1] if line[3] is None]
-        assert [line[2]["rate"] for line in lines] == [Rate(0.05, 10, 2, shape).at(step) for step in range(10)]
+        lines = [line for line in train(Toy(), lr_schedule=shape)[1] if line[3] is None]
+        assert [line[2]["rate"] for line in lines] == [LrSchedule(0.05, 10, 2, shape).at(step) for step in range(10)]
 
 
 # ── state ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -382,7 +385,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("config", [{"steps": "11", "seed": 0}, {"steps": "10"}, {"steps": "10", "seed": 0, "near": 4}])
 def test_a_state_of_other_options_is_refused_by_name(folder, config):
     name = {1: "seed", 2: "steps", 3: "near"}[len(config)]
-    with pytest.raises(Usage, match=rf"{folder}/train.state: an unfinished run with another {name}\. .*--force to start over"):
+    with pytest.raises(Usage, match=rf"{folder}/train.state: the stopped run had {name} .*--force to start over"):
         train(Toy(), str(folder), config=config)
     assert (folder / "train.state").exists()
 

@@ -77,12 +77,12 @@ class Task:
         """Steps an epoch; that of the first stands for all. Measures every conversation."""
         return sum(1 for _ in feed.steps(self.source.epoch(0), self._batch_tokens))
 
-    def pieces(self, rows: Rows, n: int) -> Sequence[Rows]:
+    def microbatches(self, rows: Rows, n: int) -> Sequence[Rows]:
         """The rows in as many parts a rank as n has for each, of which the loop gives rank r every size-th; some may be empty.
         This rank's rows are built from here on, and those of the step after this one."""
         parts = self._parts(rows, n)
         for step in (parts, self._parts(self._coming, n)):
-            for load in (load for part in step[self._world.rank :: self._world.size] for load in part):
+            for load in (load for part in self._world.shard(step) for load in part):
                 if load.numbers not in self._ahead:
                     self._ahead[load.numbers] = self._builder.submit(self.source.build, load)
         self._loads = self._told_loads(rows, n)
@@ -115,7 +115,7 @@ class Task:
     def after_step(self, _world: World) -> dict[str, float]:
         return self._loads
 
-    def names(self, rows: Rows) -> str:
+    def describe(self, rows: Rows) -> str:
         keys = [key for load in rows for key in load.keys]
         return ", ".join(keys[:_N_NAMED]) + (f" and {len(keys) - _N_NAMED} more" if len(keys) > _N_NAMED else "")
 

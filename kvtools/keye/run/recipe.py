@@ -128,19 +128,19 @@ class Recipe:
         def steps_of(name: str) -> float:
             return lengths.steps(self.training[name], f"--training {name}", of=n_total)
 
-        rates = {PARTS[part]: float(self.training[part]) for part in ("tower", "projector")}
+        lr_factors = {PARTS[part]: float(self.training[part]) for part in ("tower", "projector")}
         return Plan(
             epochs=n_total,  # each has a step at least, and not all have as many
             n_steps=n_total,
-            rate=self.rate(arch),
+            lr=self.rate(arch),
             warmup=round(steps_of("warmup")),
-            shape=self.training["rate"],
+            lr_schedule=self.training["rate"],
             weight_decay=float(self.training["weight_decay"]),
             clip=float(self.training["clip"]),
-            pieces=-(-self.batch_tokens // self.length),  # a row at a time: memory is that of one
+            n_microbatches=-(-self.batch_tokens // self.length),  # a row at a time: memory is that of one
             patience=max(int(self.is_judged), round(steps_of("patience") / lengths.n_steps)),
             save_every=round(steps_of("save")),
-            rates=rates if "decoder" in self.what.trains else {},
+            lr_factors=lr_factors if "decoder" in self.what.trains else {},
             dtype=dtype,
             seed=self.seed,
         )

@@ -68,7 +68,7 @@ class Pretraining:
         n_targets = int((self._rows.ends - self._rows.begins).sum())
         return n_targets * (1 + self.model.n_levels) + len(self._rows)
 
-    def pieces(self, rows: HistoryRows, n: int) -> Sequence[HistoryRows]:
+    def microbatches(self, rows: HistoryRows, n: int) -> Sequence[HistoryRows]:
         return [rows.take(np.arange(i, len(rows), n)) for i in range(min(n, len(rows)))]
 
     def loss(self, rows: HistoryRows) -> Loss:
@@ -105,7 +105,7 @@ class Pretraining:
         told = metrics.summary(ranks, (10,))
         return {"score": told["ndcg@10"], **{f"id_{name}": value for name, value in told.items()}}
 
-    def names(self, rows: HistoryRows) -> str:
+    def describe(self, rows: HistoryRows) -> str:
         keys = [str(self._batcher.histories.user_keys[user]) for user in rows.users[:3]]
         return f"users {', '.join(keys)}{' …' if len(rows) > 3 else ''}"
 

@@ -128,12 +128,12 @@ class Recipe:
         return Plan(
             epochs=-(-n_total // n_steps) + 1,
             n_steps=n_total,
-            rate=self.lr,
+            lr=self.lr,
             warmup=round(steps_of("warmup")),
-            shape=self.training["rate"],
+            lr_schedule=self.training["rate"],
             weight_decay=float(self.training["weight_decay"]),
             clip=float(self.training["clip"]),
-            pieces=int(self.training["accumulate"]),
+            n_microbatches=int(self.training["accumulate"]),
             patience=math.ceil(steps_of("patience") / n_steps),  # anything but 0 is an epoch at least
             save_every=math.ceil(steps_of("save")),
             dtype=dtype,

@@ -517,7 +517,7 @@ def test_durations_come_out_in_steps():
     lengths = EpochLength(40, 40_000)
     training = ["warmup=10%", "save=1ep", "patience=2ep", "tower=0.5"]
     plan = recipe(training=training).plan(lengths, SMALL, "float32")
-    assert (plan.n_steps, plan.warmup, plan.save_every, plan.patience, plan.pieces) == (120, 12, 40, 2, 10)
+    assert (plan.n_steps, plan.warmup, plan.save_every, plan.patience, plan.n_microbatches) == (120, 12, 40, 2, 10)
     assert plan.lr_factors == {"visual.": 0.5, "mlp_AR.": 0.1}
     assert recipe(steps="8e4tok").plan(lengths, SMALL, "float32").n_steps == 80
     unknown = EpochLength(1 << 40, (1 << 40) * 1000)

@@ -7,7 +7,8 @@ fault, because the stage that feeds it has failed. Costs one open of each file a
 from collections.abc import Callable, Iterator, Sequence
 
 from kvtools.artifact.files import open_source
-from kvtools.artifact.stream import Head, Index, Reader, Record
+from kvtools.artifact.stream import Head, Reader, Record
+from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Fault, Missing
 
 

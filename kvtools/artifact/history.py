@@ -7,17 +7,21 @@ host, user or absolute path, and no option that does not change the result, so t
 
 import getpass
 import hashlib
+import json
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kvtools import __version__
 from kvtools.artifact.blob import canonical
+from kvtools.errors import Usage
 
 Step = dict[str, Any]
+
+_SHOWN = 80  # characters of an option's value in a message
 
 # options that say where and how, not what: name → whether a value follows
 _SILENT = {
@@ -81,3 +85,15 @@ def portable(argv: Sequence[str]) -> list[str]:
 def describe(steps: Sequence[Step]) -> list[str]:
     """One line a step, oldest first, as one would type it."""
     return [" ".join(["kvtools", step["command"], *step["argv"]]) for step in steps]
+
+
+def refuse_other_options(where: str, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise Usage where a stopped run was made of something else than this one, naming the first difference."""
+    for name in sorted({*kept, *given}):
+        if kept.get(name) != given.get(name):
+            values = (json.dumps(config.get(name), ensure_ascii=False) for config in (kept, given))
+            was, now = (value if len(value) <= _SHOWN else "another value" for value in values)
+            raise Usage(
+                f"{where}: the stopped run had {name} {was}, and this run has {now}. "
+                "Give the same options to resume it, or --force to start over."
+            )

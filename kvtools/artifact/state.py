@@ -12,8 +12,9 @@ from typing import Any
 from kvtools.artifact.bag import Bag, write_bag
 from kvtools.artifact.blob import Tensors
 from kvtools.artifact.files import Sink, claim
+from kvtools.artifact.history import refuse_other_options
 from kvtools.artifact.open import open_artifact
-from kvtools.errors import CannotCreate, Corrupt, Usage
+from kvtools.errors import CannotCreate, Corrupt
 
 
 def state_folder(dst: str) -> str | None:
@@ -95,18 +96,3 @@ class RunState:
             os.unlink(self.path)
         with suppress(OSError):  # something else is kept in it
             os.rmdir(os.path.dirname(self.path))
-
-
-def refuse_other_options(where: str, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raise Usage where a stopped run was made of something else than this one, naming the first difference."""
-    for name in sorted({*kept, *given}):
-        if kept.get(name) != given.get(name):
-            values = (json.dumps(config.get(name), ensure_ascii=False) for config in (kept, given))
-            was, now = (value if len(value) <= _SHOWN else "another value" for value in values)
-            raise Usage(
-                f"{where}: the stopped run had {name} {was}, and this run has {now}. "
-                "Give the same options to resume it, or --force to start over."
-            )
-
-
-_SHOWN = 80  # characters of a value

@@ -7,7 +7,8 @@ from kvtools.artifact import Bag, Reader, is_stream, open_artifact
 from kvtools.artifact.blob import NAMES
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
-from kvtools.artifact.stream import Head, Index
+from kvtools.artifact.stream import Head
+from kvtools.artifact.stream_index import Index
 from kvtools.artifact.text import as_text
 
 

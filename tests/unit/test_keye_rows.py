@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from small_media import clip_of, write_stream
 
 from kvtools.artifact.files import Sink, open_source
-from kvtools.artifact.stream import Head, Index, Reader, Writer
+from kvtools.artifact.stream import Head, Reader, Writer
+from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt
 from kvtools.keye.data import packing as rows
 from kvtools.keye.data.chat_template import Chat

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kvtools.artifact.files import Sink, open_source
 from kvtools.artifact.state import RunState
-from kvtools.artifact.stream import Head, Index, Writer
+from kvtools.artifact.stream import Head, Writer
+from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Usage
 from kvtools.keye.data.augment import Augment, mirrored, upended
 from kvtools.keye.data.chat_template import Chat

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kvtools.artifact import blob, frame
 from kvtools.artifact.files import Sink
-from kvtools.artifact.stream import Head, Index, Reader, Writer
+from kvtools.artifact.stream import Head, Reader, Writer
+from kvtools.artifact.stream_index import Index
 from kvtools.errors import CannotCreate, Corrupt, Missing, Usage
 
 
@@ -108,7 +109,7 @@ def test_streams_of_two_kinds_are_not_one(tmp_path):
     a = write(tmp_path / "a.kvs", records_of())
     with Writer(Sink(str(tmp_path / "b.kvs")), Head("rollout")) as writer:
         writer.write("k", {"x": np.ones(3)})
-    with pytest.raises(Corrupt, match="one kind expected"):
+    with pytest.raises(Corrupt, match="^test: records of kind rollout follow records of kind video. Join streams of one"):
         read(a + (tmp_path / "b.kvs").read_bytes())
 
 
@@ -224,13 +225,28 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(tmp_path, cut):
     assert (tmp_path / "b.kvs").read_bytes() == whole
 
 
-def test_a_partial_stream_of_other_options_is_not_taken_up(tmp_path):
-    whole = write(tmp_path / "a.kvs", records_of(), 0, config={"fps": 1})
-    (tmp_path / ".b.kvs.part").write_bytes(whole[:500])
-    sink = Sink(str(tmp_path / "b.kvs"), keep_partial=True)
-    with pytest.raises(Usage, match="other options"), Writer(sink, Head("video"), level=0) as writer:
+STEP = {"id": "0", "command": "tokenize-video", "version": "1", "argv": ["a.mp4"], "inputs": [], "parents": []}
+
+
+@pytest.mark.parametrize(
+    ("stopped", "said"),
+    [
+        ({"config": {"fps": 1}, "history": [STEP]}, "fps 1, and this run has 2"),
+        ({"config": {"fps": 2}, "history": [STEP | {"argv": ["b.mp4"]}]}, 'argv ["b.mp4"], and this run has ["a.mp4"]'),
+        ({"config": {"fps": 2}, "history": [STEP | {"version": "0"}]}, 'version "0", and this run has "1"'),
+        ({"config": {"fps": 2}}, 'argv null, and this run has ["a.mp4"]'),
+    ],
+)
+def test_a_partial_stream_of_other_options_is_refused_with_the_option(tmp_path, stopped, said):
+    head = Head("video", [STEP], {"fps": 2})
+    whole = write(tmp_path / "a.kvs", records_of(), 0, **stopped)
+    dst = str(tmp_path / "b.kvs")
+    (tmp_path / ".b.kvs.part").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Usage) as fault, Writer(Sink(dst, keep_partial=True), head, level=0) as writer:
         writer.resume()
-    with Writer(Sink(str(tmp_path / "b.kvs"), keep_partial=True), Head("video"), level=0) as writer:
+    remedy = "Give the same options to resume it, or --force to start over."
+    assert str(fault.value) == f"{dst}: the stopped run had {said}. {remedy}"
+    with Writer(Sink(dst, keep_partial=True), head, level=0) as writer:
         assert writer.resume(start_over=True) == set()
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtools.artifact.stream import Index
+from kvtools.artifact.stream_index import Index
 from kvtools.chance import rng_for
 from kvtools.errors import Corrupt
 from kvtools.keye.data.chat_template import Chat, Conversation

@@ -25,7 +25,7 @@ import numpy as np
 
 from kvtools.artifact import blob, kinds
 from kvtools.artifact.files import open_source
-from kvtools.artifact.stream import Index
+from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Fault
 from kvtools.keye.data.frames import as_kind, nearest, of_pictures, resized, shown, spliced, take
 from kvtools.keye.model.inputs import Visual

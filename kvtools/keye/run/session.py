@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from kvtools.artifact import is_stream
 from kvtools.artifact.files import open_source
-from kvtools.artifact.stream import Index
+from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Missing
 from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.data.chat_template import Chat

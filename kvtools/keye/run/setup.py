@@ -19,7 +19,8 @@ from kvtools.artifact import is_stream
 from kvtools.artifact.blob import bytes_of, canonical
 from kvtools.artifact.files import open_seekable
 from kvtools.artifact.history import Step
-from kvtools.artifact.stream import Index, Reader
+from kvtools.artifact.stream import Reader
+from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Usage
 from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.checkpoint.weights import Weights

@@ -1,0 +1,124 @@
+"""Random access to the records of a stream in a file, by number or by key."""
+
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import numpy as np
+
+from kvtools.artifact import frame
+from kvtools.artifact.stream_part import MARK_BODY, MARK_PREFIX, Head, Part, Record, Torn, parse_keys
+from kvtools.errors import Corrupt, Missing
+
+
+class Index:
+    """Random access to a stream in a seekable file, by record number or key; many threads may use one.
+
+    Opening it reads KEYS and END, and every record of a part that has no KEYS. A record is checked when it is fetched.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        """file: with a descriptor, open for as long as the index is used. Raises Corrupt where the parts do not add up."""
+        self._file = file
+        self._fd = file.fileno()
+        self._name = name
+        self._records: list[tuple[int, int, int, int | None]] = []  # (mark offset, number in its part, stored bytes, crc32)
+        self._numbers: dict[str, int] = {}
+        self.heads: list[Head] = []
+        self._digest = hashlib.blake2b(digest_size=8)
+        end = os.fstat(self._fd).st_size
+        parts = []
+        try:
+            if end == 0:
+                raise Torn("the file is empty. Make it again")
+            while end > 0:  # parts of a concatenated file are found from the last to the first
+                parts.append(self._locate(end))
+                end = parts[-1][0]
+            for start, sizes in reversed(parts):
+                self._add(start, sizes)
+        except (Torn, ValueError, struct.error) as fault:
+            raise Corrupt(f"{self._name}: {fault}.") from None
+
+    @property
+    def name(self) -> str:
+        """What messages call the stream."""
+        return self._name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._numbers
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys, sorted."""
+        return sorted(self._numbers)
+
+    @property
+    def digest(self) -> str:
+        """A digest of all records in order, without reading them: KEYS has a crc32 of each. 16 hex digits."""
+        return self._digest.hexdigest()
+
+    def fetch(self, key_or_number: str | int) -> Record:
+        """The record of that key, or of that number from 0; the first of equal keys.
+
+        Raises Missing where there is none, Corrupt where it is damaged.
+        """
+        number = self._numbers.get(key_or_number) if isinstance(key_or_number, str) else key_or_number
+        if number is None or not 0 <= number < len(self._records):
+            raise Missing(f"{self._name}: none of its {len(self._records)} records is {key_or_number!r}.")
+        offset, in_part, n_stored, crc = self._records[number]
+        data = self._pread(offset, len(MARK_PREFIX) + MARK_BODY.size + 4 + n_stored)
+        try:
+            part = Part(io.BufferedReader(io.BytesIO(data)), number - in_part, head=self.heads[0])
+            record, stored_crc = part.one_record(in_part)
+        except Torn as fault:
+            raise Corrupt(f"{self._name}: {fault}.") from None
+        if crc is not None and stored_crc != crc:
+            raise Corrupt(f"{self._name}: record {number}: its stored bytes changed since they were written.")
+        return record
+
+    def _pread(self, offset: int, n_bytes: int) -> bytes:
+        data = os.pread(self._fd, n_bytes, offset)
+        if len(data) != n_bytes:
+            raise Corrupt(f"{self._name}: the file ends before byte {offset + n_bytes}. Make it again.")
+        return data
+
+    def _locate(self, end: int) -> tuple[int, np.ndarray]:
+        """Where the part that ends there begins, and the (stored, raw) bytes of its frames, int64 (n, 2)."""
+        footer = self._pread(max(0, end - 9), min(9, end))
+        n_frames = int.from_bytes(footer[:4], "little")
+        n_bytes = frame.PREFIX_BYTES + 8 * n_frames + 9
+        if int.from_bytes(footer[-4:], "little") != frame.SEEK_MAGIC or n_bytes > end or n_frames < 2:
+            raise Torn("it has no end mark; the producer died or the disk filled. Make it again")
+        table = self._pread(end - n_bytes, n_bytes)
+        sizes = np.frombuffer(table[frame.PREFIX_BYTES : -9], "<u4").reshape(-1, 2).astype(np.int64)
+        start = end - n_bytes - int(sizes[:, 0].sum())
+        if start < 0 or table != frame.seek_table(map(tuple, sizes)):
+            raise Torn("the end mark does not describe this file")
+        return start, sizes
+
+    def _add(self, start: int, sizes: np.ndarray) -> None:
+        """Take in the records of one part."""
+        offsets = start + np.concatenate([[0], np.cumsum(sizes[:, 0])])
+        head = Part(io.BufferedReader(io.BytesIO(self._pread(start, int(sizes[0, 0])))), 0).head
+        first, n_records = len(self._records), (len(sizes) - 1) // 2
+        has_keys = len(sizes) % 2 == 0  # HEAD, then two frames a record, then perhaps KEYS
+        crcs: Sequence[int | None] = [None] * n_records
+        if has_keys:
+            keys = self._pread(int(offsets[-2]), int(sizes[-1, 0]))
+            self._digest.update(keys)
+            crcs, named = parse_keys(keys)
+            if len(crcs) != n_records:
+                raise Torn(f"the key index has {len(crcs)} keys for {n_records} records")
+        for number, crc in enumerate(crcs):
+            self._records.append((int(offsets[1 + 2 * number]), number, int(sizes[2 + 2 * number, 0]), crc))
+        self.heads.append(head)
+        if not has_keys:
+            named = [(self.fetch(first + number).key, number) for number in range(n_records)]
+        for key, number in named:
+            self._numbers.setdefault(key, first + number)

@@ -14,7 +14,7 @@ from torch.nn import functional as nf
 
 from kvtools.keye.model.attention import Segments, attend, attend_cached
 from kvtools.keye.model.config import LanguageConfig
-from kvtools.keye.model.layers import RMSNorm, product_dtype, repeated
+from kvtools.keye.model.layers import RMSNorm, matmul_dtype, run_layer
 from kvtools.keye.model.rope import RotaryAngles, apply_rotary
 
 _ROOM = 64  # tokens: the least that a cache grows by
@@ -145,7 +145,7 @@ class Layer(nn.Module):
     def forward(
         self, x_SD: Tensor, angles: RotaryAngles, segments: Segments, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        dtype = product_dtype(x_SD)
+        dtype = matmul_dtype(x_SD)
         x_SD = x_SD + self.self_attn(self.input_layernorm(x_SD).to(dtype), angles, segments, cache, layer)
         out: Tensor = x_SD + self.mlp(self.post_attention_layernorm(x_SD).to(dtype))
         return out
@@ -172,8 +172,8 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.begin(segments, x_SD.device)
         for number, layer in enumerate(self.layers):
-            x_SD = repeated(layer, x_SD, angles, segments, cache, number, is_checkpointed=self.checkpointing and cache is None)
+            x_SD = run_layer(layer, x_SD, angles, segments, cache, number, is_checkpointed=self.checkpointing and cache is None)
         if cache is not None:
             cache.end(segments)
         normed: Tensor = self.norm(x_SD)
-        return normed.to(product_dtype(x_SD))
+        return normed.to(matmul_dtype(x_SD))

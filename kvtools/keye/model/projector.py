@@ -7,7 +7,8 @@ GELU, Linear. Legend: P patches, M visual tokens, D width.
 from torch import Tensor, nn
 
 from kvtools.keye.model.config import ModelConfig
-from kvtools.keye.model.layers import layer_norm, linear_gelu
+from kvtools.keye.model.cpu_kernels import linear_gelu
+from kvtools.keye.model.layers import layer_norm
 
 
 class Projector(nn.Module):
@@ -27,5 +28,5 @@ class Projector(nn.Module):
     def forward(self, seen_PD: Tensor) -> Tensor:
         """seen_PD: in the order of vision.block_order, so that a block is a view."""
         joined = layer_norm(self.pre_norm, seen_PD).view(-1, self.linear_1.in_features)
-        out: Tensor = self.linear_2(linear_gelu(self.linear_1, joined, tanh=False))
+        out: Tensor = self.linear_2(linear_gelu(joined, self.linear_1.weight, self.linear_1.bias, tanh=False))
         return out

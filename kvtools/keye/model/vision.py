@@ -16,7 +16,8 @@ from torch.nn import functional as nf
 
 from kvtools.keye.model.attention import Segments, attend
 from kvtools.keye.model.config import TextConfig, VisionConfig
-from kvtools.keye.model.layers import layer_norm, linear_gelu, product_dtype, repeated
+from kvtools.keye.model.cpu_kernels import linear_gelu
+from kvtools.keye.model.layers import layer_norm, matmul_dtype, run_layer
 from kvtools.keye.model.rope import RotaryAngles, apply_rotary, grid_angles
 
 Grids = Sequence[tuple[int, int, int]]
@@ -74,7 +75,7 @@ class Embeddings(nn.Module):
         """uint8 (P, 3, patch, patch), or floats on the same scale from 0 to 255: (P, D)."""
         # (x / 255 - 0.5) / 0.5 is (x - 127.5) / 127.5: the difference is exact even in bfloat16, the weight is what is divided
         weight = self.patch_embedding.weight.flatten(1)
-        dtype = product_dtype(weight)
+        dtype = matmul_dtype(weight)
         centred_PX = pixels_P3HW.flatten(1).to(dtype) - 127.5
         seen_PD = nf.linear(centred_PX, weight / 127.5, self.patch_embedding.bias)
         return seen_PD + self.positions(where)
@@ -138,7 +139,7 @@ class Feed(nn.Module):
         self.fc2 = nn.Linear(config.hidden, config.width)
 
     def forward(self, x_PD: Tensor) -> Tensor:
-        out: Tensor = self.fc2(linear_gelu(self.fc1, x_PD, tanh=True))
+        out: Tensor = self.fc2(linear_gelu(x_PD, self.fc1.weight, self.fc1.bias, tanh=True))
         return out
 
 
@@ -168,7 +169,7 @@ class Encoder(nn.Module):
 
     def forward(self, x_PD: Tensor, angles: RotaryAngles | None, segments: Segments) -> Tensor:
         for layer in self.layers:
-            x_PD = repeated(layer, x_PD, angles, segments, is_checkpointed=self.checkpointing)
+            x_PD = run_layer(layer, x_PD, angles, segments, is_checkpointed=self.checkpointing)
         return x_PD
 
 

@@ -8,7 +8,7 @@ from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.language import KVCache
 from kvtools.keye.model.rope import mrope_angles
 from kvtools.keye.model.siglip import Siglip
-from kvtools.keye.model.vision import VisionTower, _stretched
+from kvtools.keye.model.vision import VisionTower, interpolate_positions
 
 pytest.importorskip("transformers")
 import transformers  # noqa: E402
@@ -176,7 +176,7 @@ def test_interpolated_positions_are_torchs():
         expected = torch.nn.functional.interpolate(
             table.permute(2, 0, 1)[None], size=(rows, columns), mode="bilinear", align_corners=False
         )
-        found = _stretched(table, rows, columns).permute(2, 0, 1)
+        found = interpolate_positions(table, rows, columns).permute(2, 0, 1)
         assert torch.allclose(found, expected[0], atol=1e-5)
 
 

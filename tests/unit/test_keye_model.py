@@ -120,9 +120,9 @@ def test_pixels_are_scaled_as_published():
         where = keye.tower.embeddings
         zero = torch.zeros_like(where.position_embedding.weight)
         where.position_embedding.weight.copy_(zero)
-        from kvtools.keye.model.vision import layout
+        from kvtools.keye.model.vision import patch_layout
 
-        assert (where(x, layout([(1, 2, 2)], joint=True)) - expected).abs().max() <= EXACT
+        assert (where(x, patch_layout([(1, 2, 2)], joint=True)) - expected).abs().max() <= EXACT
 
 
 def cached(keye, tokens, places, starts, grids, cuts):
@@ -186,11 +186,11 @@ def test_visual_tokens_must_be_as_many_as_were_seen():
         keye.hidden(tokens, places, [0])
     with pytest.raises(ValueError, match="0 to 49 of the vocabulary"):
         keye.hidden(tokens + 10, places, [0], seen)
-    with pytest.raises(ValueError, match="sides divisible by 2"):
+    with pytest.raises(ValueError, match="sides divisible by 2 are needed"):
         keye.encode_images(pixels([(1, 3, 4)]), [(1, 3, 4)])
-    with pytest.raises(ValueError, match="of the grids expected"):
+    with pytest.raises(ValueError, match="and the grids need"):
         keye.encode_images(pixels(grids), [(1, 4, 6)])
-    with pytest.raises(ValueError, match="segments that start at"):
+    with pytest.raises(ValueError, match=r"segments start at \[0, 20\], and starts that rise from 0 to below 9 are needed"):
         keye.hidden(tokens, places, [0, 20], seen)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as nf
 from kvtools.keye.model.attention import Segments
 from kvtools.keye.model.config import TextConfig, VisionConfig
 from kvtools.keye.model.layers import layer_norm
-from kvtools.keye.model.vision import Encoder, Feed, Grids, VisionTower, initialise
+from kvtools.keye.model.vision import MLP, Encoder, Grids, VisionTower, initialise
 
 LOG_SCALE = math.log(10)
 BIAS = -10.0
@@ -60,7 +60,7 @@ class Head(nn.Module):
         self.probe = nn.Parameter(torch.empty(1, 1, config.width))
         self.attention = Attention(config.width)
         self.layernorm = nn.LayerNorm(config.width, eps=config.eps)
-        self.mlp = Feed(config)
+        self.mlp = MLP(config)
 
     def forward(self, seen_PD: Tensor, n_patches_V: Sequence[int]) -> Tensor:
         weights, biases = self.attention.in_proj_weight.chunk(3), self.attention.in_proj_bias.chunk(3)

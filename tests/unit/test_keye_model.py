@@ -172,7 +172,7 @@ def test_a_cache_goes_on_with_the_conversations_selected():
         for i, base in enumerate((two, two, one)):
             whole = torch.cat([base[0], new[i : i + 1]])
             assert (keye.hidden(whole, torch.arange(len(whole)).expand(3, -1), [0])[-1] - found[i]).abs().max() <= EXACT
-    with pytest.raises(ValueError, match="2 segments found, 3"):
+    with pytest.raises(ValueError, match="the row has 2 segments, and the cache has 3"):
         keye.hidden(new[:2], at[:, :2], [0, 1], cache=cache)
 
 
@@ -180,11 +180,11 @@ def test_visual_tokens_must_be_as_many_as_were_seen():
     keye = model()
     tokens, places, grids = conversation(3, (1, 4, 4), 2)
     seen = keye.encode_images(pixels(grids), grids)
-    with pytest.raises(ValueError, match="4 visual tokens in the row found, 3"):
+    with pytest.raises(ValueError, match="the row has 4 visual tokens, and 3 were encoded"):
         keye.hidden(tokens, places, [0], seen[:3])
-    with pytest.raises(ValueError, match="4 visual tokens in the row found, 0"):
+    with pytest.raises(ValueError, match="the row has 4 visual tokens, and 0 were encoded"):
         keye.hidden(tokens, places, [0])
-    with pytest.raises(ValueError, match="0 to 49 of the vocabulary"):
+    with pytest.raises(ValueError, match="tokens from 0 to 49 are needed"):
         keye.hidden(tokens + 10, places, [0], seen)
     with pytest.raises(ValueError, match="sides divisible by 2 are needed"):
         keye.encode_images(pixels([(1, 3, 4)]), [(1, 3, 4)])

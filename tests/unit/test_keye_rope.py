@@ -65,16 +65,24 @@ def test_the_delta_makes_a_place_a_position():
 @pytest.mark.parametrize(
     ("grids", "seconds", "match"),
     [
-        ([], [], "6 visual tokens found after the last of 0"),
-        ([(1, 4, 8)], [np.zeros(1)], "fewer than 8 tokens"),
-        ([(1, 4, 6), (1, 2, 2)], [np.zeros(1)] * 2, "item 1: fewer than 1 tokens"),
-        ([(1, 3, 8)], [np.zeros(1)], "sides divisible by 2"),
-        ([(1, 4, 6)], [np.zeros(2)], "one time a frame"),
-        ([(1, 4, 6)], [], "0 items with times"),
+        ([], [], "6 visual tokens stand after the last of 0 visual items"),
+        ([(1, 4, 8)], [np.zeros(1)], "visual item 0 needs 8 visual tokens one after another, and has fewer"),
+        ([(1, 4, 6), (1, 2, 2)], [np.zeros(1)] * 2, "visual item 1 needs 1 visual tokens one after another, and has fewer"),
+        (
+            [(1, 3, 8)],
+            [np.zeros(1)],
+            "visual item 0 has a grid of 1, 3, 8 and 1 times; sides divisible by 2 and one time a frame are needed",
+        ),
+        (
+            [(1, 4, 6)],
+            [np.zeros(2)],
+            "visual item 0 has a grid of 1, 4, 6 and 2 times; sides divisible by 2 and one time a frame are needed",
+        ),
+        ([(1, 4, 6)], [], "0 items have times, and 1 have grids"),
     ],
 )
 def test_tokens_that_are_not_those_of_the_grids_are_refused(grids, seconds, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=f"^{match}$"):
         mrope_positions(np.array([1, *[VIDEO] * 6, 1]), IMAGE, VIDEO, grids, seconds)
 
 

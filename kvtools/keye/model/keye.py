@@ -1,9 +1,10 @@
-"""Keye-VL: what a tower sees takes the place of visual tokens in a row of text, which a decoder reads.
+"""Keye-VL: a decoder that reads rows of text in which visual tokens are replaced by what the vision tower makes of patches.
 
-Rows are flat: conversations one after the other, `segments` says where each starts, and none sees another. Names of weights are
-those of the published Keye-VL-8B below `visual.`, `mlp_AR.`, `model.` and `lm_head`. Not here: positions (rope.py), losses.
+Rows are flat: conversations one after the other, `segments` holds the first token of each, and none attends to another. Names
+of weights are those of the published Keye-VL-8B below `visual.`, `mlp_AR.`, `model.` and `lm_head`. Not here: positions
+(rope.py), losses.
 
-Legend: P patches, V visual items, M visual tokens, S tokens of a row, D width.
+Legend: P patches, V visual items, M visual tokens, S tokens of a row, D width of the decoder.
 """
 
 from collections.abc import Sequence
@@ -18,24 +19,15 @@ from kvtools.keye.model.projector import Projector
 from kvtools.keye.model.rope import mrope_angles
 from kvtools.keye.model.vision import Grids, VisionTower
 
-__all__ = ["KVCache", "Keye"]
-
-
-class Visual(nn.Module):
-    """The tower, under the name it has in published checkpoints."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.vision_model = VisionTower(config.vision)
-
 
 class Keye(nn.Module):
-    """The whole model, of random weights by torch's generator."""
+    """The whole model, with random weights of torch's generator."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual = Visual(config)
+        self.visual = nn.Module()  # only a name of published checkpoints
+        self.visual.vision_model = VisionTower(config.vision)
         self.mlp_AR = Projector(config)
         self.model = Decoder(config.language)
         if not config.language.tied:
@@ -44,11 +36,13 @@ class Keye(nn.Module):
 
     @property
     def tower(self) -> VisionTower:
-        return self.visual.vision_model
+        """The vision tower."""
+        tower: VisionTower = self.visual.vision_model  # type: ignore[assignment]
+        return tower
 
     @property
     def output_VD(self) -> Tensor:
-        """The matrix that turns states into logits, (vocabulary, D)."""
+        """The output matrix, which turns hidden states into logits: (vocabulary, D)."""
         return self.model.embed_tokens.weight if self.config.language.tied else self.lm_head.weight
 
     @property
@@ -60,19 +54,19 @@ class Keye(nn.Module):
     def checkpointing(self, value: bool) -> None:
         self.model.checkpointing = self.tower.encoder.checkpointing = value
 
-    def patch_features(self, pixels_P3HW: Tensor, grid_V3: Grids) -> Tensor:
-        """What the tower says of each patch, in raster order: (P, width of the tower), after its last norm."""
-        seen: Tensor = self.tower(pixels_P3HW, grid_V3)
-        return seen
+    def patch_features(self, pixels_P3HW: Tensor, grids: Grids) -> Tensor:
+        """The tower's features of each patch after its last norm, in raster order: (P, width of the tower)."""
+        features: Tensor = self.tower(pixels_P3HW, grids)
+        return features
 
-    def encode_images(self, pixels_P3HW: Tensor, grid_V3: Grids) -> Tensor:
-        """Visual tokens of all items, one after the other: (M, D), M a quarter of the patches.
+    def encode_images(self, pixels_P3HW: Tensor, grids: Grids) -> Tensor:
+        """Visual tokens of all items, one item after the other: (M, D), one for merge x merge patches.
 
-        pixels_P3HW: uint8, patches of each item in raster order, frame after frame; grid_V3: frames, rows, columns an item.
-        Raises ValueError where sides are odd or pixels and grids differ.
+        pixels_P3HW: uint8, patches of each item in raster order, frame after frame. grids: frames, rows and columns of each
+        item. Raises ValueError for odd sides, and where pixels and grids differ.
         """
-        seen: Tensor = self.mlp_AR(self.tower(pixels_P3HW, grid_V3, merge=self.config.merge))
-        return seen
+        visual_MD: Tensor = self.mlp_AR(self.tower(pixels_P3HW, grids, merge=self.config.merge))
+        return visual_MD
 
     def hidden(
         self,
@@ -82,30 +76,30 @@ class Keye(nn.Module):
         visual_MD: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """States after the final norm, (S, D); `logits` makes scores of the next token of them.
+        """Hidden states after the final norm, (S, D); `logits` turns them into scores of the next token.
 
-        tokens_S: int64; positions_3S: ints, of rope.positions for each conversation; segments: where conversations start. Image
-        and video tokens are replaced by visual_MD in order. cache: see there. Raises ValueError for tokens that are out of the
-        vocabulary, and for visual tokens that are not as many as visual_MD has.
+        tokens_S: int64. positions_3S: int, of rope.mrope_positions for each conversation. segments: the first token of each
+        conversation. visual_MD: replaces image and video tokens, in order. cache: see KVCache. Raises ValueError for tokens
+        outside the vocabulary, and unless there are as many visual tokens as visual_MD has rows.
         """
         n_words = self.config.language.vocabulary
         if not len(tokens_S) or int(tokens_S.min()) < 0 or int(tokens_S.max()) >= n_words:
-            found = f"{int(tokens_S.min())} to {int(tokens_S.max())}" if len(tokens_S) else "none"
-            raise ValueError(f"tokens: {found} found, 0 to {n_words - 1} of the vocabulary expected")
+            given = f"tokens are {int(tokens_S.min())} to {int(tokens_S.max())}" if len(tokens_S) else "the row has no tokens"
+            raise ValueError(f"{given}, and tokens from 0 to {n_words - 1} are needed")
         if tuple(positions_3S.shape) != (3, len(tokens_S)):
-            raise ValueError(f"positions: {tuple(positions_3S.shape)} found, {(3, len(tokens_S))} expected")
+            raise ValueError(f"positions are {tuple(positions_3S.shape)}, and {(3, len(tokens_S))} is needed")
         x_SD = nf.embedding(tokens_S, self.model.embed_tokens.weight)
         is_visual_S = (tokens_S == self.config.image_token) | (tokens_S == self.config.video_token)
-        places = is_visual_S.nonzero().flatten()
-        n_given = 0 if visual_MD is None else len(visual_MD)
-        if len(places) != n_given:
-            raise ValueError(f"{len(places)} visual tokens in the row found, {n_given} as were seen expected")
-        if visual_MD is not None and n_given:
-            x_SD = torch.index_copy(x_SD, 0, places, visual_MD.to(x_SD.dtype))
+        index_M = is_visual_S.nonzero().flatten()
+        n_encoded = 0 if visual_MD is None else len(visual_MD)
+        if len(index_M) != n_encoded:
+            raise ValueError(f"the row has {len(index_M)} visual tokens, and {n_encoded} were encoded")
+        if visual_MD is not None and n_encoded:
+            x_SD = torch.index_copy(x_SD, 0, index_M, visual_MD.to(x_SD.dtype))
         angles = mrope_angles(positions_3S, self.config.language.head_dim, self.config.language.theta)
         out: Tensor = self.model(x_SD, angles, segments, cache)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(…, D) to (…, vocabulary)."""
+        """Hidden states (…, D) to scores of the next token (…, vocabulary)."""
         return nf.linear(hidden, self.output_VD.to(hidden.dtype))

@@ -181,7 +181,7 @@ def test_an_answer_that_is_cut_is_noted(ask):
         ("--model keye.safetensors --tokenizer bad.mp4 Well?", 65, "bad.mp4: "),
         ("--model keye.safetensors --tokenizer absent.json Well?", 66, "absent.json: "),
         ("--model mute.safetensors Well?", 65, "mute.safetensors: no tokenizer in it. Give the one it was trained with"),
-        ("--model nan.safetensors Well?", 65, "nan.safetensors: logits that are not finite found"),
+        ("--model nan.safetensors Well?", 65, "nan.safetensors: the model gives logits that are not finite"),
     ],
 )
 def test_what_is_refused(ask, line, code, words):

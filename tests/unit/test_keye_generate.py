@@ -144,7 +144,7 @@ def test_pictures_are_never_drawn_nor_what_is_forbidden():
     assert answers(keye, [PROMPTS[0]], never=[3])[0][0].tokens.tolist() == [0] * 12
     expected = -np.log(3 * np.exp(9) + 47)  # they keep their share of the probability
     np.testing.assert_allclose(drawn[0].logprobs, expected, rtol=1e-5)
-    np.testing.assert_allclose(drawn[0].drawn, -np.log(47), rtol=1e-5)
+    np.testing.assert_allclose(drawn[0].sampling_logprobs, -np.log(47), rtol=1e-5)
 
 
 def test_frequencies_follow_the_distribution():
@@ -171,7 +171,7 @@ def test_a_temperature_near_0_is_greedy():
     greedy = answers(keye)
     for temperature in (1e-3, 1e-30):
         same(greedy, answers(keye, temperature=temperature))
-    assert all((a.drawn == 0).all() for some in greedy for a in some)
+    assert all((a.sampling_logprobs == 0).all() for some in greedy for a in some)
     same(greedy, answers(keye, temperature=1.0, top_k=1))
 
 
@@ -184,7 +184,7 @@ def test_log_probabilities_are_those_of_a_full_forward():
         whole = logits.log_softmax(1).gather(1, tokens[:, None])[:, 0]
         np.testing.assert_allclose(answer.logprobs, whole, atol=1e-5)
         logits[:, [IMAGE, VIDEO]] = -torch.inf
-        for step, (token, drawn_as) in enumerate(zip(tokens.tolist(), answer.drawn, strict=True)):
+        for step, (token, drawn_as) in enumerate(zip(tokens.tolist(), answer.sampling_logprobs, strict=True)):
             assert drawn_as == pytest.approx(np.log(slow_candidates(logits[step].numpy(), 1.3, 20, 0.9)[token]), abs=1e-4)
 
 
@@ -263,9 +263,14 @@ def test_each_token_is_told_as_it_is_chosen_and_prompts_are_taken_as_needed():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"temperature": -1.0}, "temperature: -1.0"), ({"top_p": 0.0}, "top_p: 0.0"), ({"top_k": -1}, "top_k: -1"),
-     ({"max_new": 0}, "max_new: 0"), ({"n": 0}, "n: 0")],
-)  # fmt: skip
+    [
+        ({"temperature": -1.0}, "temperature is -1.0, and a number of at least 0 is needed"),
+        ({"top_p": 0.0}, "top_p is 0.0, and a number above 0 and at most 1 is needed"),
+        ({"top_k": -1}, "top_k is -1, and 0 for all tokens or a number of tokens is needed"),
+        ({"max_new": 0}, "max_new is 0, and a whole number of at least 1 is needed"),
+        ({"n": 0}, "n is 0, and a whole number of at least 1 is needed"),
+    ],
+)
 def test_settings_that_cannot_be_meant_are_refused_at_once(options, words):
     with pytest.raises(ValueError, match=words):
         generate(model(), [], **{"max_new": 1, **options})

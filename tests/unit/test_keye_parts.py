@@ -72,7 +72,7 @@ def test_texts_of_any_length_are_texts_alone_and_the_tower_goes_to_keye():
         assert torch.equal(keye.patch_features(pixels(grids), grids), matching.vision_model(pixels(grids), grids))
     matching.loss(matching.encode_images(pixels(grids), grids), matching.encode_texts(tokens[:14], [0, 4])).backward()
     assert all(p.grad is not None for p in matching.parameters())
-    with pytest.raises(ValueError, match="16 tokens below 50"):
+    with pytest.raises(ValueError, match="a text has 17 tokens from 0 to 0, and at most 16 tokens below 50 are possible"):
         matching.encode_texts(torch.zeros(17, dtype=torch.long), [0])
 
 

@@ -1,10 +1,10 @@
-"""What a row costs: FLOPs of its matrix products, by part, forward and in training.
+"""FLOPs of a row's matrix products, by part, forward and in training.
 
 2 a weight and token, and 4 * width a pair of tokens that attend to one another, a layer (half of them in the decoder, which is
 causal). Backward costs twice forward through weights that learn, once through weights that are frozen above something that
-learns, nothing where nothing below learns; of pairs of tokens, twice wherever it passes. Embeddings, norms, rotations and the
-stretching of the tower's table are left out; so is the output matrix where a token is no target, since its logits are never
-made.
+learns, nothing where nothing below learns; of pairs of tokens, twice wherever it passes. Not counted: embeddings, norms,
+rotations, the interpolation of the position table, and the output matrix where a token is no target, as its logits are not
+computed.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from kvtools.keye.model.config import ModelConfig, TextConfig, VisionConfig
 
 @dataclass(frozen=True)
 class RowShape:
-    """As much of a row as its cost depends on: lengths of segments, grids (frames, rows, columns), targets."""
+    """What the cost of a row depends on: lengths of segments, grids (frames, rows, columns), the number of targets."""
 
     lengths: Sequence[int]
     grids: Sequence[Sequence[int]]
@@ -36,7 +36,8 @@ class Flops:
     head: float
 
     def training(self, trained: frozenset[str]) -> float:
-        """Forward and backward, where of `tower`, `projector` and `decoder` those named learn; the head is the decoder's."""
+        """Forward and backward where, of `tower`, `projector` and `decoder`, those in `trained` learn; the head is the
+        decoder's."""
         total, is_reached = self.patches * (1 + ("tower" in trained)), False
         for part, flops in (("tower", self.tower), ("projector", self.projector), ("decoder", self.decoder + self.head)):
             total += flops * (1 + (part in trained) + (is_reached or part in trained))
@@ -45,40 +46,41 @@ class Flops:
 
     @property
     def forward(self) -> float:
+        """Forward, of all parts."""
         return self.patches + self.tower + self.projector + self.decoder + self.pairs + self.head
 
 
 def row_flops(config: ModelConfig, row: RowShape) -> Flops:
-    """Forward FLOPs of a row."""
+    """Forward FLOPs of a row of a Keye-VL."""
     vision, language = config.vision, config.language
     n_patches, n_tokens = int(np.array(row.grids, np.int64).reshape(-1, 3).prod(1).sum()), sum(row.lengths)
-    patches, tower = _of_tower(vision, row.grids)
-    joined = vision.width * config.merge**2
-    projector = 2 * n_patches // config.merge**2 * (joined**2 + joined * language.width)
-    heads = language.heads * language.head_dim
-    kept = language.kv_heads * language.head_dim
-    layer = language.width * (2 * heads + 2 * kept + 3 * language.hidden)
-    square = sum(n * n for n in row.lengths)
-    decoder, pairs = (float(language.layers * flops) for flops in (2 * n_tokens * layer, 2 * square * heads))
+    patches, tower = _tower_flops(vision, row.grids)
+    block_width = vision.width * config.merge**2
+    projector = 2 * n_patches // config.merge**2 * (block_width**2 + block_width * language.width)
+    q_width = language.heads * language.head_dim
+    kv_width = language.kv_heads * language.head_dim
+    n_weights = language.width * (2 * q_width + 2 * kv_width + 3 * language.hidden)
+    n_pairs = sum(n * n for n in row.lengths)
+    decoder, pairs = (float(language.layers * flops) for flops in (2 * n_tokens * n_weights, 2 * n_pairs * q_width))
     head = 2.0 * row.n_targets * language.vocabulary * language.width
     return Flops(patches, tower, float(projector), decoder, pairs, head)
 
 
 def pair_flops(vision: VisionConfig, text: TextConfig, grids: Sequence[Sequence[int]], n_words: int) -> float:
-    """FLOPs of pictures against texts, forward and backward; heads and what words see of one another are left out."""
-    patches, tower = _of_tower(vision, grids)
-    return 2 * patches + 3 * tower + 3.0 * 2 * n_words * text.layers * _block(text)
+    """FLOPs of images against texts of n_words tokens, forward and backward; heads and the texts' attention are left out."""
+    patches, tower = _tower_flops(vision, grids)
+    return 2 * patches + 3 * tower + 3.0 * 2 * n_words * text.layers * _layer_weights(text)
 
 
-def _of_tower(vision: VisionConfig, grids: Sequence[Sequence[int]]) -> tuple[float, float]:
+def _tower_flops(vision: VisionConfig, grids: Sequence[Sequence[int]]) -> tuple[float, float]:
     """Of the first product, and of the layers."""
     grids_V3 = np.array(grids, np.int64).reshape(-1, 3)
     patches_V, frame_V = grids_V3.prod(1), grids_V3[:, 1] * grids_V3[:, 2]
     n_patches = int(patches_V.sum())
-    pairs = int((patches_V * (patches_V if vision.joint else frame_V)).sum())
-    layers = vision.layers * (2 * n_patches * _block(vision) + 4 * pairs * vision.width)
+    n_pairs = int((patches_V * (patches_V if vision.joint else frame_V)).sum())
+    layers = vision.layers * (2 * n_patches * _layer_weights(vision) + 4 * n_pairs * vision.width)
     return 2.0 * n_patches * 3 * vision.patch**2 * vision.width, float(layers)
 
 
-def _block(config: VisionConfig | TextConfig) -> int:
+def _layer_weights(config: VisionConfig | TextConfig) -> int:
     return 4 * config.width**2 + 2 * config.width * config.hidden

@@ -69,13 +69,13 @@ def test_items_packed_are_items_alone_and_frames_attend_as_told(joint):
     grids = [(2, 4, 6), (1, 4, 6), (1, 6, 2), (3, 2, 2), (1, 4, 6)]
     x = pixels(grids)
     with torch.no_grad():
-        together = keye.patch_features(x, grids)
+        together = keye.tower(x, grids)
         place = 0
         for t, h, w in grids:
             mine = slice(place, place + t * h * w)
-            assert (keye.patch_features(x[mine], [(t, h, w)]) - together[mine]).abs().max() <= EXACT
+            assert (keye.tower(x[mine], [(t, h, w)]) - together[mine]).abs().max() <= EXACT
             place += t * h * w
-        frames = keye.patch_features(x[:48], [(1, 4, 6), (1, 4, 6)])
+        frames = keye.tower(x[:48], [(1, 4, 6), (1, 4, 6)])
     is_equal = (frames - together[:48]).abs().max() <= EXACT
     assert bool(is_equal) == (not joint)
 
@@ -86,7 +86,7 @@ def test_visual_tokens_are_blocks_of_two_by_two_in_raster_order():
     x = pixels(grids)
     with torch.no_grad():
         seen = keye.encode_images(x, grids)
-        features = keye.patch_features(x, grids)
+        features = keye.tower(x, grids)
         blocks = []
         for (t, h, w), part in zip(grids, features.split([48, 8]), strict=True):
             grid = part.view(t, h // 2, 2, w // 2, 2, -1).permute(0, 1, 3, 2, 4, 5)
@@ -101,14 +101,14 @@ def test_the_fixed_table_is_read_in_raster_order_up_to_its_end():
     x = pixels([(1, 4, 8)])
     x[:] = x[:1]  # patches differ by their place alone
     with torch.no_grad():
-        tall, wide = keye.patch_features(x, [(1, 8, 4)]), keye.patch_features(x, [(1, 4, 8)])
+        tall, wide = keye.tower(x, [(1, 8, 4)]), keye.tower(x, [(1, 4, 8)])
         assert (tall - wide).abs().max() <= EXACT  # one-dimensional places cannot tell shapes
         assert (tall[24:] - tall[31]).abs().max() <= EXACT  # the table holds 25
         assert (tall[0] - tall[1]).abs().max() > EXACT
     for vision in ({"interpolate": False}, {"rope": False}):
         other = model(vision=vision)
         with torch.no_grad():
-            assert (other.patch_features(x, [(1, 8, 4)]) - other.patch_features(x, [(1, 4, 8)])).abs().max() > EXACT
+            assert (other.tower(x, [(1, 8, 4)]) - other.tower(x, [(1, 4, 8)])).abs().max() > EXACT
 
 
 def test_pixels_are_scaled_as_published():
@@ -138,7 +138,7 @@ def cached(keye, tokens, places, starts, grids, cuts):
         out = keye.hidden(tokens[where], places[:, where], begins, None if number else seen, cache)
         for part, found in zip(parts, out.split([b - a for a, b in spans]), strict=True):
             part.append(found)
-    assert [start + n for start, n in zip(starts, cache.lengths, strict=True)] == ends
+    assert [start + n for start, n in zip(starts, cache.lengths_G.tolist(), strict=True)] == ends
     return torch.cat([torch.cat(part) for part in parts])
 
 
@@ -165,7 +165,7 @@ def test_a_cache_goes_on_with_the_conversations_selected():
     with torch.no_grad():
         keye.hidden(tokens, places, starts, cache=cache)
         cache.select(torch.tensor([1, 1, 0]))
-        assert cache.lengths == [9, 9, 6]
+        assert cache.lengths_G.tolist() == [9, 9, 6]
         new = torch.tensor([3, 4, 5])
         at = torch.tensor([9, 9, 6]).expand(3, -1)
         found = keye.hidden(new, at, [0, 1, 2], cache=cache)

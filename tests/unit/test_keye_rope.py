@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kvtools.keye.model.config import mrope_sections
-from kvtools.keye.model.rope import apply_rotary, grid_angles, mrope_angles, mrope_positions, rope_delta
+from kvtools.keye.model.rope import apply_rotary, grid_angles, mrope_angles, mrope_positions
 
 IMAGE, VIDEO = 8, 9
 
@@ -54,12 +54,6 @@ def test_items_side_by_side_start_where_the_last_ends():
     t, h, _ = mrope_positions(tokens, IMAGE, VIDEO, [(1, 4, 4), (2, 2, 2)], [np.zeros(1), np.array([0, 0.5])])
     assert t.tolist() == [0, 0, 0, 0, 2, 3, 4]
     assert h.tolist() == [0, 0, 1, 1, 2, 2, 4]
-
-
-def test_the_delta_makes_a_place_a_position():
-    found = of(3, (3, 4, 6), np.arange(3) * 2.0, 2)
-    assert found.shape[1] + rope_delta(found) == found.max() + 1
-    assert rope_delta(mrope_positions(np.ones(5, int), IMAGE, VIDEO, [], [])) == 0
 
 
 @pytest.mark.parametrize(

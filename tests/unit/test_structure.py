@@ -65,9 +65,6 @@ KNOWN: dict[str, set[str]] = {
         "etree/train/modules names an option",
         "etree/tree/tree names an option",
     },
-    "private_names_of_torch": {
-        "keye/model/layers uses torch.ops.mkldnn._linear_pointwise",
-    },
     "import_circles": {
         "etree/train/models is in an import circle",
         "etree/train/modules is in an import circle",

@@ -20,19 +20,17 @@ from kvtools.keye.model.config import (
     mrope_sections,
 )
 
-# our field: config.json's, and transformers' default where it has one
+# our field: config.json's, and transformers' default; None: the field is required
 _VISION = {
     "width": ("hidden_size", 768),
     "hidden": ("intermediate_size", 3072),
     "layers": ("num_hidden_layers", 12),
     "heads": ("num_attention_heads", 12),
     "patch": ("patch_size", 16),
+    "eps": ("layer_norm_eps", 1e-6),
 }
 _TEXT = {
-    "width": ("hidden_size", 768),
-    "hidden": ("intermediate_size", 3072),
-    "layers": ("num_hidden_layers", 12),
-    "heads": ("num_attention_heads", 12),
+    **{ours: _VISION[ours] for ours in ("width", "hidden", "layers", "heads", "eps")},
     "vocabulary": ("vocab_size", 32000),
     "positions": ("max_position_embeddings", 64),
 }
@@ -44,7 +42,11 @@ _LANGUAGE = {
     "head_dim": ("head_dim", 128),
     "vocabulary": ("vocab_size", None),
     "positions": ("max_position_embeddings", 40960),
+    "eps": ("rms_norm_eps", 1e-6),
+    "tied": ("tie_word_embeddings", False),
 }
+# what config.json has no field of SigLIP's for, and its value in published models; `rope` differs between Keye-VL and SigLIP
+_SWITCHES = {"joint": True, "interpolate": True}
 _VISION_ACTIVATION = "gelu_pytorch_tanh"
 _PUBLISHED_IMAGE_SIZE = 384  # pixels; 27 patches of 14 and 6 pixels over
 
@@ -66,9 +68,9 @@ def format_of_config(config: Mapping[str, Any]) -> CheckpointFormat:
             ModelConfig(
                 _read_vision(vision, rope=True),
                 _read_language(_part(config, "text_config") or config),
-                tokens_per_second=_count(vision, "tokens_per_second", 2),
-                image_token=_count(config, "image_token_id", IMAGE_TOKEN),
-                video_token=_count(config, "video_token_id", VIDEO_TOKEN),
+                tokens_per_second=_value(vision, "tokens_per_second", 2),
+                image_token=_value(config, "image_token_id", IMAGE_TOKEN),
+                video_token=_value(config, "video_token_id", VIDEO_TOKEN),
             )
         )
     raise ValueError(f"model_type is {kind!r}, and Keye, qwen3, siglip or siglip_vision_model is needed")
@@ -140,99 +142,77 @@ def _read_language(config: Mapping[str, Any]) -> LanguageConfig:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise ValueError(f"rope_type is {kind!r}, and only default is built here")
-    counts = _read_counts(config, _LANGUAGE)
-    _refuse_other(rope, "mrope_section", list(mrope_sections(counts["head_dim"])))
-    return LanguageConfig(
-        **counts,
-        kv_heads=_count(config, "num_key_value_heads", counts["heads"]),
-        theta=_number(rope.get("rope_theta", config.get("rope_theta", 1e6)), "rope_theta"),
-        eps=_number(config.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
-        tied=config.get("tie_word_embeddings", False) is True,
-    )
+    fields = _read(config, _LANGUAGE)
+    _refuse_other(rope, "mrope_section", list(mrope_sections(fields["head_dim"])))
+    kv_heads = _value(config, "num_key_value_heads", fields["heads"])
+    return LanguageConfig(**fields, kv_heads=kv_heads, theta=_value({**config, **rope}, "rope_theta", 1e6))
 
 
 def _write_language(config: LanguageConfig, source: Mapping[str, Any]) -> dict[str, Any]:
-    fields = _write_counts(config, _LANGUAGE) | {
-        "num_key_value_heads": config.kv_heads,
-        "rms_norm_eps": config.eps,
-        "tie_word_embeddings": config.tied,
-        "hidden_act": "silu",
-        "attention_bias": False,
-    }
-    theta = {"rope_theta": config.theta}
+    fixed = {"num_key_value_heads": config.kv_heads, "hidden_act": "silu", "attention_bias": False}
+    theta: dict[str, Any] = {"rope_theta": config.theta}
     if "rope_parameters" in source:  # of transformers 5; before it, the base stood beside the other fields
-        return fields | {"rope_parameters": _part(source, "rope_parameters") | theta}
-    return fields | theta
+        theta = {"rope_parameters": _part(source, "rope_parameters") | theta}
+    return _write(config, _LANGUAGE) | fixed | theta
 
 
 def _read_vision(config: Mapping[str, Any], *, rope: bool) -> VisionConfig:
-    """rope: whether the model type rotates. Switches of ours are read beside SigLIP's fields; absent, they are as published."""
+    """rope: whether models of this type rotate. Our switches stand beside SigLIP's fields; absent, they are as published."""
     _refuse_other(config, "hidden_act", _VISION_ACTIVATION)
     _refuse_other(config, "num_channels", 3)
-    counts = _read_counts(config, _VISION)
-    return VisionConfig(
-        **counts,
-        table_side=_count(config, "image_size", 224) // counts["patch"],
-        eps=_number(config.get("layer_norm_eps", 1e-6), "layer_norm_eps"),
-        theta=_number(config.get("rope_theta", 1e4), "rope_theta"),
-        **{name: config.get(name, usual) is True for name, usual in _vision_switches(rope=rope).items()},
-    )
+    fields = _read(config, _VISION)
+    switches = {name: _value(config, name, usual) for name, usual in {**_SWITCHES, "rope": rope}.items()}
+    table_side = _value(config, "image_size", 224) // fields["patch"]
+    return VisionConfig(**fields, **switches, table_side=table_side, theta=_value(config, "rope_theta", 1e4))
 
 
 def _write_vision(config: VisionConfig, *, rope: bool) -> dict[str, Any]:
-    switches = {
-        name: getattr(config, name) for name, usual in _vision_switches(rope=rope).items() if getattr(config, name) != usual
-    }
+    usual = {**_SWITCHES, "rope": rope}
     is_published = (config.patch, config.table_side) == (14, 27)
-    return (
-        _write_counts(config, _VISION)
-        | {
-            "layer_norm_eps": config.eps,
-            "hidden_act": _VISION_ACTIVATION,
-            "num_channels": 3,
-            "image_size": _PUBLISHED_IMAGE_SIZE if is_published else config.patch * config.table_side,
-        }
-        | switches
-        | ({"rope_theta": config.theta} if config.theta != 1e4 else {})
-    )
-
-
-def _vision_switches(*, rope: bool) -> dict[str, bool]:
-    """What changes the tower's computation and has no field of SigLIP's, with its value in published models."""
-    return {"rope": rope, "joint": True, "interpolate": True}
+    fields = _write(config, _VISION) | {
+        "hidden_act": _VISION_ACTIVATION,
+        "num_channels": 3,
+        "image_size": _PUBLISHED_IMAGE_SIZE if is_published else config.patch * config.table_side,
+    }
+    fields |= {name: getattr(config, name) for name in usual if getattr(config, name) != usual[name]}
+    return fields | ({"rope_theta": config.theta} if config.theta != 1e4 else {})
 
 
 def _read_text(config: Mapping[str, Any]) -> TextConfig:
     _refuse_other(config, "hidden_act", _VISION_ACTIVATION)
-    counts = _read_counts(config, _TEXT)
-    return TextConfig(
-        **counts,
-        eps=_number(config.get("layer_norm_eps", 1e-6), "layer_norm_eps"),
-        output=_count(config, "projection_size", counts["width"]),
-    )
+    fields = _read(config, _TEXT)
+    return TextConfig(**fields, output=_value(config, "projection_size", fields["width"]))
 
 
 def _write_text(config: TextConfig) -> dict[str, Any]:
-    return _write_counts(config, _TEXT) | {
+    return _write(config, _TEXT) | {
         "model_type": "siglip_text_model",
-        "layer_norm_eps": config.eps,
         "projection_size": config.embedding_width,
         "hidden_act": _VISION_ACTIVATION,
     }
 
 
-def _read_counts(config: Mapping[str, Any], table: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:
-    return {ours: _count(config, theirs, default) for ours, (theirs, default) in table.items()}
+def _read(config: Mapping[str, Any], table: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    return {ours: _value(config, theirs, default) for ours, (theirs, default) in table.items()}
 
 
-def _write_counts(config: object, table: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:
+def _write(config: object, table: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
     return {theirs: getattr(config, ours) for ours, (theirs, _) in table.items()}
 
 
-def _required_part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    if not isinstance(config.get(name), dict):
-        raise ValueError(f"{name} is {type(config.get(name)).__name__}, and an object is needed")
-    return _part(config, name)
+def _value(config: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A field of the default's type; None stands for a required whole number. Raises ValueError for another."""
+    value = config.get(name)
+    value = default if value is None else value
+    if isinstance(default, bool):
+        return value is True
+    if isinstance(default, float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise ValueError(f"{name} is {value!r}, and a number above 0 is needed")
+        return float(value)
+    if type(value) is not int or not 0 < value < 1 << 40:
+        raise ValueError(f"{name} is {value!r}, and a whole number of at least 1 is needed")
+    return value
 
 
 def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -241,18 +221,10 @@ def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return dict(part) if isinstance(part, dict) else {}
 
 
-def _count(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = config.get(name)
-    value = default if value is None else value
-    if type(value) is not int or not 0 < value < 1 << 40:
-        raise ValueError(f"{name} is {value!r}, and a whole number of at least 1 is needed")
-    return value
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-        raise ValueError(f"{name} is {value!r}, and a number above 0 is needed")
-    return float(value)
+def _required_part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(config.get(name), dict):
+        raise ValueError(f"{name} is missing, or no object")
+    return _part(config, name)
 
 
 def _refuse_other(config: Mapping[str, Any], name: str, built: object) -> None:

@@ -110,16 +110,9 @@ def save(
     tokenizer = {} if tokenizer_json is None else {TOKENIZER: tokenizer_json}
     rest = dict(fields)
     recipe = rest.pop("recipe", {})
-    weights = Weights(
-        "",
-        checkpoint,
-        {name: to_numpy(x) for name, x in model.state_dict().items()},
-        source.unused,
-        {**source.files, **(files or {}), **tokenizer},
-        source.huggingface,
-        rest,
-        recipe,
-    )
+    tensors = {name: to_numpy(x) for name, x in model.state_dict().items()}
+    small = {**source.files, **(files or {}), **tokenizer}
+    weights = Weights("", checkpoint, tensors, source.unused, small, source.huggingface, rest, recipe)
     write(weights, dst, history=history)
 
 
@@ -184,25 +177,16 @@ def _of_bag(src: str) -> Weights:
         )
     try:
         checkpoint = CheckpointFormat.from_json(str(fields.get("layout")), fields.get("architecture") or {})
-        is_file = {tensor: array.dtype == np.uint8 and array.ndim == 1 for tensor, array in bag.tensors.items()}
-        used, unused = _accounted(
-            checkpoint,
-            {tensor: array for tensor, array in bag.tensors.items() if not is_file[tensor]},
-            fields.get("unused") or [],
-        )
+        files = {
+            tensor: array.tobytes() for tensor, array in bag.tensors.items() if array.dtype == np.uint8 and array.ndim == 1
+        }
+        tensors = {tensor: array for tensor, array in bag.tensors.items() if tensor not in files}
+        used, unused = _accounted(checkpoint, tensors, fields.get("unused") or [])
     except (ValueError, TypeError) as fault:
         raise Corrupt(f"{name}: {fault}.") from None
-    return Weights(
-        name,
-        checkpoint,
-        used,
-        unused,
-        {tensor: array.tobytes() for tensor, array in bag.tensors.items() if is_file[tensor]},
-        _object(fields, "huggingface"),
-        {word: value for word, value in fields.items() if word not in _OWN_FIELDS},
-        _object(fields, "config"),
-        bag.history,
-    )
+    huggingface, recipe = _object(fields, "huggingface"), _object(fields, "config")
+    rest = {field: value for field, value in fields.items() if field not in _OWN_FIELDS}
+    return Weights(name, checkpoint, used, unused, files, huggingface, rest, recipe, bag.history)
 
 
 def _of_directory(src: str) -> Weights:
@@ -216,18 +200,8 @@ def _of_directory(src: str) -> Weights:
     except ValueError as fault:
         raise Corrupt(f"{src}: {fault}.") from None
     ours = ours if isinstance(ours, dict) else {}
-    return Weights(
-        src,
-        checkpoint,
-        used,
-        unused,
-        files,
-        directory.config,
-        ours.get("told") or {},
-        ours.get("config") or {},
-        ours.get("history") or [],
-        directory.passed_over,
-    )
+    told, recipe, history = ours.get("told") or {}, ours.get("config") or {}, ours.get("history") or []
+    return Weights(src, checkpoint, used, unused, files, directory.config, told, recipe, history, directory.passed_over)
 
 
 def _object(fields: Mapping[str, Any], name: str) -> dict[str, Any]:

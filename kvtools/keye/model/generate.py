@@ -293,5 +293,5 @@ def _chunks(prompts: Iterable[Example], budget: int) -> Iterator[list[Example]]:
 
 
 def _next_position(prompt: Example) -> int:
-    """The position of the answer's first token, on all axes: one after the largest (rope.rope_delta counts it from 0)."""
+    """The position of the answer's first token, on all axes: one after the prompt's largest."""
     return int(prompt.positions.max()) + 1

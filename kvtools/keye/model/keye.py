@@ -54,11 +54,6 @@ class Keye(nn.Module):
     def checkpointing(self, value: bool) -> None:
         self.model.checkpointing = self.tower.encoder.checkpointing = value
 
-    def patch_features(self, pixels_P3HW: Tensor, grids: Grids) -> Tensor:
-        """The tower's features of each patch after its last norm, in raster order: (P, width of the tower)."""
-        features: Tensor = self.tower(pixels_P3HW, grids)
-        return features
-
     def encode_images(self, pixels_P3HW: Tensor, grids: Grids) -> Tensor:
         """Visual tokens of all items, one item after the other: (M, D), one for merge x merge patches.
 

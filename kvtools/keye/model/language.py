@@ -33,11 +33,6 @@ class KVCache:
         self._longest = 0
         self._layers: list[tuple[Tensor, Tensor]] = []  # keys and values, (G, K, C, X) each
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each conversation."""
-        return [] if self.lengths_G is None else [int(n) for n in self.lengths_G.tolist()]
-
     def select(self, conversations_G: Tensor) -> None:
         """Keep these conversations, by int64 index: others are dropped, and one named several times is repeated."""
         assert self.lengths_G is not None, "nothing to select from"

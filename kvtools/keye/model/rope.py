@@ -79,11 +79,6 @@ def _item_positions(grid: Sequence[int], times: np.ndarray, number: int, tokens_
     return np.stack([axis.reshape(-1) for axis in axes])
 
 
-def rope_delta(positions_3S: np.ndarray) -> int:
-    """What is added to a token's index in its conversation to get its position, on all axes, after a prompt of positions_3S."""
-    return int(positions_3S.max()) + 1 - positions_3S.shape[1] if positions_3S.size else 0
-
-
 def mrope_angles(positions_3S: Tensor, head_dim: int, theta: float) -> RotaryAngles:
     """The decoder's rotation: of the head_dim / 2 angles the first are of time, the next of the row, the last of the column
     (config.mrope_sections), at the frequencies of ordinary rotary embeddings."""

@@ -90,22 +90,14 @@ class PooledVisionTower(VisionTower):
         return out
 
 
-class TextEmbeddings(nn.Module):
-    """The tables of tokens and positions."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
-        self.position_embedding = nn.Embedding(config.positions, config.width)
-
-
 class TextTower(nn.Module):
     """SigLIP's text model: every token attends to all of its text, and the last one gives the embedding."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embeddings = TextEmbeddings(config)
+        tables = {"token_embedding": config.vocabulary, "position_embedding": config.positions}
+        self.embeddings = nn.ModuleDict({name: nn.Embedding(size, config.width) for name, size in tables.items()})
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.head = nn.Linear(config.width, config.embedding_width)
@@ -126,7 +118,7 @@ class TextTower(nn.Module):
                 f"{self.config.vocabulary} are possible"
             )
         position_S = torch.cat([torch.arange(n, device=tokens_S.device) for n in segments.lengths])
-        x_SD = self.embeddings.token_embedding(tokens_S) + self.embeddings.position_embedding(position_S)
+        x_SD = self.embeddings["token_embedding"](tokens_S) + self.embeddings["position_embedding"](position_S)
         x_SD = self.encoder(x_SD, None, segments)
         last_B = torch.tensor([*segments.starts[1:], len(tokens_S)], device=tokens_S.device) - 1
         out: Tensor = self.head(layer_norm(self.final_layer_norm, x_SD[last_B]))
@@ -165,8 +157,3 @@ class Siglip(nn.Module):
     def loss(self, images_BE: Tensor, texts_BE: Tensor, is_pair_BB: Tensor | None = None) -> Tensor:
         """The sigmoid loss with the learnt temperature and bias; see sigmoid_loss."""
         return sigmoid_loss(images_BE, texts_BE, self.logit_scale, self.logit_bias, is_pair_BB)
-
-    def tower_weights(self) -> dict[str, Tensor]:
-        """The vision tower's weights by the names that `Keye` has for them, without the pooling head's."""
-        weights = self.vision_model.state_dict()
-        return {f"visual.vision_model.{name}": x for name, x in weights.items() if not name.startswith("head.")}

@@ -103,10 +103,8 @@ class PatchEmbeddings(nn.Module):
             size = n_rows, n_columns
             if size not in by_size:
                 grid_RCD = interpolate_positions(table.view(side, side, -1), n_rows, n_columns)
-                by_size[size] = grid_RCD.flatten(0, 1)
-                if layout.merge > 1:
-                    blocks = grid_RCD.reshape(n_rows // layout.merge, layout.merge, n_columns // layout.merge, layout.merge, -1)
-                    by_size[size] = blocks.transpose(1, 2).reshape(n_rows * n_columns, -1)
+                blocks = grid_RCD.reshape(n_rows // layout.merge, layout.merge, n_columns // layout.merge, layout.merge, -1)
+                by_size[size] = blocks.transpose(1, 2).reshape(n_rows * n_columns, -1)
             parts.append(by_size[size].repeat(n_frames, 1))
         return torch.cat(parts)
 

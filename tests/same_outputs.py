@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import pty
 import re
 import shlex
 import subprocess
@@ -24,10 +25,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 
-KEYE = " ".join(f"--architecture {size}" for size in (
+KEYE_SIZES = (
     "vision.width=32", "vision.hidden=48", "vision.layers=1", "vision.heads=2", "vision.table_side=5", "language.width=32",
     "language.hidden=48", "language.layers=2", "language.heads=2", "language.kv_heads=1", "language.head_dim=16",
-)) + " --batch-tokens 1024 --length 512 --media clips.kvs"  # fmt: skip
+)  # fmt: skip
+KEYE = " ".join(f"--architecture {size}" for size in KEYE_SIZES) + " --batch-tokens 1024 --length 512 --media clips.kvs"
 ONEREC = "clicks.csv --items items.ids --batch 64 " + " ".join(f"--architecture {size}" for size in (
     "width=16", "heads=2", "experts=2", "expert_hidden=8", "decoder_layers=1", "encoder_layers=1", "queries=2",
 ))  # fmt: skip
@@ -124,6 +126,7 @@ COMMANDS = (
     "tokenize-video", "pretrain keye", "chat", "semid-build", "pretrain onerec", "recgen", "kma-cluster", "etree-train",
     "embed", "pairs", "quiz", "answer", "convert", "merge", "devices", "info", "cat", "check", "sum", "plot",
 )  # fmt: skip
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 TIMES = {"seconds", "wall_s", "tokens_per_s", "mfu", "load_s", "save_s"}  # what the clock says
 
 
@@ -240,17 +243,20 @@ def call(line):
 
 @contextmanager
 def redirected(fd, path):
-    stream = sys.stdout if fd == 1 else sys.stderr
-    stream.flush()
-    kept = os.dup(fd)
-    with open(path, "wb") as file:
-        os.dup2(file.fileno(), fd)
-    try:
-        yield
-    finally:
-        stream.flush()
-        os.dup2(kept, fd)
-        os.close(kept)
+    """A standard stream led to a file; to a terminal where the path is TERMINAL; closed, as Python sees it, where CLOSED."""
+    name, flags, mode = (("stdin", os.O_RDONLY, "r"), ("stdout", _NEW, "w"), ("stderr", _NEW, "w"))[fd]
+    stream, kept = getattr(sys, name), os.dup(fd)
+    opened = pty.openpty() if path == "TERMINAL" else (os.open(os.devnull if path == "CLOSED" else path, flags),)
+    os.dup2(opened[-1], fd)
+    with open(fd, mode, closefd=False) as replaced:
+        setattr(sys, name, None if path == "CLOSED" else replaced)
+        try:
+            yield
+        finally:
+            setattr(sys, name, stream)
+    os.dup2(kept, fd)
+    for each in (kept, *opened):
+        os.close(each)
 
 
 def described(path):

@@ -1,0 +1,47 @@
+"""The command line, recipes, ranks, and what every training asks for."""
+
+import damage
+
+ONEREC = "pretrain onerec clicks.csv --items items.ids"
+
+
+def furnish():
+    damage.furnish({
+        "recipe.toml": "steps = 3\nwidth = 2\n",
+        "broken.toml": "steps = \n",
+        "bad.csv": "user_id,item_id,timestamp\n1,2,3\n,5,6\n",
+    })  # fmt: skip
+
+
+CASES = f"""
+kvtools nonsense
+kvtools pretrain
+kvtools pretrain nonsense
+kvtools rl
+kvtools info --nonsense
+kvtools cat --compress 20 clips.kvs
+kvtools recgen --beam 0
+kvtools semid-build --method best items.kvs
+kvtools {ONEREC} --config nowhere.toml
+kvtools {ONEREC} --config broken.toml
+kvtools {ONEREC} --config recipe.toml
+kvtools {ONEREC} --lr nan
+kvtools {ONEREC} --lr -1
+kvtools {ONEREC} --steps soon
+kvtools {ONEREC} --steps 3%
+kvtools {ONEREC} --training dropout
+kvtools {ONEREC} --training warmth=3
+kvtools {ONEREC} --training dropout=much
+kvtools {ONEREC} --training dropout=2
+kvtools {ONEREC} --training warmup=soon
+kvtools {ONEREC} --device cuda
+kvtools {ONEREC} --log nowhere/run.jsonl -o new.model
+kvtools {ONEREC} --state clicks.csv -o new.model
+kvtools semid-build --memory some items.kvs -o new.ids
+kvtools convert --strict bad.csv
+kvtools convert bad.csv
+SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=4 kvtools tokenize-video videos
+mpiexec -n 2 kvtools {ONEREC} --users - < users.csv
+mpiexec -n 2 kvtools pretrain keye - < questions.kvs
+mpiexec -n 2 kvtools recgen --model shop.model - < clicks.csv
+"""

@@ -1,0 +1,68 @@
+"""Every refusal, provoked and held against a golden file that a person reads whole; `make golden` rewrites it.
+
+A line is `case => exit code, message`; a case is a command line or a call of a library function. The golden file shows each
+message that kvtools can refuse with; unprovoked.txt lists those that no test can provoke, each with the reason.
+"""
+
+import importlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import provoke
+import pytest
+import same_outputs
+from conftest import IS_REWRITING
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "refusals.txt"
+SECTIONS = {
+    "options": "The command line, recipes, ranks and states",
+    "plumbing": "Artifacts, tables, directories, and the commands that take any of them",
+    "video": "Videos and pictures",
+    "keye": "Conversations, media, questions, checkpoints, the vision-language model",
+    "onerec": "Items, interactions, semantic IDs, recommendations",
+    "etree": "Devices, networks, trees, training over them",
+}
+MADE = [
+    "tokenize", "quiz", "convert-csv", "embed", "pairs", "semid", "semid-rqvae", "onerec", "onerec-near", "keye-matching",
+    "keye", "model-directory", "devices", "tree", "train",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory):
+    """A folder of good inputs and artifacts, which sections copy."""
+    folder = tmp_path_factory.mktemp("refusals")
+    same_outputs.make_inputs(folder)
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        same_outputs.run_all(MADE)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def golden_sections():
+    """{section: its lines}."""
+    text = GOLDEN.read_text() if GOLDEN.exists() else ""
+    parts = re.split(r"^# (.*)\n", text, flags=re.MULTILINE)[1:]
+    return {title: lines.strip().splitlines() for title, lines in zip(parts[::2], parts[1::2], strict=True)}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_refusals_are_those_of_the_golden_file(section, furnished, tmp_path, monkeypatch):
+    folder = tmp_path / "work"
+    shutil.copytree(furnished, folder)
+    monkeypatch.chdir(folder)
+    module = importlib.import_module(section)
+    module.furnish()
+    cases = [line for line in module.CASES.splitlines() if line and not line.startswith("#")]
+    lines = [*provoke.lines_of(cases)]
+    if IS_REWRITING:
+        sections = golden_sections() | {SECTIONS[section]: lines}
+        GOLDEN.write_text("\n".join(f"# {t}\n" + "".join(x + "\n" for x in sections.get(t, [])) for t in SECTIONS.values()))
+    assert [line for line in lines if " => 0, " in line] == [], "these are not refused"
+    assert lines == golden_sections()[SECTIONS[section]]

@@ -1,0 +1,71 @@
+"""Videos and pictures, and tokenize-video."""
+
+import os
+from pathlib import Path
+
+import av
+import damage
+import numpy as np
+from PIL import Image
+
+
+def furnish():
+    film = Path("videos/a.mp4").read_bytes()
+    damage.furnish({
+        "text.mp4": "no film\n",
+        "cut.mp4": film[: len(film) // 2],
+        "damaged.mp4": film[:2000] + bytes(900) + film[2900:],
+        "pictures-bad/1.png": "no picture\n",
+        "pictures-cut/1.png": Path("pictures/0.png").read_bytes()[:60],
+        "names.txt": "nowhere.mp4\n",
+    })  # fmt: skip
+    Path("empty").mkdir()
+    Image.fromarray(np.zeros((2, 900, 3), np.uint8)).save("thin.png")
+    Image.fromarray(np.zeros((9, 900, 3), np.uint8)).save("wide.png")
+    for name in ("thin", "wide"):
+        Path(name).mkdir()
+        os.rename(f"{name}.png", f"{name}/1.png")
+    Path(".stopped.kvs.part").write_bytes(Path("clips.kvs").read_bytes()[:-1000])
+    with av.open("sound.mp4", "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+CASES = """
+kvtools tokenize-video
+kvtools tokenize-video nowhere.mp4
+# later: kvtools tokenize-video empty
+kvtools tokenize-video --list names.txt
+kvtools tokenize-video --list nowhere.txt
+kvtools tokenize-video text.mp4
+kvtools tokenize-video cut.mp4
+kvtools tokenize-video damaged.mp4
+kvtools tokenize-video --decoder decord damaged.mp4
+kvtools tokenize-video sound.mp4
+kvtools tokenize-video pictures-bad
+kvtools tokenize-video pictures-cut
+kvtools tokenize-video thin
+kvtools tokenize-video --strict text.mp4 videos/a.mp4
+kvtools tokenize-video --start 30 videos/a.mp4
+kvtools tokenize-video --start 0.5 --end 0.51 --pick key videos/a.mp4
+kvtools tokenize-video --max-tokens 1 wide
+kvtools tokenize-video --timeout 0.001 videos/a.mp4
+kvtools tokenize-video --fps 0 videos
+kvtools tokenize-video --fps nan videos
+kvtools tokenize-video --start 3 --end 1 videos
+kvtools tokenize-video --max-tokens 60000 videos
+kvtools tokenize-video --frame-tokens 9:3 videos
+kvtools tokenize-video --frame-tokens few videos
+kvtools tokenize-video --shard 3/2 videos
+kvtools tokenize-video --decoder vlc videos
+kvtools tokenize-video --encoder text.mp4 videos
+kvtools tokenize-video --encoder shop.model videos
+kvtools tokenize-video --encoder keye.safetensors --max-tokens 57000 videos
+kvtools tokenize-video videos -o clips.kvs
+kvtools tokenize-video --device cuda --encoder keye.safetensors videos
+SLURM_JOB_END_TIME=1 kvtools tokenize-video --jobs 1 videos
+kvtools tokenize-video --fps 3 videos -o stopped.kvs
+"""

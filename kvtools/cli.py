@@ -1,8 +1,8 @@
-"""The command line: commands loaded one at a time (table.py), exit codes, signals, and how a run ends.
+"""The command line: commands loaded one at a time (commands/registry.py), exit codes, signals, and how a run ends.
 
-`kvtools --help` and `kvtools CMD --help` load neither torch nor numpy: the table holds what the first needs, and a
-command module imports its machinery inside its function. Whatever ends a run, this module says so once and chooses
-the exit code (faults.py); under MPI it ends the other ranks too.
+`kvtools --help` and `kvtools CMD --help` load neither torch nor numpy: the registry holds what the first needs, and a command
+module imports its machinery inside its function. Whatever ends a run, this module prints it once and chooses the exit code
+(errors.py); under MPI it ends the other ranks too.
 """
 
 import errno
@@ -21,16 +21,17 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from kvtools import __version__, help_text
-from kvtools.commands.registry import COMMANDS, Entry, below, find
+from kvtools.commands.registry import COMMANDS, Entry, commands_below, find
 from kvtools.errors import Died, Fault, Missing, Terminated, Usage
 from kvtools.options import Invocation
-from kvtools.world import World
+from kvtools.world import World, launched_rank
 
 
 class Command(TyperCommand):
-    """A subcommand whose help reads: sentence, usage, examples, options, exit codes, see also."""
+    """A subcommand whose help shows a sentence, usage, examples, options, exit codes and related pages."""
 
     def invoke(self, ctx: Any) -> int:
+        """Run the command in its world; ranks that it has no work for return at once."""
         entry: Entry = COMMANDS[self.name or ""]
         if ctx.obj is None:
             ctx.obj = Invocation()
@@ -48,36 +49,40 @@ class Command(TyperCommand):
             raise Died(130) from None
 
     def _refuse_infinite(self, ctx: Any) -> None:
-        """Recipes and logs are JSON, which has finite numbers only: nothing is to fail for that in the end."""
+        """Recipes and logs are JSON, which has finite numbers only: a run must not fail for that in the end."""
         for option in self.params:
             value = ctx.params.get(option.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise Usage(f"{option.opts[-1]} {value}: give a finite number.")
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write `--help`."""
         help_text.write(self, ctx, formatter, COMMANDS[self.name or ""].load(self.name or ""))
 
 
 class Group(TyperGroup):
-    """The commands that begin with its name, all where it has none; from the table, and imported when named."""
+    """The commands that begin with its name, or all if it has none; listed by the registry, imported when called."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        return list(dict.fromkeys(rest.split()[0] for rest in below(self.name or "")))
+        """The words that may come next."""
+        return list(dict.fromkeys(rest.split()[0] for rest in commands_below(self.name or "")))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The parser of the command or group that the next word calls; None if there is none."""
         return build(f"{self.name} {cmd_name}".lstrip()) if cmd_name in self.list_commands(ctx) else None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        rows = below(self.name or "")
+        """Write the list of commands by section, with their summaries."""
+        rows = commands_below(self.name or "")
         for section in dict.fromkeys(entry.section for entry in rows.values()):
             with formatter.section(section):
                 formatter.write_dl([(rest, e.summary) for rest, e in rows.items() if e.section == section])
 
 
 def build(name: str) -> Any:
-    """The parser of one command, from its module's `main`; of a word that commands begin with, or of them all."""
+    """The parser of one command, from its module's `main`; of the first word of several commands; or, for "", of all."""
     if name not in COMMANDS:
-        about = f"The next word says which: {' or '.join(below(name))}." if name else _TAGLINE
+        about = f"Commands that begin with {name}: {', '.join(commands_below(name))}." if name else _TAGLINE
         return Group(name=name, help=about, rich_markup_mode=None, epilog="" if name else _EPILOG,
                      context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -87,14 +92,14 @@ def build(name: str) -> Any:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What `kvtools CMD --describe` prints: a command's arguments, options and kinds, for programs."""
+    """What `kvtools CMD --describe` prints: a command's arguments, options and kinds, as JSON for programs."""
     entry = COMMANDS[name]
     kinds = {"reads": list(entry.reads), "writes": list(entry.writes)}
     return {"command": name, "summary": entry.summary, **kinds, **help_text.describe(build(name), entry.load(name))}
 
 
 def run(words: list[str]) -> int:
-    """Do what the words say and return the exit code; every fault has been told when this returns."""
+    """Run a command line and return its exit code; every fault has been printed when this returns."""
     name, argv = find(words)
     invocation = Invocation(name, argv)
     signal.signal(signal.SIGTERM, _terminate)
@@ -110,14 +115,13 @@ def run(words: list[str]) -> int:
         sys.stdout.flush()
         return int(code or 0)
     except TyperException as error:
-        expected = f"; {' or '.join(below(name))} expected" if name and below(name) else ""
-        fault: Fault = Usage(f"{error.format_message().rstrip('.')}{expected}. See --help.")
+        fault: Fault = Usage(_usage(error, name))
     except Fault as error:
         fault = error
     except BrokenPipeError:
         fault = Died(141)
     except Terminated:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher may send it again while the other ranks are told
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher may send it again while the other ranks are ended
         fault = Died(143)
     except OSError as error:
         fault = Fault(f"{error.filename or 'input/output'}: {(error.strerror or str(error)).lower()}.")
@@ -126,7 +130,7 @@ def run(words: list[str]) -> int:
         if "-v" in words or "--verbose" in words:
             raise
         fault = Fault(f"unexpected: {type(error).__name__}: {' '.join(str(error).split())}. Run again with -v for a traceback.")
-    _tell(fault, invocation)
+    _report(fault, invocation)
     if not fault.is_agreed:
         invocation.world.abort(fault.code)
     return fault.code
@@ -145,27 +149,36 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-_FIRST_WORDS_S = 3.0
+_ROOT_FIRST_S = 3.0
 _TAGLINE = "Composable tools for Keye-VL, OneRec and E-Tree learning: each does one job, and they pipe into one another."
-_EPILOG = "kvtools COMMAND --help tells more; --describe says it in JSON; kvtools --version, with -v, what it stands on."
+_EPILOG = "kvtools COMMAND --help explains a command; --describe prints that as JSON; kvtools --version -v lists the libraries."
 
 
 def _occupy_standard_streams() -> None:
-    """Put something in the place of closed descriptors 0, 1 and 2, which the next file opened would take otherwise."""
+    """Open something as descriptors 0, 1 and 2 where they are closed, because the next file opened would take their number."""
     for fd, name, path in ((0, "stdin", os.devnull), (1, "stdout", "/dev/full"), (2, "stderr", os.devnull)):
         try:
             os.fstat(fd)
         except OSError:
-            # a closed stdout becomes a full disk: whoever writes to it is told, and nobody else need know
+            # a closed stdout becomes a full disk: only a command that writes to it fails
             assert os.open(path, os.O_RDWR) == fd, "the lowest free descriptor is taken"
             if fd:
                 setattr(sys, name, os.fdopen(fd, "w", closefd=False))
 
 
-def _tell(fault: Fault, invocation: Invocation) -> None:
-    # what is asked for is every rank's error, and a stop is agreed: one of them says it, and the others give it time to
-    if (isinstance(fault, Usage | Missing) or fault.is_agreed) and os.environ.get("PMI_RANK", "0") != "0":
-        time.sleep(0 if fault.is_agreed else _FIRST_WORDS_S)
+def _usage(error: TyperException, name: str) -> str:
+    """What typer refuses, as a sentence, with the commands there are where none was named."""
+    rest = [f"kvtools {name} {word}" for word in commands_below(name)] if name else []
+    choice = f" Give {' or '.join(rest)}." if rest else ""
+    message = error.format_message().rstrip(".")
+    return f"{message[0].lower()}{message[1:]}.{choice} See --help."
+
+
+def _report(fault: Fault, invocation: Invocation) -> None:
+    """Print a fault once: every rank meets a usage error or a missing input, and all agree on a stop, so that rank 0 prints it
+    while the others wait for that."""
+    if (isinstance(fault, Usage | Missing) or fault.is_agreed) and launched_rank() != 0:
+        time.sleep(0 if fault.is_agreed else _ROOT_FIRST_S)
     elif str(fault):
         invocation.log(str(fault))
 
@@ -190,4 +203,4 @@ def _version(*, detailed: bool) -> str:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated  # unwinds, so that temporary files go; long commands replace this by world.Stop
+    raise Terminated  # unwinds, so that temporary files are removed; long commands replace this by world.Stop

@@ -1,32 +1,32 @@
-"""What can go wrong for a user, and the exit code that says so.
+"""The failures that a user can meet, each with its exit code.
 
-Library code raises `ValueError` and friends with the values it found; where a failure has a meaning to the shell it raises
-one of these. `cli.py` prints them, once, as `kvtools CMD: <message>`, and exits with `code`. Our own mistakes are
-`assert`ions and never appear here.
+Library code raises `ValueError` and its kin with the values it found; a failure that has a meaning to the shell is one of
+these. `cli.py` prints it, once, as `kvtools CMD: <message>`, and exits with `code`. Our own mistakes are `assert`ions and never
+appear here.
 """
 
 
 class Fault(Exception):
-    """A failure with an exit code; the message is one line, WHERE: FOUND, EXPECTED. NEXT STEP."""
+    """A failure with an exit code. The message is one line of whole sentences: WHERE: what is wrong. What to do."""
 
     code = 1
     is_agreed = False  # whether all ranks know already and end by themselves
 
 
 class Usage(Fault):
-    """The command line asks for something that cannot be meant."""
+    """The command line asks for something that makes no sense, or lacks something that is required."""
 
     code = 2
 
 
 class Corrupt(Fault):
-    """Bytes that are damaged, cut short, or of another kind than asked for: do not retry."""
+    """An input that is damaged, cut short, or of another kind than the one needed; a retry will not help."""
 
     code = 65
 
 
 class Missing(Fault):
-    """An input that is not there or may not be read."""
+    """An input that does not exist or may not be read."""
 
     code = 66
 
@@ -45,7 +45,7 @@ class Stopped(Fault):
 
 
 class Died(Fault):
-    """The end, with this code, of a run that has already said why; nothing more is printed."""
+    """The end, with this code, of a run that has already printed why; nothing more is printed."""
 
     def __init__(self, code: int, *, is_agreed: bool = False) -> None:
         super().__init__("")
@@ -54,5 +54,5 @@ class Died(Fault):
 
 
 class Terminated(BaseException):
-    """SIGTERM has come. No Exception, and no Fault: whoever tries something and goes on if it fails must let this pass, be it a
-    library's `except Exception` or a command that names damaged files one by one."""
+    """SIGTERM was received. Neither an Exception nor a Fault, because code that continues after a failure must let it pass: a
+    library's `except Exception`, or a command that reports damaged files one by one."""

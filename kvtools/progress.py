@@ -32,10 +32,11 @@ def _lines(items: Iterable[_T], total: int, unit: str, label: str) -> Iterator[_
 
 
 class Ticker:
-    """Progress of work that calls us after each step, with any arguments."""
+    """Progress of work that reports each step by a call."""
 
     def __init__(self, *, total: int, unit: str, label: str, quiet: bool = False) -> None:
         self._steps = progress(range(total), total=total, unit=unit, label=label, quiet=quiet)
 
     def __call__(self, *_: object) -> None:
+        """Count one more step; any arguments are ignored."""
         next(self._steps, None)

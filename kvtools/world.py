@@ -1,8 +1,8 @@
 """All the ranks that work on this command together: one without MPI, several under mpiexec or srun.
 
-`World.open()` tells which from the launcher's environment; a serial run never imports mpi4py. The invariant to keep:
+`World.open()` finds them from the launcher's environment; a serial run never imports mpi4py. The invariant to keep:
 whatever one rank may know alone (a signal, a fault, a deadline) is agreed with `any` before a branch that communicates.
-Rank 0 owns stdin, stdout and words; the others see an empty stdin, and their stdout is stderr.
+Rank 0 owns stdin, stdout and messages; the others see an empty stdin, and their stdout is stderr.
 
 Not here: launching processes (mpiexec's and srun's work) and GPUs.
 """
@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 from kvtools.errors import Usage
 
 _T = TypeVar("_T")
-_POLL_S = 0.002  # MPICH's blocking calls spin on a core that a decoder could use; we look this often instead
+_POLL_S = 0.002  # MPICH's blocking calls spin on a core that a decoder could use; we poll this often instead
 _NUMBER_BYTES = 64
 _BLOCK_BYTES = 1 << 20
-_LAST_WORDS_S = 0.5
-_RANK_AND_SIZE = (
+_FORWARD_S = 0.5
+_RANK_AND_SIZE = (  # environment variables of the launchers: MPICH and Slurm's pmi2, PMIx, Open MPI
     ("PMI_RANK", "PMI_SIZE"),
     ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -34,7 +34,7 @@ _stop_signals: list[int] = []
 
 
 class World:
-    """Rank and size, and the few things ranks say to one another. Use `World.open()`."""
+    """Rank and size, and the few messages between ranks. `World()` is the world of one; a command uses `World.open()`."""
 
     def __init__(self, comm: Any = None) -> None:
         self._comm = comm
@@ -46,7 +46,7 @@ class World:
     @staticmethod
     def open() -> "World":
         """The world this process was launched into. Must be called once, before stdin or stdout are touched."""
-        if _launched_size() <= 1:
+        if _launched()[1] == 1:
             _refuse_silent_copies()
             return World()
         from mpi4py import MPI
@@ -62,7 +62,7 @@ class World:
 
     @property
     def is_root(self) -> bool:
-        """Whether this is rank 0, which owns stdin, stdout and words."""
+        """Whether this is rank 0, which owns stdin, stdout and messages."""
         return self.rank == 0
 
     def any(self, flag: object) -> bool:
@@ -75,8 +75,8 @@ class World:
         return sum(others, start=first)
 
     def sum_array(self, array: Any) -> Any:
-        """The element-wise sum of every rank's numpy array (equal shapes and dtypes), added in rank order: the same bits
-        on all. Holds size * 1 MiB beside the result."""
+        """The element-wise sum of every rank's numpy array (one shape and dtype), added in rank order: the same bits on all.
+        Memory: size * 1 MiB beside the result."""
         if self._comm is None:
             return array
         import numpy as np
@@ -110,9 +110,9 @@ class World:
         """The largest value on any rank."""
         return int(max(self._gather(value)))
 
-    def shard(self, things: Sequence[_T]) -> Sequence[_T]:
-        """This rank's share: every size-th thing, so that neighbours, often alike in cost, go to different ranks."""
-        return things[self.rank :: self.size]
+    def shard(self, items: Sequence[_T]) -> Sequence[_T]:
+        """This rank's part: every size-th item, so that neighbours, often alike in cost, go to different ranks."""
+        return items[self.rank :: self.size]
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, plain JSON, on every rank."""
@@ -124,11 +124,11 @@ class World:
         return json.loads(text)
 
     def send(self, message: bytes | memoryview, to: int = 0) -> None:
-        """Hand bytes to a rank, rank 0 unless told; returns when it has taken them."""
+        """Send bytes to a rank, by default rank 0; returns when it has received them."""
         self._finish(self._comm.Isend([message, self._byte()], dest=to))
 
     def receive(self, source: int) -> bytearray:
-        """The next bytes that rank `source` handed to this one."""
+        """The next bytes that rank `source` sent to this one."""
         from mpi4py import MPI
 
         status = MPI.Status()
@@ -143,7 +143,7 @@ class World:
         if self._comm is not None:
             sys.stderr.flush()
             # the launcher forwards stderr when it gets to it, and drops what it has not read when it sees the abort
-            time.sleep(_LAST_WORDS_S)
+            time.sleep(_FORWARD_S)
             self._comm.Abort(code)
 
     def _finish(self, request: Any) -> None:
@@ -170,13 +170,13 @@ class World:
 
 @dataclass
 class Stop:
-    """Whether this rank has been asked to stop: by SIGTERM, by SIGUSR2, or by a Slurm job's end coming near."""
+    """Whether this rank was asked to stop: by SIGTERM, by SIGUSR2, or by the end of its Slurm job less than `margin_s` away."""
 
     margin_s: float = 60.0
 
     def __post_init__(self) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, _note_signal)
+            signal.signal(number, _record_signal)
         end = os.environ.get("SLURM_JOB_END_TIME", "")  # epoch seconds; set by Slurm since about 20.11
         self._deadline = float(end) if end.isdigit() else float("inf")
 
@@ -184,26 +184,33 @@ class Stop:
         return bool(_stop_signals) or time.time() > self._deadline - self.margin_s
 
 
-def shard(things: Sequence[_T], spec: str | None) -> Sequence[_T]:
-    """Part i of n (`i/n`, i from 0) of a list, in order: parts put one after the other give the whole list."""
+def shard(items: Sequence[_T], spec: str | None) -> Sequence[_T]:
+    """Part i of n (`i/n`, i from 0) of a list, in order: the parts one after the other give the whole list. Raises Usage."""
     if spec is None:
-        return things
+        return items
     i, slash, n = spec.partition("/")
     if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
-        raise Usage(f"--shard {spec}: i/n with 0 <= i < n expected, as in 0/16.")
-    begin, end = (len(things) * (int(i) + step) // int(n) for step in (0, 1))
-    return things[begin:end]
+        raise Usage(f"--shard {spec} is not a part of n. Give I/N with 0 <= I < N, as 0/16.")
+    begin, end = (len(items) * (int(i) + step) // int(n) for step in (0, 1))
+    return items[begin:end]
 
 
-def _note_signal(number: int, _frame: FrameType | None) -> None:
+def launched_rank() -> int:
+    """This process's rank as its launcher gives it, known before `World.open()`; 0 in a world of one."""
+    return _launched()[0]
+
+
+def _record_signal(number: int, _frame: FrameType | None) -> None:
     _stop_signals.append(number)
 
 
-def _launched_size() -> int:
+def _launched() -> tuple[int, int]:
+    """Rank and size in the launcher's environment; (0, 1) where it names no size, so that processes do not see each other."""
     for rank, size in _RANK_AND_SIZE:
         if rank in os.environ:
-            return int(os.environ.get(size, "1"))
-    return 1
+            n_ranks = int(os.environ.get(size, "1"))
+            return (int(os.environ[rank]), n_ranks) if n_ranks > 1 else (0, 1)
+    return 0, 1
 
 
 def _local_size(size: int) -> int:

@@ -108,7 +108,7 @@ def main(
     from kvtools.artifact.files import Sink, open_log, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.artifact.state import lock_folder, state_folder
-    from kvtools.errors import Fault, Missing, Stopped, Usage
+    from kvtools.errors import Fault, Stopped, Usage
     from kvtools.etree.data.devices import read_roster
     from kvtools.etree.network.traffic import Paths, Queues
     from kvtools.etree.train.kept import Kept
@@ -137,7 +137,9 @@ def main(
     place, _ = resolve_device(device, rank=world.rank)
     require(not secure or late == "drop", "--late", late, "drop with --secure: no second mask hides a late update")
     if tree is None or data is None:
-        raise Missing(f"{'--tree' if tree is None else '--data'}: missing. Name it.")
+        raise Usage(
+            "--tree is missing. Give the tree." if tree is None else "--data is missing. Give the devices' labelled data."
+        )
     if world.is_root:
         refuse_existing(output, force=force)
     roster, bag = read_roster(devices, world)

@@ -80,7 +80,7 @@ def main(
     from kvtools.artifact.digest import Digest
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.errors import Corrupt, Missing, Usage
+    from kvtools.errors import Corrupt, Usage
     from kvtools.etree.data.devices import read_roster
     from kvtools.etree.train.local_accuracy import accuracies
     from kvtools.etree.tree import balanced, kma
@@ -104,6 +104,10 @@ def main(
     is_falling = all(a >= b for a, b in zip([groups, *above], above, strict=False))
     require(([groups, *above][-1]) == 1 and is_falling, "--levels", levels, f"counts that fall from {groups} groups to 1")
     require(len(given) == len(above) + 2 and given[-1] == 1, "--ratios", ratios, f"{len(above) + 2} counts, the last of them 1")
+    needs_data = (method in ("kma", "kma-code", "accuracy-only") and not since) or bool(public)
+    if needs_data and data is None:
+        option = "--public" if public else f"--method {method}"
+        raise Usage(f"--data is missing: {option} measures how well each device learns alone. Give the devices' labelled data.")
     if world.is_root:
         refuse_existing(output, force=force)
     roster, bag = read_roster(devices, world)
@@ -114,9 +118,7 @@ def main(
         )
     accuracy = None
     grown, before = read_tree(since, world) if since else (None, None)
-    if (method in ("kma", "kma-code", "accuracy-only") and grown is None) or public:
-        if data is None:
-            raise Missing(f"--data: missing, and {'--public' if public else method} looks at how well devices learn alone.")
+    if needs_data and data is not None:
         accuracy = accuracies(data, roster, bag, name, n_epochs=pretrain, rate=lr, batch=batch, seed=seed, peers=world)
     tick = Ticker(total=sweeps, unit="sweeps", label="cluster", quiet=quiet or not world.is_root)
     try:

@@ -1,4 +1,4 @@
-"""The table of commands: all that `kvtools --help` needs, so that no command is imported before it is named."""
+"""The registry of commands: all that `kvtools --help` needs, so that no command is imported before it is called."""
 
 import importlib
 from dataclasses import dataclass
@@ -7,76 +7,83 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: where the command lives, what it is for, and the kinds it reads and writes.
+    """A command: what it is for, and the kinds it reads and writes.
 
-    A name is one word or two: `pretrain onerec` lives in `commands/pretrain_onerec.py`, its page is
-    `kvtools-pretrain-onerec(1)`, and `kvtools pretrain` alone tells which second words there are.
+    A name is one word or two: `pretrain onerec` is defined in `commands/pretrain_onerec.py`, its page is
+    `kvtools-pretrain-onerec(1)`, and `kvtools pretrain` alone lists the second words.
     """
 
     section: str
     summary: str
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
-    is_parallel: bool = False  # works on many ranks; the others run on rank 0 alone
+    is_parallel: bool = False  # works on many ranks; other commands run on rank 0 alone
 
     def load(self, name: str) -> Any:
+        """The module of the command of that name: its `main`, EXAMPLES, EXIT_CODES, SEE_ALSO, and GROUPS of its options."""
         return importlib.import_module(f"kvtools.commands.{name.replace('-', '_').replace(' ', '_')}")
 
 
 COMMANDS = {
     "tokenize-video": Entry(
-        "Keye-VL", "Turn videos into patches with true timestamps.", ("video files",), ("video",), is_parallel=True
+        "Keye-VL", "Decode videos into patches with true timestamps.", ("video files",), ("video",), is_parallel=True
     ),
     "pretrain keye": Entry(
         "Keye-VL",
-        "Train a model that talks about pictures and videos.",
+        "Train a vision-language model on conversations about pictures and videos.",
         ("conversation", "sequence", "video"),
         ("model",),
         is_parallel=True,
     ),
-    "chat": Entry("Keye-VL", "Ask a model about pictures and videos.", ("model", "video files", "video")),
+    "chat": Entry("Keye-VL", "Chat with a model about pictures and videos.", ("model", "video files", "video")),
     "semid-build": Entry(
         "OneRec", "Turn embeddings into semantic IDs.", ("embedding", "video", ".npy"), ("semantic-id",), is_parallel=True
     ),
     "pretrain onerec": Entry(
-        "OneRec", "Train a generator of recommendations.", ("interactions", "semantic-id"), ("model",), is_parallel=True
+        "OneRec", "Train a generative recommender.", ("interactions", "semantic-id"), ("model",), is_parallel=True
     ),
     "recgen": Entry("OneRec", "Recommend items to users.", ("model", "interactions"), ("recommendation",), is_parallel=True),
     "kma-cluster": Entry("E-Tree", "Group devices into a tree of aggregators.", ("device",), ("tree",), is_parallel=True),
     "etree-train": Entry(
-        "E-Tree", "Train a model over a tree of devices, or by its rivals.", ("tree", "device"), ("model",), is_parallel=True
+        "E-Tree",
+        "Train a model over a tree of devices, or by a baseline.",
+        ("tree", "device"),
+        ("model",),
+        is_parallel=True,
     ),
-    "embed": Entry("Plumbing", "Turn what is said of items into vectors.", ("items", "embedding", "video"), ("embedding",)),
-    "pairs": Entry("Plumbing", "Find items that go together in interactions.", ("interactions",), ("pair",)),
-    "quiz": Entry("Plumbing", "Make questions that clips answer by themselves.", ("video", "video files"), ("conversation",)),
-    "answer": Entry("Plumbing", "Let models answer questions, and count.", ("conversation", "model", "video")),
+    "embed": Entry("Plumbing", "Embed item text as vectors (TF-IDF and SVD).", ("items", "embedding", "video"), ("embedding",)),
+    "pairs": Entry("Plumbing", "Find pairs of related items in interactions.", ("interactions",), ("pair",)),
+    "quiz": Entry("Plumbing", "Generate self-supervised questions from clips.", ("video", "video files"), ("conversation",)),
+    "answer": Entry("Plumbing", "Score models on multiple-choice questions.", ("conversation", "model", "video")),
     "convert": Entry(
         "Plumbing",
-        "Turn files of other people's making into artifacts, and models back.",
+        "Convert foreign files into artifacts, and models back.",
         ("interactions", "conversations", "Hugging Face directory", "model"),
         ("interaction", "conversation", "model", "Hugging Face directory"),
     ),
-    "merge": Entry("Plumbing", "Average models of one shape.", ("model",), ("model",)),
-    "devices": Entry("Plumbing", "Spread labelled data over devices of a network.", ("labelled data", "delays"), ("device",)),
-    "info": Entry("Plumbing", "Tell what artifacts hold and how they were made.", ("any",)),
-    "cat": Entry("Plumbing", "Join streams into one, select records, or show them as text.", ("any stream",), ("same",)),
-    "check": Entry("Plumbing", "Hold artifacts against their checksums and their kind.", ("any",)),
-    "sum": Entry("Plumbing", "Digest records in whatever order they come.", ("any",)),
-    "plot": Entry("Plumbing", "Draw what people would rather look at than read.", ("semantic-id", "logs")),
+    "merge": Entry("Plumbing", "Average the weights of models of one architecture.", ("model",), ("model",)),
+    "devices": Entry(
+        "Plumbing", "Partition labelled data over devices of a network.", ("labelled data", "delays"), ("device",)
+    ),
+    "info": Entry("Plumbing", "Show what artifacts hold and how they were made.", ("any",)),
+    "cat": Entry("Plumbing", "Concatenate streams, select records, or print them as text.", ("any stream",), ("same",)),
+    "check": Entry("Plumbing", "Check artifacts against their checksums and their kind.", ("any",)),
+    "sum": Entry("Plumbing", "Digest records in any order.", ("any",)),
+    "plot": Entry("Plumbing", "Plot training logs and semantic-ID statistics.", ("semantic-id", "logs")),
 }
 
 
-def below(word: str) -> dict[str, Entry]:
-    """The rows whose names begin with the word, each under the rest of its name; every row where the word is empty."""
+def commands_below(word: str) -> dict[str, Entry]:
+    """The commands whose names begin with the word, each under the rest of its name; all of them if the word is empty."""
     start = f"{word} " if word else ""
     return {name.removeprefix(start): entry for name, entry in COMMANDS.items() if name.startswith(start)}
 
 
 def find(words: list[str]) -> tuple[str, list[str]]:
-    """The command that the words call and the words after its name, or where there is none the first word and nothing."""
-    places = [place for place, word in enumerate(words) if not word.startswith("-")][:2]
-    for n_words in range(1, len(places) + 1):
-        name = " ".join(words[place] for place in places[:n_words])
+    """The command that the words call, and the words after its name; if none, the first word that is no option, and []."""
+    positions = [i for i, word in enumerate(words) if not word.startswith("-")][:2]
+    for n_words in range(1, len(positions) + 1):
+        name = " ".join(words[i] for i in positions[:n_words])
         if name in COMMANDS:
-            return name, words[places[n_words - 1] + 1 :]
-    return words[places[0]] if places else "", []
+            return name, words[positions[n_words - 1] + 1 :]
+    return words[positions[0]] if positions else "", []

@@ -74,10 +74,10 @@ BAD = {
     "levels that rise": ("-k 5 --levels 9,1 f.devices", 2, "counts that fall from 5 groups to 1"),
     "levels without a root": ("-k 5 --levels 4,2 f.devices", 2, "counts that fall"),
     "too few ratios": ("-k 5 --ratios 1,1 f.devices", 2, "3 counts, the last of them 1"),
-    "no data": ("-k 5 f.devices", 66, "--data: missing"),
+    "no data": ("-k 5 f.devices", 2, "--data is missing: --method kma measures"),
     "other data": ("-k 5 --data other.csv f.devices", 65, "of which f.devices was made"),
     "no network": ("-k 5 --method random bare.devices", 65, "devices without a network"),
-    "no devices": ("-k 5 digits.csv", 65, "neither a stream nor a bag"),
+    "no devices": ("-k 5 --method k-medoids digits.csv", 65, "neither a stream nor a bag"),
 }
 
 

@@ -135,8 +135,8 @@ def test_a_full_disk_by_name_is_told(sh, stream):
     [
         ("kvtools info nothing.kvs", 66, "no such file"),
         ("kvtools info .", 66, "a directory"),
-        ("kvtools frobnicate", 2, "No such command"),
-        ("kvtools info --frob clip.kvs", 2, "No such option"),
+        ("kvtools frobnicate", 2, "no such command"),
+        ("kvtools info --frob clip.kvs", 2, "no such option"),
         ("kvtools cat clip.kvs -o clip.kvs", 2, "both input and output"),
         ("kvtools cat clip.kvs -o clip.kvs --force", 2, "both input and output"),
         ("kvtools cat clip.kvs -o there.kvs", 73, "--force"),

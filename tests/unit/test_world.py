@@ -1,0 +1,63 @@
+"""The world as the launcher's environment describes it, before any rank communicates."""
+
+import pytest
+
+from kvtools import cli
+from kvtools.errors import Fault, Missing, Stopped, Usage
+from kvtools.options import Invocation
+from kvtools.world import launched_rank, shard
+
+LAUNCHERS = {
+    "mpiexec of MPICH, srun --mpi=pmi2": {"PMI_RANK": "3", "PMI_SIZE": "4"},
+    "srun --mpi=pmix": {"PMIX_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"},
+    "mpiexec of Open MPI": {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for names in LAUNCHERS.values():
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_rank_of_every_launcher_is_known_before_the_world_opens(monkeypatch, launcher):
+    assert launched_rank() == 0
+    for name, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(name, value)
+    assert launched_rank() == 3
+
+
+def test_ranks_that_cannot_see_each_other_are_each_the_first_of_their_own_world(monkeypatch):
+    monkeypatch.setenv("PMIX_RANK", "3")  # and no size: srun --mpi=pmix without an MPI of ours
+    assert launched_rank() == 0
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "fault", [Usage("--lr is odd."), Missing("a: no such file."), Stopped("stopped.")], ids=lambda f: f.code
+)
+def test_rank_0_alone_prints_what_every_rank_meets(monkeypatch, capfd, launcher, fault):
+    monkeypatch.setattr(cli, "_ROOT_FIRST_S", 0)
+    cli._report(fault, Invocation("check"))
+    assert capfd.readouterr().err == f"kvtools check: {fault}\n"
+    for name, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(name, value)
+    cli._report(fault, Invocation("check"))
+    assert capfd.readouterr().err == ""
+    cli._report(Fault("disk on fire."), Invocation("check"))  # this rank alone knows it
+    assert capfd.readouterr().err == "kvtools check: disk on fire.\n"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 9])
+def test_shards_one_after_the_other_are_the_whole_list(n):
+    items = list(range(7))
+    assert [item for i in range(n) for item in shard(items, f"{i}/{n}")] == items
+
+
+@pytest.mark.parametrize("spec", ["3", "3/3", "-1/3", "1/x", "/", "1/0"])
+def test_a_shard_that_is_none_is_refused(spec):
+    with pytest.raises(Usage) as found:
+        shard([1], spec)
+    assert str(found.value) == f"--shard {spec} is not a part of n. Give I/N with 0 <= I < N, as 0/16."

@@ -137,9 +137,7 @@ def main(
     place, _ = resolve_device(device, rank=world.rank)
     require(not secure or late == "drop", "--late", late, "drop with --secure: no second mask hides a late update")
     if tree is None or data is None:
-        raise Usage(
-            "--tree is missing. Give the tree." if tree is None else "--data is missing. Give the devices' labelled data."
-        )
+        raise Usage(f"{'--tree' if tree is None else '--data'} is missing. See --help.")
     if world.is_root:
         refuse_existing(output, force=force)
     roster, bag = read_roster(devices, world)

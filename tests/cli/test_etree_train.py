@@ -135,8 +135,8 @@ def test_failures_change_the_run_and_it_ends(sh, fleet):
 
 
 BAD = {
-    "no tree": ("kvtools etree-train --data digits.csv f.devices", 2, "--tree is missing. Give the tree."),
-    "no data": ("kvtools etree-train --tree f.tree f.devices", 2, "--data is missing. Give the devices' labelled data."),
+    "no tree": ("kvtools etree-train --data digits.csv f.devices", 2, "--tree is missing. See --help."),
+    "no data": ("kvtools etree-train --tree f.tree f.devices", 2, "--data is missing. See --help."),
     "a tree of others": (TRAIN.replace("f.devices", "few.devices"), 65, "5 devices found, the 20 of f.tree"),
     "devices for a tree": (TRAIN.replace("f.tree", "f.devices"), 65, "device found, tree expected"),
     "other data": (f"{TRAIN.replace('digits.csv', 'other.csv')}", 65, "of which f.devices was made"),

@@ -27,9 +27,9 @@ from kvtools.artifact.state import RunState
 from kvtools.chance import seed_for
 from kvtools.onerec.interactions.log import VALID
 from kvtools.onerec.model.config import ModelConfig
-from kvtools.onerec.run import checkpoint as generator
-from kvtools.onerec.run.dataset import prepare
-from kvtools.onerec.run.objective import Pretraining
+from kvtools.onerec.run.checkpoint import new_model
+from kvtools.onerec.run.dataset import build_training_set
+from kvtools.onerec.run.objective import NextItemTask
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.train.device import keep_freed_memory
 from kvtools.train.loop import Plan, Trainer
@@ -54,11 +54,11 @@ def train(log, codings, ids, width, seed, given):
     config = ModelConfig(
         width=width, hidden=4 * width, heads=4, experts=0, positive=0, lifelong=0, item_table=False, dropout=0.1
     )  # fmt: skip
-    made = prepare(log, codings, ids, None, config, without=(), n_valid=len(log), seed=seed)
+    made = build_training_set(log, codings, ids, None, config, without=(), n_valid=len(log), seed=seed)
     torch.manual_seed(seed_for(seed, "weights"))
-    model = generator.make(made.config, ids, codings, ())
+    model = new_model(made.config, ids, codings, ())
     words = {"n_targets": given["batch"], "smoothing": 0.0, "device": "cpu"}
-    task = Pretraining(model, made.batcher, made.rows, held=None, **words)
+    task = NextItemTask(model, made.batcher, made.rows, validation=None, **words)
     n_steps = given["epochs"] * task.n_steps()
     rate = given["rate"] * (128 / width) ** 0.5
     plan = Plan(epochs=given["epochs"] + 1, n_steps=n_steps, lr=rate, warmup=n_steps // 20, seed=seed)
@@ -67,7 +67,7 @@ def train(log, codings, ids, width, seed, given):
         pass
     seconds = time.perf_counter() - begun
     loss, levels = valid_loss(model, made.batcher, log.parts == VALID)
-    found = Pretraining(model, made.batcher, made.rows, held=made.held, **words).validate()
+    found = NextItemTask(model, made.batcher, made.rows, validation=made.validation, **words).validate()
     told = {"parameters": n_parameters(model), "loss": loss, "levels": levels, "ndcg": found["id_ndcg@10"], "seconds": seconds}
     print(f"width {width}, seed {seed}: {told}", file=sys.stderr, flush=True)
     return told

@@ -9,7 +9,7 @@ whose targets share one pass and see the last 20 to 40 items; as many targets a 
 the same width, layers, heads, dropout and AdamW, and gradients clipped besides. Everybody is timed with making the batches. A
 turn of ours is as many steps as five seconds hold. bfloat16 is autocast over float32 weights for all.
 
-MFU is FLOPs of our products, padding left out (training.Cost), over what a square product reaches in the same run.
+MFU is FLOPs of our products, padding left out (objective.ForwardCost), over what a square product reaches in the same run.
 """
 
 import statistics
@@ -25,8 +25,8 @@ from train_peers import N_CODES, N_LEVELS, Settings
 from kvtools.artifact.state import RunState
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.onerec import VocabularySizes
-from kvtools.onerec.run.dataset import prepare
-from kvtools.onerec.run.objective import Pretraining
+from kvtools.onerec.run.dataset import build_training_set
+from kvtools.onerec.run.objective import NextItemTask
 from kvtools.train.device import keep_freed_memory
 from kvtools.train.loop import Plan, Trainer
 from kvtools.train.peak_flops import measured_peak
@@ -36,7 +36,7 @@ from kvtools.world import World
 TURN_S = 5.0
 
 
-class Counting(Pretraining):
+class Counting(NextItemTask):
     """The task, and how many samples it has had."""
 
     n_samples = 0
@@ -55,7 +55,7 @@ class Ours:
             width=256, encoder_layers=4, decoder_layers=4, heads=4, experts=0, attention="causal", short=20, positive=0,
             lifelong=0, item_table=False, dropout=0.1,
         )  # fmt: skip
-        made = prepare(log, codings, ids, None, config, without=(), n_valid=0, seed=SEED)
+        made = build_training_set(log, codings, ids, None, config, without=(), n_valid=0, seed=SEED)
         self.n_samples = int((made.rows.ends - made.rows.begins).sum())
         vocabulary = VocabularySizes(ids.vocab_sizes, len(ids), codings.features)
         self.model = of_size(config, vocabulary, torch.from_numpy(ids.codes_NS), n_wanted)
@@ -66,7 +66,9 @@ class Ours:
             n_targets = round(
                 n_targets * batch * sum(1 for _ in made.batcher.epoch(made.rows, n_targets, "try")) / self.n_samples
             )
-        self.task = Counting(self.model, made.batcher, made.rows, held=None, n_targets=n_targets, smoothing=0.0, device="cpu")
+        self.task = Counting(
+            self.model, made.batcher, made.rows, validation=None, n_targets=n_targets, smoothing=0.0, device="cpu"
+        )
         plan = Plan(epochs=1 << 30, n_steps=1 << 40, warmup=0, lr_schedule="constant", weight_decay=0.01, dtype=name, seed=SEED)
         peak = measured_peak("cpu", DTYPES[name])
         self._steps = Trainer(self.task, plan, RunState(None, TRAIN_STATE, {}), World(), peak=peak).run(stop=False)

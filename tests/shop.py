@@ -35,8 +35,8 @@ def furnish(folder, n_users=30, seed=5):
     people = [f"u{user},{20 + user % 5},{'fm'[user % 2]}\n" for user in range(n_users)]
     (folder / "users.csv").write_text("user_id,age,gender\n" + "".join(people))
     (folder / "titles.csv").write_text("item_id,title\n" + "".join(f"i{item},Item No. {item}\n" for item in range(N_ITEMS)))
-    for name, chance in (("items.ids", 1), ("other.ids", 2)):
-        number_ids(folder / name, [f"i{item}" for item in range(N_ITEMS)], chance)
+    for name, seed_of_ids in (("items.ids", 1), ("other.ids", 2)):
+        number_ids(folder / name, [f"i{item}" for item in range(N_ITEMS)], seed_of_ids)
 
 
 def number_ids(path, keys, seed):

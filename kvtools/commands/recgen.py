@@ -1,5 +1,6 @@
-"""`kvtools recgen`: a generator and what users did in, recommendations out."""
+"""`kvtools recgen`: a model and interactions in, recommendations or their quality out."""
 
+import json
 import time
 from contextlib import suppress
 from functools import partial
@@ -23,7 +24,7 @@ from kvtools.options import (
     Stamp,
     Strict,
     Verbose,
-    require,
+    refuse_if,
 )
 
 EXAMPLES = [
@@ -43,39 +44,47 @@ def main(
     ctx: typer.Context,
     interactions: Interactions = "-",
     models: Annotated[
-        list[str] | None, typer.Option("--model", metavar="M", help="A generator; with --evaluate repeat it for a spread.")
+        list[str] | None,
+        typer.Option("--model", metavar="M", help="Model from pretrain onerec; repeat it with --evaluate for mean and spread."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Recommendations a user.")] = 10,
-    n_beams: Annotated[int, typer.Option("--beam", metavar="N", min=1, help="IDs followed at a time.")] = 512,
+    k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Recommendations per user.")] = 10,
+    n_beams: Annotated[int, typer.Option("--beam", metavar="N", min=1, help="Beam width of the search over IDs.")] = 512,
     users: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Only these: a file, one a line, or names with commas.")
+        str | None, typer.Option(metavar="LIST", help="Only these users: a file with one a line, or names with commas between.")
     ] = None,
     table: Annotated[
-        str | None, typer.Option("--table", metavar="TABLE", help="What is known of users, as in training.")
+        str | None, typer.Option("--table", metavar="TABLE", help="User features: the table that the model was trained with.")
     ] = None,
     evaluate: Annotated[
-        Literal["valid", "test"] | None, typer.Option(help="Recommend what was held out, and tell how often it was found.")
+        Literal["valid", "test"] | None, typer.Option(help="Evaluate on this part: HR, NDCG and Pass@k of held-out items.")
     ] = None,
-    baseline: Annotated[Literal["popular", "co-occurrence"] | None, typer.Option(help="Count instead of generating.")] = None,
+    baseline: Annotated[
+        Literal["popular", "co-occurrence"] | None, typer.Option(help="Recommend by counts instead of a model.")
+    ] = None,
     items: Annotated[
-        str | None, typer.Option(metavar="IDS", help="The catalogue of a baseline; of a model, to be sure.")
+        str | None,
+        typer.Option(
+            metavar="IDS",
+            help="Item catalogue for --baseline; with --model, checked to be the one it was trained with.",
+        ),
     ] = None,
     within: Annotated[
         Literal["popular", "recent", "random"], typer.Option(help="How items of one ID share its probability.")
     ] = "popular",
     blend: Annotated[
-        str | None, typer.Option(metavar="X", help="Mix in co-occurrence by X of 1; auto calibrates on validation.")
+        str | None,
+        typer.Option(metavar="X", help="Weight of co-occurrence in a mixture, 0 to 1; auto tunes it on the validation part."),
     ] = None,
-    sure: Annotated[
-        bool, typer.Option("--sure", help="Search again, more widely, where better ones can have been missed.")
+    sure: Annotated[bool, typer.Option("--sure", help="Widen the beam for users whose top k is not proven best.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Rank all items instead of a beam search; for small catalogues.")
     ] = False,
-    exact: Annotated[bool, typer.Option("--exact", help="Rank all items instead of searching; for small catalogues.")] = False,
     no_trie: Annotated[
-        bool, typer.Option("--no-trie", help="Let the model say IDs that no item has; they are dropped.")
+        bool, typer.Option("--no-trie", help="Search without the trie; IDs that no item has are dropped.")
     ] = False,
-    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Recommend items that the user had already, too.")] = False,
+    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Recommend items of the user's history, too.")] = False,
     titles: Annotated[
-        str | None, typer.Option(metavar="FILE", help="With --json: what items are called, CSV or .item.")
+        str | None, typer.Option(metavar="FILE", help="With --json: titles of items, CSV or RecBole .item.")
     ] = None,
     columns: Columns = None,
     shard: Shard = None,
@@ -91,84 +100,95 @@ def main(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Recommend items to users: for each its best semantic IDs by beam search, and the items that have them.
+    """Recommend items to users: the best semantic IDs by beam search, and the items that have them.
 
-    Nothing but items of the catalogue comes out; what a user had already is left out. A user without history gets what is
-    popular, and that is told. Scores are log-probabilities. --evaluate ranks all items for each held-out interaction and
-    prints HR, NDCG and Pass@k. The ranks of mpiexec or srun share the users; results do not depend on how many there are.
+    Only items of the catalogue are recommended, and none of the user's own. A user without a history gets popular items, and
+    a note says so. Scores are log-probabilities. --evaluate ranks all items for each held-out interaction and prints HR, NDCG
+    and Pass@k. The ranks of mpiexec or srun share the users; results do not depend on how many ranks there are.
     """
-    from kvtools.artifact.files import refuse_existing
+    from kvtools.artifact.files import Sink, refuse_existing
+    from kvtools.artifact.history import extend
+    from kvtools.artifact.stream import Head, Writer
     from kvtools.onerec.interactions.stream import roles
-    from kvtools.onerec.recommend.recgen import Serving, write_json, write_stream
-    from kvtools.onerec.recommend.recommend import Choice
+    from kvtools.onerec.recommend.evaluate import report_lines
+    from kvtools.onerec.recommend.recgen import RecgenRun
+    from kvtools.onerec.recommend.recommend import SearchOptions
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.loop import DTYPES
 
     world = ctx.obj.world
-    require(
-        bool(models) != (baseline is not None),
-        "--model",
-        f"{' '.join(models or []) or 'none'} and --baseline {baseline}",
-        "one of the two",
-    )
-    require(len(models or []) <= 1 or evaluate is not None, "--model", "more than one", "--evaluate beside them")
-    require(baseline is None or items is not None, "--baseline", f"{baseline} alone", "--items IDS beside it")
-    is_wide_enough = k <= n_beams or exact or baseline is not None or evaluate is not None
-    require(is_wide_enough, "-k", f"{k} of --beam {n_beams}", "no more than the beam")
-    require(not (exact and no_trie), "--exact", "with --no-trie", "one of the two")
-    for option, is_given in (("--exact", exact), ("--no-trie", no_trie), ("--blend", blend is not None)):
-        require(not (sure and is_given), "--sure", f"with {option}", "one of the two")
-    require(not (as_json and output != "-"), "--json", f"with -o {output}", "lines on stdout alone")
-    for option, value in (("--users", users), ("--shard", shard), ("--titles", titles), ("-o", output)):
-        require(evaluate is None or value in (None, "-"), option, f"{value} with --evaluate", "one of the two")
-    require(titles is None or as_json, "--titles", f"{titles} alone", "--json beside it")
-    of_models = {"--table": table is not None, "--sure": sure, "--exact": exact, "--no-trie": no_trie}
-    unfit = [word for word, is_given in of_models.items() if is_given]
-    require(baseline is None or not unfit, "--baseline", f"{baseline} with {' '.join(unfit)}", "a --model")
-    require(blend is None or baseline is None, "--blend", f"{blend} with --baseline", "a --model")
     sources = [interactions, items, table, titles, users, *(models or [])]
-    require(sources.count("-") <= 1, "-", "named more than once", "one input from stdin")
-    require("-" not in sources or world.size == 1, "-", f"on {world.size} ranks", "a file, which every rank reads,")
-    weight = _share(blend or "0")
-    place, precision = resolve_device(device, dtype, rank=world.rank)
+    alone = {"--exact": exact, "--no-trie": no_trie, "--blend": blend is not None}
+    of_models = {"--table": table is not None, "--sure": sure, **alone}
+    not_evaluated = {"--users": users, "--shard": shard, "--titles": titles, "-o": None if output == "-" else output}
+    refuse_if(
+        (bool(models) == (baseline is not None), "Give either --model or --baseline, and not both."),
+        (len(models or []) > 1 and evaluate is None, "Several --model are allowed only with --evaluate."),
+        (baseline is not None and items is None, f"--baseline {baseline} needs a catalogue. Give --items IDS."),
+        (
+            k > n_beams and not (exact or baseline or evaluate),
+            f"-k {k} is larger than --beam {n_beams}. Raise --beam or lower -k.",
+        ),
+        (exact and no_trie, "--exact cannot be combined with --no-trie. Drop one of them."),
+        *((sure and is_given, f"--sure cannot be combined with {name}. Drop one of them.") for name, is_given in alone.items()),
+        (as_json and output != "-", f"--json prints on stdout and cannot be combined with -o {output}. Drop one of them."),
+        *(
+            (
+                evaluate is not None and value is not None,
+                f"{name} {value} cannot be combined with --evaluate. Drop one of them.",
+            )
+            for name, value in not_evaluated.items()
+        ),
+        (titles is not None and not as_json, "--titles is allowed only with --json."),
+        *(
+            (baseline is not None and is_given, f"{name} is allowed only with --model, and not with --baseline.")
+            for name, is_given in of_models.items()
+        ),
+        (sources.count("-") > 1, "Several inputs are -, and stdin can be read only once. Give files for the others."),
+        ("-" in sources and world.size > 1, f"An input is -, and {world.size} ranks cannot share stdin. Give a file."),
+    )
+    weight = _blend_weight(blend or "0")
+    torch_device, precision = resolve_device(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
     limit_threads(world.local_size)
     keep_freed_memory()
 
-    def tell(words: str) -> None:
-        ctx.obj.log(words, quiet=quiet or not world.is_root)
-
-    choice = Choice(
-        k=k, beam=n_beams, sure_of=k, widens=sure, is_exact=exact, is_legal=not no_trie, within=within,
-        mask_seen=not keep_seen, blend=weight, seed=seed,
+    log = partial(ctx.obj.log, quiet=quiet or not world.is_root)
+    options = SearchOptions(
+        k=k, beam=n_beams, certify=k, widen=sure, is_exact=exact, use_trie=not no_trie, within=within,
+        exclude_seen=not keep_seen, blend=weight, seed=seed,
     )  # fmt: skip
-    serving = Serving(
-        interactions, roles(columns or []), items, table, choice, world,
-        device=place, dtype=DTYPES[precision], tell=tell, strict=strict, is_told=verbose, is_quiet=quiet,
-        tell_loss=partial(ctx.obj.log, quiet=not world.is_root),
+    run = RecgenRun(
+        interactions, roles(columns or []), items, table, options, world, device=torch_device, dtype=DTYPES[precision],
+        log=log, report=partial(ctx.obj.log, quiet=not world.is_root), strict=strict, verbose=verbose, quiet=quiet,
     )  # fmt: skip
+    is_auto = blend == "auto"
     if evaluate is not None:
-        lines = [serving.evaluate(model, baseline, evaluate, calibrate=blend == "auto") for model in models or [""]]
-        serving.print_figures(lines, as_json=as_json)
-        return serving.code
-    begun = time.monotonic()
-    answers = serving.answers((models or [""])[0], baseline, users, shard, calibrate=blend == "auto")
-    if not world.is_root:
-        for _ in answers:
-            pass
-    elif as_json:
-        write_json(answers, None if titles is None else serving.titles(titles))
+        figures = [run.evaluate(model, baseline, evaluate, calibrate=is_auto) for model in models or [""]]
+        for line in report_lines(figures, as_json=as_json) if world.is_root else []:
+            typer.echo(line)
+        return run.code
+    start = time.monotonic()
+    names = run.titles(titles) if titles is not None and world.is_root else None
+    recommendations = run.recommend((models or [""])[0], baseline, users, shard, calibrate=is_auto)
+    if as_json or not world.is_root:  # every rank takes part, and rank 0 alone gets something
+        for one in recommendations:
+            typer.echo(json.dumps(one.to_json(names), ensure_ascii=False))
     else:
-        write_stream(answers, output, ctx.obj.argv, serving, force=force, level=compress, stamp=stamp)
+        head = Head("recommendation", extend("recgen", ctx.obj.argv, before=run.history, stamp=stamp))
+        with Writer(Sink(output, force=force), head, level=compress) as writer:
+            for one in recommendations:
+                tensors, fields = one.to_record()
+                writer.write(one.user, tensors, **fields)
     if verbose:
-        tell(f"{serving.n_users:,} users in {time.monotonic() - begun:.1f} s.")
-    return serving.code
+        log(f"{run.n_users:,} users in {time.monotonic() - start:.1f} s.")
+    return run.code
 
 
-def _share(blend: str) -> float:
-    """The weight that --blend says; 0 for auto, which is to be found."""
+def _blend_weight(text: str) -> float:
+    """The weight that --blend gives; 0 for auto, which is to be tuned."""
     with suppress(ValueError):
-        weight = 0.0 if blend == "auto" else float(blend)
+        weight = 0.0 if text == "auto" else float(text)
         if 0 <= weight <= 1:
             return weight
-    raise Usage(f"--blend {blend}: a share from 0 to 1, or auto, expected.")
+    raise Usage(f"--blend {text} is no weight. Give a number from 0 to 1, or auto.")

@@ -369,10 +369,10 @@ USAGE = {
     "--architecture width=wide": "give width a value like 64.",
     "--architecture width=0": "width must be 1 or more.",
     "--architecture heads=0": "heads must be 1 or more.",
-    "--architecture heads=3": "width 16, 3 heads, ",
-    "--architecture experts=1": "2 of 1 experts",
+    "--architecture heads=3": "--architecture width=16 is not divisible by heads=3. Change one.",
+    "--architecture experts=1": "--architecture experts=1 is less than active=2. Lower active.",
     "--architecture experts=-1": "experts must be 0 or more.",
-    "--architecture expert_hidden=0": "experts of 0 found",
+    "--architecture expert_hidden=0": "--architecture experts=2 needs the width of an expert. Set expert_hidden.",
     "--architecture short=0": "short must be 1 or more.",
     "--architecture decoder_layers=0": "decoder_layers must be 1 or more.",
     "--architecture positive=-2": "positive must be 0 or more.",
@@ -405,12 +405,12 @@ USAGE = {
     "--size huge": "'--size'",
     "--decoder eager": "'--decoder'",
     "--dtype int8": "'--dtype'",
-    "--without short": "one of static, positive, lifelong, near expected",
-    "--without encoder": "one of static, positive, lifelong, near expected",
+    "--without short": "--without short: there is no such pathway. Give static, positive, lifelong or near.",
+    "--without encoder": "--without encoder: there is no such pathway. Give static, positive, lifelong or near.",
     "--column colour=red": "--column colour=red: ROLE=COL",
     "--config odd.toml": "colour is no option",
     "--config clicks.csv": "this is not TOML",
-    "--users - -": "one input from stdin expected",
+    "--users - -": "Several inputs are -, and stdin can be read only once. Give files for the others.",
     "extra.csv": "extra.csv",
     "--speed 3": "--speed",
 }
@@ -428,7 +428,7 @@ def test_an_option_that_cannot_be_meant_is_told_on_one_line(shop, capfd, options
 
 
 REFUSED = [
-    ("kvtools pretrain onerec clicks.csv -o m", 2, "--items missing: semantic IDs"),
+    ("kvtools pretrain onerec clicks.csv -o m", 2, "--items is missing. Give semantic IDs, from kvtools semid-build."),
     ("kvtools pretrain onerec nothing.csv --items items.ids -o m", 66, "nothing.csv: no such file"),
     ("kvtools pretrain onerec clicks.csv --items nothing -o m", 66, "nothing: no such file"),
     ("kvtools pretrain onerec clicks.csv --items items.ids --users nothing -o m", 66, "nothing: no such file"),
@@ -450,7 +450,11 @@ REFUSED = [
     ("kvtools pretrain onerec clicks.csv --items items.ids --column time=when -o m", 65, "no column 'when'"),
     ("kvtools pretrain onerec users.csv --items items.ids -o m", 65, "users.csv: no item column"),
     ("kvtools pretrain onerec empty.csv --items items.ids -o m", 65, "empty.csv"),
-    ("kvtools pretrain onerec thin.txt --items items.ids -o m", 65, "thin.txt: no two interactions of a user"),
+    (
+        "kvtools pretrain onerec thin.txt --items items.ids -o m",
+        65,
+        "thin.txt: no user has two interactions in the training part. Give longer histories.",
+    ),
     ("kvtools pretrain onerec clicks.csv --items items.ids -o clicks.csv", 73, "clicks.csv: exists already"),
     ("kvtools pretrain onerec clicks.csv --items items.ids -o no/such/m", 73, "no/such/m: no such file"),
     ("kvtools pretrain onerec clicks.csv --items items.ids -o folder", 73, "folder: a directory found"),
@@ -499,8 +503,9 @@ def test_items_of_another_catalogue_are_told_apart_from_no_items(shop, capfd):
     done = say(TRAIN.replace("clicks.csv", "elsewhere.txt") + " --steps 2 -o m.safetensors", capfd)
     assert done.code == 65
     assert "items that items.ids does not have, left out with their 25 interactions: 5 (x1, x2, x3, …)." in done.err
-    assert done.err.splitlines()[-1].endswith("elsewhere.txt: not one item that items.ids knows. Give the interactions that "
-                                              "belong to it.")  # fmt: skip
+    assert done.err.splitlines()[-1].endswith(
+        "elsewhere.txt: none of the items is in items.ids. Give the interactions that belong to it."
+    )
     assert done.err.count("\n") == 2
     assert not (shop / "m.safetensors").exists()
 

@@ -105,9 +105,17 @@ def test_what_was_stopped_on_two_ranks_goes_on_on_two_ranks(sh, shop):
     ("line", "code", "words"),
     [
         (f"{TRAIN} --steps 2%  -o m", 2, "--steps 2%"),
-        ("kvtools recgen --model m -k 9 --beam 3 clicks.csv --json", 2, "-k 9 of --beam 3"),
+        (
+            "kvtools recgen --model m -k 9 --beam 3 clicks.csv --json",
+            2,
+            "-k 9 is larger than --beam 3. Raise --beam or lower -k.",
+        ),
         ("kvtools recgen --model nothing clicks.csv --json", 66, "nothing: no such file"),
-        ("kvtools recgen --model items.ids clicks.csv --json", 65, "a model of onerec expected"),
+        (
+            "kvtools recgen --model items.ids clicks.csv --json",
+            65,
+            "kind model is needed. Make one with kvtools pretrain onerec.",
+        ),
         (f"{TRAIN} -o clicks.csv", 73, "clicks.csv: exists already"),
     ],
 )

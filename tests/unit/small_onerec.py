@@ -29,10 +29,10 @@ def catalogue(n_items, sizes, seed=0):
 
 def scatter(model, seed=0):
     """Every parameter drawn anew, so that nothing is 0, or the same everywhere: gains about 1, all else about 0."""
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            drawn = 0.3 * torch.randn(parameter.shape, generator=chance)
+            drawn = 0.3 * torch.randn(parameter.shape, generator=rng)
             parameter.copy_(1 + drawn if "norm" in name else drawn)
     return model.eval()
 

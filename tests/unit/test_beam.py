@@ -148,8 +148,8 @@ def test_cached_decoding_is_the_full_pass(decoder, is_sparse, near):
     context = case.context()
     attends = context.attentions()
     n_beams = 3
-    chance = torch.Generator().manual_seed(0)
-    codes_MS = torch.stack([torch.randint(n, (len(USERS) * n_beams,), generator=chance) for n in SIZES[4]], dim=1)
+    rng = torch.Generator().manual_seed(0)
+    codes_MS = torch.stack([torch.randint(n, (len(USERS) * n_beams,), generator=rng) for n in SIZES[4]], dim=1)
     tokens = [case.model.begin_token(context).repeat_interleave(n_beams, 0)]
     tokens += [case.model.code_token(level, codes_MS[:, level]) for level in range(3)]
     full_MSD, _ = case.model.decode(torch.cat(tokens, dim=1), attends)

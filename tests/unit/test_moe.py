@@ -26,9 +26,9 @@ def experts(n_experts, n_active, seed=0, spread=1.0):
 
 def tokens(n, seed=0, skew=0.0):
     """(n, D) with a mean square of 1; skew: how far all lie to one side, in units of how far they lie apart."""
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     side_D = torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
-    x_MD = torch.randn(n, WIDTH, generator=chance) + skew * side_D
+    x_MD = torch.randn(n, WIDTH, generator=rng) + skew * side_D
     return x_MD / x_MD.square().mean(1, keepdim=True).sqrt()
 
 

@@ -29,7 +29,7 @@ from kvtools.onerec.model.config import SIZES, ModelConfig, dense_twin
 from kvtools.onerec.model.layers import ContextAttention, attention, few_token_attention
 from kvtools.onerec.model.onerec import OneRec, VocabularySizes
 from kvtools.onerec.model.trie import Trie
-from kvtools.onerec.run.objective import Cost
+from kvtools.onerec.run.objective import ForwardCost
 
 N_ITEMS, CODES = 30, (4, 3, 5)
 LENGTHS = [7, 2, 14, 4]
@@ -102,7 +102,7 @@ def test_a_dense_twin_does_as_much_work_a_context_token(name):
 
 def cost_of(config):
     with torch.device("meta"):
-        return Cost.of(OneRec(config, VocabularySizes((4, 4), 1, {}), torch.zeros(1, 2, dtype=torch.long)))
+        return ForwardCost(OneRec(config, VocabularySizes((4, 4), 1, {}), torch.zeros(1, 2, dtype=torch.long)))
 
 
 @every_kind
@@ -118,16 +118,16 @@ def test_what_a_pass_costs_is_what_torch_counts_but_for_padding(decoder, attenti
         total, _ = case.model.loss(batch)
         forward = counted.get_total_flops()
         total.backward()
-    expected = Cost.of(case.model).forward(batch)
+    expected = ForwardCost(case.model).flops(batch)
     assert expected == pytest.approx(forward, rel=1e-9)
     assert 3 * expected == pytest.approx(counted.get_total_flops(), rel=0.02)
 
 
 def test_padding_costs_nothing():
     case = Case(is_sparse=True, near="tokens")
-    cost = Cost.of(case.model)
-    alone = sum(cost.forward(case.batch(case.rows.take(np.array([n])))) for n in range(len(case.rows)))
-    assert cost.forward(case.batch()) == alone
+    cost = ForwardCost(case.model)
+    alone = sum(cost.flops(case.batch(case.rows.take(np.array([n])))) for n in range(len(case.rows)))
+    assert cost.flops(case.batch()) == alone
 
 
 def test_a_dense_architecture_is_its_own_twin():
@@ -216,7 +216,7 @@ def test_a_target_does_see_what_comes_before(decoder, attention, is_sparse, near
 def test_padding_does_not_matter(decoder, attention, is_sparse, near):
     case = Case(decoder, attention, is_sparse, near)
     batch = case.batch()
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def longer(tokens):
         """The same tokens with five more of padding, and features in the padding."""
@@ -225,7 +225,7 @@ def test_padding_does_not_matter(decoder, attention, is_sparse, near):
         pad = torch.nn.functional.pad
         items, positions, slots = (pad(x, (0, 5), value=-1) for x in (tokens.items, tokens.positions, tokens.slots))
         features = pad(tokens.features, (0, 0, 0, 5))
-        strange = torch.stack([torch.randint(n, items.shape, generator=chance) for n in FEATURES.values()], dim=2)
+        strange = torch.stack([torch.randint(n, items.shape, generator=rng) for n in FEATURES.values()], dim=2)
         return PathwayTokens(items, positions, slots, torch.where(items.unsqueeze(2) < 0, strange, features))
 
     changed = replace(batch, short=longer(batch.short), positive=longer(batch.positive), lifelong=longer(batch.lifelong))
@@ -299,10 +299,10 @@ def test_users_without_a_table_share_one_static_token():
 
 # ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_attention_spans_a_rows_context_and_a_targets_own():
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def drawn(*shape):
-        return torch.randn(shape, generator=chance, dtype=torch.float64)
+        return torch.randn(shape, generator=rng, dtype=torch.float64)
 
     B, T, W, P, H, C, N, X = 2, 3, 2, 2, 2, 5, 4, 3  # rows, targets, beams, new tokens, heads, context, own, width of a head
     keys, values, own_keys, own_values = drawn(B, H, C, X), drawn(B, H, C, X), drawn(B, T, H, N, X), drawn(B, T, H, N, X)
@@ -320,8 +320,8 @@ def test_attention_spans_a_rows_context_and_a_targets_own():
 
 @pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 12), (torch.float32, 5), (torch.bfloat16, 2)])
 def test_attention_with_gradients_has_the_precision_of_its_input(dtype, digits):
-    chance = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 5, 4, generator=chance, dtype=torch.float64) for _ in range(3))
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 4, generator=rng, dtype=torch.float64) for _ in range(3))
     expected = torch.softmax(q @ k.transpose(2, 3) / 2, 3) @ v
     found = attention(*(x.to(dtype).requires_grad_() for x in (q, k, v)), torch.ones(1, 1, 5, 5, dtype=torch.bool))
     assert found.dtype == dtype
@@ -330,8 +330,8 @@ def test_attention_with_gradients_has_the_precision_of_its_input(dtype, digits):
 
 @pytest.mark.parametrize(("n_new", "n_past"), [(1, 1), (1, 4), (3, 3), (2, 4)])
 def test_a_few_tokens_attend_to_those_before_and_themselves(n_new, n_past):
-    chance = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(5, n, 6, generator=chance, dtype=torch.float64) for n in (n_new, n_past, n_past))
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(5, n, 6, generator=rng, dtype=torch.float64) for n in (n_new, n_past, n_past))
     found = few_token_attention(q, k, v, 2)
     for m, p, h in itertools.product(range(5), range(n_new), range(2)):
         own, before = slice(3 * h, 3 * h + 3), n_past - n_new + p + 1
@@ -348,7 +348,7 @@ def test_gradients_are_the_finite_differences(decoder, attention, is_sparse, nea
     latest = np.flatnonzero(case.rows.users == LENGTHS.index(max(LENGTHS)))[-1]  # with a lifelong part
     rows = case.rows.take(np.array([0, latest, len(case.rows) - 1]))
     eps = 1e-6  # small, so that no expert is chosen anew: in float64 what is left has ten digits all the same
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     with float64():
         model, batch = case.model.double(), in_double(case.batch(rows))
         loss, _ = model.loss(batch)
@@ -358,7 +358,7 @@ def test_gradients_are_the_finite_differences(decoder, attention, is_sparse, nea
                 continue
             assert parameter.grad is not None, name
             # one direction a parameter: half by chance, half along the gradient, which a wrong one does not fit
-            direction = torch.randn(parameter.shape, generator=chance, dtype=torch.float64) / parameter.numel() ** 0.5
+            direction = torch.randn(parameter.shape, generator=rng, dtype=torch.float64) / parameter.numel() ** 0.5
             direction = direction + parameter.grad / parameter.grad.norm().clamp(min=1e-12)
             with torch.no_grad():
                 sides = []

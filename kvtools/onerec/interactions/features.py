@@ -66,6 +66,11 @@ class Codings:
         }
         return {name: n for name, n in sizes.items() if n > 1}
 
+    @property
+    def time_column(self) -> int | None:
+        """Which column of `encode` is the time, None where there is none."""
+        return list(self.features).index("time") if "time" in self.features else None
+
     def encode(self, interactions: Interactions) -> np.ndarray:
         """int64 (n, F): the features of each interaction."""
         coded = np.zeros((len(interactions.items), len(self.features)), np.int64)

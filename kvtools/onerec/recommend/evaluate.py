@@ -4,8 +4,11 @@ Protocol (spec of SASRec, S3-Rec and after): each held-out interaction is asked 
 are left out unless told otherwise, and a target among them then counts as missed. Popularity and co-occurrence count the
 training part alone. Pass@k after OpenOneRec: any of the first k, of what is recommended before the first of a user's held-out
 interactions, in the set of all of them; where users have several, Position1_Pass@k and Recall@k of the same lists stand beside.
+
+Legend: B queries, U users, K recommendations.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,101 +16,104 @@ from typing import Any
 import numpy as np
 
 from kvtools.onerec.recommend import metrics
-from kvtools.onerec.recommend.recommend import Ask, Found, Recommender
+from kvtools.onerec.recommend.query import Query, Recommendations
+from kvtools.onerec.recommend.recommend import Recommender
 from kvtools.world import World
 
-PASSES = (1, 8, 32, 128, 512)
+PASS_AT = (1, 8, 32, 128, 512)
 LONGEST = 20  # items, of HR and NDCG
-_GRID = 21  # weights of a blend that are tried, 0 to 1
+_N_WEIGHTS = 21  # weights of a blend that are tried, from 0 to 1
+
+Recommend = Callable[[Query], Recommendations]
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where each target stood, int64 (B,), -1 where it did not: among items, and among distinct IDs; what was legal; and
-    for how many targets nothing better can have been missed.
+    """Where the held-out items are in the recommendations."""
 
-    lists: int32 (U, K), what each user was recommended first; truths: int32 (B,) items held out, from `offsets` (U+1,) on.
-    """
-
-    items: np.ndarray
-    ids: np.ndarray
-    lists: np.ndarray
-    offsets: np.ndarray
-    truths: np.ndarray
-    n_legal: int
-    n_beams: int
-    n_sure: int
+    items: np.ndarray  # int64 (B,): the rank of each target among items, -1 where it is missing
+    ids: np.ndarray  # int64 (B,): the rank of its ID among distinct IDs
+    lists: np.ndarray  # int32 (U, K): what each user was recommended first
+    offsets: np.ndarray  # int64 (U+1,) into truths
+    truths: np.ndarray  # int32 (B,): held-out items
+    legal_fraction: float
+    n_proven: int  # queries whose best items are proven
 
 
-def over_ranks(ask: Ask, world: World, recommend: Callable[[Ask], Found]) -> Iterator[tuple[Ask, Found]]:
-    """Chunks of users and what is recommended to them, in order, on rank 0; the ranks share the chunks. A collective."""
-    chunks = list(ask.chunks())
+def over_ranks(query: Query, world: World, recommend: Recommend) -> Iterator[tuple[Query, Recommendations]]:
+    """Chunks of the query and their recommendations, in order, on rank 0; the ranks share the chunks. A collective."""
+    chunks = list(query.chunks())
     for begin in range(0, len(chunks), world.size):
-        mine = chunks[begin + world.rank] if begin + world.rank < len(chunks) else ask.only(slice(0))
+        mine = chunks[begin + world.rank] if begin + world.rank < len(chunks) else query.take(slice(0))
         found = recommend(mine)
-        arrays = [world.gather_array(array) for array in (found.items, found.scores, found.ids)]
-        counts = [world.sum(n) for n in (found.n_legal, found.n_beams, found.n_sure)]
-        if world.is_root:
-            users = slice(begin * len(chunks[0]), begin * len(chunks[0]) + len(arrays[0]))
-            yield ask.only(users), Found(arrays[0], arrays[1], arrays[2], *counts)
-        else:
-            yield mine, found
+        items, scores, ids, is_proven = (world.gather_array(array) for array in found.arrays)
+        first = begin * len(chunks[0])
+        gathered = Recommendations(items, scores, ids, is_proven, world.sum(found.n_legal), world.sum(found.n_beams))
+        yield query.take(slice(first, first + len(items))), gathered
 
 
-def rank(ask: Ask, targets: np.ndarray, id_of_item: np.ndarray, world: World, recommend: Callable[[Ask], Found]) -> Ranked:
-    """Ask, and look where the targets stand; asks of one user follow one another. Meaningful on rank 0."""
+def rank(query: Query, targets: np.ndarray, id_of_item: np.ndarray, world: World, recommend: Recommend) -> Ranked:
+    """Recommend, and find the ranks of the targets, int32 (B,). Queries of one user follow one another. A collective."""
     items, ids, lists, done = [], [], [], 0
-    counts = np.zeros(3, np.int64)
-    is_first = np.r_[True, ask.users[1:] != ask.users[:-1]]
-    for some, found in over_ranks(ask, world, recommend):
-        wanted = targets[done : done + len(some)]
-        lists.append(found.items[is_first[done : done + len(some)]])
-        done += len(some)
+    n_legal = n_beams = n_proven = 0
+    is_first = np.r_[True, query.users[1:] != query.users[:-1]]
+    for chunk, found in over_ranks(query, world, recommend):
+        wanted = targets[done : done + len(chunk)]
+        lists.append(found.items[is_first[done : done + len(chunk)]])
+        done += len(chunk)
         items.append(metrics.rank_of(found.items, wanted))
         ids.append(metrics.rank_of(metrics.distinct(found.ids), id_of_item[wanted]))
-        counts += (found.n_legal, found.n_beams, found.n_sure)
-    offsets = np.append(np.flatnonzero(is_first), len(ask))
+        n_legal, n_beams = n_legal + found.n_legal, n_beams + found.n_beams
+        n_proven += int(found.is_proven.sum())
+    offsets = np.append(np.flatnonzero(is_first), len(query))
+    legal_fraction = n_legal / n_beams if n_beams else 1.0
     ranks = np.concatenate(items), np.concatenate(ids)
-    return Ranked(*ranks, np.concatenate(lists), offsets, targets, *counts.tolist())
+    return Ranked(*ranks, np.concatenate(lists), offsets, targets, legal_fraction, n_proven)
 
 
-def describe(ranked: Ranked, k: int, *, tells_sure: bool) -> dict[str, Any]:
-    """The figures that scripts rely on; `pass@k` as far as k items were asked for. tells_sure: of a search by beams alone."""
-    told: dict[str, Any] = {"users": len(ranked.offsets) - 1, "held_out": len(ranked.items), **metrics.summary(ranked.items)}
-    told |= {f"id_{name}": value for name, value in metrics.summary(ranked.ids).items()}
+def figures_of(ranked: Ranked, k: int, *, is_bounded: bool) -> dict[str, Any]:
+    """The figures that scripts rely on; `pass@n` for n up to k. is_bounded: whether the search could prove its best items."""
+    figures: dict[str, Any] = {"users": len(ranked.offsets) - 1, "held_out": len(ranked.items)}
+    figures |= metrics.summary(ranked.items)
+    figures |= {f"id_{name}": value for name, value in metrics.summary(ranked.ids).items()}
     of_users = {"pass": metrics.pass_at_k}
-    if len(ranked.offsets) <= len(ranked.truths):  # somebody has several
+    if len(ranked.offsets) <= len(ranked.truths):  # some user has several
         of_users |= {"position1_pass": metrics.position1_pass_at_k, "recall": metrics.recall_at_k}
     for name, figure in of_users.items():
-        told |= {f"{name}@{n}": figure(ranked.lists, ranked.offsets, ranked.truths, n) for n in PASSES if n <= k}
-    lo, hi = metrics.interval95(ranked.items, 10)
-    told |= {"hr@10_ci95": [lo, hi], "legal_share": ranked.n_legal / ranked.n_beams if ranked.n_beams else 1.0}
-    if tells_sure:
-        told["sure_share"] = ranked.n_sure / len(ranked.items)
-    return told
+        lists = ranked.lists, ranked.offsets, ranked.truths
+        figures |= {f"{name}@{n}": figure(*lists, n) for n in PASS_AT if n <= k}
+    figures |= {"hr@10_ci95": list(metrics.interval95(ranked.items, 10)), "legal_share": ranked.legal_fraction}
+    if is_bounded:
+        figures["sure_share"] = ranked.n_proven / len(ranked.items)
+    return figures
 
 
 def spread(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over models, of every figure they share."""
-    told: dict[str, Any] = {"model": f"mean of {len(lines)}", "users": lines[0]["users"], "held_out": lines[0]["held_out"]}
+    figures: dict[str, Any] = {"model": f"mean of {len(lines)}", "users": lines[0]["users"], "held_out": lines[0]["held_out"]}
     for name, value in lines[0].items():
         if isinstance(value, float):
-            over = metrics.over_seeds([line[name] for line in lines])
-            told |= {name: over.mean, f"{name}_sd": over.deviation}
-    return told
+            figures[name], figures[f"{name}_sd"] = metrics.mean_and_deviation([line[name] for line in lines])
+    return figures
 
 
-def calibrate(ask: Ask, targets: np.ndarray, recommender: Recommender) -> float:
-    """The weight of a blend with the best NDCG@10 on these targets: those of validation, never of test. The work of one."""
-    weights = np.linspace(0, 1, _GRID).round(3).tolist()
+def calibrate(query: Query, targets: np.ndarray, recommender: Recommender) -> float:
+    """The weight of a blend with the best NDCG@10 on these targets: those of validation, never of test. Runs on one rank."""
+    weights = np.linspace(0, 1, _N_WEIGHTS).round(3).tolist()
     gains = np.zeros(len(weights))
     done = 0
-    for some in ask.chunks():
-        wanted = targets[done : done + len(some)]
-        done += len(some)
-        for number, found in enumerate(recommender.blends(some, weights)):
-            gains[number] += metrics.ndcg(metrics.rank_of(found.items, wanted), 10) * len(some)
+    for chunk in query.chunks():
+        wanted = targets[done : done + len(chunk)]
+        done += len(chunk)
+        for number, found in enumerate(recommender.blends(chunk, weights)):
+            gains[number] += metrics.ndcg(metrics.rank_of(found.items, wanted), 10) * len(chunk)
     return float(weights[int(gains.argmax())])
+
+
+def report_lines(figures: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
+    """A line for each model or baseline, and one of means where there are several: JSON, or a table for people."""
+    figures = [*figures, spread(figures)] if len(figures) > 1 else figures
+    return [json.dumps(line) for line in figures] if as_json else as_table(figures)
 
 
 def as_table(lines: Sequence[dict[str, Any]]) -> list[str]:

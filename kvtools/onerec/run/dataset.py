@@ -1,7 +1,7 @@
-"""From interactions, IDs and users to what training needs: rows, counts, and an architecture of the pathways there are.
+"""From interactions, IDs and users to what training needs: rows, counts, and a model config of the pathways that are on.
 
-A pathway whose features are missing is off, and the model says why. Training looks at the TRAIN part alone, also where others
-come before it in time. Validation looks at the VALID part, each user's history up to there; nothing is told of what TEST asks.
+A pathway whose features are missing is off, and the model says why. Training sees the TRAIN part alone, also where others
+come before it in time. Validation sees the VALID part, and each user's history up to there; nothing looks at the TEST part.
 """
 
 import hashlib
@@ -20,101 +20,95 @@ from kvtools.onerec.model.batching import Batcher, HistoryRows
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.recommend import cooccurrence
 from kvtools.onerec.recommend.cooccurrence import Settings
-from kvtools.onerec.recommend.recommend import Ask, count
-from kvtools.onerec.run.checkpoint import Counted
-from kvtools.onerec.run.objective import Held
+from kvtools.onerec.recommend.item_counts import ItemCounts
+from kvtools.onerec.recommend.query import held_out
+from kvtools.onerec.run.objective import ValidationSet
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 
 PATHWAYS = ("static", "short", "positive", "lifelong", "near")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Everything that stands still while a model learns."""
+class TrainingSet:
+    """Everything that does not change while a model learns."""
 
     config: ModelConfig
-    pathways: dict[str, str]
-    counted: Counted
+    pathways: dict[str, str]  # name → "on", or why it is off
+    counts: ItemCounts
     histories: Histories
     batcher: Batcher
     rows: HistoryRows
-    held: Held | None
+    validation: ValidationSet | None
 
     @property
     def digest(self) -> str:
-        """What tells these interactions and users from others."""
-        told, seen = hashlib.blake2b(digest_size=12), self.histories
-        for array in (seen.offsets, seen.items, seen.parts, seen.features, self.batcher.static):
-            told.update(np.ascontiguousarray(array).tobytes())
-        return told.hexdigest()
+        """A hash of the interactions and the users' features."""
+        digest, histories = hashlib.blake2b(digest_size=12), self.histories
+        for array in (histories.offsets, histories.items, histories.parts, histories.features, self.batcher.static):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
-def prepare(
-    histories: Histories, codings: Codings, ids: SemanticIds, users: Users | None, config: ModelConfig, *,
+def build_training_set(
+    histories: Histories, encoder: Codings, ids: SemanticIds, users: Users | None, config: ModelConfig, *,
     without: Sequence[str], n_valid: int, seed: int,
-) -> Prepared:  # fmt: skip
-    """without: pathways switched off by wish. n_valid: users that validation looks at, a seeded sample; 0 is none."""
+) -> TrainingSet:  # fmt: skip
+    """without: pathways that are switched off. n_valid: users of validation, a seeded sample; 0 is none."""
     is_train = histories.parts == TRAIN
-    config, pathways = _switched(histories, codings, users, config, is_train, without)
-    settings = Settings()
+    config, pathways = _choose_pathways(histories, encoder, users, config, is_train, without)
     offsets, items = histories.only(is_train)
-    near = None
+    neighbours = None
     if config.near:
-        near = cooccurrence.leave_own_out(offsets, items, len(ids), config.near, settings, exclude_seen=True)
-    counted = count(histories, is_train, len(ids), cooccurrence.fit(offsets, items, len(ids), settings), histories.times)
-    cut = partial(
+        neighbours = cooccurrence.leave_own_out(offsets, items, len(ids), config.near, Settings(), exclude_seen=True)
+    counts = ItemCounts.fit(histories, is_train, len(ids))
+    batcher_of = partial(
         Batcher,
         config=config,
         static=None if users is None or pathways["static"] != "on" else users.codes_of(histories.user_keys.tolist()),
         vectors=ids.vectors() if config.lifelong else None,
-        time_column=list(codings.features).index("time") if "time" in codings.features else None,
+        time_column=encoder.time_column,
         seed=seed,
     )
     learnt = histories.of(is_train)
-    batcher = cut(learnt, neighbours=near)
-    held = _held(histories, counted, cut(histories), config, n_valid, seed) if n_valid else None
-    return Prepared(config, pathways, counted, histories, batcher, batcher.training_rows(learnt.parts == TRAIN), held)
+    batcher = batcher_of(learnt, neighbours=neighbours)
+    validation = _validation_set(counts, batcher_of(histories), ids, n_valid) if n_valid else None
+    rows = batcher.training_rows(learnt.parts == TRAIN)
+    return TrainingSet(config, pathways, counts, histories, batcher, rows, validation)
 
 
-def _switched(
+def _choose_pathways(
     histories: Histories,
-    codings: Codings,
+    encoder: Codings,
     users: Users | None,
     config: ModelConfig,
     is_train: np.ndarray,
     without: Sequence[str],
 ) -> tuple[ModelConfig, dict[str, str]]:
+    """The config without the pathways that are off, and of each pathway "on" or why it is off."""
     longest = int(np.diff(histories.only(is_train)[0]).max(initial=0))
-    shown = config.short if config.attention == "full" else 2 * config.short  # what the short pathway has of a history at most
+    shown = config.short if config.attention == "full" else 2 * config.short  # items of the short pathway, at most
     reasons = {
         "static": "no user table" if users is None or not users.vocabularies else "",
-        "positive": "no ratings" if codings.positive_from is None else "",
+        "positive": "no ratings" if encoder.positive_from is None else "",
         "lifelong": f"no history is longer than {shown}" if longest <= shown else "",
     }
-    sizes = {"static": 1, "short": config.short, "positive": config.positive, "lifelong": config.lifelong, "near": config.near}
-    told: dict[str, str] = {}
-    for name, size in sizes.items():
-        reason = "switched off" if name in without else reasons.get(name, "") if size else "not asked for"
-        told[name] = f"off: {reason}" if reason else "on"
-    off: dict[str, Any] = {name: 0 for name in ("positive", "lifelong", "near") if told[name] != "on"}
-    return replace(config, **off), told
+    pathways = {}
+    for name in PATHWAYS:
+        is_asked_for = name == "static" or getattr(config, name)
+        reason = "switched off" if name in without else reasons.get(name, "") if is_asked_for else "not asked for"
+        pathways[name] = f"off: {reason}" if reason else "on"
+    off: dict[str, Any] = {name: 0 for name in ("positive", "lifelong", "near") if pathways[name] != "on"}
+    return replace(config, **off), pathways
 
 
-def held_out(histories: Histories, part: int) -> tuple[Ask, np.ndarray]:
-    """Every interaction of a part that has one before it: whom to recommend to, knowing what, and the item that came."""
-    users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
-    places = np.arange(len(users)) - histories.offsets[users]
-    wanted = np.flatnonzero((histories.parts == part) & (places > 0))
-    return Ask(users[wanted], places[wanted]), histories.items[wanted]
-
-
-def _held(
-    histories: Histories, counted: Counted, batcher: Batcher, config: ModelConfig, n_valid: int, seed: int
-) -> Held | None:
-    ask, targets = held_out(histories, VALID)
-    if not len(ask):
+def _validation_set(counts: ItemCounts, batcher: Batcher, ids: SemanticIds, n_valid: int) -> ValidationSet | None:
+    histories, n_neighbours = batcher.histories, batcher.config.near
+    query, targets = held_out(histories, VALID)
+    if not len(query):
         return None
-    chosen = np.sort(rng_for(seed, "validation").permutation(len(ask))[:n_valid])
-    ask, targets = ask.only(chosen), targets[chosen]
-    near = counted.near.nearest(*ask.past(histories), config.near, exclude_seen=True) if config.near else None
-    return Held(batcher, batcher.next_rows(ask.users, ask.lengths), targets, near)
+    sample = np.sort(rng_for(batcher.seed, "validation").permutation(len(query))[:n_valid])
+    query, targets = query.take(sample), targets[sample]
+    neighbours = None
+    if n_neighbours:
+        neighbours = counts.cooccurrence.nearest(*query.past(histories), n_neighbours, exclude_seen=True)
+    return ValidationSet(batcher, batcher.next_rows(query.users, query.lengths), targets, ids.trie, neighbours)

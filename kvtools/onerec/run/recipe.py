@@ -1,14 +1,15 @@
-"""The recipe of a generator: what the options of `pretrain onerec` say, checked, and what they leave open."""
+"""The recipe of a OneRec model: the options of `pretrain onerec`, checked, and the settings behind them."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal
 
 from kvtools.chance import seed_for
 from kvtools.errors import Usage
 from kvtools.onerec.model.config import SIZES, ModelConfig, dense_twin
 from kvtools.onerec.run.dataset import PATHWAYS
+from kvtools.options import refuse_if
 from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Plan
 from kvtools.train.overrides import Allowed, parse_overrides, refuse_bad_values
@@ -22,19 +23,19 @@ _TRAINING: dict[str, Any] = {
     "rate": "cosine",
     "clip": 1.0,
     "accumulate": 1,
-    "save": "500",  # how often a state is put aside, beside epochs
+    "save": "500",  # how often the state is written, beside epochs
     "patience": "5ep",
     "valid_users": 2000,
     "positive_from": "",  # the rating from which an interaction is positive; empty: the median
 }
-# what NAME=VALUE may be, where it is not 0 or more: a test, and its words
+# what the value of a setting may be, where it is not 0 or more: a test, and the values that pass
 _MAY_BE: Allowed = {
     "moe": (("decoder", "both").__contains__, "decoder or both"),
     "decoder": (("cross", "lazy").__contains__, "cross or lazy"),
     "attention": (("causal", "full").__contains__, "causal or full"),
     "rate": (("cosine", "constant").__contains__, "cosine or constant"),
     "clip": (lambda x: 0 < x < math.inf, "more than 0"),
-    "positive_from": (lambda words: words == "" or _is_number(words), "a rating"),
+    "positive_from": (lambda text: text == "" or _is_number(text), "a rating"),
     **dict.fromkeys(("dropout", "smoothing"), (lambda x: 0 <= x < 1, "from 0 to less than 1")),
     **dict.fromkeys(("width", "heads", "decoder_layers", "hidden", "active", "short"), (lambda n: n >= 1, "1 or more")),
     **dict.fromkeys(("queries", "feature_width", "author_width", "static_width"), (lambda n: n >= 1, "1 or more")),
@@ -43,97 +44,92 @@ _MAY_BE: Allowed = {
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that shapes a generator. `words` are the options as they were given."""
+class OneRecRecipe:
+    """The options of `pretrain onerec` that shape a model. Raises Usage for values that contradict one another."""
 
-    config: ModelConfig
-    without: tuple[str, ...]
+    size: str
+    decoder: Literal["cross", "lazy"]
+    near: int
+    without: list[str]
+    architecture: list[str]
     steps: str
     lr: float
-    training: dict[str, Any]
+    batch: int
+    training: list[str]
     seed: int
-    words: dict[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        size: str,
-        decoder: Literal["cross", "lazy"],
-        near: int,
-        without: Sequence[str],
-        architecture: Sequence[str],
-        steps: str,
-        lr: float,
-        batch: int,
-        training: Sequence[str],
-        seed: int,
-    ) -> Self:
-        """Raises Usage for what cannot be meant."""
-        words = {
-            "size": size, "decoder": decoder, "near": near, "without": sorted(set(without)), "architecture": [*architecture],
-            "steps": steps, "lr": lr, "batch": batch, "training": [*training], "seed": seed,
-        }  # fmt: skip
-        for pathway in without:
+    def __post_init__(self) -> None:
+        for pathway in self.without:
             if pathway not in PATHWAYS or pathway == "short":
-                raise Usage(f"--without {pathway}: one of static, positive, lifelong, near expected.")
-        changed = parse_overrides(training, "--training", _TRAINING)
-        config = replace(SIZES[size], decoder=decoder, near=near, dropout=changed["dropout"])
-        defaults = {f.name: getattr(config, f.name) for f in fields(config)}
-        told = parse_overrides(architecture, "--architecture", defaults)
-        config = dense_twin(config) if told["experts"] == 0 and "experts=0" in architecture else config
-        config = replace(config, **{name: told[name] for name in told if told[name] != defaults[name]})
+                raise Usage(f"--without {pathway}: there is no such pathway. Give static, positive, lifelong or near.")
+        config = self.config
         refuse_bad_values("--architecture", config.to_json(), _MAY_BE)
-        refuse_bad_values("--training", changed, _MAY_BE, ("warmup", "save", "patience"))
-        if config.width % config.heads or 0 < config.experts < config.active or (config.experts and not config.expert_hidden):
-            raise Usage(
-                f"--architecture: width {config.width}, {config.heads} heads, {config.active} of {config.experts} experts of "
-                f"{config.expert_hidden} found; a width that heads divide, no more active experts than there are, and "
-                "some width of theirs expected."
-            )
-        if not math.isfinite(lr):
-            raise Usage(f"--lr {lr}: a finite number expected.")
-        EpochLength(1, 1).total(steps)
-        return cls(config, tuple(without), steps, lr, changed, seed, words)
+        refuse_bad_values("--training", self.settings, _MAY_BE, ("warmup", "save", "patience"))
+        n_experts = f"--architecture experts={config.experts}"
+        refuse_if(
+            (
+                config.width % config.heads,
+                f"--architecture width={config.width} is not divisible by heads={config.heads}. Change one.",
+            ),
+            (0 < config.experts < config.active, f"{n_experts} is less than active={config.active}. Lower active."),
+            (config.experts and not config.expert_hidden, f"{n_experts} needs the width of an expert. Set expert_hidden."),
+            (not math.isfinite(self.lr), f"--lr {self.lr}: give a finite number."),
+        )
+        EpochLength(1, 1).total(self.steps)
 
-    @property
-    def smoothing(self) -> float:
-        return float(self.training["smoothing"])
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model's size with its changes; pathways that the data lacks are still on."""
+        config = replace(SIZES[self.size], decoder=self.decoder, near=self.near, dropout=self.settings["dropout"])
+        defaults = vars(config)
+        values = parse_overrides(self.architecture, "--architecture", defaults)
+        if values["experts"] == 0 and "experts=0" in self.architecture:
+            config = dense_twin(config)
+        return replace(config, **{name: value for name, value in values.items() if value != defaults[name]})
 
-    @property
-    def valid_users(self) -> int:
-        return int(self.training["valid_users"])
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings of --training, with defaults."""
+        return parse_overrides(self.training, "--training", _TRAINING)
 
     @property
     def positive_from(self) -> float | None:
-        words = self.training["positive_from"]
-        return float(words) if words != "" else None
+        """The rating from which an interaction is positive; None for the median."""
+        text = self.settings["positive_from"]
+        return float(text) if text else None
+
+    @property
+    def n_valid(self) -> int:
+        """Users of the validation set; 0 is none."""
+        return int(self.settings["valid_users"])
 
     @property
     def weights_seed(self) -> int:
+        """The seed of the initial weights."""
         return seed_for(self.seed, "weights")
 
     def to_json(self) -> dict[str, Any]:
         """Option names to values, as --config reads them."""
-        return {name: value for name, value in self.words.items() if value not in ([], None)}
+        options = {f.name: getattr(self, f.name) for f in fields(self)} | {"without": sorted(set(self.without))}
+        return {name: value for name, value in options.items() if value != []}
 
     def plan(self, n_steps: int, n_tokens: int, dtype: Any) -> Plan:
         """The loop's plan, for epochs of n_steps steps and n_tokens tokens."""
-        lengths = EpochLength(n_steps, n_tokens)
-        n_total = lengths.total(self.steps)
+        epoch = EpochLength(n_steps, n_tokens)
+        n_total = epoch.total(self.steps)
 
         def steps_of(name: str) -> float:
-            return lengths.steps(str(self.training[name]), f"--training {name}", of=n_total)
+            return epoch.steps(str(self.settings[name]), f"--training {name}", of=n_total)
 
         return Plan(
             epochs=-(-n_total // n_steps) + 1,
             n_steps=n_total,
             lr=self.lr,
             warmup=round(steps_of("warmup")),
-            lr_schedule=self.training["rate"],
-            weight_decay=float(self.training["weight_decay"]),
-            clip=float(self.training["clip"]),
-            n_microbatches=int(self.training["accumulate"]),
+            lr_schedule=self.settings["rate"],
+            weight_decay=float(self.settings["weight_decay"]),
+            clip=float(self.settings["clip"]),
+            n_microbatches=int(self.settings["accumulate"]),
             patience=math.ceil(steps_of("patience") / n_steps),  # anything but 0 is an epoch at least
             save_every=math.ceil(steps_of("save")),
             dtype=dtype,
@@ -141,8 +137,8 @@ class Recipe:
         )
 
 
-def _is_number(words: str) -> bool:
+def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(words))
+        return math.isfinite(float(text))
     except ValueError:
         return False

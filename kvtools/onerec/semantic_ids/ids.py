@@ -7,7 +7,8 @@ ID apart. Not here: how IDs are made (fit.py, assign.py), and how a generator se
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from kvtools.artifact.history import Step
 from kvtools.artifact.open import open_bag, source_name
 from kvtools.artifact.strings import pack, unpack
 from kvtools.errors import Corrupt
+
+if TYPE_CHECKING:
+    from kvtools.onerec.model.trie import Trie
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,13 @@ class SemanticIds:
         for key in self.keys:
             digest.update(key.encode() + b"\0")
         return digest.hexdigest()
+
+    @cached_property
+    def trie(self) -> "Trie":
+        """The trie of these IDs, built once: for search among them, and to number distinct IDs."""
+        from kvtools.onerec.model.trie import Trie  # loads torch
+
+        return Trie(self.codes_NS)
 
     def vectors(self) -> np.ndarray:
         """float32 (N, D): each item reconstructed, as the sum of its codes' vectors."""

@@ -1,9 +1,9 @@
-"""Training transformers' Qwen3 and seeing with its SigLIP, as plain loops: a JSON line a contestant, then seconds of turns.
+"""transformers' Qwen3 in training and its SigLIP on images, as plain loops: a JSON line a contestant, then seconds of turns.
 
 Usage: keye_peers.py CONTESTANT... [NAME=VALUE]...
-Contestants: {full|padded|by-length}-{float32|bfloat16} train; {square|alone|padded-images}-{float32|bfloat16} see.
-Names: those of Shape and Sight below, lengths (a JSON file: tokens of each conversation), threads (2) and serve (1: turns as
-named on stdin, of which only that is done here).
+Contestants: {full|padded|by-length}-{float32|bfloat16} train; {square|alone|padded-images}-{float32|bfloat16} encode.
+Names: those of DecoderShape and TowerShape below, lengths (a JSON file: tokens of each conversation), threads (2) and serve
+(1: turns as named on stdin, of which only that is done here).
 
 full: rows of `length` tokens, no padding. padded: conversations in random order, each batch as long as its longest, as
 DataCollatorForSeq2Seq has it; by-length draws those of like length together, as the Trainer's group_by_length does. Attention
@@ -31,7 +31,7 @@ SIZES = ((8, 16), (16, 8), (12, 20), (20, 12), (10, 10), (16, 16), (6, 24), (24,
 
 
 @dataclass(frozen=True)
-class Shape:
+class DecoderShape:
     """The decoder, and what it is trained on."""
 
     width: int = 512
@@ -47,8 +47,8 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """The tower, and what it sees."""
+class TowerShape:
+    """The vision tower, and its images."""
 
     v_width: int = 384
     v_hidden: int = 1536
@@ -106,8 +106,8 @@ def batches_of(lengths, batch, *, by_length):
     return [found[i] for i in np.random.default_rng(SEED).permutation(len(found))]
 
 
-def sight(kind, dtype, shape):
-    """A run that sees all images once."""
+def encoding(kind, dtype, shape):
+    """A run that encodes all images once."""
     torch.manual_seed(SEED)
     config = transformers.SiglipVisionConfig(
         hidden_size=shape.v_width, intermediate_size=shape.v_hidden, num_hidden_layers=shape.v_layers,
@@ -115,7 +115,7 @@ def sight(kind, dtype, shape):
         attn_implementation="sdpa",
     )  # fmt: skip
     model = transformers.SiglipVisionModel(config).eval().to(dtype)
-    grids = sight_grids(kind, shape)
+    grids = image_grids(kind, shape)
     longest = max(map(max, grids))
     if kind == "alone":
         images = [torch.randn(1, 3, 14 * h, 14 * w, dtype=dtype) for h, w in grids]
@@ -131,7 +131,7 @@ def sight(kind, dtype, shape):
     return run, model
 
 
-def sight_grids(kind, shape):
+def image_grids(kind, shape):
     """Rows and columns of the images of a turn."""
     if kind == "square":
         return [(shape.side, shape.side)] * shape.images
@@ -140,8 +140,8 @@ def sight_grids(kind, shape):
 
 def main():
     names = [word for word in sys.argv[1:] if "=" not in word]
-    shape, rest = asked([word for word in sys.argv[1:] if "=" in word], Shape())
-    seen, rest = asked([f"{name}={value}" for name, value in rest.items()], Sight())
+    shape, rest = asked([word for word in sys.argv[1:] if "=" in word], DecoderShape())
+    tower_shape, rest = asked([f"{name}={value}" for name, value in rest.items()], TowerShape())
     torch.set_num_threads(int(rest.pop("threads", 2)))
     path = rest.pop("lengths", None)
     assert set(rest) <= {"serve"}, rest
@@ -150,8 +150,8 @@ def main():
     for name in names:
         kind, precision = name.rsplit("-", 1)
         if kind in ("square", "alone", "padded-images"):
-            runs[name], model = sight(kind, DTYPES[precision], seen)
-            told = {"images": seen.images, **asdict(seen)}
+            runs[name], model = encoding(kind, DTYPES[precision], tower_shape)
+            told = {"images": tower_shape.images, **asdict(tower_shape)}
         else:
             training = Training(kind, DTYPES[precision], shape, lengths)
             runs[name], model = training.step, training.model

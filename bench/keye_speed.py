@@ -2,15 +2,16 @@
 
 Usage: keye_speed.py PEERS_PYTHON [NAME=VALUE]...            about ten minutes
        keye_speed.py memory ours|stored VOCABULARY TOKENS WIDTH   (what the last table is made of: JSON of one loss)
-Names: those of keye_peers.Shape and Sight, rounds (5), threads (2), only (train, see or memory: one table of the three).
+Names: those of keye_peers.DecoderShape and TowerShape, rounds (5), threads (2), only (train, encode or
+memory: one table of the three).
 
 Everybody: one shape, random weights, the same lengths, AdamW fused; contestants in turn, a turn of five seconds. bfloat16 is
-autocast over float32 weights in training, the weights themselves in seeing. Full rows have one length and no padding. Real ones
+autocast over float32 weights in training, the weights themselves on images. Full rows have one length and no padding. Real ones
 are the conversations of LLaMA-Factory's alpaca_en_demo in $KVTOOLS_DATA, tokenised with MiniMind's tokenizer: ours are packed
 first-fit into rows of as many tokens as a batch of the peer's has on average, the peer pads batches of 16. Tokens/s are of real
-tokens, over turns that are as long as the same share of an epoch: the peer's batches differ, and each round has others.
+tokens, over turns that are as long as the same fraction of an epoch: the peer's batches differ, and each round has others.
 
-The ceiling is a square bfloat16 product in the same run; the share of it counts FLOPs of our products (keye.flops), the output
+The ceiling is a square bfloat16 product in the same run. The fraction of it counts FLOPs of our products (flops.py), the output
 matrix included. Images of several sizes: ours together, the peer's one by one, or as a batch padded to a common square.
 
 Memory of the loss: the most that the process held (VmHWM) above what it held before, forward and backward; "stored" has logits
@@ -30,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from generate_peers import DTYPES, SEED, asked
-from keye_peers import Shape, Sight, batches_of, sight_grids
+from keye_peers import DecoderShape, TowerShape, batches_of, image_grids
 from ours import HERE, Peer, n_parameters, of_rounds, resident, verdict
 
 from kvtools.keye.model import flops
@@ -55,16 +56,17 @@ class Ours:
         language = LanguageConfig(
             shape.width, shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.vocabulary, tied=True
         )
-        eyes = VisionConfig(16, 16, 1, 2)  # not used, and not counted
-        arch = ModelConfig(eyes, language, image_token=shape.vocabulary, video_token=shape.vocabulary + 1)
-        self.model = Keye(arch).train()
+        vision = VisionConfig(16, 16, 1, 2)  # not used, and not counted
+        config = ModelConfig(vision, language, image_token=shape.vocabulary, video_token=shape.vocabulary + 1)
+        self.model = Keye(config).train()
         parameters = list(self.model.model.parameters())
         self.n_parameters = sum(p.numel() for p in parameters)
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
         self.dtype, self.rng = dtype, np.random.default_rng(SEED)
         self.rows, self.n_tokens = itertools.cycle(rows), 0
         self.flops = [
-            flops.row_flops(arch, flops.RowShape(row, [], sum(row) - len(row))).training(frozenset({"decoder"})) for row in rows
+            flops.row_flops(config, flops.RowShape(row, [], sum(row) - len(row))).training(frozenset({"decoder"}))
+            for row in rows
         ]
 
     def step(self):
@@ -72,11 +74,11 @@ class Ours:
         n_tokens = sum(lengths)
         tokens = torch.from_numpy(self.rng.integers(0, self.model.config.language.vocabulary, n_tokens))
         starts = np.cumsum([0, *lengths])[:-1]
-        places = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])).expand(3, -1)
+        positions = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])).expand(3, -1)
         targets = torch.cat([tokens[1:], tokens.new_full((1,), -1)])
         targets[torch.from_numpy(starts[1:] - 1)] = -1
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            hidden = self.model.hidden(tokens, places, starts.tolist())
+            hidden = self.model.hidden(tokens, positions, starts.tolist())
             loss, _ = linear_cross_entropy(hidden, self.model.output_VD, targets)
         (loss / n_tokens).backward()
         self.optimizer.step()
@@ -116,7 +118,7 @@ def measure_training(python, shape, n_rounds, n_threads, words):
     ours = {(kind, name): Ours(shape, dtype, rows[kind]) for kind in rows for name, dtype in DTYPES.items()}
     for one in ours.values():
         one.step()
-    rates, share = {}, []
+    rates, fractions = {}, []
     for turn in range(n_rounds):
         for name, dtype in DTYPES.items():
             peak = measured_peak("cpu", dtype)
@@ -128,7 +130,7 @@ def measure_training(python, shape, n_rounds, n_threads, words):
                 rate = one.n_tokens / (time.perf_counter() - begun)
                 rates.setdefault(("kvtools", kind, name), []).append(rate)
                 if kind == "full":
-                    share.append((name, one.flops[0] / sum(rows["full"][0]) * rate / peak))
+                    fractions.append((name, one.flops[0] / sum(rows["full"][0]) * rate / peak))
             for kind in KINDS:
                 n_steps, seconds = 0, 0.0
                 while seconds < TURN_S:
@@ -157,7 +159,7 @@ def measure_training(python, shape, n_rounds, n_threads, words):
     print()
     for name in DTYPES:
         full, padded, sorted_ = (ratios[kind, name] for kind in KINDS)
-        reached = statistics.median(value for which, value in share if which == name)
+        reached = statistics.median(value for which, value in fractions if which == name)
         print(
             f"- {name}: full rows {full:.2f}× (≥ 1.3×: {verdict(full >= 1.3)}); real lengths {padded:.2f}× padding "
             f"(≥ 2.5×: {verdict(padded >= 2.5)}), {sorted_:.2f}× batches by length; {reached:.0%} of the ceiling "
@@ -166,16 +168,16 @@ def measure_training(python, shape, n_rounds, n_threads, words):
     sys.stdout.flush()
 
 
-def measure_seeing(python, shape, n_rounds, n_threads, words):
+def measure_encoding(python, shape, n_rounds, n_threads, words):
     theirs = [f"{kind}-{name}" for kind in ("square", "alone", "padded-images") for name in DTYPES]
     peer = Peer(python, "keye_peers.py", theirs, [*words, f"threads={n_threads}"])
     runs = {}
     for name, dtype in DTYPES.items():
         torch.manual_seed(SEED)
-        eyes = VisionConfig(shape.v_width, shape.v_hidden, shape.v_layers, shape.v_heads, table_side=shape.side)
-        tower = VisionTower(eyes).eval().to(dtype)
+        vision = VisionConfig(shape.v_width, shape.v_hidden, shape.v_layers, shape.v_heads, table_side=shape.side)
+        tower = VisionTower(vision).eval().to(dtype)
         for kind in ("square", "alone"):
-            grids = [(1, h, w) for h, w in sight_grids(kind, shape)]
+            grids = [(1, h, w) for h, w in image_grids(kind, shape)]
             pixels = torch.randint(0, 256, (sum(h * w for _, h, w in grids), 3, 14, 14), dtype=torch.uint8)
             runs["kvtools", kind, name] = lambda tower=tower, pixels=pixels, grids=grids: a_turn(lambda: tower(pixels, grids))
         for kind in ("square", "alone", "padded-images"):
@@ -189,7 +191,7 @@ def measure_seeing(python, shape, n_rounds, n_threads, words):
     peer.close()
     middle = {key: statistics.median(values) for key, values in rates.items()}
     told = {"square": "square", "alone": "of several sizes, one by one", "padded-images": "of several sizes, padded"}
-    print(f"\n### Seeing: a tower of {shape.v_width} x {shape.v_layers}, {shape.images} images, {n_threads} threads\n")
+    print(f"\n### Encoding images: a tower of {shape.v_width} x {shape.v_layers}, {shape.images} images, {n_threads} threads\n")
     print(f"Ours has {n_parameters(tower):,} parameters; of several sizes ours are packed.\n")
     print("| contestant | images/s, median (least – most) | kvtools is |\n|---|---|---|")
     for (who, kind, name), values in rates.items():
@@ -249,8 +251,8 @@ def main():
     if first == "memory":
         memory(words[0], *map(int, words[1:]))
         return
-    shape, rest = asked(words, Shape())
-    seen, rest = asked([f"{name}={value}" for name, value in rest.items()], Sight())
+    shape, rest = asked(words, DecoderShape())
+    tower_shape, rest = asked([f"{name}={value}" for name, value in rest.items()], TowerShape())
     n_rounds, n_threads = (int(rest.pop(*pair)) for pair in (("rounds", 5), ("threads", 2)))
     only = rest.pop("only", None)
     assert not rest, rest
@@ -259,8 +261,8 @@ def main():
     passed = [word for word in words if word.split("=")[0] not in ("rounds", "threads", "only")]
     if only in (None, "train"):
         measure_training(first, shape, n_rounds, n_threads, passed)
-    if only in (None, "see"):
-        measure_seeing(first, seen, n_rounds, n_threads, passed)
+    if only in (None, "encode"):
+        measure_encoding(first, tower_shape, n_rounds, n_threads, passed)
     if only in (None, "memory"):
         measure_memory(151_936, 2048, 1024)
 

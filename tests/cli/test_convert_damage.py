@@ -81,20 +81,20 @@ def damaged(case, folder):
     index = {"weight_map": dict.fromkeys(tensors, "model.safetensors")}
     if case == "index names a missing shard":
         index["weight_map"]["model.norm.weight"] = "model-00002.safetensors"
-        told = "model-00002.safetensors named, which is not there"
+        said = "model-00002.safetensors named, which is not there"
     elif case == "index names a path":
         index["weight_map"]["model.norm.weight"] = "../x.safetensors"
-        told = "../x.safetensors named, which is not there"
+        said = "../x.safetensors named, which is not there"
     elif case == "index knows more":
         index["weight_map"]["model.more"] = "model.safetensors"
-        told = "model.more: missing, though model.safetensors.index.json names it"
+        said = "model.more: missing, though model.safetensors.index.json names it"
     elif case == "index knows less":
         del index["weight_map"]["model.norm.weight"]
-        told = "model.norm.weight: found, though model.safetensors.index.json knows nothing"
+        said = "model.norm.weight: found, though model.safetensors.index.json knows nothing"
     else:
-        index, told = {"weight_map": 3}, "no weight_map"
+        index, said = {"weight_map": 3}, "no weight_map"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return told
+    return said
 
 
 CASES = [
@@ -118,8 +118,8 @@ def test_a_directory_that_does_not_hold_together_is_refused(kv, tmp_path, whole,
     folder = tmp_path / "in"
     shutil.copytree(whole, folder)
     expected = damaged(case, folder)
-    code, told = kv("convert in -o m.safetensors")
-    assert code == 65, told
-    assert expected in told
-    assert told.count("\n") == 1
+    code, said = kv("convert in -o m.safetensors")
+    assert code == 65, said
+    assert expected in said
+    assert said.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

@@ -20,7 +20,7 @@ from kvtools.keye.model.keye import Keye
 transformers = pytest.importorskip("transformers")
 from checkpoints import qwen, read_safetensors, write_safetensors  # noqa: E402
 
-EYES = {
+VISION = {
     "hidden_size": 24,
     "intermediate_size": 40,
     "num_hidden_layers": 2,
@@ -28,7 +28,7 @@ EYES = {
     "image_size": 56,
     "patch_size": 14,
 }
-WORDS = {
+TEXT = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50,
     "max_position_embeddings": 8, "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
@@ -103,7 +103,7 @@ def test_a_directory_is_cut_into_files_as_asked(kv, tmp_path):
 
 
 def test_siglip_whole_in_and_out_gives_the_same_logits(sh, tmp_path):
-    config = transformers.SiglipConfig(text_config=WORDS, vision_config=EYES)
+    config = transformers.SiglipConfig(text_config=TEXT, vision_config=VISION)
     theirs = transformers.SiglipModel(config).eval()
     theirs.save_pretrained(tmp_path / "in")
     assert sh("kvtools convert in | kvtools convert - -o out/").code == 0
@@ -116,7 +116,7 @@ def test_siglip_whole_in_and_out_gives_the_same_logits(sh, tmp_path):
 @pytest.mark.parametrize("has_head", [True, False])
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
 def test_siglips_vision_model_in_and_out_gives_the_same_features(kv, tmp_path, has_head, prefix):
-    theirs = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**EYES, vision_use_head=has_head)).eval()
+    theirs = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION, vision_use_head=has_head)).eval()
     theirs.save_pretrained(tmp_path / "in")
     tensors = read_safetensors(tmp_path / "in" / "model.safetensors")
     write_safetensors(tmp_path / "in" / "model.safetensors", {prefix + name: x for name, x in tensors.items()})
@@ -128,10 +128,10 @@ def test_siglips_vision_model_in_and_out_gives_the_same_features(kv, tmp_path, h
 
 
 def test_keye_in_and_out_keeps_every_tensor_and_the_config(kv, tmp_path, keye):
-    code, told = kv("convert keye -o m.safetensors", "check m.safetensors", "convert -q m.safetensors -o out/")
+    code, said = kv("convert keye -o m.safetensors", "check m.safetensors", "convert -q m.safetensors -o out/")
     assert code == 0
-    assert "3 tensors that the model does not use go along: visual.vision_model.embeddings.packing_position" in told
-    assert "left behind: modeling_keye.py" in told
+    assert "3 tensors that the model does not use go along: visual.vision_model.embeddings.packing_position" in said
+    assert "left behind: modeling_keye.py" in said
     before, after = (read_safetensors(folder / "model.safetensors") for folder in (keye, tmp_path / "out"))
     assert set(before) == set(after)
     assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.bfloat16 for name in before)
@@ -160,8 +160,8 @@ def test_what_was_trained_is_saved_with_what_it_came_with(tmp_path, keye):
     from kvtools.artifact.directory import new_directory
 
     model, weights = load(str(keye))
-    told = {"stage": "alignment", "step": 7, "recipe": {"lr": 0.1}}
-    save(Sink(str(tmp_path / "m")), model, tokenizer_json=b"{}", fields=told, history=[{"id": "a"}], source=weights)
+    said = {"stage": "alignment", "step": 7, "recipe": {"lr": 0.1}}
+    save(Sink(str(tmp_path / "m")), model, tokenizer_json=b"{}", fields=said, history=[{"id": "a"}], source=weights)
     again, kept = load(str(tmp_path / "m"))
     assert (kept.fields, kept.recipe) == ({"stage": "alignment", "step": 7}, {"lr": 0.1})
     assert (kept.files, kept.history) == ({"tokenizer.json": b"{}"}, [{"id": "a"}])
@@ -211,10 +211,10 @@ def test_others_find_the_tokenizer_and_how_pictures_become_patches(kv, tmp_path,
     assert (tmp_path / "last" / "preprocessor_config.json").read_text() == json.dumps(pictures, sort_keys=True)
 
 
-def test_a_keye_begins_from_qwen3_and_siglip(tmp_path):
+def test_a_keye_takes_weights_from_qwen3_and_siglip(tmp_path):
     theirs = qwen(tmp_path / "q")
-    eyes = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**EYES))
-    eyes.save_pretrained(tmp_path / "s")
+    tower = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION))
+    tower.save_pretrained(tmp_path / "s")
     model = Keye(KEYE)
     filled = copy_shared_weights(model, open_weights(str(tmp_path / "q"))) + copy_shared_weights(
         model, open_weights(str(tmp_path / "s"))
@@ -222,7 +222,7 @@ def test_a_keye_begins_from_qwen3_and_siglip(tmp_path):
     rest = {name for name in model.state_dict() if name not in filled}
     assert all(name.startswith("mlp_AR.") for name in rest)
     assert torch.equal(model.lm_head.weight, theirs.lm_head.weight)
-    wanted = eyes.state_dict()
+    wanted = tower.state_dict()
     prefix = next(name for name in wanted if name.endswith("post_layernorm.bias")).removesuffix("post_layernorm.bias")
     assert torch.equal(model.tower.post_layernorm.bias, wanted[prefix + "post_layernorm.bias"])
     qwen(tmp_path / "wide", hidden_size=64)
@@ -245,8 +245,8 @@ def test_a_bag_whose_weights_were_changed_is_refused(kv, tmp_path):
     data = bytearray((tmp_path / "m.safetensors").read_bytes())
     data[-5] ^= 1
     (tmp_path / "m.safetensors").write_bytes(data)
-    code, told = kv("convert m.safetensors -o out/")
-    assert (code, "differs from its crc32" in told) == (65, True)
+    code, said = kv("convert m.safetensors -o out/")
+    assert (code, "differs from its crc32" in said) == (65, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "in", "m.safetensors"]
 
 
@@ -281,8 +281,8 @@ def test_what_is_no_model_is_told(kv, tmp_path):
     (tmp_path / "d").mkdir()
     assert "no config.json" in kv("convert d -o m")[1]
     write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(2)})
-    code, told = kv("convert x.safetensors -o out/")
-    assert told == (
+    code, said = kv("convert x.safetensors -o out/")
+    assert said == (
         "kvtools convert: x.safetensors: this is a bag that kvtools did not write, and kind model is needed. Make one with "
         "kvtools pretrain keye or kvtools convert.\n"
     )

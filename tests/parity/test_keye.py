@@ -52,13 +52,13 @@ def test_the_decoder_gives_the_logits_of_qwen3(kv_heads, tied):
         num_key_value_heads=kv_heads, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=tied,
     )  # fmt: skip
     theirs = noisy(transformers.Qwen3ForCausalLM(config))
-    shape = LanguageConfig(48, 80, 3, 4, kv_heads, 16, 97, tied=tied)
-    arch = ModelConfig(VisionConfig(16, 16, 1, 2), shape, image_token=95, video_token=96)
-    ours = Keye(arch).eval()
+    language = LanguageConfig(48, 80, 3, 4, kv_heads, 16, 97, tied=tied)
+    config = ModelConfig(VisionConfig(16, 16, 1, 2), language, image_token=95, video_token=96)
+    ours = Keye(config).eval()
     weights = {name: x for name, x in theirs.state_dict().items() if not tied or name != "lm_head.weight"}
-    told = ours.load_state_dict(weights, strict=False)
-    assert not told.unexpected_keys
-    assert all(name.startswith(("visual", "mlp_AR")) for name in told.missing_keys)
+    loaded = ours.load_state_dict(weights, strict=False)
+    assert not loaded.unexpected_keys
+    assert all(name.startswith(("visual", "mlp_AR")) for name in loaded.missing_keys)
     tokens = torch.randint(0, 95, (2, 33))
     with torch.no_grad():
         expected = theirs(input_ids=tokens).logits
@@ -70,9 +70,9 @@ def test_the_decoder_gives_the_logits_of_qwen3(kv_heads, tied):
 def test_the_rotation_is_qwen3s_far_into_a_row():
     config = transformers.Qwen3Config(head_dim=128, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
     rotary = transformers.models.qwen3.modeling_qwen3.Qwen3RotaryEmbedding(config)
-    places = torch.tensor([0, 1, 1000, 40959])
-    cos, sin = rotary(torch.zeros(1), places[None])
-    angles = mrope_angles(places.expand(3, -1), 128, 1e6)
+    positions = torch.tensor([0, 1, 1000, 40959])
+    cos, sin = rotary(torch.zeros(1), positions[None])
+    angles = mrope_angles(positions.expand(3, -1), 128, 1e6)
     assert torch.equal(angles.cos[:, 0], cos[0, :, :64])
     assert torch.equal(angles.sin[:, 0], sin[0, :, :64])
 
@@ -98,14 +98,13 @@ def paddle():
     config = c.PaddleOCRVLConfig(vision_config=vision, text_config=text)
     tower = noisy(m.PaddleOCRVisionModel(config.vision_config))
     projector = noisy(m.PaddleOCRProjector(config))
-    shape = VisionConfig(48, 72, 3, 4, table_side=8)
-    arch = ModelConfig(shape, LanguageConfig(40, 64, 1, 2, 1, 20, 50))
-    return tower, projector, arch
+    config = ModelConfig(VisionConfig(48, 72, 3, 4, table_side=8), LanguageConfig(40, 64, 1, 2, 1, 20, 50))
+    return tower, projector, config
 
 
 def test_the_tower_is_paddleocrs_on_packed_images_of_any_size(paddle):
-    tower, _, arch = paddle
-    ours = taken_over(VisionTower(arch.vision), tower.vision_model if hasattr(tower, "vision_model") else tower)
+    tower, _, config = paddle
+    ours = taken_over(VisionTower(config.vision), tower.vision_model if hasattr(tower, "vision_model") else tower)
     x = pixels(GRIDS)
     with torch.no_grad():
         expected = tower(pixel_values=scaled(x)[None], grid_thw=torch.tensor(GRIDS)).last_hidden_state
@@ -114,14 +113,14 @@ def test_the_tower_is_paddleocrs_on_packed_images_of_any_size(paddle):
 
 
 def test_tower_and_projector_are_paddleocrs(paddle):
-    tower, projector, arch = paddle
-    ours = Keye(arch).eval()
+    tower, projector, config = paddle
+    ours = Keye(config).eval()
     taken_over(ours.tower, tower.vision_model if hasattr(tower, "vision_model") else tower)
     taken_over(ours.mlp_AR, projector)
     x = pixels(GRIDS)
     with torch.no_grad():
-        seen = tower(pixel_values=scaled(x)[None], grid_thw=torch.tensor(GRIDS)).last_hidden_state
-        expected = projector(seen.view(len(x), -1), torch.tensor(GRIDS))
+        features = tower(pixel_values=scaled(x)[None], grid_thw=torch.tensor(GRIDS)).last_hidden_state
+        expected = projector(features.view(len(x), -1), torch.tensor(GRIDS))
         found = ours.encode_images(x, GRIDS)
     assert (found - expected).abs().max() <= TOLERANCE
 
@@ -157,8 +156,8 @@ def test_matching_is_siglip_embeddings_and_loss(output):
         "patch_size": 14,
     }
     theirs = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)).eval()
-    shape = VisionConfig(48, 72, 2, 4, table_side=4, rope=False)
-    ours = taken_over(Siglip(shape, TextConfig(text["hidden_size"], 64, 2, 4, 60, 16, output=output)), theirs)
+    tower = VisionConfig(48, 72, 2, 4, table_side=4, rope=False)
+    ours = taken_over(Siglip(tower, TextConfig(text["hidden_size"], 64, 2, 4, 60, 16, output=output)), theirs)
     images = torch.randint(0, 256, (3, 3, 56, 56), dtype=torch.uint8)
     patches = images.view(3, 3, 4, 14, 4, 14).permute(0, 2, 4, 1, 3, 5).reshape(48, 3, 14, 14)
     tokens = torch.randint(0, 60, (3, 16))
@@ -187,16 +186,16 @@ def test_greedy_text_is_what_transformers_generates():
         bos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     theirs = noisy(transformers.Qwen3ForCausalLM(config))
-    arch = ModelConfig(VisionConfig(16, 16, 1, 2), LanguageConfig(48, 80, 2, 4, 2, 16, 97), image_token=95, video_token=96)
-    ours = Keye(arch).eval()
+    config = ModelConfig(VisionConfig(16, 16, 1, 2), LanguageConfig(48, 80, 2, 4, 2, 16, 97), image_token=95, video_token=96)
+    ours = Keye(config).eval()
     ours.load_state_dict(theirs.state_dict(), strict=False)
     prompt = torch.randint(0, 95, (9,))
     expected = theirs.generate(prompt[None], max_new_tokens=12, do_sample=False)[0, 9:]
-    cache, tokens, found, place = KVCache(), prompt, [], 0
+    cache, tokens, found, position = KVCache(), prompt, [], 0
     with torch.no_grad():
         for _ in range(12):
-            positions = torch.arange(place, place + len(tokens)).expand(3, -1)
+            positions = torch.arange(position, position + len(tokens)).expand(3, -1)
             logits = ours.logits(ours.hidden(tokens, positions, [0], cache=cache)[-1])
-            place, tokens = place + len(tokens), logits.argmax()[None]
+            position, tokens = position + len(tokens), logits.argmax()[None]
             found.append(int(tokens))
     assert found == expected.tolist()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_keye import ARCH
+from small_keye import CONFIG
 from small_media import clip_of, write_stream
 
 from kvtools.keye.data.chat_template import Chat
@@ -37,8 +37,8 @@ def media(tmp_path):
 def test_the_choice_is_the_likeliest_of_the_options_first_tokens(media):
     asked = [question(n, ("choice", "check")[n % 2], 2 + n % 3, "ab"[n % 2]) for n in range(10)]
     torch.manual_seed(3)
-    language = replace(ARCH.language, vocabulary=CHAT.tokenizer.size)
-    arch = replace(ARCH, language=language, image_token=CHAT.image_token, video_token=CHAT.video_token)
+    language = replace(CONFIG.language, vocabulary=CHAT.tokenizer.size)
+    arch = replace(CONFIG, language=language, image_token=CHAT.image_token, video_token=CHAT.video_token)
     keye = Keye(arch).eval()
     together = list(chosen(keye, CHAT, media, asked))
     assert together == [each for one in asked for each in chosen(keye, CHAT, media, [one])]

@@ -31,8 +31,8 @@ def prompt(*parts, key="p", seed=0, seconds=None):
             times = np.arange(n_frames) / 2 if seconds is None else np.array(seconds, float)
             shown.append(Visual(pixels, np.array(part, np.int32), times, n_frames > 1))
     tokens = np.concatenate(words).astype(np.int32)
-    place = mrope_positions(tokens, IMAGE, VIDEO, [v.grid for v in shown], [v.seconds for v in shown])
-    return Example(key, tokens, np.zeros(len(tokens), np.uint8), place, tuple(shown))
+    position = mrope_positions(tokens, IMAGE, VIDEO, [v.grid for v in shown], [v.seconds for v in shown])
+    return Example(key, tokens, np.zeros(len(tokens), np.uint8), position, tuple(shown))
 
 
 PROMPTS = [
@@ -52,13 +52,13 @@ def full_logits(keye, made):
     """Logits of a conversation by one forward without a cache."""
     row = join([made])
     with torch.no_grad():
-        seen = None if row.pixels is None else keye.encode_images(torch.tensor(row.pixels), row.grid.tolist())
-        hidden = keye.hidden(torch.tensor(row.tokens).long(), torch.tensor(row.positions), [0], seen)
+        visual = None if row.pixels is None else keye.encode_images(torch.tensor(row.pixels), row.grid.tolist())
+        hidden = keye.hidden(torch.tensor(row.tokens).long(), torch.tensor(row.positions), [0], visual)
         return keye.logits(hidden)
 
 
 def constant(logits):
-    """A model that gives the same logits, whatever it is told."""
+    """A model that gives the same logits, whatever it reads."""
     keye = model()
     with torch.no_grad():
         for parameter in keye.model.layers.parameters():
@@ -113,7 +113,7 @@ def test_more_answers_begin_with_the_fewer_and_longer_ones_with_the_shorter():
     assert [a.tokens[:12].tolist() for s in longer for a in s] == [a.tokens.tolist() for s in few for a in s]
 
 
-def test_seed_and_key_decide_the_chance():
+def test_seed_and_key_decide_the_draw():
     keye = model(2)
     twin = [replace(PROMPTS[0], key="x"), replace(PROMPTS[0], key="x"), replace(PROMPTS[0], key="y")]
     (x,), (again,), (y,) = answers(keye, twin, temperature=1.0)
@@ -141,7 +141,7 @@ def test_pictures_are_never_drawn_nor_what_is_forbidden():
     drawn = answers(keye, [PROMPTS[0]], temperature=1.0, n=40, never=[3])[0]
     assert not {IMAGE, VIDEO, 3} & {int(t) for a in drawn for t in a.tokens}
     assert answers(keye, [PROMPTS[0]], never=[3])[0][0].tokens.tolist() == [0] * 12
-    expected = -np.log(3 * np.exp(9) + 47)  # they keep their share of the probability
+    expected = -np.log(3 * np.exp(9) + 47)  # they keep the probability
     np.testing.assert_allclose(drawn[0].logprobs, expected, rtol=1e-5)
     np.testing.assert_allclose(drawn[0].sampling_logprobs, -np.log(47), rtol=1e-5)
 
@@ -149,19 +149,19 @@ def test_pictures_are_never_drawn_nor_what_is_forbidden():
 def test_frequencies_follow_the_distribution():
     logits = np.random.default_rng(0).normal(0, 1.5, 50).astype(np.float32)
     keye = constant(logits)
-    share = np.exp((logits - logits.max()) / 0.8)
-    share[[IMAGE, VIDEO]] = 0
-    share /= share.sum()
+    probs = np.exp((logits - logits.max()) / 0.8)
+    probs[[IMAGE, VIDEO]] = 0
+    probs /= probs.sum()
     some = answers(keye, [PROMPTS[0]], temperature=0.8, n=400, max_new=25)[0]
     counts = np.bincount(np.concatenate([a.tokens for a in some]), minlength=50)
-    is_likely = share * counts.sum() >= 5
+    is_likely = probs * counts.sum() >= 5
     found = [*counts[is_likely], counts[~is_likely].sum()]
-    expected = np.array([*share[is_likely], share[~is_likely].sum()]) * counts.sum()
+    expected = np.array([*probs[is_likely], probs[~is_likely].sum()]) * counts.sum()
     assert stats.chisquare(found, expected).pvalue > 1e-3
     pairs = Counter((int(a), int(b)) for each in some for a, b in zip(each.tokens[:-1], each.tokens[1:], strict=True))
-    top = np.argsort(-share)[:4]  # a token says nothing of the next
+    top = np.argsort(-probs)[:4]  # a token says nothing of the next
     assert all(
-        abs(pairs[a, b] - share[a] * share[b] * 9600) < 5 * (share[a] * share[b] * 9600) ** 0.5 for a in top for b in top
+        abs(pairs[a, b] - probs[a] * probs[b] * 9600) < 5 * (probs[a] * probs[b] * 9600) ** 0.5 for a in top for b in top
     )
 
 
@@ -221,43 +221,43 @@ def test_scores_have_gradients_whatever_the_chunk(monkeypatch):
             parameter[3, 4] += sign * step
             ends.append(float((log_probabilities(keye, row) * weights).sum()))
             parameter[3, 4] -= sign * step
-    place = [p is parameter for p in keye.parameters() if p.grad is not None].index(True)
-    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(whole[place][3, 4]), rel=1e-4)
+    index = [p is parameter for p in keye.parameters() if p.grad is not None].index(True)
+    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(whole[index][3, 4]), rel=1e-4)
 
 
-def test_a_picture_is_looked_at_once_and_a_prompt_read_once(monkeypatch):
-    keye, looked, read = model(6), [], []
-    see, hidden = Keye.encode_images, Keye.hidden
+def test_a_picture_is_encoded_once_and_a_prompt_read_once(monkeypatch):
+    keye, encoded, read = model(6), [], []
+    encode, hidden = Keye.encode_images, Keye.hidden
     monkeypatch.setattr(
-        Keye, "encode_images", lambda self, pixels, grids: looked.append(len(pixels)) or see(self, pixels, grids)
+        Keye, "encode_images", lambda self, pixels, grids: encoded.append(len(pixels)) or encode(self, pixels, grids)
     )
     monkeypatch.setattr(Keye, "hidden", lambda self, t, *rest: read.append(len(t)) or hidden(self, t, *rest))
     asked = PROMPTS[1]
     other = replace(prompt(2, (1, 4, 6), 4, key="o", seed=9), visuals=asked.visuals)
     some = answers(keye, [asked, other], n=3, max_new=4)
-    assert looked == [24]
+    assert encoded == [24]
     assert read == [len(asked) + len(other), 6, 6, 6]
-    looked.clear()
+    encoded.clear()
     cache = VisualCache(keye)
     for _ in range(2):
         same(some, answers(keye, [asked, other], n=3, max_new=4, visual_cache=cache, budget=1))
-    assert looked == [24]
+    assert encoded == [24]
     monkeypatch.undo()
     same(some, [answers(keye, [p], n=3, max_new=4)[0] for p in (asked, other)])
 
 
 def test_each_token_is_told_as_it_is_chosen_and_prompts_are_taken_as_needed():
-    told, taken = [], []
+    chosen, taken = [], []
 
     def prompts():
         for each in PROMPTS:
             taken.append(each.key)
             yield each
 
-    run = generate(model(), prompts(), max_new=3, temperature=0, budget=1, on_token=lambda *what: told.append(what))
+    run = generate(model(), prompts(), max_new=3, temperature=0, budget=1, on_token=lambda *what: chosen.append(what))
     (first,) = next(run)
     assert taken == ["a", "b"]  # one ahead, to see that it does not fit
-    assert told == [("a", 0, token) for token in first.tokens]
+    assert chosen == [("a", 0, token) for token in first.tokens]
 
 
 @pytest.mark.parametrize(

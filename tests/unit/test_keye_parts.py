@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_keye import ARCH, model, pixels
+from small_keye import CONFIG, model, pixels
 
 from kvtools.keye.model.attention import Segments, attend
 from kvtools.keye.model.config import SIZES, LanguageConfig, ModelConfig, TextConfig, VisionConfig
@@ -26,8 +26,8 @@ def test_attention_in_segments_is_a_mask_over_all(starts, is_causal):
     if is_causal:
         mask = mask.tril()
     score = torch.einsum("shx,thx->hst", q, k.repeat_interleave(2, 1)).double() / 8**0.5
-    share = score.masked_fill(~mask, -torch.inf).softmax(2)
-    expected = torch.einsum("hst,thx->shx", share, v.repeat_interleave(2, 1).double())
+    softmax = score.masked_fill(~mask, -torch.inf).softmax(2)
+    expected = torch.einsum("hst,thx->shx", softmax, v.repeat_interleave(2, 1).double())
     assert (found - expected).abs().max() <= EXACT
 
 
@@ -55,30 +55,30 @@ def test_the_loss_of_pairs_is_its_double_sum():
 
 def test_texts_of_any_length_are_texts_alone_and_the_tower_goes_to_keye():
     torch.manual_seed(0)
-    matching = Siglip(ARCH.vision, TextConfig(24, 40, 2, 2, 50, 16)).eval()
+    siglip = Siglip(CONFIG.vision, TextConfig(24, 40, 2, 2, 50, 16)).eval()
     tokens, starts = torch.randint(0, 50, (25,)), [0, 4, 14, 18]
     with torch.no_grad():
-        together = matching.encode_texts(tokens, starts)
+        together = siglip.encode_texts(tokens, starts)
         for i, (a, b) in enumerate(zip(starts, [*starts[1:], 25], strict=True)):
-            assert (matching.encode_texts(tokens[a:b], [0])[0] - together[i]).abs().max() <= EXACT
+            assert (siglip.encode_texts(tokens[a:b], [0])[0] - together[i]).abs().max() <= EXACT
         grids = [(1, 4, 6), (2, 2, 2)]
-        images = matching.encode_images(pixels(grids), grids)
+        images = siglip.encode_images(pixels(grids), grids)
         assert torch.allclose(images.norm(dim=1), torch.ones(2))
-        assert (matching.encode_images(pixels(grids)[:24], grids[:1])[0] - images[0]).abs().max() <= EXACT
+        assert (siglip.encode_images(pixels(grids)[:24], grids[:1])[0] - images[0]).abs().max() <= EXACT
         keye = model()
-        weights = {f"visual.vision_model.{name}": x for name, x in matching.vision_model.state_dict().items()}
+        weights = {f"visual.vision_model.{name}": x for name, x in siglip.vision_model.state_dict().items()}
         weights = {name: x for name, x in weights.items() if ".head." not in name}
-        told = keye.load_state_dict(weights, strict=False)
-        assert not told.unexpected_keys
-        assert not any(name.startswith("visual") for name in told.missing_keys)
-        assert torch.equal(keye.tower(pixels(grids), grids), matching.vision_model(pixels(grids), grids))
-    matching.loss(matching.encode_images(pixels(grids), grids), matching.encode_texts(tokens[:14], [0, 4])).backward()
-    assert all(p.grad is not None for p in matching.parameters())
+        loaded = keye.load_state_dict(weights, strict=False)
+        assert not loaded.unexpected_keys
+        assert not any(name.startswith("visual") for name in loaded.missing_keys)
+        assert torch.equal(keye.tower(pixels(grids), grids), siglip.vision_model(pixels(grids), grids))
+    siglip.loss(siglip.encode_images(pixels(grids), grids), siglip.encode_texts(tokens[:14], [0, 4])).backward()
+    assert all(p.grad is not None for p in siglip.parameters())
     with pytest.raises(ValueError, match="a text has 17 tokens from 0 to 0, and at most 16 tokens below 50 are possible"):
-        matching.encode_texts(torch.zeros(17, dtype=torch.long), [0])
+        siglip.encode_texts(torch.zeros(17, dtype=torch.long), [0])
 
 
-def test_sizes_tell_themselves_and_count_as_published():
+def test_sizes_round_trip_and_count_as_published():
     for arch in SIZES.values():
         assert ModelConfig.from_json(arch.to_json()) == arch
     with torch.device("meta"):
@@ -104,8 +104,8 @@ def test_sizes_tell_themselves_and_count_as_published():
         ({"merge": 3}, "merge is 3, and only 2 is built: a visual token stands for 2 x 2 patches"),
     ],
 )
-def test_shapes_that_cannot_be_are_refused(change, match):
-    words = ARCH.to_json()
+def test_configs_that_cannot_be_are_refused(change, match):
+    words = CONFIG.to_json()
     for name, value in change.items():
         words[name] = {**words[name], **value} if isinstance(value, dict) else value
     with pytest.raises(ValueError, match=f"^{match}$"):
@@ -117,9 +117,9 @@ def test_shapes_that_cannot_be_are_refused(change, match):
         LanguageConfig(8, 8, 1, 1, 1, 0)
 
 
-@pytest.mark.parametrize("length", [1, 100, 128, 300, 1500])  # beyond 1,024 shares are computed again
+@pytest.mark.parametrize("length", [1, 100, 128, 300, 1500])  # beyond 1,024 softmaxes are computed again
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_attention_by_products_is_near_torchs_with_its_gradients(length, is_causal):
+def test_attention_in_bfloat16_is_near_torchs_with_its_gradients(length, is_causal):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2 * length, h, 16, requires_grad=True) for h in (4, 2, 2))
     segments = Segments.of([0, length], 2 * length)
@@ -132,4 +132,4 @@ def test_attention_by_products_is_near_torchs_with_its_gradients(length, is_caus
         (out * weight).sum().backward()
         results.append([out.detach().float(), *(x.grad for x in (q, k, v))])
     for exact, found in zip(*results, strict=True):
-        assert (found - exact).abs().max() <= 0.03 * exact.abs().max() + 0.01  # eight bits, through scores and shares
+        assert (found - exact).abs().max() <= 0.03 * exact.abs().max() + 0.01  # eight bits, through scores and softmaxes

@@ -88,16 +88,16 @@ def test_sections_are_the_published_ones_in_proportion():
 def test_three_axes_turn_as_a_slow_version_in_float64(head_dim):
     """Published: cosines of each axis over the whole head, cut into t, h, w, t, h, w, of which each keeps its own axis'."""
     rng = np.random.default_rng(0)
-    places = rng.integers(0, 60, (3, 7))
+    positions = rng.integers(0, 60, (3, 7))
     x = rng.normal(size=(7, 2, head_dim))
     frequency = 1 / 1e6 ** (np.arange(0, head_dim, 2) / head_dim)
-    angle = places[:, :, None] * np.concatenate([frequency, frequency])
+    angle = positions[:, :, None] * np.concatenate([frequency, frequency])
     cuts = np.cumsum([*mrope_sections(head_dim)] * 2)[:-1]
     mixed = np.concatenate([part[i % 3] for i, part in enumerate(np.split(angle, cuts, axis=2))], axis=1)[:, None]
     half = head_dim // 2
     swapped = np.concatenate([-x[..., half:], x[..., :half]], axis=2)
     expected = x * np.cos(mixed) + swapped * np.sin(mixed)
-    found = apply_rotary(torch.from_numpy(x), mrope_angles(torch.from_numpy(places), head_dim, 1e6))
+    found = apply_rotary(torch.from_numpy(x), mrope_angles(torch.from_numpy(positions), head_dim, 1e6))
     assert np.abs(found.numpy() - expected).max() < 2e-5  # angles are float32: 60 * 6e-8, times x
 
 

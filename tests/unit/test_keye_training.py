@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_keye import ARCH
+from small_keye import CONFIG
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +38,7 @@ from kvtools.world import World
 CHAT = Chat.open(None)
 VOCABULARY = -(-CHAT.size // 64) * 64
 SMALL = replace(
-    ARCH, language=replace(ARCH.language, vocabulary=VOCABULARY), image_token=CHAT.image_token, video_token=CHAT.video_token
+    CONFIG, language=replace(CONFIG.language, vocabulary=VOCABULARY), image_token=CHAT.image_token, video_token=CHAT.video_token
 )
 N = 10
 

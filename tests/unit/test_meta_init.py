@@ -16,8 +16,8 @@ from kvtools.train.meta_init import meta_init
 
 CODES = torch.from_numpy(np.array([[0, 1], [1, 0]], np.int32))
 MADE = [
-    lambda: Keye(small_keye.ARCH),
-    lambda: Siglip(small_keye.ARCH.vision, TextConfig(24, 40, 1, 2, vocabulary=50)),
+    lambda: Keye(small_keye.CONFIG),
+    lambda: Siglip(small_keye.CONFIG.vision, TextConfig(24, 40, 1, 2, vocabulary=50)),
     lambda: OneRec(SIZES["tiny"], VocabularySizes((2, 2), 2, {"age": 3}, (4,)), CODES),
 ]
 

@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -170,7 +171,8 @@ def _usage(error: TyperException, name: str) -> str:
     """What typer refuses, as a sentence, with the commands there are where none was named."""
     rest = [f"kvtools {name} {word}" for word in commands_below(name)] if name else []
     choice = f" Give {' or '.join(rest)}." if rest else ""
-    message = error.format_message().rstrip(".")
+    message = re.sub(r"Input should be (.*?)(?:, unable to parse.*)?$", r"it must be \1", error.format_message().rstrip("."))
+    message = message.replace("Value error, ", "")
     return f"{message[0].lower()}{message[1:]}.{choice} See --help."
 
 

@@ -1,1 +1,1 @@
-"""One way to train: the loop, its rates, its state on disk, and what it costs. Models bring a loss; nothing here knows them."""
+"""Training for all models: the loop, its learning rates, its state on disk, and its cost. Models bring a loss."""

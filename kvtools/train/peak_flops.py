@@ -1,7 +1,7 @@
-"""What training costs, and what the machine could do: FLOPs a second of its matrix products, measured here.
+"""The peak FLOP/s of this machine, measured by matrix products.
 
-MFU = FLOPs that the model's products need / (seconds * peak). A model says what its products need; recomputation and
-padding count as loss. Not here: how a model counts.
+MFU = FLOPs of the model's products / (seconds * peak). Recomputation and padding lower it, since a model counts only the
+products that it needs. Not here: how a model counts them.
 """
 
 import time

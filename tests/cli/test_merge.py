@@ -76,11 +76,14 @@ def test_a_model_may_come_through_a_pipe(sh, models):
     [
         ({"system": "onerec"}, "another system than in a found"),
         ({"architecture": {"width": 4}}, "another architecture than in a found"),
-        ({"tensors": {"w": np.zeros((4, 3), np.float32)}}, "w: float32 [4, 3] found, float32 [3, 4] as in a expected"),
-        ({"tensors": {"w": np.zeros((3, 4))}}, "w: float64 [3, 4] found"),
-        ({"tensors": {"more": np.zeros(1)}}, "more: found, unlike in a"),
-        ({"tensors": {"tokenizer.json": np.frombuffer(b"[]", np.uint8)}}, "tokenizer.json: differs from that in a"),
-        ({"tensors": {"w": np.full((3, 4), np.nan, np.float32)}}, "w: numbers that are not finite found"),
+        ({"tensors": {"w": np.zeros((4, 3), np.float32)}}, "d: w is float32 [4, 3], and in a it is float32 [3, 4]."),
+        ({"tensors": {"w": np.zeros((3, 4))}}, "d: w is float64 [3, 4], and in a it is float32 [3, 4]."),
+        ({"tensors": {"more": np.zeros(1)}}, "a: there is no tensor more, which d has."),
+        (
+            {"tensors": {"tokenizer.json": np.frombuffer(b"[]", np.uint8)}},
+            "d: tokenizer.json is uint8, which cannot be averaged, and differs from that of a.",
+        ),
+        ({"tensors": {"w": np.full((3, 4), np.nan, np.float32)}}, "w: the average has values that are not finite."),
     ],
 )
 def test_models_of_another_shape_are_refused_in_one_line(kv, tmp_path, models, changes, told):

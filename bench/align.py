@@ -1,6 +1,6 @@
 """Does alignment bring held-out pairs under one first-level code? A Markdown table on stdout.
 
-Usage: align.py validation|test [NAME=VALUE,...]...   each word is one set of align.Settings to try beside no alignment
+Usage: align.py validation|test [NAME=VALUE,...]...   each word is one set of align.AlignConfig to try beside no alignment
 
 Amazon Beauty's 5-core of 2014 in $KVTOOLS_DATA/rec, vectors by `kvtools embed`, pairs by `kvtools pairs`, which sees the
 training part alone (all but a user's last two items). Held out: (last training item, validation item) while settings are
@@ -20,10 +20,11 @@ import numpy as np
 
 from kvtools.artifact import open_artifact
 from kvtools.artifact.strings import unpack
-from kvtools.onerec.semantic_ids.align import Settings, align
+from kvtools.onerec.semantic_ids.align import AlignConfig, align
 from kvtools.onerec.semantic_ids.nearest import fastest
 from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans
-from kvtools.onerec.semantic_ids.vector_store import Rows
+from kvtools.onerec.semantic_ids.vector_store import VectorStore
+from kvtools.world import World
 
 K, SEEDS = 256, (0, 1, 2)
 FOLDER = Path(os.environ["KVTOOLS_DATA"]) / "rec" / "amazon_beauty_2014"
@@ -36,10 +37,10 @@ def made(command, *options):
 
 
 def first_codes(x_ND, seed):
-    rows = Rows(x_ND.shape[1])
+    rows = VectorStore(x_ND.shape[1])
     rows.append(0, x_ND)
     fit = RqKMeans(1, K, 25, seed)
-    for _ in fit.fit(rows, fastest("cpu", x_ND.shape[1], K)):
+    for _ in fit.fit(rows, fastest("cpu", x_ND.shape[1], K), World()):
         pass
     return fit.codes_NL[:, 0]
 
@@ -62,11 +63,11 @@ def main():
     print(f"\n{len(x_ND):,} items, {len(pairs_P2):,} training pairs, {len(held_P2):,} held-out pairs ({which})\n", flush=True)
     print("| settings | shared, mean (seeds) | chance | lift | entropy, nats | s |\n|---|---|---|---|---|---|")
     for words in tries:
-        settings = Settings(**{name: type(getattr(Settings, name))(value) for name, value in words.items()})
+        settings = AlignConfig(**{name: type(getattr(AlignConfig, name))(value) for name, value in words.items()})
         shared, chances, entropies, seconds = [], [], [], []
         for seed in SEEDS if which == "test" else SEEDS[:1]:
             begun = time.monotonic()
-            vectors = align(x_ND, pairs_P2, settings=settings, seed=seed).vectors if words else x_ND
+            vectors = align(x_ND, pairs_P2, config=settings, seed=seed).vectors if words else x_ND
             seconds.append(time.monotonic() - begun)
             codes_N = first_codes(vectors, seed)
             share_K = np.bincount(codes_N, minlength=K) / len(codes_N)

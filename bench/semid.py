@@ -22,7 +22,8 @@ from kvtools.artifact import open_artifact
 from kvtools.chance import rng_for
 from kvtools.onerec.semantic_ids.nearest import fastest
 from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans
-from kvtools.onerec.semantic_ids.vector_store import Rows
+from kvtools.onerec.semantic_ids.vector_store import VectorStore
+from kvtools.world import World
 
 N, D, LEVELS, ITERATIONS, SEED = 200_000, 256, 3, 20, 0
 THREADS = 2
@@ -69,11 +70,11 @@ def ceiling(n_codes):
 
 
 def ours(x, n_codes, n_levels, init):
-    rows = Rows(D)
+    rows = VectorStore(D)
     rows.append(0, x)
     fit = RqKMeans(n_levels, n_codes, ITERATIONS, SEED, init)
     begun = time.perf_counter()
-    steps = list(fit.fit(rows, fastest("cpu", D, n_codes)))
+    steps = list(fit.fit(rows, fastest("cpu", D, n_codes), World()))
     return {"seconds": time.perf_counter() - begun, "mse": fit.mse, "passes": len(steps)}
 
 

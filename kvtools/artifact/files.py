@@ -71,6 +71,13 @@ def refuse_existing(dst: str, *, force: bool) -> None:
         raise CannotCreate(f"{dst}: exists already. Give --force to overwrite it.")
 
 
+def write_line(dst: str, line: str, *, force: bool) -> None:
+    """Write one line of text, such as a report, to a path: whole or absent. Raises CannotCreate as `refuse_existing` does."""
+    sink = Sink(dst, force=force)
+    sink.write([line.encode() + b"\n"])
+    sink.commit()
+
+
 def open_log(dst: str | None) -> TextIO:
     """A file to append lines to, each there for readers once it is written; nowhere where dst is None."""
     try:

@@ -22,3 +22,10 @@ def unpack(name: str, tensors: Mapping[str, np.ndarray]) -> list[str]:
         raise ValueError(f"{name}: no such column of strings")
     data, ends = tensors[f"{name}.bytes"].tobytes(), tensors[f"{name}.offsets"].tolist()
     return [data[begin:end].decode("utf-8") for begin, end in pairwise(ends)]
+
+
+def first_repeated(strings: np.ndarray) -> str | None:
+    """The first, in alphabetical order, of the strings (n,) that occur twice; None where all differ."""
+    ordered = np.sort(strings)
+    again = np.flatnonzero(ordered[1:] == ordered[:-1])
+    return str(ordered[again[0]]) if len(again) else None

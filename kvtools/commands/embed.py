@@ -88,7 +88,7 @@ def main(
             raise Usage(f"{name}: no names for its rows. Give them with --keys FILE.")
         else:
             blocks = vectors.read_npy(file, name, vectors.read_keys(keys))
-        blocks = vectors.sieve(blocks, name, skipped)
+        blocks = vectors.skip_bad(blocks, name, skipped)
         if normalize:
             blocks = ((batch, lsa.unit(x_nD.astype("float64")).astype("float32")) for batch, x_nD in blocks)
     else:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ from kvtools.options import (
     Stamp,
     Verbose,
     parse_size,
-    require,
+    refuse_if,
     to_toml,
 )
 
@@ -78,77 +78,72 @@ def main(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Turn embeddings into semantic IDs: a few codes an item, coarse to fine, by which a generator can name it.
+    """Turn embeddings into semantic IDs: a few codes per item, coarse to fine, by which a generator names it.
 
     The ranks of mpiexec or srun share the work of rq-kmeans; IDs and codebooks do not depend on how many there are, nor on
-    the device. A report tells whether the IDs are any good: the error of reconstruction, how evenly codes are used, how many
-    items share one ID. It is kept with the IDs, where kvtools info shows it. A fit into a file that was stopped goes on when
-    the same command is run again.
+    the device. A report tells how good the IDs are: the error of reconstruction, how evenly codes are used, how many items
+    share one ID. It is kept with the IDs, where kvtools info shows it. A fit into a file that was stopped is resumed when the
+    same command is run again.
     """
-    from kvtools.artifact import open_artifact
-    from kvtools.artifact.bag import write_bag
-    from kvtools.artifact.files import Sink, refuse_existing
+    from kvtools.artifact.files import Sink, refuse_existing, write_line
     from kvtools.artifact.history import extend
-    from kvtools.onerec.items.intake import Intake
-    from kvtools.onerec.semantic_ids.align import Settings
-    from kvtools.onerec.semantic_ids.aligning import Aligned
-    from kvtools.onerec.semantic_ids.assign import Encoder
-    from kvtools.onerec.semantic_ids.fit import Fitting
-    from kvtools.onerec.semantic_ids.method import Recipe
+    from kvtools.onerec.items.vectors import VectorSource
+    from kvtools.onerec.semantic_ids.align import AlignConfig
+    from kvtools.onerec.semantic_ids.aligned_vectors import AlignedSource
+    from kvtools.onerec.semantic_ids.assign import assign
+    from kvtools.onerec.semantic_ids.fit import METHODS, Fitting, SemidRecipe
+    from kvtools.onerec.semantic_ids.ids import SemanticIds
     from kvtools.train.device import limit_threads, resolve_device
     from kvtools.world import World
 
-    steps = None if pairs is None else align_steps or Settings().n_steps
-    recipe = Recipe(levels, codes, iterations, method, init, collisions, seed, epochs if method == "rq-vae" else None, steps)
+    aligning = None if pairs is None else AlignConfig(n_steps=align_steps or AlignConfig().n_steps)
+    recipe = SemidRecipe(
+        levels, codes, iterations, method, init, collisions, seed,
+        epochs=epochs if method == "rq-vae" else None, align_steps=aligning.n_steps if aligning else None,
+    )  # fmt: skip
     if print_config:
         typer.echo(to_toml(recipe.to_json()), nl=False)
         return 0
-    require(pairs is None or codebook is None, "--pairs", "with --codebook", "one of the two")
-    for option, value in (("--captions", captions), ("--align-steps", align_steps)):
-        require(value is None or pairs is not None, option, "alone", "--pairs PAIRS beside it")
-    require(codebook is not None or not append, "--append", "alone", "--codebook IDS beside it")
-    require(not (as_json and output == "-"), "--json", "with IDs on stdout", "-o FILE beside it")
+    refuse_if(
+        (pairs and codebook, "--pairs cannot be combined with --codebook, whose items are aligned already. Leave it out."),
+        (captions and not pairs, "--captions is of use only with --pairs. Give --pairs PAIRS, or leave it out."),
+        (align_steps and not pairs, "--align-steps is of use only with --pairs. Give --pairs PAIRS, or leave it out."),
+        (append and not codebook, "--append is of use only with --codebook. Give --codebook IDS, or leave it out."),
+        (as_json and output == "-", "--json would mix the report with the IDs on stdout. Give -o FILE for the IDs."),
+        (
+            [embeddings, keys, pairs, captions, codebook].count("-") > 1,
+            "only one input can come from stdin. Name files for the others.",
+        ),
+    )
     world = ctx.obj.world
-    place, _ = resolve_device(device, rank=world.rank)
+    on, _ = resolve_device(device, rank=world.rank)
     limit_threads(world.local_size)
-    if method != "rq-kmeans" or codebook is not None:  # the work of one
+    if codebook or not METHODS[method].is_parallel:
         if not world.is_root:
             return 0
         world = World()
     for dst in (output, report or "-"):
         refuse_existing(dst, force=force)
     begun = time.monotonic()
-    intake: Intake | Aligned | None = Intake(embeddings, keys) if world.is_root else None
-    if pairs is not None and steps is not None and isinstance(intake, Intake):
-        intake = Aligned(intake, pairs, captions, Settings(n_steps=steps), seed, is_quiet=quiet)
-    before: list[dict[str, Any]] = []
-    if codebook is None:
-        fitting = Fitting(recipe, output, parse_size(memory, "--memory") if memory else None, place, ctx.obj.log)
-        ids = fitting.run(intake, world, start_over=force, is_quiet=quiet, is_told=verbose)
-    elif intake is not None:
-        encoder = Encoder.of(open_artifact(codebook), codebook)
-        before = encoder.history
-        if append:
-            intake.keys.append(encoder.keys)
-        ids = encoder.encode(intake, device=place, way_out=collisions, is_appended=append)
-    if intake is None:
+    old = SemanticIds.open(codebook) if codebook else None
+    source: VectorSource | None = None
+    if aligning and pairs and world.is_root:
+        source = AlignedSource(embeddings, keys, pairs, captions, aligning, seed, quiet=quiet)
+    elif world.is_root:
+        source = VectorSource(embeddings, keys, taken=old.keys if old and append else None)
+    if old and source:
+        ids: SemanticIds | None = assign(old, codebook or "", source, device=on, remedy=collisions, is_appended=append)
+    else:
+        limit_bytes = parse_size(memory, "--memory") if memory else None
+        fitting = Fitting(recipe, output, limit_bytes, on, ctx.obj.log, quiet, verbose)
+        ids = fitting.run(source, world, start_over=force)
+    if not ids or not source:
         return 0
-    history = extend("semid-build", ctx.obj.argv, before=[intake.history, before], stamp=stamp)
-    is_narrow = int(ids.codes_NS.max()) < 1 << 16
-    tensors = {
-        "codebooks": ids.codebooks_LKD,
-        "codes": ids.codes_NS.astype("uint16" if is_narrow else "int32"),
-        **intake.keys.column("keys"),
-        **ids.weights,
-    }
-    words = {"quality": ids.report} | ({"encoder": ids.encoder} if ids.encoder else {})
-    made = recipe.to_json() if codebook is None else encoder.config
-    write_bag(Sink(output, force=force), "semantic-id", tensors, config=made, history=history, **words)
+    before = [source.history, old.history if old else []]
+    ids.save(Sink(output, force=force), history=extend("semid-build", ctx.obj.argv, before=before, stamp=stamp))
     line = json.dumps({**ids.report, "seconds": round(time.monotonic() - begun, 3)})
     if report:
-        sink = Sink(report, force=force)
-        sink.write([line.encode() + b"\n"])
-        sink.commit()
+        write_line(report, line, force=force)
     if as_json:
         typer.echo(line)
-    return intake.skipped.report(embeddings, ctx.obj.log, strict=False)
+    return source.skipped.report(source.name, ctx.obj.log, strict=False)

@@ -73,19 +73,42 @@ def test_pairs_of_unknown_items_are_told_and_left_out(sh, shop):
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "words"),
+    ("options", "code", "sentence"),
     [
-        ("--pairs items.kvs", 65, "items.kvs: embedding found, pair expected"),
-        ("--pairs nosuch", 66, "nosuch"),
-        ("--pairs pairs.kvs --captions clicks.txt", 65, "clicks.txt"),
-        ("--captions items.json", 2, "--captions"),
-        ("--align-steps 3", 2, "--align-steps"),
-        ("--pairs pairs.kvs --codebook nosuch", 2, "--pairs"),
+        (
+            "--pairs items.kvs",
+            65,
+            "items.kvs: this is a stream of kind embedding, and kind pair is needed. Make one with kvtools pairs.",
+        ),
+        ("--pairs nosuch", 66, "nosuch: no such file or directory."),
+        (
+            "--pairs pairs.kvs --captions clicks.txt",
+            65,
+            "clicks.txt: this is neither JSON nor a table with a header. Give the items as one of the two.",
+        ),
+        (
+            "--pairs pairs.kvs --captions others.json",
+            65,
+            "others.json: it describes no item that has a vector. Look at the keys.",
+        ),
+        (
+            "--pairs others.kvs",
+            65,
+            "others.kvs: 0 pairs have vectors for both items, and 2 are needed. Look at the keys.",
+        ),
+        ("--captions items.json", 2, "--captions is of use only with --pairs. Give --pairs PAIRS, or leave it out."),
+        ("--align-steps 3", 2, "--align-steps is of use only with --pairs. Give --pairs PAIRS, or leave it out."),
+        (
+            "--pairs pairs.kvs --codebook nosuch",
+            2,
+            "--pairs cannot be combined with --codebook, whose items are aligned already. Leave it out.",
+        ),
     ],
 )
-def test_what_cannot_be_meant_is_refused_on_one_line(sh, shop, tmp_path, options, code, words):
+def test_what_cannot_be_meant_is_refused_on_one_line(sh, shop, tmp_path, options, code, sentence):
+    (tmp_path / "others.json").write_text('{"a": ["x"]}')
+    if "others.kvs" in options:
+        sh("sed s/item_/other_/g clicks.txt | kvtools pairs - -o others.kvs")
     done = sh(f"kvtools semid-build items.kvs --codes 8 {options} -o a.ids", pipefail=False)
-    assert done.code == code, done.err
-    assert words in done.err
-    assert len(done.err.splitlines()) == 1
+    assert (done.code, done.err) == (code, f"kvtools semid-build: {sentence}\n")
     assert not (tmp_path / "a.ids").exists()

@@ -22,6 +22,7 @@ def items(tmp_path):
 
 
 BUILD = "kvtools semid-build items.npy --keys items.keys"
+OTHER_VECTORS = "the stopped run had other vectors. Give the same vectors to resume it, or --force to start over."
 
 
 def bag(path):
@@ -130,37 +131,85 @@ def test_encoding_gives_the_items_of_the_fit_their_own_codes(sh, items):
 
 
 BAD = {
-    "a row with NaN, by its key": ("x[7, 3] = np.nan", "", 65, "items.npy: key 'item 7': NaN found"),
-    "a row with infinity": ("x[599] = np.inf", "", 65, "key 'item 599': inf found"),
-    "a row too large to square": ("x[0, 0] = 1e20", "", 65, "key 'item 0'"),
-    "fewer rows than codes": ("x = x[:20]; keys = keys[:20]", "", 65, "20 rows found, at least one for each of 32 codes"),
-    "keys that name two rows": ("keys[3] = keys[77]", "", 65, "key 'item 77' found twice"),
-    "keys that are too few": ("keys = keys[:-1]", "", 65, "600 rows and 599 keys found"),
-    "no rows": ("x = x[:0]; keys = []", "", 65, "no vectors"),
-    "integers": ("x = x.astype(int)", "", 65, "int64 [600, 16] found"),
-    "a vector": ("x = x[0]", "", 65, "float32 [16] found"),
-    "a codebook of another width": ("x = x[:, :9]", "--codebook fit.ids", 65, "fit.ids: codebooks of 16 dimensions found, 9"),
-    "a codebook that is none": ("", "--codebook items.keys", 65, "items.keys"),
-    "a codebook that is not there": ("", "--codebook nosuch", 66, "nosuch"),
-    "appending what is there already": ("", "--codebook fit.ids --append", 65, "found twice"),
-    "appending to nothing": ("", "--append", 2, "--append alone"),
+    "a row with NaN, by its key": (
+        "x[7, 3] = np.nan", "", 65, "items.npy: the vector of 'item 7' holds NaN. Values must be finite and below 1e15."
+    ),
+    "a row with infinity": (
+        "x[599] = np.inf", "", 65, "items.npy: the vector of 'item 599' holds inf. Values must be finite and below 1e15."
+    ),
+    "a row too large to square": (
+        "x[0, 0] = 1e20", "", 65,
+        "items.npy: the vector of 'item 0' holds 1.0000000200408773e+20. Values must be finite and below 1e15.",
+    ),
+    "fewer rows than codes": (
+        "x = x[:20]; keys = keys[:20]", "", 65,
+        "items.npy: 20 vectors are too few for 32 codes. Give fewer --codes, or more items.",
+    ),
+    "keys that name two rows": (
+        "keys[3] = keys[77]", "", 65, "items.npy: key 'item 77' names two vectors. Give every item one vector."
+    ),
+    "keys that are too few": (
+        "keys = keys[:-1]", "", 65, "items.npy: there are 600 rows and 599 keys. Give one key per row with --keys."
+    ),
+    "no rows": (
+        "x = x[:0]; keys = []", "", 65, "items.npy: there are no vectors in it. Look at the stage before this one."
+    ),
+    "integers": (
+        "x = x.astype(int)", "", 65,
+        "items.npy: this is int64 [600, 16], and float16, float32 or float64 (N, D) is needed.",
+    ),
+    "a vector": ("x = x[0]", "", 65, "items.npy: this is float32 [16], and float16, float32 or float64 (N, D) is needed."),
+    "a codebook of another width": (
+        "x = x[:, :9]", "--codebook fit.ids", 65,
+        "fit.ids: its codebooks are 16 wide, and the vectors 9. Give vectors of that width.",
+    ),
+    "a codebook that is none": (
+        "", "--codebook items.keys", 65, "items.keys: this is neither a stream nor a bag."
+    ),
+    "a codebook that is a model": (
+        "", "--codebook items.kvs", 65,
+        "items.kvs: this is a stream of kind embedding, and kind semantic-id is needed. Make one with kvtools semid-build.",
+    ),
+    "a codebook that is not there": ("", "--codebook nosuch", 66, "nosuch: no such file or directory."),
+    "a codebook with further tokens": (
+        "", "--codebook extended.ids --append", 65, "extended.ids: its IDs have a further token. Give --collisions extend."
+    ),
+    "further tokens after IDs without": (
+        "", "--codebook fit.ids --append --collisions extend", 65,
+        "fit.ids: its IDs have no further token. Give --collisions keep or nearest.",
+    ),
+    "appending what is there already": (
+        "", "--codebook fit.ids --append", 65, "items.npy: key 'item 0' names two vectors. Give every item one vector."
+    ),
+    "appending to nothing": (
+        "", "--append", 2, "--append is of use only with --codebook. Give --codebook IDS, or leave it out."
+    ),
+    "two inputs from stdin": (
+        "", "--keys - --codebook -", 2, "only one input can come from stdin. Name files for the others."
+    ),
     "a size that is none": ("", "--memory lots", 2, "--memory lots is not a size. Give one as 64MiB or 2GiB."),
-    "json where the IDs go": ("", "--json -o -", 2, "--json"),
-}
+    "json where the IDs go": (
+        "", "--json -o -", 2, "--json would mix the report with the IDs on stdout. Give -o FILE for the IDs."
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_bad_input_is_refused_on_one_line_and_leaves_no_file(sh, items, tmp_path, what):
-    change, options, code, words = BAD[what]
-    sh(f"{BUILD} --codes 32 -o fit.ids")
+    change, options, code, sentence = BAD[what]
+    inputs = {
+        "fit.ids": f"{BUILD} --codes 32 -o fit.ids",
+        "extended.ids": f"{BUILD} --codes 8 --levels 1 --collisions extend -o extended.ids",
+        "items.kvs": "kvtools embed items.npy --keys items.keys -o items.kvs",
+    }
+    for name in set(inputs) & set(options.split()):
+        sh(inputs[name])
     scope = {"np": np, "x": items.copy(), "keys": [f"item {i}" for i in range(600)]}
     exec(change, scope)
     np.save(tmp_path / "items.npy", scope["x"])
     (tmp_path / "items.keys").write_text("".join(f"{key}\n" for key in scope["keys"]))
     done = sh(f"{BUILD} --codes 32 -o out.ids {options}", pipefail=False)
-    assert (done.code, done.out) == (code, b""), done.err
-    assert len(done.err.splitlines()) == 1, done.err
-    assert words in done.err
+    assert (done.code, done.out, done.err) == (code, b"", f"kvtools semid-build: {sentence}\n")
     assert not (tmp_path / "out.ids").exists()
 
 
@@ -189,6 +238,7 @@ def test_what_exceeds_the_memory_waits_on_disk_and_gives_the_same(sh, items):
 def test_stopped_on_request_and_run_again_it_ends_with_the_same_bytes(sh, tmp_path):
     rng = np.random.default_rng(3)
     np.save(tmp_path / "items.npy", rng.normal(size=(60_000, 64)).astype(np.float32))
+    np.save(tmp_path / "others.npy", rng.normal(size=(60_000, 64)).astype(np.float32))
     (tmp_path / "items.keys").write_text("".join(f"{i}\n" for i in range(60_000)))
     whole = "kvtools semid-build items.npy --keys items.keys --codes 512 --iterations 12 -o"
     command = [str(BIN / "kvtools"), *whole.split()[1:], "out.ids", "-v"]
@@ -201,8 +251,26 @@ def test_stopped_on_request_and_run_again_it_ends_with_the_same_bytes(sh, tmp_pa
     assert running.wait(60) == 75, words
     assert "Run again to continue" in words
     assert not (tmp_path / "out.ids").exists()
-    other = sh(f"{whole} out.ids --seed 5", pipefail=False)
-    assert (other.code, "other options" in other.err) == (2, True)
+    state = ".out.ids.state/train.state"
+    for option, had in (
+        ("--seed 5", "seed 0, and this run has 5"),
+        ("--method balanced", 'method "rq-kmeans", and this run has'),
+    ):
+        other = sh(f"{whole} out.ids {option}", pipefail=False)
+        assert (other.code, other.err.startswith(f"kvtools semid-build: {state}: the stopped run had {had}")) == (2, True)
+    other = sh(f"{whole.replace('items.npy', 'others.npy')} out.ids", pipefail=False)
+    assert (other.code, other.err) == (
+        2,
+        f"kvtools semid-build: {state}: {OTHER_VECTORS}\n",
+    )
+    kept = (tmp_path / state).read_bytes()
+    (tmp_path / state).write_bytes(kept[:-1])
+    damaged = sh(f"{whole} out.ids", pipefail=False)
+    assert (damaged.code, damaged.err.endswith("Give --force to start over.\n")) == (65, True)
+    # where kvtools kept it before it had a folder
+    (tmp_path / state).unlink()
+    (tmp_path / ".out.ids.state").rmdir()
+    (tmp_path / ".out.ids.state").write_bytes(kept)
     again = sh(f"{whole} out.ids -v")
     assert again.code == 0
     assert "level 0 pass 2" not in again.err, "the levels that were done are not done again"

@@ -8,11 +8,12 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from kvtools.onerec.semantic_ids.nearest import Filter, fastest
+from kvtools.onerec.semantic_ids.nearest import Backend, fastest
 from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans
-from kvtools.onerec.semantic_ids.vector_store import Rows
+from kvtools.onerec.semantic_ids.vector_store import VectorStore
+from kvtools.world import World
 
-CHOSEN = Filter(torch.device("cpu"), torch.bfloat16)
+CHOSEN = Backend(torch.device("cpu"), torch.bfloat16)
 
 
 def clumps(n, width, n_clumps, seed=0):
@@ -23,10 +24,10 @@ def clumps(n, width, n_clumps, seed=0):
 
 
 def one_level(x, start, n_iterations):
-    rows = Rows(x.shape[1])
+    rows = VectorStore(x.shape[1])
     rows.append(0, x)
     fit = RqKMeans(1, len(start), n_iterations, 0, begun=(0, start), reseeds=[0])
-    for _ in fit.fit(rows, fastest("cpu", x.shape[1], len(start))):
+    for _ in fit.fit(rows, fastest("cpu", x.shape[1], len(start)), World()):
         pass
     return fit
 

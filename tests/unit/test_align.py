@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from kvtools.onerec.semantic_ids.align import QFormer, Settings, align, encode, info_nce, known
+from kvtools.onerec.semantic_ids.align import AlignConfig, QFormer, align, encode, info_nce, known_positives
 
-SMALL = Settings(n_heads=2, n_hidden=16, n_batch=16, n_steps=8, n_caption=5)
+SMALL = AlignConfig(n_heads=2, n_hidden=16, n_batch=16, n_steps=8, n_caption=5)
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def test_the_loss_is_the_printed_one():
 
 def test_pairs_known_either_way_round_are_no_negatives():
     left, right = np.array([0, 2, 4]), np.array([1, 3, 0])
-    found = known(left, right, np.sort(np.array([0 * 9 + 1, 2 * 9 + 3, 4 * 9 + 0, 3 * 9 + 4])), 9)
+    found = known_positives(left, right, np.sort(np.array([0 * 9 + 1, 2 * 9 + 3, 4 * 9 + 0, 3 * 9 + 4])), 9)
     assert found.tolist() == [[True, False, True], [False, True, False], [False, True, True]]
 
 
 @pytest.mark.parametrize("is_printed", [False, True])
 def test_gradients_are_the_finite_differences(is_printed):
     torch.manual_seed(0)
-    model = QFormer(4, Settings(n_queries=2, n_layers=2, n_heads=2, n_hidden=6, is_printed=is_printed)).double()
+    model = QFormer(4, AlignConfig(n_queries=2, n_layers=2, n_heads=2, n_hidden=6, is_printed=is_printed)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     mask = torch.tensor([[True, True, False], [True, True, True]])
@@ -56,32 +56,32 @@ def test_padded_tokens_do_not_matter(pairs):
     mask = np.ones((40, 3), bool)
     mask[::2, 2] = False
     other = np.where(mask[:, :, None], x, np.nan)
-    a, b = (align(tokens, pairs, settings=SMALL, mask_NT=mask) for tokens in (x, other))
+    a, b = (align(tokens, pairs, config=SMALL, mask_NT=mask) for tokens in (x, other))
     assert np.array_equal(a.vectors, b.vectors)
     assert a.losses == b.losses
 
 
 def test_the_seed_decides(items, pairs):
-    a, b, c = (align(items, pairs, settings=SMALL, seed=seed).vectors for seed in (1, 1, 2))
+    a, b, c = (align(items, pairs, config=SMALL, seed=seed).vectors for seed in (1, 1, 2))
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
 
 
 def test_newcomers_are_encoded_as_in_training(items, pairs):
-    result = align(items, pairs, settings=SMALL, captions=[[i % 3, 1] for i in range(40)])
+    result = align(items, pairs, config=SMALL, captions=[[i % 3, 1] for i in range(40)])
     assert result.vectors.dtype == np.float32
     assert result.vectors.shape == (40, 32)
     np.testing.assert_allclose(encode(items[7:9], result.weights, SMALL), result.vectors[7:9], atol=1e-6)
 
 
 def test_untrained_is_the_content_itself(items, pairs):
-    found = align(items, pairs, settings=replace(SMALL, n_steps=0)).vectors
+    found = align(items, pairs, config=replace(SMALL, n_steps=0)).vectors
     unit = items / np.linalg.norm(items, axis=1, keepdims=True)
     np.testing.assert_allclose(found @ found.T, unit @ unit.T, atol=1e-5)
 
 
 def test_paired_items_come_together(items, pairs):
-    before, after = (align(items, pairs, settings=replace(SMALL, n_steps=n, learning_rate=1e-2)).vectors for n in (0, 200))
+    before, after = (align(items, pairs, config=replace(SMALL, n_steps=n, learning_rate=1e-2)).vectors for n in (0, 200))
     nearness = lambda v: float((v[::2] * v[1::2]).sum(1).mean() - (v @ v.T).mean())
     assert nearness(after) > nearness(before) + 0.3
 
@@ -89,18 +89,18 @@ def test_paired_items_come_together(items, pairs):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda x, p: (x[0], p), r"shape \(8,\) found"),
-        (lambda x, p: (x, p + 1), "items 1 to 40 found, 0 to 39 expected"),
-        (lambda x, p: (x, p[:1]), r"shape \(1, 2\) found"),
-        (lambda x, p: (np.where(np.arange(40)[:, None] == 3, np.nan, x), p), "item 3: NaN or inf found"),
-        (lambda x, p: (x[:, :7], p), "width 7 found, a multiple of 2 heads expected"),
+        (lambda x, p: (x[0], p), r"^items have the shape \(8,\), and \(items, width\) or \(items, tokens, width\) is needed$"),
+        (lambda x, p: (x, p + 1), "^pairs name items 1 to 40, and there are 40$"),
+        (lambda x, p: (x, p[:1]), r"^pairs have the shape \(1, 2\), and \(2 or more, 2\) is needed$"),
+        (lambda x, p: (np.where(np.arange(40)[:, None] == 3, np.nan, x), p), "^item 3 holds NaN or infinity$"),
+        (lambda x, p: (x[:, :7], p), "^width 7 is not divisible by 2 attention heads$"),
     ],
 )
 def test_bad_inputs_are_named(items, pairs, change, words):
     with pytest.raises(ValueError, match=words):
-        align(*change(items, pairs), settings=SMALL)
+        align(*change(items, pairs), config=SMALL)
 
 
 def test_a_loss_that_is_not_finite_names_its_step(items, pairs):
-    with pytest.raises(ValueError, match="step 1: a loss of nan found"):
-        align(items, pairs, settings=replace(SMALL, learning_rate=math.inf))
+    with pytest.raises(ValueError, match="^the loss of step 1 is nan$"):
+        align(items, pairs, config=replace(SMALL, learning_rate=math.inf))

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtools.onerec.semantic_ids import nearest
-from kvtools.onerec.semantic_ids.nearest import Codebook, Filter
+from kvtools.onerec.semantic_ids.nearest import Backend, CodebookIndex
 
-FILTERS = [Filter(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)]
+BACKENDS = [Backend(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)]
 
 
 def slow_nearest(x_ND, codes_KD):
@@ -22,7 +22,7 @@ def rows(seed, n, width, offset=0.0, scale=1.0):
     return (np.random.default_rng(seed).normal(size=(n, width)) * scale + offset).astype(np.float32)
 
 
-@pytest.mark.parametrize("chosen", FILTERS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @pytest.mark.parametrize(
     ("width", "n_codes", "offset", "scale"),
     [
@@ -36,10 +36,10 @@ def rows(seed, n, width, offset=0.0, scale=1.0):
         (96, 300, -40, 1e4),
     ],
 )
-def test_nearest_code_is_the_exact_one(chosen, width, n_codes, offset, scale):
+def test_nearest_code_is_the_exact_one(backend, width, n_codes, offset, scale):
     x = rows(1, 3000, width, offset * scale, scale)
     codes = rows(2, n_codes, width, offset * scale, scale * 0.3)
-    search = Codebook(codes, chosen)
+    search = CodebookIndex(codes, backend)
     exact = slow_nearest(x, codes)
     assert np.array_equal(search.nearest(x), exact)
     guesses = np.random.default_rng(3).integers(0, n_codes, len(x)).astype(np.int32)
@@ -47,21 +47,30 @@ def test_nearest_code_is_the_exact_one(chosen, width, n_codes, offset, scale):
     assert np.array_equal(search.nearest(x, exact.astype(np.int32)), exact)
 
 
-@pytest.mark.parametrize("chosen", FILTERS, ids=str)
-def test_near_ties_are_told_apart_and_ties_go_to_the_lower_code(chosen):
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+@pytest.mark.parametrize("n", [5, 200])
+def test_wrong_guesses_are_replaced_where_a_better_one_leaves_no_candidate(backend, n):
+    codes = rows(12, 100, 16)
+    exact = np.random.default_rng(13).integers(0, 100, n)
+    guesses = (exact + np.random.default_rng(14).integers(1, 100, n)) % 100
+    assert np.array_equal(CodebookIndex(codes, backend).nearest(codes[exact], guesses.astype(np.int32)), exact)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+def test_near_ties_are_told_apart_and_ties_go_to_the_lower_code(backend):
     # codes a few float32 steps apart, and each of them twice: bfloat16 sees one code where there are two hundred
     base = rows(4, 1, 40, offset=1.0)
     codes = np.repeat(base + np.linspace(-1e-6, 1e-6, 100, dtype=np.float32)[:, None], 2, axis=0)
     x = base + rows(5, 500, 40, scale=1e-6)
-    assert np.array_equal(Codebook(codes, chosen).nearest(x), slow_nearest(x, codes))
+    assert np.array_equal(CodebookIndex(codes, backend).nearest(x), slow_nearest(x, codes))
 
 
-@pytest.mark.parametrize("chosen", FILTERS, ids=str)
-def test_rows_of_zeros_and_one_far_code_do_not_blur_the_others(chosen):
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+def test_rows_of_zeros_and_one_far_code_do_not_blur_the_others(backend):
     codes = rows(6, 200, 32)
     codes[17] *= 1e6
     x = np.concatenate([np.zeros((50, 32), np.float32), rows(7, 500, 32), codes])
-    assert np.array_equal(Codebook(codes, chosen).nearest(x), slow_nearest(x, codes))
+    assert np.array_equal(CodebookIndex(codes, backend).nearest(x), slow_nearest(x, codes))
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,25 +81,25 @@ def test_rows_of_zeros_and_one_far_code_do_not_blur_the_others(chosen):
     exponent=st.integers(-12, 12),
     offset=st.floats(-100, 100),
     grain=st.sampled_from([0, 0.5, 2.0]),
-    chosen=st.sampled_from(FILTERS),
+    backend=st.sampled_from(BACKENDS),
 )
-def test_any_rows_any_codes(seed, width, n_codes, exponent, offset, grain, chosen):
+def test_any_rows_any_codes(seed, width, n_codes, exponent, offset, grain, backend):
     x, codes = (rows(seed + i, n, width, offset, 1.0) for i, n in enumerate((200, n_codes)))
     if grain:  # many exact ties
         x, codes = np.round(x / grain) * np.float32(grain), np.round(codes / grain) * np.float32(grain)
     x, codes = (np.ldexp(a, exponent).astype(np.float32) for a in (x, codes))
-    assert np.array_equal(Codebook(codes, chosen).nearest(x), slow_nearest(x, codes))
+    assert np.array_equal(CodebookIndex(codes, backend).nearest(x), slow_nearest(x, codes))
 
 
 def test_block_size_and_threads_do_not_matter(monkeypatch):
     x, codes = rows(8, 2500, 48), rows(9, 500, 48)
-    whole = Codebook(codes, FILTERS[0]).nearest(x)
+    whole = CodebookIndex(codes, BACKENDS[0]).nearest(x)
     monkeypatch.setattr(nearest, "_BLOCK_BYTES", 1 << 16)
-    assert np.array_equal(Codebook(codes, FILTERS[0]).nearest(x), whole)
+    assert np.array_equal(CodebookIndex(codes, BACKENDS[0]).nearest(x), whole)
     n_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert np.array_equal(Codebook(codes, FILTERS[0]).nearest(x), whole)
+        assert np.array_equal(CodebookIndex(codes, BACKENDS[0]).nearest(x), whole)
     finally:
         torch.set_num_threads(n_threads)
 
@@ -98,5 +107,5 @@ def test_block_size_and_threads_do_not_matter(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_finds_the_same():
     x, codes = rows(10, 20_000, 64), rows(11, 1000, 64)
-    there = Codebook(codes, Filter(torch.device("cuda"), torch.bfloat16)).nearest(x)
-    assert np.array_equal(there, Codebook(codes, FILTERS[1]).nearest(x))
+    there = CodebookIndex(codes, Backend(torch.device("cuda"), torch.bfloat16)).nearest(x)
+    assert np.array_equal(there, CodebookIndex(codes, BACKENDS[1]).nearest(x))

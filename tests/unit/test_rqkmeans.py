@@ -7,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtools.onerec.semantic_ids import rqkmeans
-from kvtools.onerec.semantic_ids.nearest import Codebook, Filter
-from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans, encode, plus_plus
-from kvtools.onerec.semantic_ids.vector_store import Rows
+from kvtools.onerec.semantic_ids.initial_centroids import plus_plus
+from kvtools.onerec.semantic_ids.nearest import Backend, CodebookIndex
+from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans, encode
+from kvtools.onerec.semantic_ids.vector_store import VectorStore
+from kvtools.world import World
 
-CHOSEN = Filter(torch.device("cpu"), torch.bfloat16)
+CHOSEN = Backend(torch.device("cpu"), torch.bfloat16)
 
 
 def slow_lloyd(x_ND, start_KD, n_iterations):
@@ -28,7 +30,7 @@ def slow_lloyd(x_ND, start_KD, n_iterations):
 
 
 def held(x_ND, n_at_once=1000, **options):
-    rows = Rows(x_ND.shape[1], **options)
+    rows = VectorStore(x_ND.shape[1], **options)
     for begin in range(0, len(x_ND), n_at_once):
         rows.append(begin, x_ND[begin : begin + n_at_once])
     return rows
@@ -36,7 +38,7 @@ def held(x_ND, n_at_once=1000, **options):
 
 def fitted(x_ND, fit, **options):
     rows = held(x_ND, **options)
-    steps = list(fit.fit(rows, CHOSEN))
+    steps = list(fit.fit(rows, CHOSEN, World()))
     return steps, rows
 
 
@@ -53,9 +55,9 @@ def test_codes_are_those_of_plain_lloyd_in_float64_level_by_level(seed):
     fit = RqKMeans(3, 16, 12, seed)
     left = x.copy()
     starts = []
-    original = rqkmeans.seeds
+    original = rqkmeans.initial_centroids
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rqkmeans, "seeds", lambda *a: starts.append(original(*a)) or starts[-1])
+        patch.setattr(rqkmeans, "initial_centroids", lambda *a: starts.append(original(*a)) or starts[-1])
         fitted(x, fit)
     assert fit.reseeds == [0, 0, 0], "the slow version does not re-seed"
     for level in range(3):
@@ -81,7 +83,7 @@ def test_the_fit_ends_when_nothing_moves_and_more_iterations_change_nothing():
     steps, _ = fitted(x, short)
     fitted(x, long)
     assert len(steps) < 60
-    assert np.array_equal(short.codebooks_LKD, long.codebooks_LKD)
+    assert np.array_equal(np.stack(short.codebooks), np.stack(long.codebooks))
 
 
 @settings(max_examples=25, deadline=None)
@@ -104,13 +106,13 @@ def test_every_row_reconstructs_and_every_code_is_the_nearest(seed, n, width, n_
         assert np.array_equal(fit.codes_NL[:, level], distances.argmin(axis=1))
         left -= fit.codebooks[level][fit.codes_NL[:, level]]
     assert np.array_equal(left, np.concatenate([block for _, block in rows]))
-    codes, rest = encode(x, [Codebook(c, CHOSEN) for c in fit.codebooks])
+    codes, rest = encode(x, [CodebookIndex(c, CHOSEN) for c in fit.codebooks])
     assert np.array_equal(codes, fit.codes_NL)
     assert np.array_equal(rest, left)
 
 
 def test_empty_cells_go_where_the_error_is_largest_and_are_counted():
-    # three lumps; seeds that all lie in one of them leave cells empty as soon as they move
+    # three lumps; centroids that all lie in one of them leave cells empty as soon as they move
     x = np.concatenate([clustered(5, 300, 4, 1) + offset for offset in (0, 50, 100)]).astype(np.float32)
     x[-1] += 500
     fit = RqKMeans(1, 4, 20, 0)
@@ -123,8 +125,8 @@ def test_empty_cells_go_where_the_error_is_largest_and_are_counted():
 
 
 def test_rows_fewer_than_codes_are_refused():
-    with pytest.raises(ValueError, match="5 rows found, at least one for each of 6 codes expected"):
-        list(RqKMeans(1, 6, 3, 0).fit(held(np.zeros((5, 2), np.float32)), CHOSEN))
+    with pytest.raises(ValueError, match="^5 vectors are too few for 6 codes$"):
+        list(RqKMeans(1, 6, 3, 0).fit(held(np.zeros((5, 2), np.float32)), CHOSEN, World()))
 
 
 def test_rows_on_disk_and_blocks_of_any_size_give_the_same(monkeypatch):
@@ -135,7 +137,7 @@ def test_rows_on_disk_and_blocks_of_any_size_give_the_same(monkeypatch):
     pieces = RqKMeans(3, 32, 8, 1)
     _, rows = fitted(x, pieces, n_at_once=77, limit_bytes=1 << 15)
     assert rows.is_on_disk
-    assert np.array_equal(whole.codebooks_LKD, pieces.codebooks_LKD)
+    assert np.array_equal(np.stack(whole.codebooks), np.stack(pieces.codebooks))
     assert np.array_equal(whole.codes_NL, pieces.codes_NL)
     assert whole.mse == pieces.mse
 
@@ -146,12 +148,13 @@ def test_a_fit_taken_up_anywhere_ends_as_if_never_left():
     steps, _ = fitted(x, whole)
     for n_done in range(1, len(steps)):
         first = RqKMeans(2, 16, 6, 2)
-        running = first.fit(held(x), CHOSEN)
+        running = first.fit(held(x), CHOSEN, World())
         for _ in range(n_done):
             next(running)
-        second = RqKMeans(2, 16, 6, 2, codebooks=list(first.codebooks), begun=first.begun, reseeds=list(first.reseeds))
+        second = RqKMeans(2, 16, 6, 2)
+        second.resume(*first.state())
         fitted(x, second)
-        assert np.array_equal(second.codebooks_LKD, whole.codebooks_LKD)
+        assert np.array_equal(np.stack(second.codebooks), np.stack(whole.codebooks))
         assert np.array_equal(second.codes_NL, whole.codes_NL)
         assert (second.mse, second.reseeds) == (whole.mse, whole.reseeds)
 
@@ -160,7 +163,7 @@ def test_a_fit_is_not_taken_up_with_other_rows():
     first = RqKMeans(1, 4, 3, 0)
     fitted(clustered(8, 50), first)
     second = RqKMeans(1, 4, 3, 0, total_square=first.total_square)
-    with pytest.raises(ValueError, match="other vectors"):
+    with pytest.raises(rqkmeans.OtherVectors):
         fitted(clustered(9, 50), second)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from kvtools.onerec.semantic_ids.rqvae import Settings, fit_rqvae, nearest, straight_through
+from kvtools.onerec.semantic_ids.rqvae import RqVaeConfig, decode, nearest, straight_through, train_rqvae
 
-SMALL = Settings(hidden=(16,), n_latent=4, n_batch=32, n_epochs=5)
+SMALL = RqVaeConfig(hidden=(16,), n_latent=4, n_batch=32, n_epochs=5)
 
 
 @pytest.fixture
@@ -18,13 +18,13 @@ def rows():
 
 
 def test_codes_are_the_nearest_in_residual_space(rows):
-    result = fit_rqvae(rows, 3, 8, settings=SMALL)
-    left = result.latents.copy()
-    for level, codebook in enumerate(result.codebooks):
+    result = train_rqvae(rows, 3, 8, config=SMALL)
+    left = result.latents_NE.copy()
+    for level, codebook in enumerate(result.codebooks_LKE):
         distances = ((left[:, None].astype(np.float64) - codebook.astype(np.float64)) ** 2).sum(2)
-        chosen = np.take_along_axis(distances, result.codes[:, level : level + 1], 1)[:, 0]
+        chosen = np.take_along_axis(distances, result.codes_NL[:, level : level + 1], 1)[:, 0]
         np.testing.assert_allclose(chosen, distances.min(1), rtol=1e-9, atol=1e-12)
-        left = left - codebook[result.codes[:, level]]
+        left = left - codebook[result.codes_NL[:, level]]
 
 
 def test_ties_go_to_the_lower_code():
@@ -38,26 +38,26 @@ def test_the_gradient_passes_straight_through():
 
 
 def test_the_seed_decides(rows):
-    a, b, c = (fit_rqvae(rows, 2, 8, settings=SMALL, seed=seed) for seed in (1, 1, 2))
-    assert np.array_equal(a.codes, b.codes)
-    assert np.array_equal(a.codebooks, b.codebooks)
-    assert not np.array_equal(a.codebooks, c.codebooks)
+    a, b, c = (train_rqvae(rows, 2, 8, config=SMALL, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(a.codes_NL, b.codes_NL)
+    assert np.array_equal(a.codebooks_LKE, b.codebooks_LKE)
+    assert not np.array_equal(a.codebooks_LKE, c.codebooks_LKE)
 
 
 def test_training_lowers_the_reconstruction_error(rows):
-    result = fit_rqvae(rows, 2, 8, settings=replace(SMALL, n_epochs=100))
+    result = train_rqvae(rows, 2, 8, config=replace(SMALL, n_epochs=100))
     assert result.losses[-1] < 0.7 * result.losses[0]
-    assert np.square(result.reconstruction - rows).mean() < 0.7 * np.square(rows).mean()
+    assert np.square(decode(result.codes_NL, result.codebooks_LKE, result.weights) - rows).mean() < 0.7 * np.square(rows).mean()
 
 
 def test_bad_inputs_are_named(rows):
-    with pytest.raises(ValueError, match=r"shape \(90, 6\) found, a row at least for each of 91 codes expected"):
-        fit_rqvae(rows, 2, 91, settings=SMALL)
+    with pytest.raises(ValueError, match=r"^vectors of shape \(90, 6\) are too few for 91 codes$"):
+        train_rqvae(rows, 2, 91, config=SMALL)
     rows[5, 2] = np.inf
-    with pytest.raises(ValueError, match="row 5: NaN or inf found"):
-        fit_rqvae(rows, 2, 8, settings=SMALL)
+    with pytest.raises(ValueError, match="^row 5 holds NaN or infinity$"):
+        train_rqvae(rows, 2, 8, config=SMALL)
 
 
 def test_a_loss_that_is_not_finite_names_its_epoch(rows):
-    with pytest.raises(ValueError, match="epoch 0: a loss of nan found"):
-        fit_rqvae(rows, 2, 8, settings=replace(SMALL, learning_rate=math.inf))
+    with pytest.raises(ValueError, match="^the loss of epoch 0 is nan$"):
+        train_rqvae(rows, 2, 8, config=replace(SMALL, learning_rate=math.inf))

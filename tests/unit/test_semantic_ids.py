@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from kvtools.onerec.semantic_ids import collisions, quality
 from kvtools.onerec.semantic_ids.balanced import Balanced, balanced
-from kvtools.onerec.semantic_ids.nearest import Filter
-from kvtools.onerec.semantic_ids.vector_store import Rows
+from kvtools.onerec.semantic_ids.nearest import Backend
+from kvtools.onerec.semantic_ids.vector_store import VectorStore
+from kvtools.world import World
 
 IDS = st.integers(1, 60).flatmap(lambda n: st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=n, max_size=n))
 
@@ -83,10 +84,10 @@ def test_balanced_follows_the_greedy_algorithm():
 
 def test_a_balanced_fit_reports_the_error_of_its_own_codes():
     x = np.random.default_rng(2).normal(size=(120, 4)).astype(np.float32)
-    rows = Rows(4)
+    rows = VectorStore(4)
     rows.append(0, x)
     fit = Balanced(2, 7, 6, 0)
-    list(fit.fit(rows, Filter(torch.device("cpu"), torch.float32)))
+    list(fit.fit(rows, Backend(torch.device("cpu"), torch.float32), World()))
     whole = sum(fit.codebooks[level][fit.codes_NL[:, level]].astype(np.float64) for level in range(2))
     assert fit.mse == pytest.approx(np.square(x - whole).mean(), rel=1e-6)
 

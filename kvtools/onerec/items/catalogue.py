@@ -117,7 +117,7 @@ def _read_table(
 ) -> tuple[Catalogue, SkippedRows]:
     table = ColumnReader(file, name)
     if table.form == "sequence":
-        raise Corrupt(f"{name}: neither JSON nor a table with a header; items expected.")
+        raise Corrupt(f"{name}: this is neither JSON nor a table with a header. Give the items as one of the two.")
     types = table.types
     key = key or next((column for column in _ID_NAMES if column in types), None)
     if key is None:

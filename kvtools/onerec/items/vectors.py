@@ -1,6 +1,7 @@
-"""Vectors by key from wherever they lie: `.npy` with a list of keys, `embedding` streams, `video` records with an embedding.
+"""Vectors by key: `.npy` with a list of keys, `embedding` streams, and `video` records with an embedding.
 
-Read in blocks, so that what does not fit in memory passes through. Not here: what the vectors mean.
+Read in blocks, so that what does not fit in memory passes through. `VectorSource` is for semantic IDs and refuses bad vectors;
+`skip_bad` is for embeddings and leaves them out.
 """
 
 import io
@@ -10,18 +11,75 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kvtools.artifact import kinds, source_name
+from kvtools.artifact import is_stream, kinds, open_stream, source_name
 from kvtools.artifact.delimited import lines_of, read_text
 from kvtools.artifact.files import open_source
+from kvtools.artifact.history import Step
 from kvtools.artifact.stream import Reader
-from kvtools.artifact.strings import unpack
-from kvtools.errors import Corrupt
+from kvtools.artifact.strings import first_repeated, unpack
+from kvtools.errors import Corrupt, Usage
 from kvtools.skipped import SkippedRows
 
 Block = tuple[list[str], np.ndarray]  # n keys, float (n, D)
 
 _ROWS = 4096
+_BATCH_BYTES = 64 << 20
 _NPY = b"\x93NUMPY"
+_TOO_LARGE = 1e15  # squares of larger values, summed, would come near the end of float32's range
+
+
+class VectorSource:
+    """The vectors of an embedding stream, of a stream of video records with embeddings, or of an .npy with its keys.
+
+    Iterate for the blocks, float32 (n, D), once; afterwards `keys` names every row.
+    """
+
+    def __init__(self, src: str, keys_src: str | None = None, *, taken: np.ndarray | None = None) -> None:
+        """taken: strings, keys that no vector may have. Raises Corrupt for other files, Usage for an .npy without keys."""
+        self.name = source_name(src)
+        self.skipped = SkippedRows()
+        self.weights: dict[str, np.ndarray] = {}  # `encoder.…`: what vectors go through before they come out here
+        self.encoder: dict[str, Any] | None = None  # and its settings
+        self._keys: list[np.ndarray] = [np.empty(0, np.dtypes.StringDType())]
+        self._taken = self._keys[0] if taken is None else taken
+        file = open_source(src)
+        if not is_vectors(file):
+            what = "this is neither a stream nor an .npy file" if file.peek(1) else "this input is empty"  # type: ignore[attr-defined]
+            raise Corrupt(f"{self.name}: {what}. Make embeddings with kvtools embed.")
+        self._blocks, self.history = open_vectors(src, file, keys_src, self.skipped)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """The key of every row that has been read, strings (N,)."""
+        self._keys = [np.concatenate(self._keys)]
+        return self._keys[0]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Raises Corrupt for an empty source, for vectors of different widths, for values that are not finite or too large,
+        each by its key, and for a key that occurs twice."""
+        for keys, x_nD in batches(self._checked()):
+            self._keys.append(np.array(keys, np.dtypes.StringDType()))
+            yield x_nD
+        if not len(self.keys):
+            raise Corrupt(f"{self.name}: there are no vectors in it. Look at the stage before this one.")
+        if (key := first_repeated(np.concatenate([self._taken, self.keys]))) is not None:
+            raise Corrupt(f"{self.name}: key {key!r} names two vectors. Give every item one vector.")
+
+    def _checked(self) -> Iterator[Block]:
+        width = None
+        for keys, x_nD in self._blocks:
+            width = width or x_nD.shape[1]
+            if x_nD.shape[1] != width or not width:
+                raise Corrupt(
+                    f"{self.name}: the vector of {keys[0]!r} has {x_nD.shape[1]} dimensions, not {width or 1} or more."
+                )
+            # a NaN fails every comparison, so one test finds all three faults
+            is_bad = ~(np.abs(x_nD).max(axis=1, initial=0.0) < _TOO_LARGE)
+            if is_bad.any():
+                row = int(np.flatnonzero(is_bad)[0])
+                worst = "NaN" if np.isnan(x_nD[row]).any() else str(float(np.abs(x_nD[row]).max()))
+                raise Corrupt(f"{self.name}: the vector of {keys[row]!r} holds {worst}. Values must be finite and below 1e15.")
+            yield keys, np.asarray(x_nD, np.float32)
 
 
 def is_npy(file: BinaryIO) -> bool:
@@ -29,8 +87,27 @@ def is_npy(file: BinaryIO) -> bool:
     return bytes(file.peek(6)[:6]) == _NPY  # type: ignore[attr-defined]
 
 
+def is_vectors(file: BinaryIO) -> bool:
+    """Whether a stream or a numpy array lies ahead; nothing is consumed."""
+    return is_stream(file) or is_npy(file)
+
+
+def open_vectors(src: str, file: BinaryIO, keys_src: str | None, skipped: SkippedRows) -> tuple[Iterator[Block], list[Step]]:
+    """The blocks of a stream or an .npy, and the history that it brings.
+
+    file: src, open, for which `is_vectors` holds. skipped: counts records without an embedding. Raises Corrupt for a stream of
+    another kind, Usage for an .npy without keys.
+    """
+    if is_stream(file):
+        reader = open_stream(src, ("embedding", "video"), made_by="kvtools embed", file=file)
+        return read_stream(reader, source_name(src), skipped), reader.head.history
+    if keys_src is None:
+        raise Usage(f"{source_name(src)}: an .npy file does not name its rows. Give their keys with --keys FILE.")
+    return read_npy(file, source_name(src), read_keys(keys_src)), []
+
+
 def read_keys(src: str) -> list[str]:
-    """Keys, one a line, or as one JSON list."""
+    """Keys, one a line or as one JSON list. Raises Corrupt for anything else."""
     with open_source(src) as file:
         text = read_text(file, source_name(src))
     if not text.lstrip().startswith("["):
@@ -47,22 +124,25 @@ def read_keys(src: str) -> list[str]:
 
 
 def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
-    """The rows of an (N, D) array of float16, float32 or float64, in blocks; a file is mapped, a pipe is read whole."""
+    """The rows of an (N, D) array of float16, float32 or float64, in blocks; a file is mapped, a pipe is read whole.
+
+    Raises Corrupt for another array, and where there is not one key a row.
+    """
     try:
         # numpy reads real files and file-likes; a pipe's descriptor is neither, and is read whole
         matrix: Any = np.load(file.name, mmap_mode="r") if _has_path(file) else np.load(io.BytesIO(file.read()))
     except (ValueError, EOFError) as fault:  # a pickle is a ValueError too: none is ever opened
         raise Corrupt(f"{name}: {str(fault).splitlines()[0].rstrip('.')}.") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
-        raise Corrupt(f"{name}: {matrix.dtype} {list(matrix.shape)} found, float16, float32 or float64 (N, D) expected.")
+        raise Corrupt(f"{name}: this is {matrix.dtype} {list(matrix.shape)}, and float16, float32 or float64 (N, D) is needed.")
     if len(matrix) != len(keys):
-        raise Corrupt(f"{name}: {len(matrix)} rows and {len(keys)} keys found. Give one key a row with --keys.")
+        raise Corrupt(f"{name}: there are {len(matrix)} rows and {len(keys)} keys. Give one key per row with --keys.")
     for begin in range(0, len(keys), _ROWS):
         yield keys[begin : begin + _ROWS], np.asarray(matrix[begin : begin + _ROWS])
 
 
 def read_stream(reader: Reader, name: str, skipped: SkippedRows) -> Iterator[Block]:
-    """The vectors of `embedding` records, or the one of each `video` record; records without are counted as lost."""
+    """The vectors of `embedding` records, or the one of each `video` record; records without are counted as skipped."""
     for record in reader:
         try:
             kinds.check(reader.head.kind, "stream", record.tensors, record.fields)
@@ -73,54 +153,54 @@ def read_stream(reader: Reader, name: str, skipped: SkippedRows) -> Iterator[Blo
         elif "embedding" in record.tensors:
             yield [record.key], record.tensors["embedding"][None]
         else:
-            skipped.add("records without an embedding left out", 1, [record.key])
+            skipped.skip("records without an embedding left out", record.key)
 
 
-def sieve(blocks: Iterator[Block], name: str, skipped: SkippedRows) -> Iterator[Block]:
-    """Blocks of float32 without rows that are not finite or are 0, and without keys that came before; these are counted.
+def skip_bad(blocks: Iterator[Block], name: str, skipped: SkippedRows) -> Iterator[Block]:
+    """The same as float32, without vectors that are not finite or are 0, and without keys that came before; these are counted.
 
     Raises Corrupt where blocks differ in width.
     """
-    seen: set[str] = set()
+    known: set[str] = set()
     width: int | None = None
     for keys, x_nD in blocks:
         if width not in (None, x_nD.shape[1]):
-            raise Corrupt(f"{name}: vectors of {x_nD.shape[1]} numbers follow vectors of {width}; one width expected.")
+            raise Corrupt(f"{name}: vectors of {width} dimensions are followed by one of {x_nD.shape[1]}. Give all one width.")
         width = x_nD.shape[1]
-        # float64 beyond the range of float32 becomes infinite here, and is told
+        # float64 beyond the range of float32 becomes infinite here, and is counted so
         with np.errstate(over="ignore"):
             narrow = np.asarray(x_nD, np.float32)
         is_finite = np.isfinite(narrow).all(axis=1)
         is_zero = ~narrow.any(axis=1)
         is_again = np.zeros(len(keys), bool)
         for row in np.flatnonzero(is_finite & ~is_zero):
-            is_again[row] = keys[row] in seen
-            seen.add(keys[row])
-        for what, rows in (
+            is_again[row] = keys[row] in known
+            known.add(keys[row])
+        for reason, is_bad in (
             ("vectors with NaN or infinity left out", ~is_finite),
             ("vectors of zeros left out", is_zero),
             ("items that came before left out", is_again),
         ):
-            skipped.add(what, int(rows.sum()), (keys[row] for row in np.flatnonzero(rows)))
-        keep = np.flatnonzero(is_finite & ~is_zero & ~is_again)
-        yield [keys[row] for row in keep], narrow[keep]
+            skipped.add(reason, int(is_bad.sum()), (keys[row] for row in np.flatnonzero(is_bad)))
+        good = np.flatnonzero(is_finite & ~is_zero & ~is_again)
+        yield [keys[row] for row in good], narrow[good]
 
 
-def batches(blocks: Iterator[Block], n_rows: int = _ROWS) -> Iterator[Block]:
-    """The same rows in batches of n_rows, the last one shorter; fewer a batch where 64 MiB would not hold them."""
+def batches(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The same rows in batches of 4096, the last one shorter; fewer a batch where 64 MiB would not hold them."""
     keys: list[str] = []
     pending: list[np.ndarray] = []
     for more, x_nD in blocks:
-        size = max(1, min(n_rows, (64 << 20) // (4 * max(1, x_nD.shape[1]))))
+        n_batch = max(1, min(_ROWS, _BATCH_BYTES // (4 * max(1, x_nD.shape[1]))))
         keys += more
         pending.append(x_nD)
-        if len(keys) < size:
+        if len(keys) < n_batch:
             continue
         x_mD = np.concatenate(pending)
         begin = 0
-        while len(keys) - begin >= size:
-            yield keys[begin : begin + size], x_mD[begin : begin + size]
-            begin += size
+        while len(keys) - begin >= n_batch:
+            yield keys[begin : begin + n_batch], x_mD[begin : begin + n_batch]
+            begin += n_batch
         keys, pending = keys[begin:], [x_mD[begin:]]
     if keys:
         yield keys, np.concatenate(pending)

@@ -1,44 +1,43 @@
 """Items that got the same semantic ID: kept so, told apart by one more token, or moved to the nearest free code.
 
 The OneRec report says nothing of collisions; `extend` is TIGER's remedy (arXiv 2305.05065), `nearest` that of FORGE. Items
-that have IDs already, of an earlier run, keep them: newcomers give way.
+that have IDs already, of an earlier run, keep them: newcomers give way. Codes are int32.
+Legend: N items, M old items, P items that give way, L levels, S = L + 1, K codes, D width.
 """
 
 import numpy as np
 
 
 def colliding(codes_NL: np.ndarray, n_old: int = 0) -> np.ndarray:
-    """Rows that must give way so that all IDs differ, ascending: of each bucket all but the first. The first n_old rows give
-    way to nobody."""
+    """int64 (P,), rising: the rows that must give way so that all IDs differ, all but the first of each ID; never one of the
+    first n_old rows."""
     is_first = np.zeros(len(codes_NL), bool)
     is_first[np.unique(codes_NL, axis=0, return_index=True)[1]] = True
     return np.flatnonzero(~is_first[n_old:]) + n_old
 
 
 def extend(codes_NL: np.ndarray, old_MS: np.ndarray | None = None) -> np.ndarray:
-    """Codes with one more token, int32 (N, L + 1): 0, 1, 2 … within a bucket in the order of the rows, going on from the
-    old items' tokens (M, L + 1)."""
+    """int32 (N, S): codes with one more token, 0, 1, 2 … among the items of one ID in the order of the rows, going on from
+    the tokens of the old items."""
     n_levels = codes_NL.shape[1]
     old_MS = np.empty((0, n_levels + 1), np.int32) if old_MS is None else old_MS
-    together = np.concatenate([old_MS[:, :n_levels], codes_NL])
-    _, bucket = np.unique(together, axis=0, return_inverse=True)
+    _, bucket = np.unique(np.concatenate([old_MS[:, :n_levels], codes_NL]), axis=0, return_inverse=True)
     bucket = bucket.reshape(-1)
     used = np.zeros(bucket.max(initial=-1) + 1, np.int64)
     np.maximum.at(used, bucket[: len(old_MS)], old_MS[:, n_levels] + 1)
-    mine = bucket[len(old_MS) :]
-    order = np.argsort(mine, kind="stable")
-    starts = np.flatnonzero(np.r_[True, mine[order][1:] != mine[order][:-1]]) if len(mine) else np.empty(0, np.int64)
-    place = np.arange(len(mine)) - np.repeat(starts, np.diff(np.r_[starts, len(mine)]))
-    tokens = np.empty(len(mine), np.int64)
-    tokens[order] = place + used[mine[order]]
-    return np.concatenate([codes_NL, tokens[:, None]], axis=1).astype(np.int32)
+    bucket_N = bucket[len(old_MS) :]
+    order = np.argsort(bucket_N, kind="stable")
+    ordered = bucket_N[order]
+    tokens_N = np.empty(len(codes_NL), np.int64)
+    tokens_N[order] = np.arange(len(codes_NL)) - np.searchsorted(ordered, ordered) + used[ordered]
+    return np.concatenate([codes_NL, tokens_N[:, None]], axis=1).astype(np.int32)
 
 
 def move(codes_NL: np.ndarray, rows_P: np.ndarray, last_PD: np.ndarray, codebook_KD: np.ndarray) -> tuple[np.ndarray, int]:
-    """Codes in which the rows have the nearest last-level code that nobody with their other codes has.
+    """int32 (N, L): codes in which each row of P has the nearest last-level code that no item with its other codes has; and
+    how many rows stay as they are, since all K codes are taken.
 
-    rows_P: those that give way, as `colliding` names them, in whose order codes are given out. last_PD: float32, what the
-    last level quantises for each. Where all K codes are taken the row stays as it is; returns the codes and how many did.
+    rows_P: as `colliding` names them; codes are given out in this order. last_PD: float, what the last level quantises of each.
     """
     codes = codes_NL.copy()
     taken: dict[bytes, set[int]] = {}
@@ -51,13 +50,23 @@ def move(codes_NL: np.ndarray, rows_P: np.ndarray, last_PD: np.ndarray, codebook
     norm_K = np.square(wide_KD).sum(axis=1)
     n_stuck = 0
     for begin in range(0, len(rows_P), 1024):
-        apart_BK = norm_K - 2 * last_PD[begin : begin + 1024].astype(np.float64) @ wide_KD.T
-        for row, apart_K in zip(rows_P[begin : begin + 1024], apart_BK, strict=True):
+        distance_BK = norm_K - 2 * last_PD[begin : begin + 1024].astype(np.float64) @ wide_KD.T
+        for row, distance_K in zip(rows_P[begin : begin + 1024], distance_BK, strict=True):
             others = taken[prefixes[row]]
-            free = next((int(code) for code in np.argsort(apart_K, kind="stable") if int(code) not in others), None)
+            free = next((code for code in np.argsort(distance_K, kind="stable").tolist() if code not in others), None)
             if free is None:
                 n_stuck += 1
-                continue
-            codes[row, -1] = free
-            others.add(free)
+            else:
+                codes[row, -1] = free
+                others.add(free)
     return codes, n_stuck
+
+
+def move_residuals(
+    codes_NL: np.ndarray, rows_P: np.ndarray, left_PD: np.ndarray, codebook_KD: np.ndarray
+) -> tuple[np.ndarray, int, float, float]:
+    """What `move` returns, and the squared errors of the rows before and after. left_PD: float64, the residual of each row."""
+    last_PD = left_PD + codebook_KD[codes_NL[rows_P, -1]]
+    codes, n_stuck = move(codes_NL, rows_P, last_PD, codebook_KD)
+    after = float(np.square(last_PD - codebook_KD[codes[rows_P, -1]]).sum())
+    return codes, n_stuck, float(np.square(left_PD).sum()), after

@@ -1,131 +1,194 @@
-"""A fit by all ranks, from vectors to IDs: dealt out, told, put aside when asked to stop, and taken up again."""
+"""Semantic IDs fitted to vectors by all ranks: a method for the codebooks, a way out of collisions, a report.
 
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+A fit that is stopped leaves its state beside the output, and the same command resumes it.
+Legend: N items, L levels, S tokens (L, or L + 1), K codes, D width.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, cast
 
 import numpy as np
 
-from kvtools.artifact import Bag, open_artifact
-from kvtools.artifact.bag import write_bag
-from kvtools.artifact.files import Sink
-from kvtools.errors import Corrupt, Died, Stopped, Usage
-from kvtools.onerec.items.intake import Intake
-from kvtools.onerec.semantic_ids.aligning import Aligned, settings_to_json
-from kvtools.onerec.semantic_ids.method import Fit, Recipe, SemanticIds, finish, fit_of
-from kvtools.onerec.semantic_ids.nearest import fastest
-from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans, Step
-from kvtools.onerec.semantic_ids.vector_store import Rows, deal, room_bytes
+from kvtools.artifact.state import RunState, state_folder
+from kvtools.errors import Corrupt, Died, Fault, Stopped, Usage
+from kvtools.onerec.items.vectors import VectorSource
+from kvtools.onerec.semantic_ids import collisions, quality
+from kvtools.onerec.semantic_ids.balanced import Balanced
+from kvtools.onerec.semantic_ids.ids import SemanticIds
+from kvtools.onerec.semantic_ids.initial_centroids import Init
+from kvtools.onerec.semantic_ids.nearest import Backend, fastest
+from kvtools.onerec.semantic_ids.rqkmeans import FitStep, OtherVectors, RqKMeans
+from kvtools.onerec.semantic_ids.rqvae import RqVae, RqVaeConfig
+from kvtools.onerec.semantic_ids.vector_store import VectorStore, available_bytes, scatter
 from kvtools.progress import Ticker, progress
 from kvtools.world import Stop, World
+
+_STATE = "semid-build-state"
+
+
+class Fit(Protocol):
+    """A method that fits codebooks: the fit under way, and afterwards its result."""
+
+    is_parallel: ClassVar[bool]  # whether the ranks share the rows; else one rank holds all
+    can_resume: ClassVar[bool]  # whether it is a ResumableFit
+    codebooks: list[np.ndarray]
+    reseeds: list[int]
+    mse: float
+
+    @property
+    def codes_NL(self) -> np.ndarray:
+        """See ResidualFit."""
+
+    @property
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """See ResidualFit."""
+
+    def fit(self, vectors: VectorStore, backend: Backend, ranks: World) -> Iterator[FitStep]:
+        """See ResidualFit."""
+
+    def move_collisions(self, residuals: VectorStore, codes_NL: np.ndarray, ranks: World) -> tuple[np.ndarray, float, int]:
+        """See ResidualFit."""
+
+
+class ResumableFit(Fit, Protocol):
+    """A fit of which another object goes on from a state."""
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """See RqKMeans."""
+
+    def resume(self, tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> None:
+        """See RqKMeans."""
+
+
+METHODS: dict[str, type[RqKMeans] | type[Balanced] | type[RqVae]] = {
+    "rq-kmeans": RqKMeans,
+    "balanced": Balanced,
+    "rq-vae": RqVae,
+}
+
+
+@dataclass(frozen=True)
+class SemidRecipe:
+    """Everything that shapes semantic IDs: the options of `semid-build` with the same names."""
+
+    levels: int = 3
+    codes: int = 8192
+    iterations: int = 25
+    method: Literal["rq-kmeans", "balanced", "rq-vae"] = "rq-kmeans"
+    init: Init = "k-means++"
+    collisions: Literal["keep", "extend", "nearest"] = "keep"
+    seed: int = 0
+    epochs: int | None = None  # of rq-vae
+    align_steps: int | None = None  # of alignment before quantising, where there are pairs
+
+    def to_json(self) -> dict[str, Any]:
+        """Option names to values; what does not apply is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def new_fit(self, on_epoch: Callable[[int, float], None]) -> Fit:
+        """The fit, not yet begun. on_epoch: called after each epoch of rq-vae with its number, from 0, and its loss."""
+        if self.method == "rq-vae":
+            return RqVae(self.levels, self.codes, self.epochs or RqVaeConfig().n_epochs, self.seed, on_epoch)
+        method = Balanced if self.method == "balanced" else RqKMeans
+        return method(self.levels, self.codes, self.iterations, self.seed, self.init)
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """What to fit, where it goes, and how much memory it may have."""
+    """A run of semid-build that fits: what, for which output, and with which resources."""
 
-    recipe: Recipe
+    recipe: SemidRecipe
     dst: str
-    held_bytes: int | None  # of vectors in memory on this machine; None is half of what there is
+    memory_bytes: int | None  # of vectors in memory on this machine; None is half of what there is
     device: str
-    tell: Callable[[str], None]
+    log: Callable[[str], None]
+    quiet: bool
+    verbose: bool
 
-    def run(
-        self, intake: Intake | Aligned | None, world: World, *, start_over: bool, is_quiet: bool, is_told: bool
-    ) -> SemanticIds:
-        """IDs of all that rank 0 takes in; a collective. Raises Stopped when asked to stop on the way into a file."""
-        held_bytes = room_bytes() // 2 if self.held_bytes is None else self.held_bytes
-        rows = deal(intake or (), world, limit_bytes=held_bytes // world.local_size)
-        ticker = Ticker(total=self.recipe.epochs or 1, unit="epochs", label="semid-build", quiet=is_quiet)
-        fit = fit_of(self.recipe, world, ticker)
-        pause = Pause(self.dst, self.recipe)
+    def run(self, source: VectorSource | None, world: World, *, start_over: bool) -> SemanticIds | None:
+        """The IDs of rank 0's source on rank 0, None elsewhere; a collective.
+
+        Raises Stopped when asked to stop on the way into a file, Usage where a stopped run had other options or vectors.
+        """
+        memory_bytes = available_bytes() // 2 if self.memory_bytes is None else self.memory_bytes
+        state = RunState(state_folder(self.dst), _STATE, self.recipe.to_json())
+        if world.is_root:
+            _adopt_old_state(state)
+        vectors = scatter(source or (), world, limit_bytes=memory_bytes // world.local_size)
+        n_rows, n_codes = int(world.sum(len(vectors))), self.recipe.codes
+        if n_rows < n_codes:
+            _refuse(source, Corrupt, f"{n_rows} vectors are too few for {n_codes} codes. Give fewer --codes, or more items.")
+        quiet = self.quiet or not world.is_root
+        fit = self.recipe.new_fit(Ticker(total=self.recipe.epochs or 1, unit="epochs", label="semid-build", quiet=quiet))
+        if not start_over and (bag := state.load()) is not None:
+            cast(ResumableFit, fit).resume(bag.tensors, bag.fields)
         try:
-            if isinstance(fit, RqKMeans):
-                pause.take_up(fit, start_over=start_over)
-            self._fit(fit, rows, pause, world, is_quiet=is_quiet or not world.is_root, is_told=is_told and world.is_root)
-        except ValueError as fault:  # found on all ranks at once; one of them says it
-            if intake is None:
-                raise Died(Corrupt.code, is_agreed=True) from None
-            raise Corrupt(f"{intake.name}: {fault}. Give fewer --codes, or more items.") from None
-        pause.forget()
-        ids = finish(rows, self.recipe, fit, world)
-        if isinstance(intake, Aligned):
-            return replace(ids, weights=intake.weights | ids.weights, encoder=settings_to_json(intake.settings))
-        return ids
+            self._fit(fit, vectors, state, world, quiet=quiet)
+        except OtherVectors as fault:
+            _refuse(source, Usage, f"{state.path}: {fault}. Give the same vectors to resume it, or --force to start over.")
+        except ValueError as fault:
+            _refuse(source, Corrupt, f"{fault}. Give another --seed, or look at the sizes of the vectors.")
+        codes_NS, report = _resolve(self.recipe, fit, vectors, n_rows, world)
+        if source is None:
+            return None
+        state.forget()
+        return SemanticIds(
+            source.keys, codes_NS, np.stack(fit.codebooks), self.recipe.to_json(), report, {**source.weights, **fit.weights},
+            source.encoder,
+        )  # fmt: skip
 
-    def _fit(self, fit: Fit, rows: Rows, pause: "Pause", world: World, *, is_quiet: bool, is_told: bool) -> None:
-        chosen = fastest(self.device, rows.n_width, self.recipe.codes)
-        if is_told:
-            self.tell(f"{len(rows)} vectors of {rows.n_width} on this rank{', on disk' * rows.is_on_disk}; {chosen}.")
-        stop = Stop() if pause.is_possible and isinstance(fit, RqKMeans) else None
+    def _fit(self, fit: Fit, vectors: VectorStore, state: RunState, world: World, *, quiet: bool) -> None:
+        backend = fastest(self.device, vectors.n_width, self.recipe.codes)
+        verbose = self.verbose and world.is_root
+        if verbose:
+            where = " on disk" if vectors.is_on_disk else ""
+            self.log(f"{len(vectors)} vectors of {vectors.n_width} dimensions on this rank{where}; {backend}.")
+        stop = Stop() if state.path is not None and fit.can_resume else None
         n_passes = self.recipe.levels * (self.recipe.iterations + 1)
-        for step in progress(fit.fit(rows, chosen), total=n_passes, unit="passes", label="semid-build", quiet=is_quiet):
-            if is_told:
-                self.tell(_words(step))
-            if stop is not None and world.any(stop) and isinstance(fit, RqKMeans):
+        steps = fit.fit(vectors, backend, world)
+        for step in progress(steps, total=n_passes, unit="passes", label="semid-build", quiet=quiet):
+            if verbose:
+                self.log(
+                    f"level {step.level} pass {step.iteration + 1}: mse {step.objective:.6g}, {step.n_changed} changed, "
+                    f"{step.n_reseeded} reseeded."
+                )
+            if stop is not None and world.any(stop):
                 if world.is_root:
-                    pause.save(fit)
+                    tensors, fields = cast(ResumableFit, fit).state()
+                    state.save(tensors, **fields)
                 raise Stopped(f"stopped in level {step.level} after pass {step.iteration + 1}. Run again to continue.")
 
 
-class Pause:
-    """The state of a fit on its way to `dst`: `.NAME.state` beside it; there is none for a pipe."""
-
-    def __init__(self, dst: str, recipe: Recipe) -> None:
-        path = Path(dst)
-        self._path = None if dst == "-" else path.parent / f".{path.name}.state"
-        self._recipe = recipe
-
-    @property
-    def is_possible(self) -> bool:
-        return self._path is not None
-
-    def take_up(self, fit: RqKMeans, *, start_over: bool) -> None:
-        """Continue where an earlier run was stopped, if one was. Raises Usage where it had other options."""
-        if self._path is None or not self._path.exists() or start_over:
-            return
-        bag = open_artifact(str(self._path))
-        if not isinstance(bag, Bag) or bag.kind != "semid-build-state":
-            raise Corrupt(f"{self._path}: the state of an unfinished run expected. Give --force to start over.")
-        if bag.fields["config"] != self._recipe.to_json():
-            raise Usage(
-                f"{self._path}: an unfinished run with other options. "
-                "Run again with the same options to resume it, or give --force to start over."
-            )
-        fit.codebooks = [np.array(codes_KD) for codes_KD in bag.tensors["done"]]
-        fit.reseeds = list(bag.fields["reseeds"])
-        fit.total_square = bag.fields["total_square"]
-        if "begun" in bag.tensors:
-            fit.begun = (bag.fields["iteration"], np.array(bag.tensors["begun"]))
-
-    def save(self, fit: RqKMeans) -> None:
-        """Put the fit aside, as it stands between two steps."""
-        assert self._path is not None, "a fit on its way into a pipe cannot be put aside"
-        n_width = (fit.begun[1] if fit.begun else fit.codebooks[0]).shape[1]
-        tensors = {"done": np.array(fit.codebooks, np.float32).reshape(len(fit.codebooks), fit.n_codes, n_width)}
-        if fit.begun:
-            tensors["begun"] = fit.begun[1]
-        write_bag(
-            Sink(str(self._path), force=True),
-            "semid-build-state",
-            tensors,
-            config=self._recipe.to_json(),
-            history=[],
-            reseeds=fit.reseeds,
-            iteration=fit.begun[0] if fit.begun else 0,
-            total_square=fit.total_square,
-        )
-
-    def forget(self) -> None:
-        """The run is done, or starts over."""
-        if self._path is not None:
-            with suppress(FileNotFoundError):
-                self._path.unlink()
+def _resolve(
+    recipe: SemidRecipe, fit: Fit, vectors: VectorStore, n_rows: int, world: World
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """int32 (N, S), the IDs of all rows after the recipe's way out of collisions, and the report on them; a collective."""
+    codes_NL = np.zeros((n_rows, recipe.levels), np.int32)
+    codes_NL[vectors.row_numbers] = fit.codes_NL
+    codes_NS = codes_NL = world.sum_array(codes_NL)
+    mse = fit.mse
+    counts: dict[str, int] = {}
+    if recipe.collisions == "extend":
+        codes_NS = collisions.extend(codes_NL)
+    elif recipe.collisions == "nearest":
+        codes_NS, mse, n_stuck = fit.move_collisions(vectors, codes_NL, world)
+        counts = {"moved": int((codes_NS != codes_NL).any(axis=1).sum()), "stuck": n_stuck}
+    report = {**recipe.to_json(), "dim": vectors.n_width, "mse": mse, "reseeds": fit.reseeds, **counts}
+    return codes_NS, report | quality.describe(codes_NS, recipe.levels, recipe.codes)
 
 
-def _words(step: Step) -> str:
-    return (
-        f"level {step.level} pass {step.iteration + 1}: mse {step.objective:.6g}, {step.n_changed} changed, "
-        f"{step.n_reseeded} reseeded."
-    )
+def _refuse(source: VectorSource | None, fault: type[Fault], sentence: str) -> NoReturn:
+    """Raise what all ranks have found at once, with words on the rank that reads the source."""
+    if source is None:
+        raise Died(fault.code, is_agreed=True) from None
+    raise fault(f"{source.name}: {sentence}" if fault is Corrupt else sentence) from None
+
+
+def _adopt_old_state(state: RunState) -> None:
+    """Put the state that kvtools wrote before it had folders for them, `.NAME.state`, where it stands now."""
+    if state.path is not None and os.path.isfile(folder := os.path.dirname(state.path)):
+        os.rename(folder, f"{folder}.old")
+        os.mkdir(folder)
+        os.rename(f"{folder}.old", state.path)

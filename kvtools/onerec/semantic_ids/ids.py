@@ -17,7 +17,7 @@ from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
 from kvtools.artifact.history import Step
 from kvtools.artifact.open import open_bag, source_name
-from kvtools.artifact.strings import pack, unpack
+from kvtools.artifact.strings import first_repeated, pack, unpack
 from kvtools.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class SemanticIds:
             raise Corrupt(f"{name}: code {codes_NS.max()} is too large for {len(keys)} items. {_REMAKE}")
         if not np.isfinite(codebooks_LKD).all():
             raise Corrupt(f"{name}: a codebook holds NaN or infinity. {_REMAKE}")
-        if (key := repeated(keys)) is not None:
+        if (key := first_repeated(keys)) is not None:
             raise Corrupt(f"{name}: key {key!r} names two items. {_REMAKE}")
         return cls(keys, codes_NS, codebooks_LKD, **fields)
 
@@ -114,13 +114,6 @@ class SemanticIds:
         """float32 (N, D): each item reconstructed, as the sum of its codes' vectors."""
         levels = range(len(self.codebooks_LKD))
         return np.asarray(sum(self.codebooks_LKD[level][self.codes_NS[:, level]] for level in levels), np.float32)
-
-
-def repeated(keys: np.ndarray) -> str | None:
-    """A key that occurs twice, None where there is none. keys: strings (N,)."""
-    ordered = np.sort(keys)
-    again = np.flatnonzero(ordered[1:] == ordered[:-1])
-    return str(ordered[again[0]]) if len(again) else None
 
 
 _REMAKE = "Make the IDs again with kvtools semid-build."

@@ -1,0 +1,99 @@
+"""Vectors that are aligned by pairs of items before they are quantised, and newcomers aligned as they were (align.py)."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+
+from kvtools.artifact import kinds, open_stream, source_name
+from kvtools.artifact.files import open_source
+from kvtools.artifact.strings import unpack
+from kvtools.errors import Corrupt
+from kvtools.onerec.items.catalogue import read_catalogue
+from kvtools.onerec.items.vectors import VectorSource
+from kvtools.onerec.semantic_ids.align import AlignConfig, align, encode
+from kvtools.onerec.semantic_ids.ids import SemanticIds
+from kvtools.progress import Ticker
+
+_BLOCK_ROWS = 4096
+_N_TERMS = 8192  # ids of caption terms: the most frequent ones
+_PREFIX = "encoder.align."
+
+
+class AlignedSource(VectorSource):
+    """A VectorSource whose vectors are aligned by pairs of items, from kvtools pairs. Holds all vectors, and their aligned
+    form, which is four times as wide."""
+
+    def __init__(
+        self, src: str, keys_src: str | None, pairs_src: str, captions_src: str | None, config: AlignConfig, seed: int, *,
+        quiet: bool,
+    ) -> None:  # fmt: skip
+        """captions_src: a catalogue whose terms the vectors are to keep telling, None for none."""
+        super().__init__(src, keys_src)
+        self._pairs_name, self._captions_src = source_name(pairs_src), captions_src
+        self._pairs = open_stream(pairs_src, "pair", made_by="kvtools pairs")
+        self._config, self._seed, self._quiet = config, seed, quiet
+        self.encoder = json.loads(json.dumps(asdict(config)))
+        self.history = [*self.history, *(step for step in self._pairs.head.history if step not in self.history)]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Raises Corrupt as VectorSource does, and for pairs and captions of other items."""
+        x_ND = np.concatenate(list(super().__iter__()))
+        pairs_P2 = self._read_pairs()
+        captions = None if self._captions_src is None else self._read_captions(self._captions_src)
+        on_step = Ticker(total=self._config.n_steps, unit="steps", label="align", quiet=self._quiet)
+        try:
+            aligned = align(x_ND, pairs_P2, config=self._config, seed=self._seed, captions=captions, on_step=on_step)
+        except ValueError as fault:
+            raise Corrupt(f"{self._pairs_name}: {fault}. The items cannot be aligned by these pairs.") from None
+        self.weights = {_PREFIX + name: array for name, array in aligned.weights.items()}
+        for begin in range(0, len(x_ND), _BLOCK_ROWS):
+            yield aligned.vectors[begin : begin + _BLOCK_ROWS]
+
+    def _read_pairs(self) -> np.ndarray:
+        """int64 (P, 2): the rows of the pairs that have two vectors."""
+        row_of = {key: row for row, key in enumerate(self.keys)}
+        known, n_unknown = [np.empty((0, 2), np.int64)], 0
+        for record in self._pairs:
+            try:
+                kinds.check("pair", "stream", record.tensors, record.fields)
+            except ValueError as fault:
+                raise Corrupt(f"{self._pairs_name}: record {record.number}: {fault}.") from None
+            rows = np.array([row_of.get(key, -1) for key in unpack("keys", record.tensors)], np.int64)
+            pairs_P2 = rows[record.tensors["pairs"]] if len(record.tensors["pairs"]) else known[0]
+            is_known = (pairs_P2 >= 0).all(axis=1)
+            n_unknown += int((~is_known).sum())
+            known.append(pairs_P2[is_known])
+        reason = f"pairs in {self._pairs_name} of items without a vector left out"
+        self.skipped.add(reason, n_unknown, is_skipped=False)
+        pairs_P2 = np.concatenate(known)
+        if len(pairs_P2) < 2:
+            raise Corrupt(
+                f"{self._pairs_name}: {len(pairs_P2)} pairs have vectors for both items, and 2 are needed. Look at the keys."
+            )
+        return pairs_P2
+
+    def _read_captions(self, src: str) -> list[list[int]]:
+        """For each row the ids of its terms."""
+        with open_source(src) as file:
+            catalogue, _ = read_catalogue(file, source_name(src))
+        counts = Counter(term for terms in catalogue.terms for term in terms)
+        # by count, then by name: terms of equal count need an order that does not depend on the file's
+        common = sorted(counts, key=lambda term: (-counts[term], term))[:_N_TERMS]
+        id_of = {term: number for number, term in enumerate(common)}
+        terms_of = dict(zip(catalogue.keys, catalogue.terms, strict=True))
+        captions = [[id_of[term] for term in terms_of.get(key, []) if term in id_of] for key in self.keys]
+        if not any(captions):
+            raise Corrupt(f"{source_name(src)}: it describes no item that has a vector. Look at the keys.")
+        return captions
+
+
+def align_like(ids: SemanticIds, x_BD: np.ndarray) -> np.ndarray:
+    """float32 (B, E): vectors (float32) aligned as the items of the IDs were; the same where they were not.
+
+    Raises ValueError for another width.
+    """
+    weights = {name.removeprefix(_PREFIX): array for name, array in ids.weights.items() if name.startswith(_PREFIX)}
+    return encode(x_BD, weights, AlignConfig(**(ids.encoder or {}))) if weights else x_BD

@@ -9,6 +9,8 @@ import torch
 pytest.importorskip("transformers")
 from checkpoints import qwen, read_safetensors, write_safetensors  # noqa: E402
 
+REMEDY = "Give the tensors and the config of one model"
+
 
 def damaged(case, folder):
     """Do one thing wrong to a directory; returns what the command's line must say."""
@@ -30,26 +32,28 @@ def damaged(case, folder):
     if case == "missing tensor":
         del tensors["model.norm.weight"]
         write_safetensors(path, tensors)
-        return "in: it lacks tensors: model.norm.weight.\n"
+        return f"in: it lacks tensors: model.norm.weight. {REMEDY}.\n"
     if case == "unknown tensor":
         write_safetensors(path, tensors | {"model.extra.weight": torch.ones(2), "zeta": torch.ones(1)})
-        return "in: it holds tensors that no qwen3 has: model.extra.weight, zeta.\n"
+        return (
+            "in: it holds tensors that no qwen3 has: model.extra.weight, zeta. Give the tensors and the config of one model.\n"
+        )
     if case == "unknown and missing":
         tensors["model.nrom.weight"] = tensors.pop("model.norm.weight")
         write_safetensors(path, tensors)
-        return "in: it holds tensors that no qwen3 has: model.nrom.weight; it lacks tensors: model.norm.weight.\n"
+        return f"in: it holds tensors that no qwen3 has: model.nrom.weight; it lacks tensors: model.norm.weight. {REMEDY}.\n"
     if case == "shape":
         write_safetensors(path, tensors | {"model.norm.weight": torch.ones(31)})
-        return "in: model.norm.weight is [31], and the config needs [32].\n"
+        return f"in: model.norm.weight is [31], and the config needs [32]. {REMEDY}.\n"
     if case == "integers":
         write_safetensors(path, tensors | {"model.norm.weight": torch.ones(32, dtype=torch.int8)})
         return "in: model.norm.weight is I8, and one of F32, BF16, F16, F64 is needed.\n"
     if case == "too many layers":
         config.write_text(json.dumps(words | {"num_hidden_layers": 10**9}))
-        return "in: model.layers. has 2 layers, and the config says 1000000000.\n"
+        return f"in: model.layers. has 2 layers, and the config says 1000000000. {REMEDY}.\n"
     if case == "huge width":
         config.write_text(json.dumps(words | {"hidden_size": 1 << 39}))
-        return "in: model.embed_tokens.weight is [97, 32], and the config needs [97, 549755813888].\n"
+        return f"in: model.embed_tokens.weight is [97, 32], and the config needs [97, 549755813888]. {REMEDY}.\n"
     if case == "negative":
         config.write_text(json.dumps(words | {"vocab_size": -3}))
         return "in: vocab_size is -3, and a whole number of at least 1 is needed.\n"
@@ -67,7 +71,7 @@ def damaged(case, folder):
         return "config.json: not JSON"
     if case == "tied and different":
         config.write_text(json.dumps(words | {"tie_word_embeddings": True}))
-        return "in: lm_head.weight differs from model.embed_tokens.weight, and the config ties them.\n"
+        return f"in: lm_head.weight differs from model.embed_tokens.weight, and the config ties them. {REMEDY}.\n"
     if case == "pickle":
         path.rename(folder / "pytorch_model.bin")
         return "pytorch_model.bin: a pickle found, which runs code when read; safetensors expected"

@@ -24,7 +24,7 @@ from kvtools.artifact.directory import SHARD_BYTES, fill_directory, read_directo
 from kvtools.artifact.files import Sink
 from kvtools.artifact.open import open_bag, source_name
 from kvtools.errors import Corrupt
-from kvtools.keye.checkpoint.formats import CheckpointFormat, canonical_name, is_unused, layer_numbers
+from kvtools.keye.checkpoint.formats import REMEDY, CheckpointFormat, canonical_name, is_unused, layer_numbers
 from kvtools.keye.checkpoint.huggingface import companion_files, format_of_config, huggingface_config
 from kvtools.keye.data.tokenizer import FILE as TOKENIZER
 from kvtools.keye.model.keye import Keye
@@ -171,9 +171,10 @@ def _of_bag(src: str) -> Weights:
     bag, name = open_bag(src, "model", made_by="kvtools pretrain keye or kvtools convert"), source_name(src)
     fields = bag.fields
     if fields.get("system") != SYSTEM:
+        system = fields.get("system") or "another system"
         raise Corrupt(
-            f"{name}: this is a model of {fields.get('system')}, and a model of keye is needed. Make one with kvtools pretrain "
-            "keye, or from a Hugging Face directory with kvtools convert."
+            f"{name}: this is a model of {system}, and a model of keye is needed. Make one with kvtools pretrain keye, or from "
+            "a Hugging Face directory with kvtools convert."
         )
     try:
         checkpoint = CheckpointFormat.from_json(str(fields.get("layout")), fields.get("architecture") or {})
@@ -227,17 +228,17 @@ def _accounted(
     if checkpoint.language is not None and checkpoint.language.tied and _HEAD in stored and _TABLE in stored:
         head, table = stored.pop(_HEAD), stored[_TABLE]
         if head.shape != table.shape or head.dtype != table.dtype or not np.array_equal(_bits(head), _bits(table)):
-            raise ValueError(f"{_HEAD} differs from {_TABLE}, and the config ties them")
+            raise ValueError(f"{_HEAD} differs from {_TABLE}, and the config ties them. {REMEDY}")
     needed = checkpoint.expected_tensors(stored)
     rest = [name for name in stored if name not in needed]
     unknown = [name for name in rest if not (is_unused(name) if unused is None else name in unused)]
     missing = [name for name in needed if name not in stored]
     faults = [(f"it holds tensors that no {checkpoint.layout} has", unknown), ("it lacks tensors", missing)]
     if unknown or missing:
-        raise ValueError("; ".join(f"{fault}: {_listed(names)}" for fault, names in faults if names))
+        raise ValueError("; ".join(f"{fault}: {_listed(names)}" for fault, names in faults if names) + f". {REMEDY}")
     for name, shape in needed.items():
         if stored[name].shape != shape:
-            raise ValueError(f"{name} is {list(stored[name].shape)}, and the config needs {list(shape)}")
+            raise ValueError(f"{name} is {list(stored[name].shape)}, and the config needs {list(shape)}. {REMEDY}")
         if NAMES[stored[name].dtype] not in _FLOATS:
             raise ValueError(f"{name} is {NAMES[stored[name].dtype]}, and one of {', '.join(_FLOATS)} is needed")
     return {name: stored[name] for name in needed}, {name: stored[name] for name in rest}

@@ -58,7 +58,7 @@ def rms_norm_backward(grad_PD: Tensor, x_PD: Tensor, weight_D: Tensor, scale_P1:
 
 
 def softmax_backward(grad: Tensor, softmax: Tensor) -> Tensor:
-    """Gradient of the scores, given that of their softmax over the last dimension; all of one shape and dtype."""
+    """Gradient of scores (..., E), given that of their softmax over the last dimension; all of the same shape and dtype."""
     if _SOFTMAX_BACKWARD is not None:
         out: Tensor = _SOFTMAX_BACKWARD(grad, softmax, softmax.ndim - 1, softmax.dtype)
         return out

@@ -50,7 +50,7 @@ class Answer:
 
     @property
     def text_tokens(self) -> np.ndarray:
-        """The tokens without the stop token."""
+        """The tokens without the stop token, int32 (N,) or one fewer."""
         return self.tokens[:-1] if self.ended == "stop" else self.tokens
 
 

@@ -96,5 +96,5 @@ class Keye(nn.Module):
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (…, D) to scores of the next token (…, vocabulary)."""
+        """Hidden states (..., D) to scores of the next token (..., vocabulary)."""
         return nf.linear(hidden, self.output_VD.to(hidden.dtype))

@@ -15,13 +15,13 @@ from kvtools.keye.model.cpu_kernels import rms_norm_backward
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products of x: autocast's where it is on, x's own otherwise."""
+    """The dtype of matrix products of x, of any shape: autocast's where it is on, x's own otherwise."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
 
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """LayerNorm of x, (…, D), in float32; the result has the dtype of matrix products."""
+    """LayerNorm of x (..., D) in float32; the result has the dtype of matrix products."""
     dtype = x.dtype if x.dtype in (torch.bfloat16, torch.float16) else norm.weight.dtype
     out = nf.layer_norm(x, norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
     return out.to(matmul_dtype(x))
@@ -39,7 +39,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, D) normed over the last dimension."""
+        """Normed over the last dimension, (..., D)."""
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         normed: Tensor = _RMSNorm.apply(wide, self.weight.to(wide.dtype), self.eps)  # type: ignore[no-untyped-call]
         return normed
@@ -65,7 +65,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def run_layer(layer: Callable[..., Tensor], *inputs: object, is_checkpointed: bool) -> Tensor:
-    """The layer's result. Checkpointed, only its inputs are kept, and the rest is computed again for gradients."""
+    """The layer's result, of any shape. Checkpointed, only inputs are kept, and the rest is computed again for gradients."""
     if is_checkpointed and torch.is_grad_enabled():
         out: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
         return out

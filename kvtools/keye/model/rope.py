@@ -80,8 +80,8 @@ def _item_positions(grid: Sequence[int], times: np.ndarray, number: int, tokens_
 
 
 def mrope_angles(positions_3S: Tensor, head_dim: int, theta: float) -> RotaryAngles:
-    """The decoder's rotation: of the head_dim / 2 angles the first are of time, the next of the row, the last of the column
-    (config.mrope_sections), at the frequencies of ordinary rotary embeddings."""
+    """The decoder's rotation for positions (3, S): of the head_dim / 2 angles the first are of time, the next of the row, the
+    last of the column (config.mrope_sections), at the frequencies of ordinary rotary embeddings."""
     device = positions_3S.device
     # in float32 and in this order, as everybody does: at position 40,960 one ulp of a frequency is 0.002 of an angle
     frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)

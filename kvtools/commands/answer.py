@@ -1,15 +1,14 @@
-"""`kvtools answer`: questions of kvtools quiz and models in, how many each answers right out."""
+"""`kvtools answer`: multiple-choice questions and models in, the models' scores out."""
 
 import json
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvtools.options import AsJson, Device, Dtype, Media, Quiet, Tokenizer, Verbose, require
+from kvtools.options import AsJson, Device, Dtype, Media, Quiet, Tokenizer, Verbose, refuse_if
 
 if TYPE_CHECKING:
-    from kvtools.keye.quiz.multiple_choice import Marks
+    from kvtools.keye.quiz.multiple_choice import Score
 
 EXAMPLES = [
     "kvtools answer questions.kvs --media clips.kvs --model keye.safetensors",
@@ -35,49 +34,60 @@ def main(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Let models answer questions that have options, and tell how many they answer right, beside chance.
+    """Score models on multiple-choice questions, beside the accuracy of guessing.
 
-    The answer is the option whose first token is the likeliest, so that a model is judged by what it knows, not by how it ends
-    its sentences. Intervals are 95 %, over clips drawn with replacement: questions of one clip are not independent.
+    The answer is the option whose first token is the most probable next token: a model is scored by what it knows, not by how
+    it ends its sentences. Intervals are 95 % bootstrap intervals over clips, since questions of one clip are not independent.
     """
     from kvtools.errors import Corrupt
-    from kvtools.keye.data.media import Media, Unreadable
-    from kvtools.keye.quiz.multiple_choice import chosen, marked, open_questions
+    from kvtools.keye.data import media as media_sources
+    from kvtools.keye.data.processor import Processor
+    from kvtools.keye.quiz.multiple_choice import open_questions, predict, score
     from kvtools.keye.run.session import open_model
     from kvtools.progress import progress
     from kvtools.train.device import keep_freed_memory, resolve_device
 
     sources, models = questions or ["-"], model or []
-    require(bool(models), "--model", "missing", "a model, as kvtools pretrain keye makes,")
-    require([*sources, *models].count("-") <= 1, "-", "named more than once", "one input from stdin")
-    asked = [question for src in sources for question in open_questions(src)]
-    place, precision = resolve_device(device, dtype)
+    refuse_if(
+        (not models, "--model is missing. Give a model that kvtools pretrain keye has written."),
+        (
+            [*sources, *models].count("-") > 1,
+            "- is given more than once, and stdin can be read only once. Give files.",
+        ),
+    )
+    inputs = [open_questions(src) for src in sources]
+    code = max(part.skipped.report(part.name, ctx.obj.log, strict=False) for part in inputs)
+    asked = [question for part in inputs for question in part.conversations]
+    compute_on, precision = resolve_device(device, dtype)
     keep_freed_memory()
-    found: list[tuple[str, Marks]] = []
-    folders = [src for src in media or [] if os.path.isdir(src)]
-    with Media(folders, [src for src in media or [] if src not in folders]) as shown:
+    scores: list[tuple[str, Score]] = []
+    with media_sources.Media(media or []) as opened_media:
         for name in models:
-            keye, chat = open_model(name, tokenizer, device=place, dtype=precision)
+            keye, template = open_model(name, tokenizer, device=compute_on, dtype=precision)
+            processor = Processor.for_model(keye.config, template, opened_media)
             try:
-                told = progress(chosen(keye, chat, shown, asked), total=len(asked), unit="questions", label=name, quiet=quiet)
-                found += [(name, marks) for marks in marked(asked, list(told))]
-            except (Unreadable, ValueError) as fault:
+                predicted = predict(keye, processor, asked)
+                answers = list(progress(predicted, total=len(asked), unit="questions", label=name, quiet=quiet))
+            except media_sources.Unreadable as fault:
+                raise Corrupt(f"{fault}.") from None
+            except ValueError as fault:
                 raise Corrupt(f"{name}: {fault}.") from None
-    for line in _lines(found, as_json=as_json):
+            scores += [(name, task_score) for task_score in score(asked, answers)]
+    for line in _lines(scores, as_json=as_json):
         typer.echo(line)
-    return 0
+    return code
 
 
-def _lines(found: "list[tuple[str, Marks]]", *, as_json: bool) -> list[str]:
-    rows: list[dict[str, Any]] = [{"model": name, **vars(marks)} for name, marks in found]
+def _lines(scores: "list[tuple[str, Score]]", *, as_json: bool) -> list[str]:
+    rows: list[dict[str, Any]] = [{"model": name, **vars(task_score)} for name, task_score in scores]
     if as_json:
         return [json.dumps(row, ensure_ascii=False) for row in rows]
-    wide = max(len(name) for name, _ in found)
-    lines = [f"{'model':<{wide}}  task      right  of    share  95 %        chance"]
+    width = max((len(name) for name, _ in scores), default=5)
+    lines = [f"{'model':<{width}}  task      right  of    share  95 %        chance"]
     for row in rows:
-        spread = f"{row['low']:.2f}-{row['high']:.2f}"
+        interval = f"{row['low']:.2f}-{row['high']:.2f}"
         lines.append(
-            f"{row['model']:<{wide}}  {row['task']:<8}  {row['right']:<5}  {row['n']:<4}  {row['share']:<5.2f}  {spread:<10}  "
-            f"{row['chance']:.2f}"
+            f"{row['model']:<{width}}  {row['task']:<8}  {row['right']:<5}  {row['n']:<4}  {row['share']:<5.2f}  "
+            f"{interval:<10}  {row['chance']:.2f}"
         )
     return lines

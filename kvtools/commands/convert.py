@@ -131,14 +131,13 @@ def _convert_conversations(
     if has_columns:
         raise Usage("--column: of no use with conversations. Leave it out.")
     refuse_existing(output, force=force)
-    name = "stdin" if src == "-" else src
-    made = open_conversations(src)
-    if not made.found:
-        raise Corrupt(f"{name}: {made.skipped.lines()[0]}; nothing is left.")
-    code = made.skipped.report(name, ctx.obj.log, strict=strict)
-    head = Head("conversation", extend("convert", ctx.obj.argv, before=[made.history], stamp=stamp))
+    source = open_conversations(src)
+    if not source.conversations:
+        raise Corrupt(f"{source.name}: {source.skipped.lines()[0]}; nothing is left.")
+    code = source.skipped.report(source.name, ctx.obj.log, strict=strict)
+    head = Head("conversation", extend("convert", ctx.obj.argv, before=[source.history], stamp=stamp))
     with Writer(Sink(output, force=force), head, level=compress) as writer:
-        write(made.found, writer)
+        write(source.conversations, writer)
     return code
 
 

@@ -24,7 +24,7 @@ from kvtools.options import (
     Strict,
     Tokenizer,
     Verbose,
-    require,
+    refuse_if,
     to_toml,
 )
 
@@ -45,40 +45,41 @@ def main(
     ] = None,
     stage: Annotated[
         Literal["matching", "alignment", "multitask", "annealing", "sft", "cold-start"],
-        typer.Option(help="What learns, and from what: see kvtools-pretrain-keye(1)."),
+        typer.Option(help="What is trained, and on what: see kvtools-pretrain-keye(1)."),
     ] = "multitask",
     init: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MODEL", help="Begin with a model, or a Hugging Face directory of one or of a part; may be repeated."
+            metavar="MODEL", help="Start from a model or a part of one: a bag or a Hugging Face directory; may be repeated."
         ),
     ] = None,
     size: Annotated[
         Literal["tiny", "small", "0.6b", "8b"],
-        typer.Option(help="The model's size where --init does not say; tiny for two cores."),
+        typer.Option(help="Model size, where --init does not decide it; tiny is for two cores."),
     ] = "tiny",
     architecture: Annotated[
-        list[str] | None, typer.Option(metavar="PART.NAME=N", help="Change the size, as language.layers=6; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="PART.NAME=N", help="Override the model config, as language.layers=6; may be repeated."),
     ] = None,
     tokenizer: Tokenizer = None,
     media: Media = None,
     ratio: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Shares of the inputs in what is shown. Default: as they are.")
+        str | None, typer.Option(metavar="A,B,...", help="Mixing weights of the inputs. Default: as they are.")
     ] = None,
     valid: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Conversations to look at after each epoch, never to learn.")
+        str | None, typer.Option(metavar="DATA", help="Held-out conversations for validation after each epoch.")
     ] = None,
     steps: Steps = "3ep",
     lr: Annotated[
-        float | None, typer.Option(metavar="X", help="Learning rate, at its peak. Default: the stage's, less for wide models.")
+        float | None, typer.Option(metavar="X", help="Peak learning rate. Default: the stage's, less for wide models.")
     ] = None,
-    batch_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens a step, visual ones included.")] = 8192,
+    batch_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens per step, visual tokens included.")] = 8192,
     length: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="Tokens a packed row. Default: 4096, or --batch-tokens.")
+        int | None, typer.Option(metavar="N", min=2, help="Tokens per packed row. Default: 4096, or --batch-tokens.")
     ] = None,
     frame_tokens: FrameTokens = "128:768",
     max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Files: tokens each may cost. Default: 3/4 of a row.")
+        int | None, typer.Option(metavar="N", min=1, help="Most visual tokens of a file. Default: 3/4 of a row.")
     ] = None,
     training: Overrides = None,
     state: StateDir = None,
@@ -96,74 +97,87 @@ def main(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Train a model that talks about pictures and videos, one stage of the report at a time.
+    """Train a vision-language model on conversations about pictures and videos, one stage at a time.
 
-    Answers carry the loss; questions and what is shown do not. What cannot be read is told and left out; the exit code is then
-    65. A run that was stopped goes on when the same command is run again. The ranks of mpiexec or srun share each step.
+    Only the assistant's text carries the loss. Conversations that cannot be read are reported and left out; the exit code is
+    then 65. Run a stopped command again to resume it. The ranks of mpiexec or srun share each step.
     """
     from contextlib import ExitStack, closing
     from functools import partial
 
     from kvtools.world import Stop
 
-    # before all that takes long, such as loading torch: a signal from here on waits for the first step to be kept
+    # before anything slow, such as loading torch: a signal from here on waits until the first step is saved
     stop = Stop() if state or output != "-" else False
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.artifact.state import RunState, lock_folder, state_folder
     from kvtools.keye.checkpoint import weights as checkpoint
-    from kvtools.keye.run import setup as starting
-    from kvtools.keye.run.recipe import Recipe
+    from kvtools.keye.run import setup
+    from kvtools.keye.run.recipe import TrainingRecipe, default_length
+    from kvtools.keye.run.training_data import open_training_data
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.loop import DTYPES, Trainer, log_run, resume_run
     from kvtools.train.peak_flops import measured_peak
     from kvtools.train.resume import TRAIN_STATE
 
-    recipe = Recipe.of(
-        stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens, length=length,
-        ratio=ratio, training=training or [], seed=seed, frame_tokens=frame_tokens, max_tokens=max_tokens,
+    recipe = TrainingRecipe(
+        stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens,
+        length=default_length(batch_tokens) if length is None else length, ratio=ratio, training=training or [], seed=seed,
+        frame_tokens=frame_tokens, max_tokens=max_tokens,
     )  # fmt: skip
     if print_config:
         typer.echo(to_toml(recipe.to_json()), nl=False)
         return 0
     world = ctx.obj.world
-    data = data or ["-"]
-    require("-" not in data or world.size == 1, "DATA", f"- on {world.size} ranks", "a file, which every rank reads,")
-    require([*data, valid].count("-") <= 1, "-", "named more than once", "one input from stdin")
-    require(valid is not None or not recipe.is_judged, "--training", "patience without --valid", "conversations to judge by")
-    place, chosen = resolve_device(device, dtype, rank=world.rank)
+    sources = data or ["-"]
+    refuse_if(
+        (
+            "-" in sources and world.size > 1,
+            f"DATA - cannot be read by {world.size} ranks. Give a file that every rank reads.",
+        ),
+        ([*sources, valid].count("-") > 1, "- is given more than once, and stdin can be read only once. Give files."),
+        (
+            valid is None and recipe.is_judged,
+            "--training patience needs --valid DATA. Give both or neither.",
+        ),
+    )
+    torch_device, precision = resolve_device(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)
     folder = state or state_folder(output)
     limit_threads(world.local_size)
     keep_freed_memory()
-
-    note = partial(ctx.obj.log, quiet=quiet)
-    tell = note if world.is_root else lambda _: None
+    log_here = partial(ctx.obj.log, quiet=quiet)
+    log_once = log_here if world.is_root else lambda _: None
+    report = {"log": log_here, "is_root": world.is_root, "strict": strict}
 
     with ExitStack() as stack:
-        given = stack.enter_context(starting.open_data(data, recipe, media=media or [], valid=valid))
-        start = starting.begin(recipe, init or [], tokenizer, place)
-        task = stack.enter_context(closing(starting.task_of(recipe, start, given, world, place)))
-        plan = recipe.plan(starting.lengths_of(recipe, task), start.arch, chosen)
-        made_of = {**recipe.to_json(), "start": start.digest, "input": given.digest, "dtype": chosen}
+        opened = stack.enter_context(open_training_data(sources, recipe, media=media or [], valid=valid))
+        start = setup.initial_model(recipe, init or [], tokenizer, torch_device)
+        task = stack.enter_context(closing(setup.make_task(recipe, start, opened, world, torch_device)))
+        plan = recipe.plan(setup.epoch_length(recipe, task), start.config, precision)
+        made_of = {**recipe.to_json(), "start": start.digest, "input": opened.digest, "dtype": precision}
         kept = RunState(folder, TRAIN_STATE, made_of)
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
-        ceiling = peak or measured_peak(place, DTYPES[chosen])
-        run = Trainer(task, plan, kept, world, device=place, peak=ceiling)
-        told = f"{recipe.what.summary}: {start.n_learning} parameters, {plan.n_steps} steps, rate {plan.lr:.3g}."
-        resume_run(run, folder, start_over=force, log=tell, summary=told if verbose else "", is_peak_given=peak is not None)
-        given.report(note, is_root=world.is_root, strict=strict)
+        peak_flops = peak or measured_peak(torch_device, DTYPES[precision])
+        run = Trainer(task, plan, kept, world, device=torch_device, peak=peak_flops)
+        about = f"{recipe.objective.summary}: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
+        resume_run(
+            run, folder, start_over=force, log=log_once, summary=about if verbose else "", is_peak_given=peak is not None
+        )
+        opened.report(**report)
         log_run(
-            run, given.guarded(run.run(stop)) if strict else run.run(stop), label="pretrain keye",
-            log_file=log if world.is_root else None, log=tell, quiet=quiet or not world.is_root, verbose=verbose, stage=stage,
+            run, opened.strictly(run.run(stop)) if strict else run.run(stop), label="pretrain keye",
+            log_file=log if world.is_root else None, log=log_once, quiet=quiet or not world.is_root, verbose=verbose,
+            stage=stage,
         )  # fmt: skip
-        code: int = world.max(given.report(note, is_root=world.is_root, strict=strict))
+        code: int = world.max(opened.report(**report))
     if not world.is_root:
         return 0
     figures = {"stage": stage, "step": run.progress.step, "loss": run.progress.loss, "validation": run.progress.best_score}
-    history = extend("pretrain keye", ctx.obj.argv, before=[*given.histories, *start.histories], stamp=stamp)
+    history = extend("pretrain keye", ctx.obj.argv, before=[*opened.histories, *start.histories], stamp=stamp)
     checkpoint.save(
-        Sink(output, force=force), start.model.cpu(), tokenizer_json=start.chat.to_bytes(), source=start.like,
+        Sink(output, force=force), start.model.cpu(), tokenizer_json=start.template.to_bytes(), source=start.like,
         files=start.files, history=history,
         fields={"recipe": recipe.to_json()} | {name: x for name, x in figures.items() if x is not None},
     )  # fmt: skip

@@ -13,15 +13,15 @@ from shop import inside, say
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
 from kvtools.keye.checkpoint import weights as checkpoint
-from kvtools.keye.data.chat_template import Chat
+from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
-from kvtools.keye.run.session import Talk, Unrolled
+from kvtools.keye.run.session import ChatSession, StreamDecoder
 
 SMALL = "--frames 2 --frame-tokens 1:8"
 EYES = VisionConfig(width=16, hidden=32, layers=1, heads=2, table_side=4)
-CHAT = Chat.open(None)
+CHAT = ChatTemplate.open(None)
 
 
 def arch(**language):
@@ -162,38 +162,93 @@ def test_an_answer_that_is_cut_is_noted(ask):
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        ("Well?", 2, "--model missing"),
-        ("--model keye.safetensors clip.mp4", 2, "QUESTION missing"),
-        ("--model keye.safetensors", 2, "QUESTION missing"),
-        ("--model keye.safetensors --top-p 0 Well?", 2, "--top-p 0.0"),
-        ("--model keye.safetensors --frame-tokens 3 Well?", 2, "--frame-tokens 3"),
-        ("--model absent.safetensors Well?", 66, "absent.safetensors: no such file or directory"),
-        ("--model keye.safetensors absent.mp4", 66, "absent.mp4: no such file. A question comes last"),
-        ("--model keye.safetensors absent.mp4 Well?", 66, "absent.mp4: no such file. Put the question in quotes"),
-        ("--model clip.mp4 Well?", 65, "clip.mp4: neither a stream nor a bag"),
-        ("--model shop.safetensors Well?", 65, "shop.safetensors: this is a model of onerec, and a model of keye is needed"),
-        ("--model matching.safetensors Well?", 65, "matching.safetensors: a siglip found, which cannot answer"),
-        ("--model cut.safetensors Well?", 65, "cut.safetensors: "),
-        ("--model keye.safetensors bad.mp4 Well?", 65, "bad.mp4: "),
-        ("--model keye.safetensors bad.png Well?", 65, "bad.png: "),
-        ("--model keye.safetensors cut.kvs Well?", 65, "cut.kvs: "),
-        ("--model keye.safetensors --tokenizer other.json Well?", 65, "other.json: "),
-        ("--model keye.safetensors --tokenizer bad.mp4 Well?", 65, "bad.mp4: "),
-        ("--model keye.safetensors --tokenizer absent.json Well?", 66, "absent.json: "),
-        ("--model mute.safetensors Well?", 65, "mute.safetensors: no tokenizer in it. Give the one it was trained with"),
+        ("Well?", 2, "--model is missing. Give a model that kvtools pretrain keye has written."),
+        (
+            "--model keye.safetensors clip.mp4",
+            2,
+            ("QUESTION is missing. Give it in quotes after the files, or - to read questions from stdin, one a line."),
+        ),
+        (
+            "--model keye.safetensors",
+            2,
+            ("QUESTION is missing. Give it in quotes after the files, or - to read questions from stdin, one a line."),
+        ),
+        ("--model keye.safetensors --top-p 0 Well?", 2, "--top-p 0.0 must be more than 0 and at most 1."),
+        (
+            "--model keye.safetensors --frame-tokens 3 Well?",
+            2,
+            "--frame-tokens 3 is not a range. Give LOW:HIGH with 1 <= LOW <= HIGH, as 128:768.",
+        ),
+        ("--model absent.safetensors Well?", 66, "absent.safetensors: no such file or directory."),
+        ("--model keye.safetensors absent.mp4", 66, "absent.mp4: no such file. A question comes last, in quotes."),
+        (
+            "--model keye.safetensors absent.mp4 Well?",
+            66,
+            "absent.mp4: no such file. Put the question in quotes, after the files.",
+        ),
+        ("--model clip.mp4 Well?", 65, "clip.mp4: this is neither a stream nor a bag."),
+        (
+            "--model shop.safetensors Well?",
+            65,
+            (
+                "shop.safetensors: this is a model of onerec, and a model of keye is needed. Make one with kvtools "
+                "pretrain keye, or from a Hugging Face directory with kvtools convert."
+            ),
+        ),
+        (
+            "--model matching.safetensors Well?",
+            65,
+            "matching.safetensors: this is a siglip, which cannot answer. Give a whole Keye-VL.",
+        ),
+        (
+            "--model cut.safetensors Well?",
+            65,
+            ("cut.safetensors: "),
+        ),
+        (
+            "--model keye.safetensors bad.mp4 Well?",
+            65,
+            "bad.mp4: not a readable video (invalid data found when processing input).",
+        ),
+        ("--model keye.safetensors bad.png Well?", 65, "bad.png: cannot identify it as a picture."),
+        (
+            "--model keye.safetensors cut.kvs Well?",
+            65,
+            "cut.kvs: no end mark; the producer died or the disk filled. Make it again.",
+        ),
+        (
+            "--model keye.safetensors --tokenizer other.json Well?",
+            65,
+            (
+                "other.json: <|image_pad|> and <|video_pad|> are tokens 269 and 270 here, and 268 and 269 in the "
+                "model. Give the tokenizer that the model was trained with."
+            ),
+        ),
+        (
+            "--model keye.safetensors --tokenizer bad.mp4 Well?",
+            65,
+            (
+                "bad.mp4: this is not a tokenizer.json (Expecting value: line 1 column 1 (char 0)). Give one, or a "
+                "folder with one."
+            ),
+        ),
+        ("--model keye.safetensors --tokenizer absent.json Well?", 66, "absent.json: no such file or directory."),
+        (
+            "--model mute.safetensors Well?",
+            65,
+            "mute.safetensors: this model has no tokenizer. Give the one it was trained with: --tokenizer FILE.",
+        ),
         ("--model nan.safetensors Well?", 65, "nan.safetensors: the model gives logits that are not finite"),
     ],
 )
 def test_what_is_refused(ask, line, code, words):
     done = ask(line)
-    assert (done.code, done.out) == (code, b"")
-    assert done.err.startswith("kvtools chat: ")
-    assert words in done.err
-    assert done.err.count("\n") == 1
+    assert (done.code, done.out, done.err.count("\n")) == (code, b"", 1)
+    assert done.err.removeprefix("kvtools chat: ").startswith(words)
 
 
 def test_a_letter_of_several_tokens_comes_whole():
-    text = Unrolled(CHAT)
+    text = StreamDecoder(CHAT)
     said = "aé漢🙂b"
     heard = [text.add(token) for token in CHAT.tokenizer.encode(said)]
     assert [part for part in heard if part] == list(said)
@@ -201,19 +256,21 @@ def test_a_letter_of_several_tokens_comes_whole():
 
 
 def test_half_a_letter_is_told_at_the_end_and_does_not_hold_up_the_rest():
-    text = Unrolled(CHAT)
+    text = StreamDecoder(CHAT)
     half = CHAT.tokenizer.encode("漢")[:2]
     assert [text.add(token) for token in half] == ["", ""]
     assert text.rest() == "\ufffd"
-    late = Unrolled(CHAT)
+    late = StreamDecoder(CHAT)
     heard = "".join(late.add(token) for token in CHAT.tokenizer.encode("漢")[:1] * 20)
     assert set(heard) == {"\ufffd"}
 
 
 def test_a_terminal_is_a_conversation_in_which_each_question_knows_those_before(ask, monkeypatch):
     asked = []
-    whole = Talk.ask
-    monkeypatch.setattr(Talk, "ask", lambda self, messages, *rest: asked.append(messages[:]) or whole(self, messages, *rest))
+    whole = ChatSession.ask
+    monkeypatch.setattr(
+        ChatSession, "ask", lambda self, messages, *rest: asked.append(messages[:]) or whole(self, messages, *rest)
+    )
     monkeypatch.setattr("sys.stdin", Stdin(b"What?\nWhy?\n", is_terminal=True))
     done = ask("--model parrot.safetensors cat.png")
     assert (done.code, done.out.decode(), done.err) == (0, "Hé!\nHé!\n", "> > > ")

@@ -37,7 +37,7 @@ def test_lists_lines_pipes_and_streams_become_the_same_records(sh, top):
     assert [line["key"] for line in lines] == ["00000000", "two", "00000002"]
     assert lines[1]["json"]["messages"][0]["content"][0] == {"type": "image", "image": "a.jpg"}
     assert lines[2]["json"]["mode"] == "no_think"
-    assert [each["id"] for each in open_conversations(str(top / "c.kvs")).found] == ["00000000", "two", "00000002"]
+    assert [each["id"] for each in open_conversations(str(top / "c.kvs")).conversations] == ["00000000", "two", "00000002"]
 
 
 def test_interactions_still_come_through_a_pipe(sh, tmp_path):
@@ -55,7 +55,7 @@ def test_one_bad_line_does_not_lose_the_others(top, capfd):
         assert done.err.startswith(
             "kvtools convert: bad.jsonl: conversations that cannot be understood left out: 2 (line 2: not JSON ("
         )
-        assert "line 3: text found, messages, conversations or instruction expected" in done.err
+        assert "line 3: fields are text; messages, conversations or instruction is needed" in done.err
         assert done.err.count("\n") == 1
         assert json.loads(say("kvtools info --json c.kvs", capfd).out)["records"] == 2
         strict = say("kvtools convert --strict bad.jsonl -o d.kvs", capfd)
@@ -98,4 +98,4 @@ def test_the_demos_of_llamafactory_are_converted(data, tmp_path, capfd):
         for name, n in (("alpaca_en_demo.json", 999), ("reason_tool_use_demo_50.jsonl", 50), ("mllm_video_demo.json", 3)):
             assert say(f"kvtools convert {folder / name} -o c.kvs --force", capfd).code == 0
             assert json.loads(say("kvtools info --json c.kvs", capfd).out)["records"] == n
-            assert len(open_conversations("c.kvs").found) == n
+            assert len(open_conversations("c.kvs").conversations) == n

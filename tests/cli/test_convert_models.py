@@ -189,15 +189,15 @@ CONVERSATIONS = [
 
 
 def test_others_find_the_tokenizer_and_how_pictures_become_patches(kv, tmp_path, keye):
-    from kvtools.keye.data.chat_template import Chat, visuals
+    from kvtools.keye.data.chat_template import ChatTemplate, visuals_of
 
-    chat = Chat.open(None)
+    chat = ChatTemplate.open(None)
     save(Sink(str(tmp_path / "m")), load(str(keye))[0], tokenizer_json=chat.to_bytes(), fields={}, history=[])
     kv("convert -q m -o made/")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == chat.stop_tokens
     for conversation in CONVERSATIONS:
-        n_visual = [1] * len(visuals(conversation))
+        n_visual = [1] * len(visuals_of(conversation))
         ids = tokenizer.apply_chat_template(conversation["messages"], return_dict=False)
         assert ids == chat.encode(conversation, n_visual)[0].tolist()
         asked = conversation["messages"][:-1]

@@ -18,7 +18,7 @@ from kvtools.artifact.files import Sink, Spool
 from kvtools.artifact.kinds import check
 from kvtools.artifact.stream import Reader
 from kvtools.keye.checkpoint import weights as checkpoint
-from kvtools.keye.data.chat_template import Chat
+from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
@@ -26,7 +26,7 @@ from kvtools.keye.run.video_embedder import Encoder
 from kvtools.video.pool import Outcome
 
 EYES = VisionConfig(width=16, hidden=32, layers=1, heads=2, table_side=4)
-CHAT = Chat.open(None)
+CHAT = ChatTemplate.open(None)
 ARCH = ModelConfig(
     EYES, LanguageConfig(width=24, hidden=32, layers=1, heads=2, kv_heads=1, head_dim=12, vocabulary=CHAT.size),
     image_token=CHAT.image_token, video_token=CHAT.video_token,

@@ -57,7 +57,7 @@ def test_questions_come_of_a_stream_with_their_answers(sh, top):
     assert sh("kvtools check q.kvs").code == 0
     assert "kvtools quiz clips.kvs" in sh("kvtools info q.kvs").out.decode()
     assert "kvtools tokenize-video" in sh("kvtools info q.kvs").out.decode()
-    with Media(streams=[str(top / "clips.kvs")]) as media:
+    with Media([str(top / "clips.kvs")]) as media:
         for question in made:
             shown = [media.fetch(part) for part in question["messages"][0]["content"] if part["type"] != "text"]
             assert len({(visual.n_tokens, tuple(visual.grid)) for visual in shown}) == 1

@@ -111,7 +111,7 @@ def make_models(top):
     from kvtools.artifact.files import Sink
     from kvtools.keye.checkpoint.formats import CheckpointFormat
     from kvtools.keye.checkpoint.weights import Weights, save, write
-    from kvtools.keye.data.chat_template import Chat
+    from kvtools.keye.data.chat_template import ChatTemplate
     from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
     from kvtools.keye.model.keye import Keye
 
@@ -125,7 +125,7 @@ def make_models(top):
             if name.startswith(("model.", "lm_head"))
         }
         write(Weights(name, checkpoint_format, state), Sink(str(top / name)) if seed else top / name, history=[])
-    chat = Chat.open(None)
+    chat = ChatTemplate.open(None)
     arch = ModelConfig(
         VisionConfig(16, 32, 1, 2, table_side=4), LanguageConfig(16, 32, 2, 2, 1, 8, vocabulary=chat.size),
         image_token=chat.image_token, video_token=chat.video_token,

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtools.errors import Corrupt, Missing
-from kvtools.keye.data.chat_template import Chat, visuals
+from kvtools.keye.data.chat_template import ChatTemplate, visuals_of
 from kvtools.keye.data.tokenizer import CONTROL, GROUNDING, SPEECH, Tokenizer
 
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat.open(None)
+    return ChatTemplate.open(None)
 
 
 def user(*parts):
@@ -90,7 +90,7 @@ def test_a_system_message_replaces_the_implied_one_and_tools_answer_in_the_users
 @given(st.text(), st.sampled_from([*CONTROL, *SPEECH]), st.text())
 @settings(max_examples=60, deadline=None)
 def test_what_is_written_never_becomes_a_control_token(before, word, after):
-    chat = Chat.open(None)
+    chat = ChatTemplate.open(None)
     plain = chat.encode({"messages": [user("x"), assistant("y")]})[0].tolist()
     for role in ("user", "assistant"):
         if role == "assistant" and word in SPEECH:
@@ -131,7 +131,7 @@ def test_text_comes_back_from_bytes(words):
 
 
 def test_a_tokenizer_survives_being_written(chat):
-    again = Chat.from_bytes(chat.to_bytes())
+    again = ChatTemplate.from_bytes(chat.to_bytes())
     assert again.to_bytes() == chat.to_bytes()
     assert (again.size, again.image_token, again.stop_tokens) == (chat.size, chat.image_token, chat.stop_tokens)
 
@@ -139,42 +139,57 @@ def test_a_tokenizer_survives_being_written(chat):
 @pytest.mark.parametrize(
     ("conversation", "counts", "words"),
     [
-        ({"messages": [user(IMAGE, "x")]}, [], "1 pictures and videos found, 0 expected"),
-        ({"messages": [user("x")]}, [4], "0 pictures and videos found, 1 expected"),
-        ({"messages": [{"role": "bot", "content": "x"}]}, [], "role 'bot'"),
-        ({"messages": [user("x")], "mode": "loud"}, [], "mode 'loud'"),
-        ({"messages": [user({"type": "audio", "audio": "x"})]}, [1], "type 'audio'"),
+        ({"messages": [user(IMAGE, "x")]}, [], "1 pictures and videos in the messages, and 0 were read"),
+        ({"messages": [user("x")]}, [4], "0 pictures and videos in the messages, and 1 were read"),
+        (
+            {"messages": [{"role": "bot", "content": "x"}]},
+            [],
+            "role is 'bot', and must be one of system, user, assistant, tool",
+        ),
+        (
+            {"messages": [user("x")], "mode": "loud"},
+            [],
+            "mode is 'loud', and must be one of None, auto, think, no_think, auto_think, agentic",
+        ),
+        (
+            {"messages": [user({"type": "audio", "audio": "x"})]},
+            [1],
+            "content is of type 'audio', and must be text, image or video",
+        ),
     ],
 )
 def test_what_is_not_a_conversation_is_refused(chat, conversation, counts, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the whole message follows
         chat.encode(conversation, counts)
+    assert str(caught.value) == words
 
 
 def test_a_wrong_tokenizer_is_told_in_one_line(chat):
     chat.require_fits(chat.size + 100, chat.image_token, chat.video_token)
-    with pytest.raises(Corrupt, match=rf"{chat.size} tokens found, at most the model's 100 expected"):
+    with pytest.raises(
+        Corrupt, match=f"has {chat.size} tokens, and the model only 100. Give the tokenizer that the model was trained with"
+    ):
         chat.require_fits(100, chat.image_token, chat.video_token)
-    with pytest.raises(Corrupt, match="the model's 5 and 6 expected"):
+    with pytest.raises(Corrupt, match="here, and 5 and 6 in the model. Give the tokenizer"):
         chat.require_fits(1000, 5, 6)
 
 
 @pytest.mark.parametrize(("name", "text"), [("t.json", "{"), ("t.json", "[1]"), ("t.json", '{"model": 3}')])
 def test_what_is_no_tokenizer_is_corrupt(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    with pytest.raises(Corrupt, match="a tokenizer.json expected"):
-        Chat.open(str(tmp_path / name))
+    with pytest.raises(Corrupt, match=r"t.json: this is not a tokenizer.json \(.*\). Give one, or a folder with one.$"):
+        ChatTemplate.open(str(tmp_path / name))
     with pytest.raises(Missing, match="neither tokenizer.json nor"):
-        Chat.open(str(tmp_path))
+        ChatTemplate.open(str(tmp_path))
 
 
 def test_visuals_come_in_order(chat):
-    assert visuals({"messages": [user(IMAGE, "x", VIDEO), assistant("y"), user(IMAGE)]}) == [IMAGE, VIDEO, IMAGE]
+    assert visuals_of({"messages": [user(IMAGE, "x", VIDEO), assistant("y"), user(IMAGE)]}) == [IMAGE, VIDEO, IMAGE]
 
 
 @pytest.mark.data
 def test_minimind_lacks_six_tokens_which_are_added(data):
-    chat = Chat.open(str(data / "tokenizer" / "minimind"))
+    chat = ChatTemplate.open(str(data / "tokenizer" / "minimind"))
     assert (chat.size, chat.image_token, chat.video_token, chat.stop_tokens) == (6406, 12, 13, (2, 0))
     assert sorted(chat.tokenizer.ids[w] for w in GROUNDING[6:]) == list(range(6400, 6406))
     assert chat.decode(chat.tokenizer.encode("视频 and <|im_end|>")) == "视频 and <|im_end|>"
@@ -182,7 +197,7 @@ def test_minimind_lacks_six_tokens_which_are_added(data):
 
 @pytest.mark.data
 def test_the_vocabulary_of_qwen2_gets_keyes_numbers(data):
-    chat = Chat.open(str(data / "tokenizer" / "qwen2"))
+    chat = ChatTemplate.open(str(data / "tokenizer" / "qwen2"))
     told = json.loads((data / "tokenizer" / "keye" / "tokenizer_config.json").read_text())["added_tokens_decoder"]
     assert {int(n): entry["content"] for n, entry in told.items()} == {n: word for word, n in chat.tokenizer.ids.items()}
     assert (chat.size, chat.image_token, chat.video_token) == (151_675, 151_655, 151_656)
@@ -193,7 +208,7 @@ def test_tokens_are_those_of_keyes_own_template(data, tmp_path):
     jinja2 = pytest.importorskip("jinja2")
     from tokenizers import Tokenizer as Library
 
-    chat = Chat.open(str(data / "tokenizer" / "qwen2"))
+    chat = ChatTemplate.open(str(data / "tokenizer" / "qwen2"))
     told = json.loads((data / "tokenizer" / "keye" / "tokenizer_config.json").read_text())
     library = Library.from_str(chat.to_bytes().decode())
     talks = [

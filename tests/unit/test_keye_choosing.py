@@ -7,13 +7,13 @@ import torch
 from small_keye import CONFIG
 from small_media import clip_of, write_stream
 
-from kvtools.keye.data.chat_template import Chat
+from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.media import Media
-from kvtools.keye.data.packing import prompt
+from kvtools.keye.data.processor import Processor
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.quiz.multiple_choice import chosen, options_of
+from kvtools.keye.quiz.multiple_choice import options_of, predict
 
-CHAT = Chat.open(None)
+CHAT = ChatTemplate.open(None)
 
 
 def question(number, form, n_choices, clip):
@@ -29,7 +29,7 @@ def question(number, form, n_choices, clip):
 
 @pytest.fixture
 def media(tmp_path):
-    with Media([], [str(write_stream(tmp_path / "c.kvs", {"a": clip_of([10, 90]), "b": clip_of([200, 10, 30])}))]) as found:
+    with Media([str(write_stream(tmp_path / "c.kvs", {"a": clip_of([10, 90]), "b": clip_of([200, 10, 30])}))]) as found:
         yield found
 
 
@@ -40,11 +40,12 @@ def test_the_choice_is_the_likeliest_of_the_options_first_tokens(media):
     language = replace(CONFIG.language, vocabulary=CHAT.tokenizer.size)
     arch = replace(CONFIG, language=language, image_token=CHAT.image_token, video_token=CHAT.video_token)
     keye = Keye(arch).eval()
-    together = list(chosen(keye, CHAT, media, asked))
-    assert together == [each for one in asked for each in chosen(keye, CHAT, media, [one])]
+    processor = Processor.for_model(arch, CHAT, media)
+    together = list(predict(keye, processor, asked))
+    assert together == [each for one in asked for each in predict(keye, processor, [one])]
     assert len(set(together)) > 1
     for one, said in zip(asked, together, strict=True):
-        alone = prompt(one, CHAT, media)
+        alone = processor.prompt(one)
         tokens, places = torch.from_numpy(alone.tokens).long(), torch.from_numpy(alone.positions)
         seen = keye.encode_images(torch.tensor(alone.visuals[0].pixels_P3HW), [alone.visuals[0].grid.tolist()])
         logits = keye.logits(keye.hidden(tokens, places, [0], seen)[-1])
@@ -52,5 +53,5 @@ def test_the_choice_is_the_likeliest_of_the_options_first_tokens(media):
 
 
 def test_an_open_question_has_no_options():
-    with pytest.raises(ValueError, match="open question"):
+    with pytest.raises(ValueError, match="^the form is 'open', and only questions of the forms choice and check have options$"):
         options_of({"form": "open", "choices": []})

@@ -10,7 +10,7 @@ from scipy import stats
 from small_keye import IMAGE, VIDEO, model
 from test_keye_sampling import slow_candidates
 
-from kvtools.keye.data.packing import join
+from kvtools.keye.data.packing import collate
 from kvtools.keye.model.generate import VisualCache, generate, log_probabilities, with_answer
 from kvtools.keye.model.inputs import Example, Visual
 from kvtools.keye.model.keye import Keye
@@ -50,7 +50,7 @@ def answers(keye, prompts=PROMPTS, **options):
 
 def full_logits(keye, made):
     """Logits of a conversation by one forward without a cache."""
-    row = join([made])
+    row = collate([made])
     with torch.no_grad():
         visual = None if row.pixels is None else keye.encode_images(torch.tensor(row.pixels), row.grid.tolist())
         hidden = keye.hidden(torch.tensor(row.tokens).long(), torch.tensor(row.positions), [0], visual)
@@ -190,7 +190,7 @@ def test_log_probabilities_are_those_of_a_full_forward():
 def test_scores_of_a_packed_row_are_those_of_the_answers():
     keye = model(4)
     made = [(p, a) for p, some in zip(PROMPTS, answers(keye, temperature=1.0, n=2), strict=True) for a in some]
-    row = join([with_answer(*pair) for pair in made])
+    row = collate([with_answer(*pair) for pair in made])
     scores = log_probabilities(keye, row)
     assert (scores.shape, scores.dtype) == ((len(row),), torch.float32)
     assert (scores[row.targets == 0] == 0).all()
@@ -202,7 +202,7 @@ def test_scores_of_a_packed_row_are_those_of_the_answers():
 
 def test_scores_have_gradients_whatever_the_chunk(monkeypatch):
     keye = model(5).double()
-    row = join([with_answer(p, a) for p, (a,) in zip(PROMPTS, answers(model(5), temperature=1.0), strict=True)])
+    row = collate([with_answer(p, a) for p, (a,) in zip(PROMPTS, answers(model(5), temperature=1.0), strict=True)])
     weights = torch.linspace(-1, 1, len(row), dtype=torch.float64)
 
     def gradients():
@@ -286,5 +286,5 @@ def test_logits_that_are_not_finite_are_refused():
 def test_bfloat16_weights_answer_too():
     keye = model().bfloat16()
     for asked, (answer,) in zip(PROMPTS, answers(keye), strict=True):
-        scores = log_probabilities(keye, join([with_answer(asked, answer)]))
+        scores = log_probabilities(keye, collate([with_answer(asked, answer)]))
         np.testing.assert_allclose(answer.logprobs, scores[len(asked) :].detach(), atol=0.1)

@@ -10,13 +10,14 @@ from kvtools.artifact.files import Sink, open_source
 from kvtools.artifact.stream import Head, Reader, Writer
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt
-from kvtools.keye.data import packing as rows
-from kvtools.keye.data.chat_template import Chat
-from kvtools.keye.data.dataloader import BAD, NO_ANSWER, TOO_LONG, UNREADABLE, Feed, PackedFeed, steps
+from kvtools.keye.data.chat_template import ChatTemplate
+from kvtools.keye.data.dataloader import BAD, NO_ANSWER, TOO_LONG, UNREADABLE, ConversationLoader, PackedRowLoader, steps
 from kvtools.keye.data.media import Media, Unreadable
+from kvtools.keye.data.packing import collate, from_record, to_record
+from kvtools.keye.data.processor import Processor
 from kvtools.keye.model.rope import mrope_positions
 
-CHAT = Chat.open(None)
+CHAT = ChatTemplate.open(None)
 SYSTEM = {"role": "system", "content": ""}
 
 
@@ -36,14 +37,14 @@ IMAGE, VIDEO = {"type": "image", "image": "a", "second": 1}, {"type": "video", "
 @pytest.fixture
 def media(tmp_path):
     stream = write_stream(tmp_path / "clips.kvs", {"a": clip_of(range(0, 80, 10), 0.7)})
-    with Media(streams=[stream]) as media:
+    with Media([stream]) as media:
         yield media
 
 
 def test_a_row_is_its_conversations_one_after_another(media):
     talks = [talk("one", 3, VIDEO, IMAGE), talk("two", 5), talk("three", 1, IMAGE)]
-    examples = [rows.example(each, CHAT, media) for each in talks]
-    row = rows.join(examples)
+    examples = [Processor(CHAT, media).example(each) for each in talks]
+    row = collate(examples)
     assert row.keys == ("one", "two", "three")
     assert row.lengths == [len(e) for e in examples]
     assert row.segments.tolist() == np.cumsum([0, *row.lengths])[:-1].tolist()
@@ -61,33 +62,33 @@ def test_a_row_is_its_conversations_one_after_another(media):
 
 
 def test_positions_follow_the_true_times(media):
-    example = rows.example(talk("x", 1, {"type": "video", "video": "a"}), CHAT, media)
+    example = Processor(CHAT, media).example(talk("x", 1, {"type": "video", "video": "a"}))
     shown = example.positions[0][example.tokens == CHAT.video_token].reshape(8, 6)
     assert (shown - shown[0, 0])[:, 0].tolist() == [int(np.float32(0.7 * k) * np.float32(2)) for k in range(8)]
 
 
 def test_a_sequence_record_gives_the_row_back(tmp_path, media):
     told = {**talk("one", 3, VIDEO), "as_is": True}
-    row = rows.join([rows.example(told, CHAT, media), rows.example(talk("two", 5), CHAT, media)])
+    row = collate([Processor(CHAT, media).example(told), Processor(CHAT, media).example(talk("two", 5))])
     assert row.as_is == {"one"}
-    bare = rows.join([rows.example(talk("three", 2), CHAT, None)])
+    bare = collate([Processor(CHAT, None).example(talk("three", 2))])
     with Writer(Sink(str(tmp_path / "s.kvs")), Head("sequence")) as writer:
         for name, each in (("r0", row), ("r1", bare)):
-            tensors, fields = rows.to_record(each)
+            tensors, fields = to_record(each)
             writer.write(name, tensors, **fields)
     for record, expected in zip(Reader(open_source(str(tmp_path / "s.kvs")), "s"), (row, bare), strict=True):
-        found = rows.from_record(record.tensors, record.fields)
+        found = from_record(record.tensors, record.fields)
         for name in ("tokens", "targets", "segments", "positions", "grid", "seconds"):
             assert (getattr(found, name) == getattr(expected, name)).all(), name
         assert (found.pixels is None) == (expected.pixels is None)
         assert found.keys == expected.keys
         assert found.as_is == expected.as_is
-    feed = PackedFeed([index_of(tmp_path / "s.kvs")], seed=3)
-    loads = list(feed.epoch(0))
-    assert sorted(load.keys for load in loads) == [("one", "two"), ("three",)]
-    assert {feed.build(load).keys for load in loads} == {("one", "two"), ("three",)}
-    with pytest.raises(Corrupt, match="video records found, sequence expected"):
-        PackedFeed([index_of(tmp_path / "clips.kvs")])
+    loader = PackedRowLoader([index_of(tmp_path / "s.kvs")], seed=3)
+    plans = list(loader.epoch(0))
+    assert sorted(plan.keys for plan in plans) == [("one", "two"), ("three",)]
+    assert {loader.build(plan).keys for plan in plans} == {("one", "two"), ("three",)}
+    with pytest.raises(Corrupt, match=r"clips.kvs: record 0: kind .video. "):
+        list(PackedRowLoader([index_of(tmp_path / "clips.kvs")]).epoch(0))
 
 
 @pytest.mark.parametrize(
@@ -96,17 +97,17 @@ def test_a_sequence_record_gives_the_row_back(tmp_path, media):
         ("segments", lambda x: x + 1, "segments"),
         ("segments", lambda x: x[:0], "segments"),
         ("grid", lambda x: x * 2, "patches"),
-        ("seconds", lambda x: x[:-1], "a time a frame"),
+        ("seconds", lambda x: x[:-1], "and 2 times, and grid needs 72 patches and 3 times"),
         ("targets", lambda x: x[:-1], "targets"),
         ("pixels", lambda x: x[:-4], "patches"),
     ],
 )
 def test_a_record_whose_parts_do_not_fit_is_refused(media, name, change, words):
-    tensors, fields = rows.to_record(rows.join([rows.example(talk("one", 3, VIDEO), CHAT, media)]))
+    tensors, fields = to_record(collate([Processor(CHAT, media).example(talk("one", 3, VIDEO))]))
     fields = {"kind": "sequence", "key": "r", **fields}
-    rows.from_record(tensors, fields)
+    from_record(tensors, fields)
     with pytest.raises(ValueError, match=words):
-        rows.from_record({**tensors, name: change(tensors[name])}, fields)
+        from_record({**tensors, name: change(tensors[name])}, fields)
 
 
 def talks_of(lengths):
@@ -116,30 +117,30 @@ def talks_of(lengths):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(0, 5), st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
 def test_an_epoch_holds_each_conversation_once_and_rows_keep_their_length(lengths, epoch, window):
-    feed = Feed(talks_of(lengths), CHAT, None, length=100, window=window, seed=1)
-    loads = list(feed.epoch(epoch))
-    assert sorted(key for load in loads for key in load.keys) == sorted(f"t{n}" for n in range(len(lengths)))
-    assert all(sum(load.lengths) <= 100 for load in loads)
-    again = Feed(talks_of(lengths), CHAT, None, length=100, window=window, seed=1)
-    assert [load.numbers for load in again.epoch(epoch)] == [load.numbers for load in loads]
-    for load in loads[:3]:
-        row = feed.build(load)
-        assert (tuple(row.lengths), row.keys, int(row.targets.sum())) == (load.lengths, load.keys, load.n_targets)
+    loader = ConversationLoader(talks_of(lengths), Processor(CHAT), length=100, window=window, seed=1)
+    plans = list(loader.epoch(epoch))
+    assert sorted(key for plan in plans for key in plan.keys) == sorted(f"t{n}" for n in range(len(lengths)))
+    assert all(sum(plan.lengths) <= 100 for plan in plans)
+    again = ConversationLoader(talks_of(lengths), Processor(CHAT), length=100, window=window, seed=1)
+    assert [plan.indices for plan in again.epoch(epoch)] == [plan.indices for plan in plans]
+    for plan in plans[:3]:
+        row = loader.build(plan)
+        assert (tuple(row.lengths), row.keys, int(row.targets.sum())) == (plan.lengths, plan.keys, plan.n_targets)
 
 
 def test_epochs_and_seeds_differ():
-    feed = Feed(talks_of([5] * 40), CHAT, None, length=100)
-    other = Feed(talks_of([5] * 40), CHAT, None, length=100, seed=1)
-    first = [load.numbers for load in feed.epoch(0)]
-    assert first != [load.numbers for load in feed.epoch(1)]
-    assert first != [load.numbers for load in other.epoch(0)]
+    loader = ConversationLoader(talks_of([5] * 40), Processor(CHAT), length=100)
+    other = ConversationLoader(talks_of([5] * 40), Processor(CHAT), length=100, seed=1)
+    first = [plan.indices for plan in loader.epoch(0)]
+    assert first != [plan.indices for plan in loader.epoch(1)]
+    assert first != [plan.indices for plan in other.epoch(0)]
 
 
 def test_an_epoch_does_not_depend_on_what_was_met_before(media):
     talks = [talk(f"t{n}", 3 + n % 7, *([IMAGE] if n % 3 else [])) for n in range(20)]
-    fresh, used = (Feed(talks, CHAT, media, length=120, window=8) for _ in range(2))
+    fresh, used = (ConversationLoader(talks, Processor(CHAT, media), length=120, window=8) for _ in range(2))
     list(used.epoch(0))
-    assert [load.numbers for load in fresh.epoch(1)] == [load.numbers for load in used.epoch(1)]
+    assert [plan.indices for plan in fresh.epoch(1)] == [plan.indices for plan in used.epoch(1)]
 
 
 def test_what_cannot_be_learnt_is_left_out_counted_and_named(media):
@@ -147,46 +148,50 @@ def test_what_cannot_be_learnt_is_left_out_counted_and_named(media):
     asked = {"id": "asked", "messages": [{"role": "user", "content": "q"}]}
     bad = {"id": "bad", "messages": [{"role": "nobody", "content": "q"}]}
     half = {"id": "half", "messages": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "x"}]}
-    feed = Feed([talk("good", 3), talk("long", 500), missing, asked, bad, half], CHAT, media, length=120)
+    loader = ConversationLoader(
+        [talk("good", 3), talk("long", 500), missing, asked, bad, half], Processor(CHAT, media), length=120
+    )
     for _ in range(2):
-        assert [load.keys for load in feed.epoch(0)] == [("good",)]
-    assert feed.skipped.counts == {TOO_LONG: 1, UNREADABLE: 1, NO_ANSWER: 1, BAD: 2}
-    said = "\n".join(feed.skipped.lines())
+        assert [plan.keys for plan in loader.epoch(0)] == [("good",)]
+    assert loader.skipped.counts == {TOO_LONG: 1, UNREADABLE: 1, NO_ANSWER: 1, BAD: 2}
+    said = "\n".join(loader.skipped.lines())
     assert "missing: nowhere: no record of that key" in said
     assert "long: 5" in said
-    assert "bad: role 'nobody'" in said
+    assert "bad: role is 'nobody'" in said
 
 
 def test_long_conversations_may_lose_their_last_turns():
     turns = [{"role": role, "content": letter * 30} for letter in "abc" for role in ("user", "assistant")]
-    feed = Feed([{"id": "x", "messages": [SYSTEM, *turns]}], CHAT, None, length=200, cuts=True)
-    (load,) = feed.epoch(0)
-    text = CHAT.decode(feed.build(load).tokens)
+    loader = ConversationLoader([{"id": "x", "messages": [SYSTEM, *turns]}], Processor(CHAT), length=200, truncates=True)
+    (plan,) = loader.epoch(0)
+    text = CHAT.decode(loader.build(plan).tokens)
     assert text.endswith("b" * 30 + "<|im_end|>\n")
     assert "c" not in text.split("system")[1]
-    assert not list(Feed([{"id": "x", "messages": [SYSTEM, *turns]}], CHAT, None, length=60, cuts=True).epoch(0))
+    assert not list(
+        ConversationLoader([{"id": "x", "messages": [SYSTEM, *turns]}], Processor(CHAT), length=60, truncates=True).epoch(0)
+    )
 
 
 def test_a_clip_that_goes_away_is_left_out_of_its_row(tmp_path, media):
-    feed = Feed([talk("one", 1, IMAGE), talk("two", 1)], CHAT, media, length=200)
-    (load,) = feed.epoch(0)
+    loader = ConversationLoader([talk("one", 1, IMAGE), talk("two", 1)], Processor(CHAT, media), length=200)
+    (plan,) = loader.epoch(0)
     media._streams.clear()
-    media._kept.clear()
-    assert feed.build(load).keys == ("two",)
-    assert (feed.gone.counts, feed.skipped.counts) == ({UNREADABLE: 1}, {})
+    media._cache.clear()
+    assert loader.build(plan).keys == ("two",)
+    assert (loader.lost_later.counts, loader.skipped.counts) == ({UNREADABLE: 1}, {})
     with pytest.raises(Unreadable):
-        rows.example(talk("one", 1, IMAGE), CHAT, media)
-    with pytest.raises(ValueError, match="no place to look"):
-        rows.example(talk("one", 1, IMAGE), CHAT, None)
+        Processor(CHAT, media).example(talk("one", 1, IMAGE))
+    with pytest.raises(ValueError, match="and no media were given to find them in"):
+        Processor(CHAT, None).example(talk("one", 1, IMAGE))
 
 
 def test_steps_hold_as_many_tokens_as_they_may():
-    feed = Feed(talks_of([20] * 30), CHAT, None, length=120)
-    gathered = list(steps(feed.epoch(0), 300))
-    sums = [sum(sum(load.lengths) for load in step) for step in gathered]
+    loader = ConversationLoader(talks_of([20] * 30), Processor(CHAT), length=120)
+    gathered = list(steps(loader.epoch(0), 300))
+    sums = [sum(sum(plan.lengths) for plan in step) for step in gathered]
     assert all(180 < n <= 300 for n in sums[:-1])  # a row of at most 120 more would not have fitted
-    assert [len(step) for step in steps(feed.epoch(0), 50)] == [1] * len(list(feed.epoch(0)))
-    assert sum(len(step) for step in gathered) == len(list(feed.epoch(0)))
+    assert [len(step) for step in steps(loader.epoch(0), 50)] == [1] * len(list(loader.epoch(0)))
+    assert sum(len(step) for step in gathered) == len(list(loader.epoch(0)))
 
 
 @pytest.mark.data
@@ -195,14 +200,14 @@ def test_real_conversations_fill_rows_and_balance(data):
     from kvtools.train.packing import balance, max_over_mean, round_robin
 
     folder = data / "reasoning" / "llamafactory"
-    chat = Chat.open(str(data / "tokenizer" / "minimind"))
+    chat = ChatTemplate.open(str(data / "tokenizer" / "minimind"))
     made = open_conversations(str(folder / "alpaca_en_demo.json"))
-    feed = Feed(made.found, chat, None, length=1024)
-    loads = list(feed.epoch(0))
-    assert feed.skipped.n_skipped == 0
-    assert sum(len(load.numbers) for load in loads) == 999
-    lengths = [sum(load.lengths) for load in loads]
+    loader = ConversationLoader(made.conversations, Processor(chat), length=1024)
+    plans = list(loader.epoch(0))
+    assert loader.skipped.n_skipped == 0
+    assert sum(len(plan.indices) for plan in plans) == 999
+    lengths = [sum(plan.lengths) for plan in plans]
     assert sum(lengths) > 0.95 * 1024 * len(lengths)
-    alone = [n for load in loads for n in load.lengths]
+    alone = [n for plan in plans for n in plan.lengths]
     costs = [n * (1 + n / 512) for n in alone]
     assert max_over_mean(costs, balance(costs, 8)) < 1.01 < max_over_mean(costs, round_robin(len(costs), 8))

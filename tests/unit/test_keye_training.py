@@ -17,25 +17,27 @@ from kvtools.artifact.stream import Head, Writer
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Usage
 from kvtools.keye.data.augment import Augment, mirrored, upended
-from kvtools.keye.data.chat_template import Chat
-from kvtools.keye.data.dataloader import Feed, PackedFeed
+from kvtools.keye.data.chat_template import ChatTemplate
+from kvtools.keye.data.dataloader import ConversationLoader, PackedRowLoader
 from kvtools.keye.data.media import Unreadable
-from kvtools.keye.data.packing import owners, to_record
+from kvtools.keye.data.packing import conversation_indices, to_record
+from kvtools.keye.data.processor import Processor
 from kvtools.keye.model.config import TextConfig
 from kvtools.keye.model.flops import RowShape, pair_flops, row_flops
 from kvtools.keye.model.inputs import Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
-from kvtools.keye.run import setup as starting
-from kvtools.keye.run.objectives import Answering, Contrasting
-from kvtools.keye.run.recipe import Recipe
+from kvtools.keye.run.objectives import NextToken, SigmoidContrastive
+from kvtools.keye.run.recipe import TrainingRecipe
+from kvtools.keye.run.setup import InitialModel, require_row_fits
 from kvtools.keye.run.stages import PARTS, STAGES
+from kvtools.keye.run.training_data import mix
 from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Plan, Trainer
 from kvtools.train.resume import TRAIN_STATE
 from kvtools.world import World
 
-CHAT = Chat.open(None)
+CHAT = ChatTemplate.open(None)
 VOCABULARY = -(-CHAT.size // 64) * 64
 SMALL = replace(
     CONFIG, language=replace(CONFIG.language, vocabulary=VOCABULARY), image_token=CHAT.image_token, video_token=CHAT.video_token
@@ -73,8 +75,10 @@ def of_size(rank, size):
     return made
 
 
-def feed_of(conversations=None, *, shelf=None, length=256, **named):
-    return Feed(conversations or [talk(n) for n in range(N)], CHAT, shelf or Shelf(), length=length, **named)
+def loader_of(conversations=None, *, shelf=None, length=256, **named):
+    return ConversationLoader(
+        conversations or [talk(n) for n in range(N)], Processor(CHAT, shelf or Shelf()), length=length, **named
+    )
 
 
 def task_of(stage="multitask", source=None, *, world=None, seed=0, **named):
@@ -82,11 +86,11 @@ def task_of(stage="multitask", source=None, *, world=None, seed=0, **named):
     given = {
         "batch_tokens": 512, "world": world or World(), "device": "cpu", "seed": seed, "augment": Augment(), **named,
     }  # fmt: skip
-    source = source or feed_of()
+    source = source or loader_of()
     if STAGES[stage].is_contrastive:
         model = Siglip(SMALL.vision, TextConfig(24, 40, 1, 2, VOCABULARY, positions=16))
-        return Contrasting(model, source, SMALL, STAGES[stage], **given)
-    return Answering(Keye(SMALL), source, SMALL, STAGES[stage], **given)
+        return SigmoidContrastive(model, source, SMALL, STAGES[stage], **given)
+    return NextToken(Keye(SMALL), source, SMALL, STAGES[stage], **given)
 
 
 def train(task, n_steps=2, **named):
@@ -103,7 +107,7 @@ def weights(task):
 
 # ── which tokens carry loss ──────────────────────────────────────────────────────────────────────────────────────────────
 def rows_of(source, epoch=0):
-    return [source.build(load) for load in source.epoch(epoch)]
+    return [source.build(plan) for plan in source.epoch(epoch)]
 
 
 def slow_loss(model, row):
@@ -131,8 +135,8 @@ def slow_loss(model, row):
 
 def test_the_loss_is_that_of_the_answers_and_their_ends_alone():
     task = task_of()
-    for row in rows_of(task.source):
-        total, right, count = task.measure(row)
+    for row in rows_of(task.loader):
+        total, right, count = task.row_loss(row)
         wanted, n_right, n = slow_loss(task.model, row)
         assert (count, float(right)) == (n, n_right)
         # float32 sums over a few dozen tokens of about 6 nats each
@@ -141,7 +145,7 @@ def test_the_loss_is_that_of_the_answers_and_their_ends_alone():
 
 def test_what_is_shown_and_asked_carries_no_loss():
     task = task_of()
-    row = rows_of(task.source)[0]
+    row = rows_of(task.loader)[0]
     is_said = row.targets == 1
     assert not np.isin(row.tokens[is_said], (CHAT.image_token, CHAT.video_token)).any()
     told = CHAT.decode(row.tokens[is_said]).split("<|im_end|>")[:-1]
@@ -150,8 +154,8 @@ def test_what_is_shown_and_asked_carries_no_loss():
 
 def test_rows_packed_give_the_loss_of_conversations_alone():
     task = task_of()
-    packed = [task.measure(row) for row in rows_of(task.source)]
-    alone = [task.measure(row) for n in range(N) for row in rows_of(feed_of([talk(n)]))]
+    packed = [task.row_loss(row) for row in rows_of(task.loader)]
+    alone = [task.row_loss(row) for n in range(N) for row in rows_of(loader_of([talk(n)]))]
     assert len(packed) < len(alone) == N
     assert sum(x[2] for x in packed) == sum(x[2] for x in alone)
     assert sum(x[0] for x in packed).item() == pytest.approx(sum(x[0] for x in alone).item(), rel=1e-5)
@@ -160,12 +164,12 @@ def test_rows_packed_give_the_loss_of_conversations_alone():
 def test_a_conversation_of_words_only_trains_too_and_leaves_a_projector_as_it_is():
     words = [{"id": f"w{n}", "messages": [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": f"It{n}."}]}
              for n in range(4)]  # fmt: skip
-    task = task_of("alignment", Feed(words, CHAT, None, length=256))
+    task = task_of("alignment", ConversationLoader(words, Processor(CHAT), length=256))
     before = weights(task)
     steps = train(task, 2, weight_decay=0.0)
     assert all(step.metrics["grad_norm"] == 0 for step in steps)
     assert all(torch.equal(x, before[name]) for name, x in weights(task).items())
-    mixed = task_of("alignment", feed_of([*words, *[talk(n) for n in range(4)]]))
+    mixed = task_of("alignment", loader_of([*words, *[talk(n) for n in range(4)]]))
     assert train(mixed, 1)[0].metrics["grad_norm"] > 0
 
 
@@ -200,10 +204,10 @@ def test_matching_teaches_both_towers_and_its_temperature():
 
 
 def test_matching_counts_equal_texts_as_belonging_to_each_others_pictures():
-    source = feed_of([talk(n, answer="the same" if n < 2 else f"no. {n}") for n in range(4)], length=1024)
+    source = loader_of([talk(n, answer="the same" if n < 2 else f"no. {n}") for n in range(4)], length=1024)
     task = task_of("matching", source)
     (row,) = rows_of(source)
-    total, right, count = task.measure(row)
+    total, right, count = task.row_loss(row)
     with torch.no_grad():
         images = task.model.encode_images(torch.from_numpy(row.pixels), row.grid.tolist()).double()
         texts = [row.tokens[row.targets == 1]]
@@ -224,15 +228,15 @@ def test_matching_counts_equal_texts_as_belonging_to_each_others_pictures():
 
 
 def test_matching_cuts_long_texts_and_looks_at_the_first_clip_of_each():
-    source = feed_of([talk(n, answer=f"{n}" * 40, clips=2) for n in range(2)], length=1024)
+    source = loader_of([talk(n, answer=f"{n}" * 40, clips=2) for n in range(2)], length=1024)
     task = task_of("matching", source)
     seen = []
-    task.model.texts = lambda tokens, starts: seen.append((tokens, starts)) or torch.ones(len(starts), 24)
+    task.model.encode_texts = lambda tokens, starts: seen.append((tokens, starts)) or torch.ones(len(starts), 24)
     images = []
-    first = type(task.model).images
-    task.model.images = lambda *given: images.append(first(task.model, *given)) or images[-1]
+    first = type(task.model).encode_images
+    task.model.encode_images = lambda *given: images.append(first(task.model, *given)) or images[-1]
     (row,) = rows_of(source)
-    _, _, count = task.measure(row)
+    _, _, count = task.row_loss(row)
     tokens, starts = seen[0]
     assert (count, starts, len(tokens), len(images[0])) == (2, [0, 16], 32, 4)
     assert tokens[15] == tokens[31] == CHAT.tokenizer.ids["<|im_end|>"]
@@ -240,15 +244,15 @@ def test_matching_cuts_long_texts_and_looks_at_the_first_clip_of_each():
 
 # ── how a step is cut up ─────────────────────────────────────────────────────────────────────────────────────────────────
 def test_pieces_and_ranks_share_the_rows_of_a_step_and_lose_none():
-    alone = task_of(source=feed_of(length=128))
+    alone = task_of(source=loader_of(length=128))
     for rows in alone.epoch(0):
-        wanted = sorted(load.numbers for load in rows)
+        wanted = sorted(plan.indices for plan in rows)
         for size, n in ((1, 1), (1, 3), (1, 50), (2, 2), (2, 3), (4, 4), (4, 9)):
             given = []
             for rank in range(size):
-                task = task_of(source=feed_of(length=128), world=of_size(rank, size))
+                task = task_of(source=loader_of(length=128), world=of_size(rank, size))
                 pieces = task.microbatches(rows, n)
-                given += [load.numbers for piece in pieces[rank::size] for load in piece]
+                given += [plan.indices for piece in pieces[rank::size] for plan in piece]
                 task.close()
             assert sorted(given) == wanted, (size, n)
     alone.close()
@@ -256,12 +260,12 @@ def test_pieces_and_ranks_share_the_rows_of_a_step_and_lose_none():
 
 def test_ranks_get_nearly_equal_work_and_are_told_how_nearly():
     long, short = [talk(n, answer="x" * 150) for n in range(4)], [talk(n) for n in range(4, 24)]
-    tasks = [task_of(source=feed_of([*long, *short], length=256), batch_tokens=10_000, world=of_size(r, 3)) for r in range(3)]
+    tasks = [task_of(source=loader_of([*long, *short], length=256), batch_tokens=10_000, world=of_size(r, 3)) for r in range(3)]
     (rows,) = list(tasks[0].epoch(0))
-    work = [sum(t.flops(load) for piece in t.microbatches(rows, 5)[r::3] for load in piece) for r, t in enumerate(tasks)]
+    work = [sum(t.flops(plan) for piece in t.microbatches(rows, 5)[r::3] for plan in piece) for r, t in enumerate(tasks)]
     told = tasks[1].after_step(World())
     assert told["load_max_over_mean"] == pytest.approx(max(work) / np.mean(work))
-    in_turn = [sum(tasks[0].flops(load) for load in rows[r::3]) for r in range(3)]
+    in_turn = [sum(tasks[0].flops(plan) for plan in rows[r::3]) for r in range(3)]
     assert told["in_turn_max_over_mean"] == pytest.approx(max(in_turn) / np.mean(in_turn))
     assert told["load_max_over_mean"] < 4 / 3  # Graham's bound on the largest share
     for task in tasks:
@@ -270,7 +274,7 @@ def test_ranks_get_nearly_equal_work_and_are_told_how_nearly():
 
 def test_a_run_taken_up_builds_only_what_is_still_to_be_learnt():
     shelf = Shelf()
-    task = task_of(source=feed_of(shelf=shelf, length=128), batch_tokens=128)
+    task = task_of(source=loader_of(shelf=shelf, length=128), batch_tokens=128)
     steps = list(task.epoch(0))
     n_measured = shelf.n_fetched
     assert (n_measured, len(steps) > 4) == (N, True), "looking at what comes costs each conversation one look"
@@ -279,24 +283,24 @@ def test_a_run_taken_up_builds_only_what_is_still_to_be_learnt():
         next(going)
     task.microbatches(next(going), 1)
     task.close()
-    assert shelf.n_fetched - n_measured <= sum(len(load.numbers) for load in steps[-1])
+    assert shelf.n_fetched - n_measured <= sum(len(plan.indices) for plan in steps[-1])
 
 
 # ── what became unreadable ───────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_clip_that_goes_between_two_looks_is_left_out_and_told_once():
     shelf = Shelf()
-    task = task_of(source=feed_of(shelf=shelf))
+    task = task_of(source=loader_of(shelf=shelf))
     assert task.n_steps() > 0
     shelf.skipped = {"3"}
     steps = train(task, 3 * task.n_steps(), save_every=0)
     assert all(np.isfinite(step.metrics["loss"]) for step in steps if step.metrics)
-    assert (task.source.skipped.counts, list(task.source.gone.counts.values())) == ({}, [1])
-    assert "t3: 3: torn" in task.source.gone.lines()[0]
+    assert (task.loader.skipped.counts, list(task.loader.lost_later.counts.values())) == ({}, [1])
+    assert "t3: 3: torn" in task.loader.lost_later.lines()[0]
 
 
 def test_a_step_of_which_nothing_is_left_changes_nothing():
     shelf = Shelf()
-    task = task_of(source=feed_of([talk(1), talk(2)], shelf=shelf))
+    task = task_of(source=loader_of([talk(1), talk(2)], shelf=shelf))
     before = weights(task)
     assert task.n_steps() == 1
     shelf.skipped = {"1", "2"}
@@ -315,14 +319,14 @@ def packed(path, rows):
 
 
 def test_packed_rows_give_the_loss_of_the_conversations_they_are_of(tmp_path):
-    source = feed_of()
+    source = loader_of()
     rows = rows_of(source)
-    task = task_of(source=PackedFeed([packed(tmp_path / "rows.kvs", rows)]))
-    told = [task.measure(task.source.build(load)) for load in task.source.epoch(0)]
-    live = [task.measure(row) for row in rows]
+    task = task_of(source=PackedRowLoader([packed(tmp_path / "rows.kvs", rows)]))
+    told = [task.row_loss(task.loader.build(plan)) for plan in task.loader.epoch(0)]
+    live = [task.row_loss(row) for row in rows]
     totals = [float(sum(x[0].detach() for x in some)) for some in (told, live)]
     assert totals[0] == pytest.approx(totals[1], rel=1e-6)
-    assert sorted(key for load in task.source.epoch(1) for key in load.keys) == sorted(f"t{n}" for n in range(N))
+    assert sorted(key for plan in task.loader.epoch(1) for key in plan.keys) == sorted(f"t{n}" for n in range(N))
 
 
 def edited(row, **changed):
@@ -335,11 +339,23 @@ def edited(row, **changed):
 
 
 BAD_ROWS = {
-    "an id beyond the vocabulary": ({"tokens": (5, 70_000)}, "70000 found, ids below the model's"),
-    "an id below 0": ({"tokens": (5, -1)}, "-1 to"),
-    "a visual token too many": ({"tokens": (1, SMALL.video_token)}, "visual tokens at"),
-    "targets that are neither 0 nor 1": ({"targets": (5, 2)}, "targets: 0 or 1"),
-    "a target that begins a conversation": ({"targets": (0, 1)}, "0 for the first token"),
+    "an id beyond the vocabulary": (
+        {"tokens": (5, 70_000)},
+        "tokens are 10 to 70000, and the model's are 0 to 319; pack rows with the model's tokenizer",
+    ),
+    "an id below 0": ({"tokens": (5, -1)}, "tokens are -1 to"),
+    "a visual token too many": (
+        {"tokens": (1, SMALL.video_token)},
+        "5 tokens are the model's visual tokens 268 and 269, and 16 patches need one for 4 of them",
+    ),
+    "targets that are neither 0 nor 1": (
+        {"targets": (5, 2)},
+        "targets must be 0 or 1, and 0 for the first token of a conversation",
+    ),
+    "a target that begins a conversation": (
+        {"targets": (0, 1)},
+        "targets must be 0 or 1, and 0 for the first token of a conversation",
+    ),
     "an odd grid": ({"grid": (slice(None), (2, 8, 1))}, "patches"),
 }
 
@@ -347,10 +363,10 @@ BAD_ROWS = {
 @pytest.mark.parametrize("what", BAD_ROWS)
 def test_a_packed_row_that_the_model_cannot_be_shown_is_named(tmp_path, what):
     change, words = BAD_ROWS[what]
-    (row,) = rows_of(feed_of([talk(0)]))
-    start = starting.Start(Keye(SMALL), SMALL, CHAT, None, [], "")
-    source = PackedFeed(
-        [packed(tmp_path / "rows.kvs", [row, edited(row, **change)])], check=lambda row: starting._require_fits(row, start)
+    (row,) = rows_of(loader_of([talk(0)]))
+    start = InitialModel(Keye(SMALL), SMALL, CHAT, None, [], "")
+    source = PackedRowLoader(
+        [packed(tmp_path / "rows.kvs", [row, edited(row, **change)])], check=lambda row: require_row_fits(row, start)
     )
     with pytest.raises(Corrupt, match="record 1: ") as found:
         list(source.epoch(0))
@@ -370,23 +386,23 @@ BIG = replace(
 def test_flops_are_those_that_torch_counts(stage, joint):
     arch = replace(BIG, vision=replace(BIG.vision, joint=joint))
     clips = [{"type": "video", "video": "0"}, {"type": "text", "text": "How?"}]
-    source = feed_of(
+    source = loader_of(
         [{"id": f"t{n}", "messages": [{"role": "user", "content": clips}, {"role": "assistant", "content": "so " * n}]}
          for n in (5, 9, 20, 30)],
         shelf=Reel(), length=4096,
     )  # fmt: skip
-    task = Answering(
+    task = NextToken(
         Keye(arch), source, arch, STAGES[stage], batch_tokens=4096, world=World(), device="cpu", seed=0, augment=Augment()
     )
-    (load,) = source.epoch(0)
-    row = source.build(load)
+    (plan,) = source.epoch(0)
+    row = source.build(plan)
     # the plain kernel, whose products torch counts; it computes both halves of what is causal
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        task.measure(row)[0].backward()
+        task.row_loss(row)[0].backward()
     task.close()
     shape = arch.language
-    causal = sum(2 * n * n * shape.heads * shape.head_dim * shape.layers for n in load.lengths)
-    wanted = task.flops(load) + 3 * causal
+    causal = sum(2 * n * n * shape.heads * shape.head_dim * shape.layers for n in plan.lengths)
+    wanted = task.flops(plan) + 3 * causal
     assert counter.get_total_flops() == pytest.approx(wanted, rel=0.03)
 
 
@@ -417,10 +433,12 @@ def test_a_frozen_tower_costs_its_forward_alone():
 
 # ── pictures that change ─────────────────────────────────────────────────────────────────────────────────────────────────
 def test_each_picture_belongs_to_its_conversation():
-    source = feed_of([talk(0, clips=2), {**talk(1), "id": "t1"}, talk(2)], length=2048)
+    source = loader_of([talk(0, clips=2), {**talk(1), "id": "t1"}, talk(2)], length=2048)
     (row,) = rows_of(source)
     begins = [int(key[1:]) for key in row.keys]
-    assert owners(row, (SMALL.image_token, SMALL.video_token)) == [g for g, n in enumerate(begins) for _ in range(1 + (n == 0))]
+    assert conversation_indices(row, (SMALL.image_token, SMALL.video_token)) == [
+        g for g, n in enumerate(begins) for _ in range(1 + (n == 0))
+    ]
 
 
 @pytest.mark.parametrize(("turned", "axis"), [(mirrored, 2), (upended, 1)])
@@ -435,7 +453,7 @@ def test_frames_are_turned_whole_and_twice_is_nothing(turned, axis):
 
 @pytest.mark.parametrize(("change", "turned"), [("flip", mirrored), ("upend", upended)])
 def test_the_share_of_conversations_that_is_asked_for_is_turned(change, turned):
-    (row,) = rows_of(feed_of([talk(n) for n in range(2)], length=2048))
+    (row,) = rows_of(loader_of([talk(n) for n in range(2)], length=2048))
     visual, ends = (SMALL.image_token, SMALL.video_token), [0, *np.cumsum(row.grid.astype(int).prod(1))]
     parts = [slice(*ends[n : n + 2]) for n in range(len(row.grid))]
 
@@ -451,9 +469,9 @@ def test_the_share_of_conversations_that_is_asked_for_is_turned(change, turned):
 
 
 def test_colours_are_exchanged_and_made_negative_alike_in_all_that_a_conversation_shows():
-    (row,) = rows_of(feed_of([talk(0), talk(1)], length=2048))
+    (row,) = rows_of(loader_of([talk(0), talk(1)], length=2048))
     visual, pictures = (SMALL.image_token, SMALL.video_token), [0, *np.cumsum(row.grid.astype(int).prod(1))]
-    whose, met = owners(row, visual), set()
+    whose, met = conversation_indices(row, visual), set()
     for seed in range(200):
         changed = Augment(recolour=1.0)(row, visual, lambda key, seed=seed: np.random.default_rng([seed, int(key[1:])]))
         found = {}
@@ -475,13 +493,15 @@ def test_colours_are_exchanged_and_made_negative_alike_in_all_that_a_conversatio
 
 def test_chance_in_pictures_hangs_on_epoch_and_key_alone():
     def seen(epoch, seed=0, length=256):
-        task = task_of(source=feed_of(length=length), seed=seed, augment=Augment(flip=0.5, jitter=0.3, upend=0.5, recolour=0.5))
+        task = task_of(
+            source=loader_of(length=length), seed=seed, augment=Augment(flip=0.5, jitter=0.3, upend=0.5, recolour=0.5)
+        )
         task._epoch = epoch
         found = {}
-        for load in task.source.epoch(0):
-            row = task._row(load)
+        for plan in task.loader.epoch(0):
+            row = task._row(plan)
             begin = 0
-            for owner, grid in zip(owners(row, task._visual_tokens), row.grid, strict=True):
+            for owner, grid in zip(conversation_indices(row, task._visual_tokens), row.grid, strict=True):
                 found[row.keys[owner]] = row.pixels[begin : begin + int(grid.prod())].tobytes()
                 begin += int(grid.prod())
         task.close()
@@ -495,12 +515,12 @@ def test_chance_in_pictures_hangs_on_epoch_and_key_alone():
 
 
 def test_pictures_whose_words_would_be_wrong_of_others_stay_as_they_are():
-    source = feed_of([{**talk(0), "as_is": True}, talk(1)], length=2048)
+    source = loader_of([{**talk(0), "as_is": True}, talk(1)], length=2048)
     (row,) = rows_of(source)
     visual = (SMALL.image_token, SMALL.video_token)
     changed = Augment(flip=1.0, jitter=0.3, upend=1.0, recolour=1.0)(row, visual, lambda _: np.random.default_rng(0))
     begin = 0
-    for owner, grid in zip(owners(row, visual), row.grid, strict=True):
+    for owner, grid in zip(conversation_indices(row, visual), row.grid, strict=True):
         part = slice(begin, begin := begin + int(grid.prod()))
         assert np.array_equal(changed.pixels[part], row.pixels[part]) == (row.keys[owner] == "t0")
 
@@ -508,7 +528,7 @@ def test_pictures_whose_words_would_be_wrong_of_others_stay_as_they_are():
 # ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def recipe(stage="multitask", steps="3ep", training=(), **named):
     given = {"size": "tiny", "architecture": [], "lr": None, "batch_tokens": 1000, "length": 100, "ratio": None, "seed": 0}
-    return Recipe.of(stage=stage, steps=steps, training=training, **{**given, **named})
+    return TrainingRecipe(stage=stage, steps=steps, training=[*training], **{**given, **named})
 
 
 SLOWER = {"visual.": 0.1, "mlp_AR.": 0.1}
@@ -537,11 +557,11 @@ def test_patience_is_at_least_an_epoch_where_there_is_any(patience, n_epochs):
 def test_a_stage_has_its_rate_and_wide_models_a_lower_one():
     wide = replace(SMALL, language=replace(SMALL.language, width=512), vision=replace(SMALL.vision, width=256))
     for stage, told in STAGES.items():
-        assert recipe(stage).rate(SMALL) == told.rate
-        assert recipe(stage).rate(wide) == told.rate / (2 if told.is_contrastive else 4)
+        assert recipe(stage).lr_for(SMALL) == told.lr
+        assert recipe(stage).lr_for(wide) == told.lr / (2 if told.is_contrastive else 4)
         alone = stage in ("matching", "alignment")  # what is trained alone has the stage's own rate
         assert recipe(stage).plan(EpochLength(40, 40_000), SMALL, "float32").lr_factors == ({} if alone else SLOWER)
-    assert recipe(lr=0.5).rate(wide) == 0.5
+    assert recipe(lr=0.5).lr_for(wide) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -556,12 +576,12 @@ def test_a_stage_has_its_rate_and_wide_models_a_lower_one():
 )
 def test_inputs_come_in_the_shares_told_and_none_loses_any(parts, ratio, wanted):
     found = [[{"id": f"{name}{k}"} for k in range(n)] for name, n in zip("ab", parts, strict=True)]
-    made = starting.mixed(found, ratio)
+    made = mix(found, ratio)
     assert "".join(each["id"][0] for each in made) == wanted
     assert {each["id"] for each in made} == {each["id"] for part in found for each in part}
 
 
 @pytest.mark.parametrize("ratio", ["1", "1,2,3", "1,0", "1,x", "1,inf", "-1,2", "1,nan"])
 def test_shares_that_cannot_be_meant_are_refused(ratio):
-    with pytest.raises(Usage, match="2 numbers above 0 expected"):
-        starting.mixed([[{}], [{}]], ratio)
+    with pytest.raises(Usage, match=f"^--ratio {ratio} must have one number above 0 for each of the 2 inputs.$"):
+        mix([[{}], [{}]], ratio)

@@ -1,17 +1,19 @@
-"""Conversations as tokens: ChatML turns as Keye-VL was trained on them, and which tokens a model learns to say.
+"""The chat template: a conversation as ChatML tokens, as Keye-VL was trained on them, and which tokens a model learns to say.
 
-What people write never becomes a control token. Marks of speech (`<think>`, `<tool_call>`) become tokens in the assistant's
-words only, marks of grounding (boxes, points) in anybody's. Template of the Keye-VL-8B-Preview repository
-(chat_template.json, tokenizer_config.json): a system message that is implied, a turn each message, `<|vision_start|>` pads
-`<|vision_end|>` where a picture or a video stands; modes are words at the end of the last question, as its model card tells.
+Text that people write never becomes a control token. The markers `<think>` and `<tool_call>` become tokens only in the
+assistant's text, the markers of grounding (boxes, points) in any text. The template is that of the Keye-VL-8B-Preview
+repository (chat_template.json, tokenizer_config.json): an implied system message, a turn for each message, and
+`<|vision_start|>` pads `<|vision_end|>` for a picture or a video. A mode is a word after the last question, as the model
+card says.
 
-Not here: what pictures hold (media.py), where tokens stand (rope.py), other people's forms of conversations
-(conversations.py).
+Not here: what pictures hold (media.py), positions (model/rope.py), other layouts of conversations (conversations.py).
+Legend: S tokens.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ MODES: dict[str | None, str] = {
 }  # fmt: skip
 ROLES = ("system", "user", "assistant", "tool")
 
-# the same for others, in the language of their templates, with one pad for each picture or video, as they have it
+# the template in Jinja, for other programs, with one pad for each picture or video, as they have it
 JINJA = "".join(
     line.strip()
     for line in r"""
@@ -61,133 +63,137 @@ class _Piece:
     marks: tuple[str, ...] = GROUNDING
 
 
-class Chat:
-    """A tokenizer and the template; `Chat.open` or `Chat.from_bytes` makes one."""
+class ChatTemplate:
+    """A tokenizer with the template. `stop_tokens` end an answer; `size` counts the token ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.size = tokenizer.size
-        self.image_token, self.video_token = (tokenizer.ids[f"<|{what}_pad|>"] for what in ("image", "video"))
+        self.image_token, self.video_token = (tokenizer.ids[f"<|{kind}_pad|>"] for kind in ("image", "video"))
         self.stop_tokens = tokenizer.ids["<|im_end|>"], tokenizer.ids["<|endoftext|>"]
 
     @staticmethod
-    def open(src: str | None) -> "Chat":
-        """By a tokenizer.json, a folder with one or with vocab.json and merges.txt, or, with None, the bytes themselves.
+    def open(src: str | None) -> "ChatTemplate":
+        """The template with the tokenizer of Tokenizer.open; None: tokens are bytes. Raises as that does."""
+        return ChatTemplate(Tokenizer.open(src))
 
-        Raises Missing where there is none, Corrupt where it cannot be understood.
+    @staticmethod
+    def from_bytes(data: bytes, name: str = FILE) -> "ChatTemplate":
+        """The template with the tokenizer of these bytes, such as a model carries. Raises Corrupt for other bytes."""
+        return ChatTemplate(Tokenizer.from_bytes(data, name))
+
+    @staticmethod
+    def of_model(src: str, files: Mapping[str, bytes]) -> "ChatTemplate":
+        """The template with the tokenizer of the model src, a bag or a directory with these small files.
+
+        Raises Corrupt where the model has none.
         """
-        return Chat(Tokenizer.open(src))
-
-    @staticmethod
-    def from_bytes(data: bytes, name: str = "tokenizer.json") -> "Chat":
-        """By the bytes of a tokenizer.json, such as a model carries."""
-        return Chat(Tokenizer.from_bytes(data, name))
-
-    @staticmethod
-    def of_model(src: str, files: Mapping[str, bytes]) -> "Chat | None":
-        """By what a model's bag or directory src carries, whose small files these are; None where it has no tokenizer."""
         if FILE in files:
-            return Chat.from_bytes(files[FILE], f"{src}: {FILE}")
-        return Chat.open(src) if os.path.exists(os.path.join(src, "vocab.json")) else None
+            return ChatTemplate.from_bytes(files[FILE], f"{src}: {FILE}")
+        if os.path.exists(os.path.join(src, "vocab.json")):
+            return ChatTemplate.open(src)
+        raise Corrupt(f"{src}: this model has no tokenizer. Give the one it was trained with: --tokenizer FILE.")
 
     def to_bytes(self) -> bytes:
         """A tokenizer.json that holds all the tokens; the same bytes every time."""
         return self.tokenizer.to_bytes()
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_control: bool = False) -> str:
-        """The text of tokens; skip_control leaves out turns, pads and stops."""
+        """The text of tokens; skip_control leaves out control tokens, such as those of turns, pads and stops."""
         return self.tokenizer.decode(ids, skip_control=skip_control)
 
     def require_fits(self, vocabulary: int, image_token: int, video_token: int) -> None:
-        """Raise Corrupt unless a model of so many tokens, with pictures at these numbers, can have learnt by this tokenizer."""
+        """Raise Corrupt unless a model with so many token ids and these visual tokens can be trained with this tokenizer."""
         remedy = "Give the tokenizer that the model was trained with."
+        name, mine, its = self.tokenizer.name, (self.image_token, self.video_token), (image_token, video_token)
         if self.size > vocabulary:
+            raise Corrupt(f"{name}: this tokenizer has {self.size} tokens, and the model only {vocabulary}. {remedy}")
+        if mine != its:
             raise Corrupt(
-                f"{self.tokenizer.name}: {self.size} tokens found, at most the model's {vocabulary} expected. {remedy}"
-            )
-        if (self.image_token, self.video_token) != (image_token, video_token):
-            raise Corrupt(
-                f"{self.tokenizer.name}: <|image_pad|> and <|video_pad|> at {self.image_token} and {self.video_token} found, "
-                f"the model's {image_token} and {video_token} expected. {remedy}"
+                f"{name}: <|image_pad|> and <|video_pad|> are tokens {mine[0]} and {mine[1]} here, and {its[0]} and {its[1]} "
+                f"in the model. {remedy}"
             )
 
     def encode(self, conversation: Conversation, n_visual_tokens: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 (S,), and uint8 (S,) 1 where the token is the assistant's to say: its words and the end of its turn.
+        """Tokens int32 (S,), and targets uint8 (S,): 1 for the assistant's text and the end of its turn, else 0.
 
-        n_visual_tokens: how many each picture or video has, in the order in which they stand. Raises ValueError where these
-        are more or fewer than the conversation has, or a message is not of the normal form.
+        n_visual_tokens: visual tokens of each picture or video, in order. Raises ValueError where there are more or fewer of
+        them than the conversation has, or where a message is not of the normal form (conversations.py).
         """
-        return self._encode(_turns(conversation, n_visual_tokens))
+        return self._encode(_pieces(conversation, n_visual_tokens))
 
     def prompt(self, conversation: Conversation, n_visual_tokens: Sequence[int] = (), *, mode: str | None = None) -> np.ndarray:
-        """Tokens int32 (S,) after which the assistant speaks; an answer that the conversation ends with is left out.
+        """Tokens int32 (S,) after which the assistant speaks: those that `encode` puts before an answer at the end.
 
-        mode: in place of the conversation's own. These are the tokens that `encode` puts before that answer.
+        mode: used in place of the conversation's own. Raises ValueError as `encode`.
         """
-        asked = unanswered(conversation)
+        unanswered = without_answer(conversation)
         if mode is not None:
-            asked = {**asked, "mode": mode}
-        opening = [_Piece("<|im_start|>", is_special=True), _Piece("assistant\n")]
-        return self._encode([*_turns(asked, n_visual_tokens), *opening])[0]
+            unanswered = {**unanswered, "mode": mode}
+        return self._encode([*_pieces(unanswered, n_visual_tokens), _special("<|im_start|>"), _Piece("assistant\n")])[0]
 
     def _encode(self, pieces: Sequence[_Piece]) -> tuple[np.ndarray, np.ndarray]:
         tokens: list[int] = []
         targets: list[int] = []
-        for piece in _joined(pieces):
-            given = self.tokenizer.ids[piece.text] if piece.is_special else None
-            ids = [given] if given is not None else self.tokenizer.encode(piece.text, piece.marks)
+        for piece in _merged(pieces):
+            ids = [self.tokenizer.ids[piece.text]] if piece.is_special else self.tokenizer.encode(piece.text, piece.marks)
             tokens += ids
             targets += [int(piece.is_target)] * len(ids)
         return np.array(tokens, np.int32), np.array(targets, np.uint8)
 
 
-def visuals(conversation: Conversation) -> list[Mapping[str, Any]]:
-    """The pictures and videos of a conversation, in the order in which they stand."""
+def visuals_of(conversation: Conversation) -> list[Mapping[str, Any]]:
+    """The pictures and videos of a conversation, in order."""
     return [part for message in conversation["messages"] for part in _parts(message) if part["type"] != "text"]
 
 
-def unanswered(conversation: Conversation) -> Conversation:
-    """The conversation without the assistant's answer that it ends with, if it does."""
+def without_answer(conversation: Conversation) -> Conversation:
+    """The conversation without the assistant's message at its end, if it has one."""
     messages = list(conversation["messages"])
     if messages and messages[-1]["role"] == "assistant":
         messages.pop()
     return {**conversation, "messages": messages}
 
 
-def _turns(conversation: Conversation, n_visual_tokens: Sequence[int]) -> list[_Piece]:
+def _pieces(conversation: Conversation, n_visual_tokens: Sequence[int]) -> list[_Piece]:
     messages, mode = conversation["messages"], conversation.get("mode")
     if mode not in MODES:
-        raise ValueError(f"mode {mode!r} found, one of {', '.join(map(str, MODES))} expected")
-    n_found = len(visuals(conversation))
-    if n_found != len(n_visual_tokens):
-        raise ValueError(f"{n_found} pictures and videos found, {len(n_visual_tokens)} expected")
+        raise ValueError(f"mode is {mode!r}, and must be one of {', '.join(map(str, MODES))}")
+    n_visuals = len(visuals_of(conversation))
+    if n_visuals != len(n_visual_tokens):
+        raise ValueError(f"{n_visuals} pictures and videos in the messages, and {len(n_visual_tokens)} were read")
     counts = iter(n_visual_tokens)
-    last_asked = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    last_question = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=-1)
     pieces = [] if messages and messages[0]["role"] == "system" else _turn("system", [_Piece(SYSTEM)])
-    is_in_tools = False
     for number, message in enumerate(messages):
         role = message["role"]
         if role not in ROLES:
-            raise ValueError(f"role {role!r} found, one of {', '.join(ROLES)} expected")
+            raise ValueError(f"role is {role!r}, and must be one of {', '.join(ROLES)}")
         content = list(_content(message, counts))
-        if number == last_asked and MODES[mode]:
+        if number == last_question and MODES[mode]:
             content.append(_Piece(MODES[mode]))
         if role == "tool":
-            # as Qwen3's template has it: answers of tools are the user's to bring, those in a row in one turn
-            follows = number + 1 < len(messages) and messages[number + 1]["role"] == "tool"
-            pieces += [_Piece("\n")] if is_in_tools else [_special("<|im_start|>"), _Piece("user\n")]
-            pieces += [_special("<tool_response>"), _Piece("\n"), *content, _Piece("\n"), _special("</tool_response>")]
-            pieces += [] if follows else [_special("<|im_end|>"), _Piece("\n")]
-            is_in_tools = follows
+            is_first, is_last = (
+                not 0 <= neighbour < len(messages) or messages[neighbour]["role"] != "tool"
+                for neighbour in (number - 1, number + 1)
+            )
+            pieces += _tool_response(content, is_first=is_first, is_last=is_last)
         else:
             pieces += _turn(role, content, is_target=role == "assistant" and message.get("loss", True))
     return pieces
 
 
 def _turn(role: str, content: Sequence[_Piece], *, is_target: bool = False) -> list[_Piece]:
-    said = [replace(piece, is_target=is_target and piece.text not in CONTROL) for piece in content]
+    text = [replace(piece, is_target=is_target and piece.text not in CONTROL) for piece in content]
     end = replace(_special("<|im_end|>"), is_target=is_target)
-    return [_special("<|im_start|>"), _Piece(f"{role}\n"), *said, end, _Piece("\n")]
+    return [_special("<|im_start|>"), _Piece(f"{role}\n"), *text, end, _Piece("\n")]
+
+
+def _tool_response(content: Sequence[_Piece], *, is_first: bool, is_last: bool) -> list[_Piece]:
+    # as in Qwen3's template: a tool's answer is a turn of the user, and neighbouring answers share one turn
+    begin = [_special("<|im_start|>"), _Piece("user\n")] if is_first else [_Piece("\n")]
+    end = [_special("<|im_end|>"), _Piece("\n")] if is_last else []
+    return [*begin, _special("<tool_response>"), _Piece("\n"), *content, _Piece("\n"), _special("</tool_response>"), *end]
 
 
 def _content(message: Mapping[str, Any], counts: Iterator[int]) -> Iterator[_Piece]:
@@ -199,7 +205,7 @@ def _content(message: Mapping[str, Any], counts: Iterator[int]) -> Iterator[_Pie
             pads = [_special(f"<|{part['type']}_pad|>")] * next(counts)
             yield from [_special("<|vision_start|>"), *pads, _special("<|vision_end|>")]
         else:
-            raise ValueError(f"content of type {part['type']!r} found, text, image or video expected")
+            raise ValueError(f"content is of type {part['type']!r}, and must be text, image or video")
 
 
 def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -211,18 +217,14 @@ def _special(word: str) -> _Piece:
     return _Piece(word, is_special=True)
 
 
-def _joined(pieces: Sequence[_Piece]) -> Iterator[_Piece]:
-    """The same, plain texts that follow one another made one, since letters pair across them; never the assistant's words
-    with what comes before, so that a prompt is what comes before them."""
-    held: _Piece | None = None
-    for piece in pieces:
-        if held is not None and not piece.is_special and (piece.is_target, piece.marks) == (held.is_target, held.marks):
-            held = replace(held, text=held.text + piece.text)
-            continue
-        if held is not None:
-            yield held
-        held = None if piece.is_special else piece
-        if piece.is_special:
-            yield piece
-    if held is not None:
-        yield held
+def _merged(pieces: Sequence[_Piece]) -> Iterator[_Piece]:
+    """The same pieces, with neighbouring plain texts merged, since byte pairs cross their border.
+
+    The assistant's text is never merged with what stands before it, so that a prompt has the tokens that stand before it.
+    """
+    is_alike = lambda piece: (piece.is_special, piece.is_target, piece.marks)
+    for (is_special, is_target, marks), run in groupby(pieces, is_alike):
+        if is_special:
+            yield from run
+        else:
+            yield _Piece("".join(piece.text for piece in run), is_target=is_target, marks=marks)

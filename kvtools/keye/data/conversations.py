@@ -1,12 +1,12 @@
-"""Conversations in, from a stream of them or from the JSON that other programs keep, all brought to one form.
+"""Conversations from a stream of them or from the JSON of other programs, all brought to one normal form.
 
 The form: {"id", "mode", "messages": [{"role", "content": [{"type": "text", "text"} | {"type": "image", "image"} | {"type":
-"video", "video"}, …]}]}, with the words of media.py on pictures and videos, `"loss": false` on messages not to be learnt, and
-`"rejected"`, a worse last answer, where there is one. What else a conversation says of itself stays with it.
+"video", "video"}, …]}]}, with the fields of media.py for pictures and videos, `"loss": false` on messages that are not learnt,
+and `"rejected"`, a worse last answer, where there is one. Other fields of a conversation stay with it.
 
 Read: that form; OpenAI's messages; ShareGPT's and LLaVA's conversations; LLaMA-Factory's messages with `<image>` and `<video>`
-marks, its alpaca columns, its pairs of answers, and its newer parts with values; as one JSON list, or a line each. Sound is not
-read: conversations with it are left out, and so is what cannot be understood, each named. Nothing is fetched.
+marks, its alpaca columns, its pairs of answers, and its newer parts with values; as one JSON list, or one object a line. Sound
+is not read: conversations with sound are left out, and so are those of no known layout, each named. Nothing is fetched.
 """
 
 import json
@@ -23,6 +23,7 @@ from kvtools.artifact import is_stream, kinds
 from kvtools.artifact.blob import canonical
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
+from kvtools.artifact.open import open_stream, source_name
 from kvtools.artifact.stream import Reader, Writer
 from kvtools.errors import Corrupt
 from kvtools.keye.data.chat_template import MODES
@@ -32,24 +33,30 @@ BAD = "conversations that cannot be understood left out"
 
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "tool": "tool",
           "observation": "tool", "function": "tool", "function_call": "assistant", "developer": "system"}  # fmt: skip
-_WORDS = ("seconds", "second", "fps", "frames", "shown", "size")  # what an item says beside its source
-_LOOKED = 4096  # bytes in which what is no text has a zero
+_ITEM_FIELDS = ("seconds", "second", "fps", "frames", "shown", "size")  # of a picture or video, beside its source
+_SNIFFED_BYTES = 4096  # a file with a zero byte among the first of them is not text
+_THOUGHT = "<think>\n{}\n</think>\n\n"
+_NO_SOUND = "it has sound, and only pictures and videos are read"
 _MARK = re.compile(r"(<image>|<video>|<audio>)")
 _TOOLS = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function "
     "signatures within <tools></tools> XML tags:\n<tools>\n{}\n</tools>\n\nFor each function call, return a json object with "
     "function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
     '{{"name": <function-name>, "arguments": <args-json-object>}}\n</tool_call>'
-)  # how Qwen3's template tells a model of its tools
+)  # as in Qwen3's template
 
 
 @dataclass
 class Conversations:
-    """What a source holds: `root` is the folder in which its relative paths begin; `history` that of a stream's first part."""
+    """The conversations of a source, and those that were skipped.
 
-    found: list[dict[str, Any]] = field(default_factory=list)
+    root: the folder in which its relative paths begin. history: of a stream's first part.
+    """
+
+    name: str
+    root: str
+    conversations: list[dict[str, Any]] = field(default_factory=list)
     skipped: SkippedRows = field(default_factory=SkippedRows)
-    root: str = ""
     history: list[Step] = field(default_factory=list)
 
 
@@ -61,65 +68,62 @@ def looks_like_json(file: BinaryIO) -> bool:
 def open_conversations(src: str, file: BinaryIO | None = None) -> Conversations:
     """The conversations of a path or `-`. file: src already open, of which nothing has been consumed.
 
-    Raises Corrupt for a source that is neither JSON nor a stream of conversations, or holds none.
+    Raises Missing where src cannot be read, Corrupt where it is neither JSON nor a stream of conversations, or empty.
     """
     file = file or open_source(src)
-    name = "stdin" if src == "-" else src
-    made = Conversations(root="" if src == "-" else os.path.dirname(src))
+    source = Conversations(source_name(src), "" if src == "-" else os.path.dirname(src))
     if is_stream(file):
-        reader = Reader(file, name)
-        if reader.head.kind != "conversation":
-            raise Corrupt(f"{name}: {reader.head.kind} records found, conversation expected.")
-        made.history = reader.head.history
-        documents = _of_stream(reader, name)
+        reader = open_stream(src, "conversation", made_by="kvtools convert", file=file)
+        source.history = reader.head.history
+        documents = _of_stream(reader, source.name)
     else:
         data = file.read()
-        if b"\0" in data[:_LOOKED]:
-            raise Corrupt(f"{name}: bytes that are neither a stream nor JSON found, conversations expected.")
-        documents = _of_text(data, name)
-    n_met = 0
-    for n_met, (where, document) in enumerate(documents, start=1):
+        if b"\0" in data[:_SNIFFED_BYTES]:
+            raise Corrupt(f"{source.name}: this is neither a stream nor JSON. Give conversations in one of these forms.")
+        documents = _of_text(data, source.name)
+    n_documents = 0
+    for n_documents, (where, document) in enumerate(documents, start=1):
         try:
             if isinstance(document, ValueError):
                 raise document
-            conversation = normal(document)
+            conversation = normalise(document)
             canonical(conversation)  # half a letter (a lone surrogate) can be read but not written
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
-            made.skipped.skip(BAD, f"{where}: {' '.join(str(fault).split())}")
+            source.skipped.skip(BAD, f"{where}: {' '.join(str(fault).split())}")
         else:
-            made.found.append({"id": f"{n_met - 1:08d}", **conversation})
-    if not n_met:
-        raise Corrupt(f"{name}: no conversation in it; look at the stage before this one.")
-    return made
+            source.conversations.append({"id": f"{n_documents - 1:08d}", **conversation})
+    if not n_documents:
+        raise Corrupt(f"{source.name}: no conversation in it; look at the stage before this one.")
+    return source
 
 
 def write(conversations: Iterable[Mapping[str, Any]], writer: Writer) -> None:
-    """Append conversations of the one form, a record each, named by their ids."""
+    """Append conversations of the normal form, a record each, keyed by their ids."""
     for conversation in conversations:
         writer.write(str(conversation["id"]), {"json": np.frombuffer(canonical(conversation), np.uint8)})
 
 
-def normal(document: Any) -> dict[str, Any]:
-    """One conversation in the one form. Raises ValueError, with what was found, for what has no known layout."""
+def normalise(document: Any) -> dict[str, Any]:
+    """One conversation in the normal form. Raises ValueError, with what was found, for a document of no known layout."""
     if not isinstance(document, dict):
-        raise ValueError(f"a JSON {type(document).__name__} found, an object expected")
+        raise ValueError(f"it is a JSON {type(document).__name__}, and an object is needed")
     rest = dict(document)
-    turns = _taken_turns(rest)
-    media = {kind: sources for kind in ("image", "video", "audio") if (sources := _sources(rest, kind)) is not None}
-    messages = [_message(turn, media) for turn in turns]
+    messages = _pop_messages(rest)
+    media = {kind: sources for kind in ("image", "video", "audio") if (sources := _pop_sources(rest, kind)) is not None}
+    normal = [_message(message, media) for message in messages]
     if media.get("audio"):
-        raise ValueError("sound found, pictures and videos expected")
-    _place_unmarked(messages, media)
+        raise ValueError(_NO_SOUND)
+    _place_unmarked(normal, media)
     if tools := rest.pop("tools", None):
-        _tell_tools(messages, tools)
-    worse = rest.pop("rejected", None)
-    rest.update(messages=messages, mode=rest.get("mode"))
-    if worse is not None:
-        rest["rejected"] = _message(worse if isinstance(worse, dict) else {"role": "assistant", "content": worse}, media)
-    if (named := rest.pop("id", None)) is not None:
-        rest["id"] = str(named)
+        _add_tools(normal, tools)
+    rejected = rest.pop("rejected", None)
+    rest.update(messages=normal, mode=rest.get("mode"))
+    if rejected is not None:
+        rest["rejected"] = _message(_as_answer(rejected), media)
+    if (identifier := rest.pop("id", None)) is not None:
+        rest["id"] = str(identifier)
     if rest["mode"] not in MODES:
-        raise ValueError(f"mode {rest['mode']!r} found, one of {', '.join(map(str, MODES))} expected")
+        raise ValueError(f"mode is {rest['mode']!r}, and must be one of {', '.join(map(str, MODES))}")
     return rest
 
 
@@ -139,7 +143,7 @@ def _of_text(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
         try:
             documents = _parsed(data)
         except ValueError as fault:
-            raise Corrupt(f"{name}: {fault}; a JSON list of conversations expected.") from None
+            raise Corrupt(f"{name}: {fault}. Give a JSON list of conversations.") from None
         yield from ((f"entry {n}", document) for n, document in enumerate(documents))
         return
     lines = [(n, line) for n, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
@@ -157,77 +161,81 @@ def _of_text(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _parsed(data: bytes) -> Any:
-    def refused(word: str) -> float:
-        raise ValueError(f"{word} found, JSON has finite numbers only")
+    def refuse(word: str) -> float:
+        raise ValueError(f"{word} is no JSON, which has finite numbers only")
 
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=refused)
+        return json.loads(data.decode("utf-8"), parse_constant=refuse)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON ({' '.join(str(error).split())})") from None
 
 
-def _taken_turns(rest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages as they stand in any of the layouts, in order; taken out of `rest`. Parts are normalised later."""
-    turns: list[dict[str, Any]]
+def _pop_messages(rest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of any of the layouts, in order, taken out of `rest`. Their parts are not yet normalised."""
     if (worse := rest.pop("rejected_messages", None)) is not None:
         rest["rejected"] = worse[-1]
-    listed = [rest.pop(name) for name in ("messages", "conversations", "chosen_messages") if name in rest]
-    if listed:
-        if not isinstance(listed[0], list) or not all(isinstance(turn, dict) for turn in listed[0]):
-            raise ValueError(f"messages {str(listed[0])[:40]!r} found, a list of objects expected")
-        turns = list(listed[0])
+    lists = [rest.pop(name) for name in ("messages", "conversations", "chosen_messages") if name in rest]
+    if lists:
+        if not isinstance(lists[0], list) or not all(isinstance(message, dict) for message in lists[0]):
+            raise ValueError(f"messages are {str(lists[0])[:40]!r}, and must be a list of objects")
+        messages = list(lists[0])
     elif "instruction" in rest:
-        turns = []
-        for asked, answered in rest.pop("history", None) or []:
-            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        asked = "\n".join(word for word in (rest.pop("instruction"), rest.pop("input", "")) if word)
-        turns.append({"role": "user", "content": asked})
-        if "output" in rest:
-            turns.append({"role": "assistant", "content": rest.pop("output")})
+        messages = _pop_alpaca(rest)
     else:
-        raise ValueError(f"{', '.join([*rest][:5]) or 'nothing'} found, messages, conversations or instruction expected")
-    better = rest.pop("chosen", None)
-    if better is not None:
-        turns.append(better if isinstance(better, dict) else {"role": "assistant", "content": better})
+        raise ValueError(f"fields are {', '.join([*rest][:5]) or 'none'}; messages, conversations or instruction is needed")
+    if (better := rest.pop("chosen", None)) is not None:
+        messages.append(_as_answer(better))
     system = rest.pop("system", None)
-    if not turns:
-        raise ValueError("no messages found, one at least expected")
-    return [{"role": "system", "content": system}, *turns] if system else turns
+    if not messages:
+        raise ValueError("it has no messages")
+    return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def _sources(rest: dict[str, Any], kind: str) -> list[Any] | None:
-    """What the `<image>` marks and their like stand for, in order; None where nothing is said of it."""
-    found = rest.pop(f"{kind}s", None)
-    found = rest.pop(kind, None) if found is None else found
-    return [found] if isinstance(found, str | dict) else None if found is None else list(found)
+def _pop_alpaca(rest: dict[str, Any]) -> list[dict[str, Any]]:
+    messages = []
+    for question, answer in rest.pop("history", None) or []:
+        messages += [{"role": "user", "content": question}, _as_answer(answer)]
+    instruction = "\n".join(text for text in (rest.pop("instruction"), rest.pop("input", "")) if text)
+    messages.append({"role": "user", "content": instruction})
+    return [*messages, _as_answer(rest.pop("output"))] if "output" in rest else messages
 
 
-def _message(turn: Mapping[str, Any], media: dict[str, list[Any]]) -> dict[str, Any]:
-    told = turn["role"] if "role" in turn else turn["from"]
-    if told not in _ROLES:
-        raise ValueError(f"role {told!r} found, one of {', '.join(_ROLES)} expected")
-    content = turn["content"] if "content" in turn else turn.get("value")
-    if isinstance(content, str) and told == "function_call":
-        content = f"<tool_call>\n{content}\n</tool_call>"
+def _as_answer(answer: Any) -> dict[str, Any]:
+    return answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}
+
+
+def _pop_sources(rest: dict[str, Any], kind: str) -> list[Any] | None:
+    """The sources that marks such as `<image>` stand for, in order; None where the conversation does not list any."""
+    sources = rest.pop(f"{kind}s", None)
+    sources = rest.pop(kind, None) if sources is None else sources
+    return [sources] if isinstance(sources, str | dict) else None if sources is None else list(sources)
+
+
+def _message(message: Mapping[str, Any], media: dict[str, list[Any]]) -> dict[str, Any]:
+    role = message["role"] if "role" in message else message["from"]
+    if role not in _ROLES:
+        raise ValueError(f"role is {role!r}, and must be one of {', '.join(_ROLES)}")
+    content = message["content"] if "content" in message else message.get("value")
+    if isinstance(content, str) and role == "function_call":
+        content = _tool_call(content)
     parts = [] if content is None else [content] if isinstance(content, str | dict) else content
-    made = [normal_part for part in parts for normal_part in _parts(part, media)]
-    if calls := turn.get("tool_calls"):
-        made += [{"type": "text", "text": _call(call.get("function", call))} for call in calls]
-    if thought := turn.get("reasoning_content"):
-        made.insert(0, {"type": "text", "text": f"<think>\n{thought}\n</think>\n\n"})
-    if not made:
-        raise ValueError(f"a message of {told} without content found")
-    message: dict[str, Any] = {"role": _ROLES[told], "content": made}
-    if message["role"] == "assistant" and (turn.get("loss") is False or 0 in (turn.get("loss_weight"), turn.get("weight"))):
-        message["loss"] = False
-    return message
+    normal = [normal_part for part in parts for normal_part in _parts(part, media)]
+    if calls := message.get("tool_calls"):
+        normal += [_text(_tool_call(call.get("function", call))) for call in calls]
+    if thought := message.get("reasoning_content"):
+        normal.insert(0, _text(_THOUGHT.format(thought)))
+    if not normal:
+        raise ValueError(f"a message of {role} has no content")
+    is_unlearnt = message.get("loss") is False or 0 in (message.get("loss_weight"), message.get("weight"))
+    loss = {"loss": False} if _ROLES[role] == "assistant" and is_unlearnt else {}
+    return {"role": _ROLES[role], "content": normal, **loss}
 
 
 def _parts(part: Any, media: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     if isinstance(part, str):
-        part = {"type": "text", "text": part}
+        part = _text(part)
     if not isinstance(part, dict):
-        raise ValueError(f"content {part!r} found, text or an object expected")
+        raise ValueError(f"content has {part!r}, and must be text or an object")
     kind = str(part.get("type", "")).removesuffix("_url").removeprefix("input_")
     value = next((part[name] for name in (part["type"], kind, "value", "url", "path") if name in part), None)
     if isinstance(value, dict) and "url" in value:
@@ -235,67 +243,76 @@ def _parts(part: Any, media: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     if kind == "text" and isinstance(value, str):
         yield from _marked(value, media)
     elif kind == "reasoning" and isinstance(value, str):
-        yield {"type": "text", "text": f"<think>\n{value}\n</think>\n\n"}
+        yield _text(_THOUGHT.format(value))
     elif kind == "tool_call":
-        yield {"type": "text", "text": _call(value)}
+        yield _text(_tool_call(value))
     elif kind in ("image", "video") and value:
         yield _item(kind, value, part)
     else:
-        raise ValueError(f"content of type {part.get('type')!r} found, text, image or video expected")
+        raise ValueError(f"content is of type {part.get('type')!r}, and must be text, image or video")
 
 
-def _marked(words: str, media: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """Text with marks for what the conversation lists apart; without such a list a mark is text. Raises ValueError for more
-    marks than it has."""
-    for piece in _MARK.split(words):
+def _marked(text: str, media: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Text with marks for the sources that the conversation lists; without such a list a mark is text.
+
+    Raises ValueError for more marks than sources.
+    """
+    for piece in _MARK.split(text):
         kind = piece[1:-1] if _MARK.fullmatch(piece) else ""
         if kind in media:
             if not media[kind]:
-                raise ValueError(f"more {piece} marks found than there are {kind}s")
-            source = media[kind].pop(0)
+                raise ValueError(f"there are more {piece} marks than {kind}s")
             if kind == "audio":
-                raise ValueError("sound found, pictures and videos expected")
-            yield _item(kind, source, source if isinstance(source, dict) else {})
+                raise ValueError(_NO_SOUND)
+            yield _listed_item(kind, media[kind].pop(0))
         elif piece:
-            yield {"type": "text", "text": piece}
+            yield _text(piece)
 
 
 def _place_unmarked(messages: Sequence[dict[str, Any]], media: dict[str, list[Any]]) -> None:
-    """Put what no mark stands for before the first question, if there was no mark at all."""
-    left = [(kind, source) for kind in ("image", "video") for source in media.get(kind, ())]
-    asked = next((message for message in messages if message["role"] == "user"), None)
-    if not left:
+    """Put sources without a mark before the first question, if there is no mark at all."""
+    items = [_listed_item(kind, source) for kind in ("image", "video") for source in media.get(kind, ())]
+    question = next((message for message in messages if message["role"] == "user"), None)
+    if not items:
         return
-    if asked is None or any(part["type"] != "text" for message in messages for part in message["content"]):
-        raise ValueError(f"{len(left)} pictures or videos more than there are marks for them")
-    asked["content"][:0] = [_item(kind, source, source if isinstance(source, dict) else {}) for kind, source in left]
+    if question is None or any(part["type"] != "text" for message in messages for part in message["content"]):
+        raise ValueError(f"there are {len(items)} pictures or videos more than marks for them")
+    question["content"][:0] = items
 
 
-def _item(kind: str, value: Any, told: Mapping[str, Any]) -> dict[str, Any]:
-    # a dictionary says where under its kind, or as datasets of Hugging Face do
+def _listed_item(kind: str, source: Any) -> dict[str, Any]:
+    return _item(kind, source, source if isinstance(source, dict) else {})
+
+
+def _item(kind: str, value: Any, described: Mapping[str, Any]) -> dict[str, Any]:
+    # a dictionary has the source under its kind, or under `path` as datasets of Hugging Face have
     source = next((value[name] for name in (kind, "path") if value.get(name)), None) if isinstance(value, dict) else value
     if isinstance(source, str):
         source = unquote(source.removeprefix("file://")) if source.startswith("file://") else source
     elif not (isinstance(source, list) and source and kind == "video"):
-        raise ValueError(f"{kind} {source!r} found, a path or a key expected")
-    words = {name: told[name] for name in _WORDS if told.get(name) is not None}
-    if told.get("nframes"):
-        words["frames"] = told["nframes"]
-    return {"type": kind, kind: source, **words}
+        raise ValueError(f"{kind} is {source!r}, and must be a path or a key")
+    options = {name: described[name] for name in _ITEM_FIELDS if described.get(name) is not None}
+    if described.get("nframes"):
+        options["frames"] = described["nframes"]
+    return {"type": kind, kind: source, **options}
 
 
-def _call(value: Any) -> str:
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _tool_call(value: Any) -> str:
     if isinstance(value, dict) and isinstance(value.get("arguments"), str):  # OpenAI's are JSON within JSON
         value = {**value, "arguments": _parsed(value["arguments"].encode() or b"{}")}
-    words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return f"<tool_call>\n{words}\n</tool_call>"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return f"<tool_call>\n{text}\n</tool_call>"
 
 
-def _tell_tools(messages: list[dict[str, Any]], tools: Any) -> None:
-    """Tell the tools where the template does: after what the system message says."""
+def _add_tools(messages: list[dict[str, Any]], tools: Any) -> None:
+    """Describe the tools where the template does: at the end of the system message."""
     listed = json.loads(tools) if isinstance(tools, str) else tools
-    words = _TOOLS.format("\n".join(json.dumps(tool, ensure_ascii=False) for tool in listed))
+    text = _TOOLS.format("\n".join(json.dumps(tool, ensure_ascii=False) for tool in listed))
     if messages[0]["role"] == "system":
-        messages[0]["content"].append({"type": "text", "text": f"\n\n{words}"})
+        messages[0]["content"].append(_text(f"\n\n{text}"))
     else:
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": words}]})
+        messages.insert(0, {"role": "system", "content": [_text(text)]})

@@ -1,10 +1,11 @@
-"""Frames as patches: what a picture or video is once it has been read, and how frames are chosen, joined and resized.
+"""Frames as patches: how the frames of a picture or video are chosen, joined and resized once it has been read.
 
-Arrays in, arrays out; nothing of files. Legend: P patches in raster order, T frames.
+Not here: files (media.py). Legend: P patches in raster order, T frames, H and W pixels.
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,19 +14,22 @@ from kvtools.video import patch
 
 
 def nearest(times: np.ndarray, seconds: Sequence[float]) -> list[int]:
-    """The place of the frame nearest to each second; ties go to the earlier."""
+    """The index of the frame nearest to each second; ties go to the earlier frame.
+
+    times: float64 (T,), rising. Raises ValueError where there are no seconds.
+    """
     if not len(seconds):
-        raise ValueError("no seconds found, one at least expected")
-    places = []
+        raise ValueError("seconds is empty, and needs at least one")
+    indices = []
     for second in map(float, seconds):
         right = min(bisect_left(times, second), len(times) - 1)
         left = max(0, right - 1)
-        places.append(left if second - times[left] <= times[right] - second else right)
-    return places
+        indices.append(left if second - times[left] <= times[right] - second else right)
+    return indices
 
 
 def take(visual: Visual, frames: Sequence[int]) -> Visual:
-    """Some frames, in the order given."""
+    """The frames with these indices, in this order."""
     _, rows, cols = visual.grid.tolist()
     pixels = visual.pixels_P3HW.reshape(-1, rows * cols, *visual.pixels_P3HW.shape[1:])[frames]
     grid = np.array([len(frames), rows, cols], np.int32)
@@ -33,48 +37,53 @@ def take(visual: Visual, frames: Sequence[int]) -> Visual:
 
 
 def as_kind(kind: str, visual: Visual) -> Visual:
-    """The same, as an "image" or a "video"."""
-    return Visual(visual.pixels_P3HW, visual.grid, visual.seconds, kind == "video")
+    """The same frames, as an "image" or a "video"."""
+    return replace(visual, is_video=kind == "video")
 
 
 def resized(visual: Visual, height: int, width: int) -> Visual:
-    """At another size in pixels, multiples of 28, by the bicubic filter. Raises ValueError for other sides."""
+    """The frames at another size in pixels, by the bicubic filter. Raises ValueError for sides that are no multiples of 28."""
     n_frames, rows, cols = visual.grid.tolist()
     side = patch.PATCH
     if (height, width) == (rows * side, cols * side):
         return visual
     if height % patch.FACTOR or width % patch.FACTOR or min(height, width) <= 0:
-        raise ValueError(f"size {height}x{width} found, multiples of {patch.FACTOR} expected")
+        raise ValueError(f"size is {height}x{width}, and both must be multiples of {patch.FACTOR} above 0")
     patches = visual.pixels_P3HW.reshape(n_frames, rows, cols, 3, side, side)
     frames_THWC = patches.transpose(0, 1, 4, 2, 5, 3).reshape(n_frames, rows * side, cols * side, 3)
     return of_pictures(list(frames_THWC), height, width, visual.seconds, is_video=visual.is_video)
 
 
 def of_pictures(frames_HWC: Sequence[np.ndarray], height: int, width: int, seconds: np.ndarray, *, is_video: bool) -> Visual:
-    """Pictures uint8 (H, W, 3) at one size, as patches."""
-    pixels = np.concatenate([patch.cut(patch.resize(np.ascontiguousarray(f), height, width)) for f in frames_HWC])
+    """Pictures uint8 (H, W, 3), resized to height and width, as patches. seconds: float64 (T,), the time of each."""
+    pixels = np.concatenate([patch.cut(patch.resize(np.ascontiguousarray(frame), height, width)) for frame in frames_HWC])
     grid = np.array([len(frames_HWC), height // patch.PATCH, width // patch.PATCH], np.int32)
     return Visual(pixels, grid, np.asarray(seconds, np.float64), is_video)
 
 
 def spliced(cuts: Sequence[Visual]) -> Visual:
-    """Cuts one after another, at the size of the first; each begins half a second after the last frame of the one before."""
+    """Cuts one after another, at the size of the first; each begins half a second after the last frame of the one before.
+
+    Raises ValueError for an empty list.
+    """
     if not cuts:
-        raise ValueError("an empty list of cuts found")
+        raise ValueError("the list of cuts is empty")
     _, rows, cols = cuts[0].grid.tolist()
-    alike = [resized(cut, rows * patch.PATCH, cols * patch.PATCH) for cut in cuts]
+    same_size = [resized(cut, rows * patch.PATCH, cols * patch.PATCH) for cut in cuts]
     times: list[np.ndarray] = []
-    for cut in alike:
+    for cut in same_size:
         begin = times[-1][-1] + 0.5 if times else cut.seconds[0]
         times.append(cut.seconds - cut.seconds[0] + begin)
-    pixels = np.concatenate([cut.pixels_P3HW for cut in alike])
+    pixels = np.concatenate([cut.pixels_P3HW for cut in same_size])
     grid = np.array([sum(map(len, times)), rows, cols], np.int32)
     return Visual(pixels, grid, np.concatenate(times), is_video=True)
 
 
-def shown(visual: Visual, seconds: Sequence[float]) -> Visual:
-    """With other times. Raises ValueError unless they are as many as the frames, finite, and never go back."""
+def with_times(visual: Visual, seconds: Sequence[float]) -> Visual:
+    """The same frames with other times. Raises ValueError unless there is one for each frame, finite, and none goes back."""
     times = np.array(seconds, np.float64)
     if times.shape != visual.seconds.shape or not np.isfinite(times).all() or (np.diff(times) < 0).any():
-        raise ValueError(f"{len(times)} times shown for {len(visual.seconds)} frames, as many, finite and rising, expected")
-    return Visual(visual.pixels_P3HW, visual.grid, times, visual.is_video)
+        raise ValueError(
+            f"shown has {len(times)} times for {len(visual.seconds)} frames, and needs one for each, finite and never falling"
+        )
+    return replace(visual, seconds=times)

@@ -1,12 +1,13 @@
 """Pictures and videos that conversations name, as patches: records of `video` streams by key, or files by path.
 
-An item of a conversation says which frames: `seconds` of a video (the nearest frames, in that order), `frames` or `fps`
-(evenly), `second` of a video for a picture of it, else all that the budget allows. Times are those at which the frames were
-shown, from the record or the container. Two more words serve self-made questions: `shown` tells other times in their place,
-and `size` [height, width] another size; a `video` may be a list of cuts, {"video", "seconds"} each, shown one after another.
+An item of a conversation says which frames it shows: `seconds` of a video (the nearest frames, in that order), `frames` or
+`fps` (evenly spaced), `second` of a video for a picture of it, else all that the budget allows. Times are those at which the
+frames were shown, from the record or the container. Two more fields serve generated questions: `shown` gives other times in
+their place, and `size` [height, width] another size; a `video` may be a list of cuts, {"video", "seconds"} each, one after
+another.
 
-Files are decoded in a worker process with a time limit (video/pool.py); only frames asked for by their seconds are decoded in
-this one, and pictures. Records come at the size at which they were made; a budget takes frames from them, never pixels.
+Files are decoded in a worker process with a time limit (video/pool.py); only pictures, and frames chosen by their seconds, are
+decoded in this process. Records keep the size at which they were made; a budget takes frames from them, never pixels.
 """
 
 import base64
@@ -27,7 +28,7 @@ from kvtools.artifact import blob, kinds
 from kvtools.artifact.files import open_source
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Fault
-from kvtools.keye.data.frames import as_kind, nearest, of_pictures, resized, shown, spliced, take
+from kvtools.keye.data.frames import as_kind, nearest, of_pictures, resized, spliced, take, with_times
 from kvtools.keye.model.inputs import Visual
 from kvtools.video import decode, patch
 from kvtools.video.order import IMAGE_SUFFIXES
@@ -37,46 +38,41 @@ from kvtools.video.sample import Want, linspace_indices
 
 Item = Mapping[str, Any]
 
-_NAMED = 80  # characters of a name that are told: it may be a picture written out
-_POOLS = 4  # workers kept waiting, one for each way of choosing frames
+_MAX_NAME = 80  # characters of a name in a message: the name may be a picture in base64
+_MAX_FRAMES = 768  # of a file
+_TIMEOUT_S = 60.0  # of decoding a file
+_MAX_POOLS = 4  # idle workers that are kept, one for each way of choosing frames
 
 
 class Unreadable(ValueError):
-    """A picture or video that cannot be shown: `name` as the conversation has it, and why."""
+    """A picture or video that cannot be read: `name` as the conversation has it, and why."""
 
     def __init__(self, name: str, why: str) -> None:
-        self.name, self.why = name if len(name) <= _NAMED else f"{name[:_NAMED]}…", why
+        self.name, self.why = name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}…", why
         super().__init__(f"{self.name}: {why}")
 
 
 class Media:
     """Where the pictures and videos of conversations are; use as a context manager, and `fetch` items.
 
-    roots: folders in which relative paths are looked for, in order. streams: paths of `video` streams, looked in before the
-    folders; of equal keys the first counts. budget: of a video. image_tokens: fewest and most of a picture. fps, max_frames:
-    of files. cache_bytes: of sources kept decoded; what was used last is kept longest. Safe to use from many threads.
+    sources: `video` streams, of whose equal keys the first counts, and folders. roots: further folders. Relative paths are
+    looked up in the folders in order, after the streams. budget: tokens of a video. image_tokens: fewest and most of a picture.
+    fps: of files. cache_bytes: of decoded sources that are kept; what was used last is kept longest. Safe to use from many
+    threads. Raises Missing and Corrupt for streams as Index does, and for streams of another kind.
     """
 
     def __init__(
-        self,
-        roots: Sequence[str] = (),
-        streams: Sequence[str] = (),
-        *,
-        budget: patch.Budget | None = None,
-        image_tokens: tuple[int, int] = (4, 16_384),
-        fps: float = 2.0,
-        max_frames: int = 768,
-        cache_bytes: int = 1 << 30,
-        timeout_s: float = 60.0,
-    ) -> None:
-        self.roots = [*roots]
-        self.budget = budget or patch.Budget()
+        self, sources: Sequence[str] = (), *, roots: Sequence[str] = (), budget: patch.Budget | None = None,
+        image_tokens: tuple[int, int] = (4, 16_384), fps: float = 2.0, cache_bytes: int = 1 << 30,
+    ) -> None:  # fmt: skip
+        self.folders = [src for src in sources if os.path.isdir(src)]
+        self._roots = [*dict.fromkeys([*self.folders, *roots])]
+        self._streams = [_open_stream(src) for src in sources if src not in self.folders]
+        self.budget, self._fps, self._cache_bytes = budget or patch.Budget(), fps, cache_bytes
         self._image_pixels = tuple(n * patch.PIXELS_A_TOKEN for n in image_tokens)
-        self._fps, self._max_frames, self._timeout_s = fps, max_frames, timeout_s
-        self._streams = [_open_stream(src) for src in streams]
         self._pools: OrderedDict[Recipe, Pool] = OrderedDict()
-        self._kept: OrderedDict[tuple[Any, ...], Visual] = OrderedDict()
-        self._cache_bytes, self._n_bytes = cache_bytes, 0
+        self._cache: OrderedDict[tuple[Any, ...], Visual] = OrderedDict()
+        self._n_bytes = 0
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -86,91 +82,90 @@ class Media:
         self.close()
 
     def close(self) -> None:
-        """End the workers."""
+        """End the worker processes."""
         for pool in self._pools.values():
             pool.__exit__()
         self._pools.clear()
 
     @property
     def digest(self) -> str:
-        """A digest of the streams' content, for a run that must find the same when it is taken up again."""
+        """A digest of the streams' content, by which a resumed run knows that it is the same."""
         return hashlib.blake2b("".join(s.digest for s in self._streams).encode(), digest_size=8).hexdigest()
 
     def fetch(self, item: Item) -> Visual:
-        """What an item shows. Raises Unreadable, with the item's name, where it is not there, damaged, or fits no budget."""
+        """The patches of an item. Raises Unreadable, with the item's name, where it is missing, damaged, or over the budget."""
         kind = item["type"]
         source = item.get(kind)
         name = source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)
         try:
             if kind == "video" and isinstance(source, list):
-                cuts = [self._cut({"type": "video", **cut}) for cut in source]
-                visual = spliced(cuts)
+                visual = spliced([self._frames_of({"type": "video", **cut}) for cut in source])
             elif not isinstance(source, str):
-                raise ValueError("a path or a key expected")
+                raise ValueError("the source is not a string, and a path or a key is needed")
             else:
-                visual = self._cut(item)
+                visual = self._frames_of(item)
             if "size" in item:
                 visual = resized(visual, *item["size"])
             if "shown" in item:
-                visual = shown(visual, item["shown"])
+                visual = with_times(visual, item["shown"])
             return visual if kind == "image" else self._within_budget(visual)
         except Unreadable:
             raise
         except (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError, Fault) as error:
-            raise Unreadable(name, _why(error, name)) from None
+            raise Unreadable(name, _reason(error, name)) from None
 
-    def _cut(self, item: Item) -> Visual:
+    def _frames_of(self, item: Item) -> Visual:
         """The frames that an item of one source asks for."""
         name = item[item["type"]]
-        stream = next((s for s in self._streams if name in s), None)
+        stream = next((stream for stream in self._streams if name in stream), None)
         if stream is not None:
-            whole = self._keep(("record", name), lambda: _of_record(stream, name))
-            return _of_frames(whole, item)
+            return _select(self._cached(("record", name), lambda: _of_record(stream, name)), item)
         if item["type"] == "image" and name.startswith("data:"):
             content = hashlib.blake2b(name.encode(), digest_size=16).digest()
-            return self._keep(("written out", content), lambda: self._picture(_written_out(name)))
+            return self._cached(("base64", content), lambda: self._picture(_decode_data_url(name)))
         path = self._find(name)
         if item["type"] == "image" and "second" not in item:
-            return self._keep(("picture", path), lambda: self._picture(path))
-        wanted = item.get("seconds", [item["second"]] if "second" in item else None)
-        if wanted is not None and os.path.isfile(path):
-            exact = ("frames", path, *wanted)
-            return as_kind(item["type"], self._keep(exact, lambda: self._frames_at(path, wanted)))
+            return self._cached(("picture", path), lambda: self._picture(path))
+        seconds = item.get("seconds", [item["second"]] if "second" in item else None)
+        if seconds is not None and os.path.isfile(path):
+            return as_kind(item["type"], self._cached(("frames", path, *seconds), lambda: self._frames_at(path, seconds)))
         recipe = Recipe(self._want(item), self.budget)
-        whole = self._keep(("file", path, recipe), lambda: self._decoded(name, path, recipe))
-        return whole if wanted is None else _of_frames(whole, item)
+        whole = self._cached(("file", path, recipe), lambda: self._decoded(name, path, recipe))
+        return whole if seconds is None else _select(whole, item)
 
     def _want(self, item: Item) -> Want:
         n_frames = item.get("frames")
         fps = float(item.get("fps", self._fps))
-        if not (math.isfinite(fps) and fps > 0) or not (n_frames is None or (type(n_frames) is int and n_frames > 0)):
-            raise ValueError(f"fps {fps} and frames {n_frames} found, more than 0 expected")
-        return Want(fps, n_frames, max_frames=self._max_frames)
+        if not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps is {fps}, and must be a finite number above 0")
+        if n_frames is not None and (type(n_frames) is not int or n_frames < 1):
+            raise ValueError(f"frames is {n_frames!r}, and must be a whole number of 1 or more")
+        return Want(fps, n_frames, max_frames=_MAX_FRAMES)
 
     def _within_budget(self, visual: Visual) -> Visual:
         n_frames, rows, cols = visual.grid.tolist()
         n_most = self.budget.max_tokens // (rows * cols // 4)
         if n_most == 0:
-            raise ValueError(f"a frame costs {rows * cols // 4} tokens; {self.budget.max_tokens} allowed")
+            raise ValueError(f"a frame costs {rows * cols // 4} tokens, and at most {self.budget.max_tokens} are allowed")
         return take(visual, linspace_indices(0, n_frames - 1, n_most)) if n_frames > n_most else visual
 
     def _find(self, name: str) -> str:
         if "://" in name or name.startswith("data:"):
-            raise ValueError("an address found, a file, the key of a record, or a picture written out in base64 expected")
-        for root in [""] if os.path.isabs(name) else [*self.roots, ""]:
+            raise ValueError("web addresses and videos in base64 are not read; give a file, a key, or a picture in base64")
+        for root in [""] if os.path.isabs(name) else [*self._roots, ""]:
             if os.path.exists(path := os.path.join(root, name)):
                 return path
-        where = ", ".join(dict.fromkeys(root or "the current folder" for root in self.roots or [""]))
+        where = ", ".join(dict.fromkeys(root or "the current folder" for root in self._roots or [""]))
         raise ValueError(f"no record of that key, and no such file in {where}")
 
     def _picture(self, source: str | BinaryIO) -> Visual:
-        frame_HWC = decode.read_picture(source, Path(source).name if isinstance(source, str) else "the picture written out")
+        frame_HWC = decode.read_picture(source, Path(source).name if isinstance(source, str) else "the base64 picture")
         height, width = patch.smart_resize(*frame_HWC.shape[:2], *self._image_pixels)
         return of_pictures([frame_HWC], height, width, np.zeros(1), is_video=False)
 
     def _frames_at(self, path: str, seconds: Sequence[float]) -> Visual:
         if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-            raise ValueError("a picture found, a video expected")
+            raise ValueError("this is a picture, and a video is needed")
         try:
             return self._read_at(path, seconds, by_decoding=False)
         except decode.FramesMissing:
@@ -178,20 +173,19 @@ class Media:
 
     def _read_at(self, path: str, seconds: Sequence[float], *, by_decoding: bool) -> Visual:
         index = decode.open_index(path, by_decoding=by_decoding)
-        places = nearest(np.array([float(t * index.time_base) for t in index.times]), seconds)
-        rising = sorted(set(places))
+        indices = nearest(np.array([float(t * index.time_base) for t in index.times]), seconds)
+        rising = sorted(set(indices))
         frames = dict(zip(rising, decode.read_pyav(path, index, rising, n_threads=1), strict=True))
-        first = frames[places[0]]
-        _, height, width = self.budget.fit(len(places), *first.shape[:2])
-        times = np.array([index.seconds(position) for position in places])
-        return of_pictures([frames[position] for position in places], height, width, times, is_video=True)
+        _, height, width = self.budget.fit(len(indices), *frames[indices[0]].shape[:2])
+        times = np.array([index.seconds(frame) for frame in indices])
+        return of_pictures([frames[frame] for frame in indices], height, width, times, is_video=True)
 
     def _decoded(self, name: str, path: str, recipe: Recipe) -> Visual:
         with self._lock:
             if recipe not in self._pools:
-                if len(self._pools) >= _POOLS:
+                if len(self._pools) >= _MAX_POOLS:
                     self._pools.popitem(last=False)[1].__exit__()
-                self._pools[recipe] = Pool(recipe, n_jobs=1, n_threads=1, timeout_s=self._timeout_s)
+                self._pools[recipe] = Pool(recipe, n_jobs=1, n_threads=1, timeout_s=_TIMEOUT_S)
             self._pools.move_to_end(recipe)
             (outcome,) = self._pools[recipe].run([(name, path)])
         if outcome.record is None:
@@ -200,64 +194,65 @@ class Media:
             tensors, _ = blob.decode(bytearray(b"".join(record)))
         return Visual(tensors["pixels"], tensors["grid"], tensors["seconds"], is_video=True)
 
-    def _keep(self, key: tuple[Any, ...], make: Callable[[], Visual]) -> Visual:
+    def _cached(self, key: tuple[Any, ...], read: Callable[[], Visual]) -> Visual:
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        visual = make()
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        visual = read()
         with self._lock:
-            if key not in self._kept and visual.pixels_P3HW.nbytes <= self._cache_bytes:
-                self._kept[key] = visual
+            if key not in self._cache and visual.pixels_P3HW.nbytes <= self._cache_bytes:
+                self._cache[key] = visual
                 self._n_bytes += visual.pixels_P3HW.nbytes
                 while self._n_bytes > self._cache_bytes:
-                    self._n_bytes -= self._kept.popitem(last=False)[1].pixels_P3HW.nbytes
+                    self._n_bytes -= self._cache.popitem(last=False)[1].pixels_P3HW.nbytes
         return visual
 
 
-def _written_out(address: str) -> BinaryIO:
-    """The bytes of a `data:image/png;base64,…`, as OpenAI's messages have pictures."""
-    head, _, text = address.partition(",")
+def _decode_data_url(url: str) -> BinaryIO:
+    """The bytes of a `data:image/png;base64,…` URL, as OpenAI's messages have pictures."""
+    head, _, text = url.partition(",")
     if not head.endswith(";base64"):
-        raise ValueError("data without ;base64 found, a picture written out in base64 expected")
+        raise ValueError("this data URL has no ;base64, and a picture in base64 is needed")
     return io.BytesIO(base64.b64decode(text, validate=True))
 
 
 def _open_stream(src: str) -> Index:
     if src == "-":
-        raise Corrupt("stdin: a pipe cannot be looked into by key. Write the records to a file.")
+        raise Corrupt("stdin: records of a pipe cannot be looked up by key. Write them to a file.")
     index = Index(open_source(src), src)
     kind = index.heads[0].kind
     if kind != "video":
-        raise Corrupt(f"{src}: {kind} records found, video expected.")
+        made_by = "kvtools tokenize-video"
+        raise Corrupt(f"{src}: this is a stream of kind {kind}, and kind video is needed. Make one with {made_by}.")
     return index
 
 
 def _of_record(stream: Index, key: str) -> Visual:
     record = stream.fetch(key)
     kinds.check("video", "stream", record.tensors, record.fields)
-    tensors = record.tensors
-    if not len(tensors["pixels"]) or (tensors["grid"][1:] % 2).any():
-        raise ValueError(f"a grid of {tensors['grid'].tolist()} found, sides of two patches or a multiple expected")
-    return Visual(tensors["pixels"], tensors["grid"], tensors["seconds"], is_video=True)
+    pixels, grid, seconds = (record.tensors[name] for name in ("pixels", "grid", "seconds"))
+    if not len(pixels) or (grid[1:] % 2).any():
+        raise ValueError(f"the grid is {grid.tolist()}, and its rows and columns must be even")
+    return Visual(pixels, grid, seconds, is_video=True)
 
 
-def _of_frames(whole: Visual, item: Item) -> Visual:
-    """Those frames of a clip that an item asks for, all where it does not; `fps` is the most there may be."""
-    n_found = len(whole.seconds)
+def _select(clip: Visual, item: Item) -> Visual:
+    """The frames of a clip that an item asks for, by default all; at most as many as its `fps` allows."""
+    n_frames = len(clip.seconds)
     if item["type"] == "image":
-        return as_kind("image", take(whole, nearest(whole.seconds, [item.get("second", whole.seconds[0])])))
+        return as_kind("image", take(clip, nearest(clip.seconds, [item.get("second", clip.seconds[0])])))
     if "seconds" in item:
-        return take(whole, nearest(whole.seconds, item["seconds"]))
-    n_wanted = item.get("frames", n_found)
+        return take(clip, nearest(clip.seconds, item["seconds"]))
+    n_wanted = item.get("frames", n_frames)
     if "frames" not in item and "fps" in item:
-        span = float(whole.seconds[-1] - whole.seconds[0])
-        n_wanted = min(n_found, math.floor(float(item["fps"]) * span + 1e-6) + 1)
+        span = float(clip.seconds[-1] - clip.seconds[0])
+        n_wanted = min(n_frames, math.floor(float(item["fps"]) * span + 1e-6) + 1)
     if type(n_wanted) is not int or n_wanted < 1:
-        raise ValueError(f"frames {n_wanted!r} found, 1 at least expected")
-    return take(whole, linspace_indices(0, n_found - 1, n_wanted)) if n_wanted < n_found else whole
+        raise ValueError(f"frames is {n_wanted!r}, and must be a whole number of 1 or more")
+    return take(clip, linspace_indices(0, n_frames - 1, n_wanted)) if n_wanted < n_frames else clip
 
 
-def _why(error: BaseException, name: str) -> str:
-    words = " ".join((str(getattr(error, "strerror", None) or error) or type(error).__name__).split()).rstrip(".")
-    return words.removeprefix(f"{name}: ")
+def _reason(error: BaseException, name: str) -> str:
+    text = " ".join((str(getattr(error, "strerror", None) or error) or type(error).__name__).split()).rstrip(".")
+    return text.removeprefix(f"{name}: ")

@@ -1,14 +1,15 @@
-"""Text as tokens: a tokenizer.json, or the files of Qwen2's vocabulary, with the special tokens that Keye-VL needs.
+"""The tokenizer: a tokenizer.json, or the files of Qwen2's vocabulary, with the special tokens that Keye-VL needs.
 
-Special tokens are matched by their text, whatever their numbers; those that a tokenizer lacks are added after its last.
-Special tokens in a text become tokens only where the caller names them: `<|im_end|>` in a question is letters and marks.
-The `tokenizers` library cuts and pairs; it never sees special tokens. Not here: the template of a conversation (chat.py).
+Special tokens are found by their text, whatever their ids; those that a tokenizer lacks are added after its last id. Special
+tokens in a text become tokens only where the caller names them: `<|im_end|>` in a question is ordinary characters. The
+`tokenizers` library splits and merges; it never sees special tokens. Not here: the chat template (chat_template.py).
 """
 
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,46 +24,46 @@ SPEECH = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", 
 GROUNDING = tuple(f"<|{what}_{end}|>" for what in ("object_ref", "box", "quad", "point", "ocr_text", "clip_time")
                   for end in ("start", "end"))  # fmt: skip
 _CODE = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
-# the order of Keye's numbers, 151643 to 151674: added to the bare vocabulary of Qwen2 they get just these
+# in the order of Keye's ids, 151643 to 151674: added to the bare vocabulary of Qwen2 they get exactly these ids
 _IN_ORDER = (*CONTROL[:3], *GROUNDING[:6], *CONTROL[3:], *SPEECH[:2], *_CODE, *SPEECH[2:], *GROUNDING[6:])
 _N_QWEN2 = 151_643
 
-# how Qwen2 cuts text into words before their bytes are paired, as its published tokenizer says it
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# how Qwen2 splits text into words before byte pairs are merged, as in its published tokenizer
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 class Tokenizer:
-    """Tokens of text and text of tokens. `name` is what faults call it."""
+    """Encodes text as token ids and decodes them. `name` is its name in messages; `ids` are those of the special tokens."""
 
     def __init__(self, document: dict[str, Any], name: str) -> None:
         from tokenizers import Tokenizer as Library
 
         self.name = name
         try:
-            told = list(document.get("added_tokens") or [])
-            self.ids = {token["content"]: int(token["id"]) for token in told}
+            added = list(document.get("added_tokens") or [])
+            self.ids = {token["content"]: int(token["id"]) for token in added}
             bare = {**document, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
             self._plain = Library.from_str(json.dumps(bare))
         except Exception as error:  # noqa: BLE001 the library raises no narrower one
-            raise Corrupt(f"{name}: {_first_line(error)}; a tokenizer.json expected.") from None
+            raise Corrupt(_not_a_tokenizer(name, error)) from None
         n_plain = self._plain.get_vocab_size()
         self.size = max([n_plain, *(n + 1 for n in self.ids.values())])
-        for word in _IN_ORDER:
-            if word not in self.ids and (word not in _CODE or n_plain == _N_QWEN2):
-                known = self._plain.token_to_id(word)
-                self.ids[word] = self.size if known is None else known
-                self.size = max(self.size, self.ids[word] + 1)
-                told.append(_entry(word, self.ids[word]))
-        self._document = {**document, "added_tokens": sorted(told, key=lambda token: token["id"])}
-        self._words = {number: word for word, number in self.ids.items()}
-        self._control = {self.ids[word] for word in CONTROL}
+        for token in _IN_ORDER:
+            if token not in self.ids and (token not in _CODE or n_plain == _N_QWEN2):
+                known = self._plain.token_to_id(token)
+                self.ids[token] = self.size if known is None else known
+                self.size = max(self.size, self.ids[token] + 1)
+                added.append(_entry(token, self.ids[token]))
+        self._document = {**document, "added_tokens": sorted(added, key=lambda token: token["id"])}
+        self._special = {number: token for token, number in self.ids.items()}
+        self._control = {self.ids[token] for token in CONTROL}
         self._patterns: dict[tuple[str, ...], re.Pattern[str]] = {}
 
     @staticmethod
     def open(src: str | None) -> "Tokenizer":
-        """A tokenizer.json, or a folder with one or with vocab.json and merges.txt; None: the 256 bytes themselves.
+        """The tokenizer of a tokenizer.json, or of a folder with one or with vocab.json and merges.txt; None: tokens are bytes.
 
-        Raises Missing where there is none, Corrupt where it cannot be understood.
+        Raises Missing where there is none, Corrupt where it is not a tokenizer.
         """
         if src is None:
             return Tokenizer(_bytewise(), "the tokenizer of bytes")
@@ -73,44 +74,41 @@ class Tokenizer:
             return Tokenizer(_read_json(path), path)
         if os.path.exists(os.path.join(src, "vocab.json")):
             return Tokenizer(_from_vocabulary(src), src)
-        raise Missing(f"{src}: neither tokenizer.json nor vocab.json with merges.txt in it.")
+        raise Missing(f"{src}: this folder has neither tokenizer.json nor vocab.json with merges.txt.")
 
     @staticmethod
     def from_bytes(data: bytes, name: str = "tokenizer.json") -> "Tokenizer":
-        """The tokenizer of a tokenizer.json's bytes, such as a model carries."""
+        """The tokenizer of a tokenizer.json's bytes, such as a model carries. Raises Corrupt for other bytes."""
         return Tokenizer(_parse(data, name), name)
 
     def to_bytes(self) -> bytes:
         """A tokenizer.json that holds all the tokens; the same bytes every time."""
         return json.dumps(self._document, ensure_ascii=False, separators=(",", ":")).encode()
 
-    def encode(self, words: str, marks: Sequence[str] = ()) -> list[int]:
-        """Tokens of a text, in which the special tokens named by `marks` count as tokens and others are letters."""
+    def encode(self, text: str, marks: Sequence[str] = ()) -> list[int]:
+        """The token ids of a text, in which the special tokens named by `marks` are tokens and others ordinary characters."""
         tokens: list[int] = []
-        for part in self._pattern(tuple(marks)).split(words) if marks else [words]:
+        for part in self._pattern(tuple(marks)).split(text) if marks else [text]:
             if part in marks:
                 tokens.append(self.ids[part])
             elif part:
-                found = self._plain.encode(part, add_special_tokens=False).ids
-                if not self._control.isdisjoint(found):  # a vocabulary with <|im_end|> among its words: no letter is that
-                    found = [i for x in part for i in self._plain.encode(x, add_special_tokens=False).ids]
-                tokens += found
+                ids = self._plain.encode(part, add_special_tokens=False).ids
+                if not self._control.isdisjoint(
+                    ids
+                ):  # a vocabulary with <|im_end|> as a word: a single character is never that
+                    ids = [i for x in part for i in self._plain.encode(x, add_special_tokens=False).ids]
+                tokens += ids
         return tokens
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_control: bool = False) -> str:
-        """The text of tokens, special ones by their names; numbers that no token has give nothing."""
-        words: list[str] = []
-        run: list[int] = []
-        for i in [*map(int, ids), -1]:
-            if i >= 0 and i not in self._words:
-                run.append(i)
-                continue
-            if run:
-                words.append(self._plain.decode(run, skip_special_tokens=False))
-                run = []
-            if i in self._words and not (skip_control and i in self._control):
-                words.append(self._words[i])
-        return "".join(words)
+        """The text of token ids, special tokens by their names; unknown ids give nothing. skip_control leaves out CONTROL."""
+        texts: list[str] = []
+        for is_special, run in groupby(map(int, ids), self._special.__contains__):
+            if is_special:
+                texts += [self._special[i] for i in run if not (skip_control and i in self._control)]
+            else:
+                texts.append(self._plain.decode([i for i in run if i >= 0], skip_special_tokens=False))
+        return "".join(texts)
 
     def _pattern(self, marks: tuple[str, ...]) -> re.Pattern[str]:
         if marks not in self._patterns:
@@ -119,29 +117,29 @@ class Tokenizer:
         return self._patterns[marks]
 
 
-def _entry(word: str, number: int) -> dict[str, Any]:
+def _entry(token: str, number: int) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": number, "content": word, **flags, "special": word in CONTROL}
+    return {"id": number, "content": token, **flags, "special": token in CONTROL}
 
 
-def _document(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], words: str | None) -> dict[str, Any]:
-    """A tokenizer.json of byte pairs; words: how text is cut first, None for not at all."""
+def _document(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], pattern: str | None) -> dict[str, Any]:
+    """A tokenizer.json of byte pairs. pattern: how text is split first; None: not at all."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
              "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
              "vocab": vocabulary, "merges": merges}  # fmt: skip
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-        "normalizer": {"type": "NFC"} if words else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]} if words else level,
+        "normalizer": {"type": "NFC"} if pattern else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]} if pattern else level,
         "post_processor": None, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
                                             "use_regex": False}, "model": model,
     }  # fmt: skip
 
 
 def _bytewise() -> dict[str, Any]:
-    # GPT-2's letters for bytes: those that print stand for themselves, the others are moved beyond 255 in order
+    # GPT-2's characters for bytes: a byte that prints stands for itself, the others are characters from 256 on, in order
     prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
     moved = (byte for byte in range(256) if byte not in prints)
     letters = {byte: chr(byte) for byte in prints} | {byte: chr(256 + n) for n, byte in enumerate(moved)}
@@ -153,10 +151,10 @@ def _from_vocabulary(folder: str) -> dict[str, Any]:
     with open_source(os.path.join(folder, "merges.txt")) as file:
         lines = file.read().decode("utf-8", "replace").split("\n")
     pairs = (line.rstrip("\r").split(" ") for line in lines if not line.startswith("#version"))
-    document = _document(vocabulary, [pair for pair in pairs if len(pair) == 2], _WORDS)
+    document = _document(vocabulary, [pair for pair in pairs if len(pair) == 2], _SPLIT)
     path = os.path.join(folder, "tokenizer_config.json")
-    told = _read_json(path).get("added_tokens_decoder", {}) if os.path.exists(path) else {}
-    document["added_tokens"] = [{"id": int(number), **entry} for number, entry in told.items()]
+    added = _read_json(path).get("added_tokens_decoder", {}) if os.path.exists(path) else {}
+    document["added_tokens"] = [{"id": int(number), **entry} for number, entry in added.items()]
     return document
 
 
@@ -169,11 +167,11 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise Corrupt(f"{name}: {_first_line(error)}; a tokenizer.json expected.") from None
+        raise Corrupt(_not_a_tokenizer(name, error)) from None
     if not isinstance(document, dict):
-        raise Corrupt(f"{name}: a JSON {type(document).__name__} found; a tokenizer.json expected.")
+        raise Corrupt(_not_a_tokenizer(name, f"a JSON {type(document).__name__}"))
     return document
 
 
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def _not_a_tokenizer(name: str, why: object) -> str:
+    return f"{name}: this is not a tokenizer.json ({' '.join(str(why).split())[:200]}). Give one, or a folder with one."

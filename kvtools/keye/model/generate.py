@@ -139,12 +139,8 @@ def log_probabilities(model: Keye, row: PackedRow, *, everywhere: bool = False) 
     is_scored_S = ~is_first_S if everywhere else row.targets.astype(bool)
     if (is_scored_S & is_first_S).any():
         raise ValueError("the first token of a conversation is a target, and no token stands before it")
-    visual_MD = None
-    if row.pixels is not None:
-        visual_MD = model.encode_images(torch.tensor(row.pixels, device=device), row.grid.tolist())
     tokens_S = torch.tensor(row.tokens, dtype=torch.long, device=device)
-    positions_3S = torch.tensor(row.positions, device=device)
-    hidden_SD = model.hidden(tokens_S, positions_3S, row.segments.tolist(), visual_MD)
+    hidden_SD = model.encode_row(row)
     scored = torch.from_numpy(np.flatnonzero(is_scored_S)).to(device)
     n_chunk = max(1, _CHUNK_LOGITS // model.config.language.vocabulary)
     parts = [

@@ -9,11 +9,13 @@ Legend: P patches, V visual items, M visual tokens, S tokens of a row, D width o
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nf
 
 from kvtools.keye.model.config import ModelConfig
+from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.language import Decoder, KVCache
 from kvtools.keye.model.projector import Projector
 from kvtools.keye.model.rope import mrope_angles
@@ -95,6 +97,20 @@ class Keye(nn.Module):
         out: Tensor = self.model(x_SD, angles, segments, cache)
         return out
 
+    def encode_row(self, row: PackedRow) -> Tensor:
+        """States of a packed row's tokens after the final norm, (S, D), its pictures and videos encoded. Raises as `hidden`."""
+        device = self.output_VD.device
+        visual_MD = None
+        if row.pixels is not None:
+            visual_MD = self.encode_images(to_tensor(row.pixels, device), row.grid.tolist())
+        tokens_S, positions_3S = to_tensor(row.tokens, device).long(), to_tensor(row.positions, device)
+        return self.hidden(tokens_S, positions_3S, row.segments.tolist(), visual_MD)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) to scores of the next token (..., vocabulary)."""
         return nf.linear(hidden, self.output_VD.to(hidden.dtype))
+
+
+def to_tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
+    """The array on a device. A read-only array, as records have, is copied: torch could not keep from writing to it."""
+    return torch.from_numpy(np.require(array, requirements="W")).to(device)

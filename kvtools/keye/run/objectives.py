@@ -1,27 +1,27 @@
-"""The tasks that the shared loop runs for Keye-VL: the next token of answers, and pictures against texts.
+"""The tasks that the training loop runs for Keye-VL: the next token of answers, and pictures against texts.
 
-A step is some packed rows; they are spread over the ranks by their FLOPs, the largest first, and each rank's share is cut into
-pieces likewise. Rows of the next step are built while this one is computed. Visual tokens and questions carry no loss. Not
-here: which conversations make a row (feed.py), and what learns in which stage (stages.py).
+A step is some packed rows; they are spread over the ranks by their FLOPs, the largest first, and each rank's rows are split
+into microbatches likewise. Rows of the next step are built while this one is computed. Visual tokens and questions carry no
+loss. Not here: which conversations make a row (data/dataloader.py), and what is trained in which stage (stages.py).
+Legend: S tokens, B pairs of a picture or video and a text, D width.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kvtools.chance import rng_for
-from kvtools.keye.data import dataloader as feed
 from kvtools.keye.data.augment import Augment
-from kvtools.keye.data.dataloader import Feed, Load, PackedFeed
-from kvtools.keye.data.packing import owners
+from kvtools.keye.data.dataloader import ConversationLoader, PackedRowLoader, RowPlan, steps
+from kvtools.keye.data.packing import conversation_indices
 from kvtools.keye.model.config import ModelConfig
 from kvtools.keye.model.flops import RowShape, pair_flops, row_flops
 from kvtools.keye.model.inputs import PackedRow
-from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.keye import Keye, to_tensor
 from kvtools.keye.model.siglip import Siglip
 from kvtools.keye.run.stages import Stage
 from kvtools.train.cross_entropy import IGNORED, linear_cross_entropy
@@ -29,199 +29,213 @@ from kvtools.train.loop import Loss
 from kvtools.train.packing import balance, max_over_mean, round_robin
 from kvtools.world import World
 
-Rows = list[Load]
-_N_NAMED = 8
+StepRows = list[RowPlan]
+Loader = ConversationLoader | PackedRowLoader
+_MAX_NAMES = 8  # conversations named in a message
+
+
+class RowLoss(NamedTuple):
+    """The sum of the losses of a row's predictions, how many of them are right, and how many there are."""
+
+    total: Tensor
+    n_right: Tensor
+    n: int
 
 
 class Task:
-    """Steps of a feed, their rows built ahead of their use: a `learn.loop.Task` but for what a row's loss is.
+    """Steps of packed rows, built ahead of their use: a `train.loop.Task` whose subclasses say what the loss of a row is.
 
-    held: rows for validation; is_judged: whether they say which weights are best, and when to stop.
+    held_out: rows for validation; is_judged: whether they decide which weights are best, and when to stop.
     """
 
     model: nn.Module
 
     def __init__(
-        self, source: Feed | PackedFeed, arch: ModelConfig, stage: Stage, *, batch_tokens: int, world: World, device: str,
-        seed: int, augment: Augment, held: Feed | PackedFeed | None = None, is_judged: bool = False,
+        self, loader: Loader, config: ModelConfig, stage: Stage, *, batch_tokens: int, world: World, device: str, seed: int,
+        augment: Augment, held_out: Loader | None = None, is_judged: bool = False,
     ) -> None:  # fmt: skip
-        self.source, self._held, self._is_judged = source, held, is_judged
-        self._arch, self._stage, self._batch_tokens, self._device = arch, stage, batch_tokens, device
-        self._visual_tokens = arch.image_token, arch.video_token
+        self.loader, self._held_out, self._is_judged = loader, held_out, is_judged
+        self._config, self._stage, self._batch_tokens, self._device = config, stage, batch_tokens, device
+        self._visual_tokens = config.image_token, config.video_token
         self._world, self._seed, self._augment = world, seed, augment
-        self._builder = ThreadPoolExecutor(1)  # one: it only has to keep ahead of products that take far longer
-        self._ahead: dict[tuple[int, ...], Future[PackedRow]] = {}
-        self._coming: Rows = []
+        self._builder = ThreadPoolExecutor(1)  # one thread: building a row takes far less time than computing with it
+        self._built: dict[tuple[int, ...], Future[PackedRow]] = {}
+        self._next: StepRows = []
         self._epoch = 0
-        self._loads: dict[str, float] = {}
+        self._balance: dict[str, float] = {}
 
-    def measure(self, row: PackedRow) -> tuple[Tensor, Tensor, int] | None:
-        """(sum of the losses of what a row is about, how many were got right, how many there are); None where none are."""
+    def row_loss(self, row: PackedRow) -> RowLoss | None:
+        """The loss of a row; None where it has nothing to learn."""
         raise NotImplementedError
 
-    def flops(self, load: Load) -> float:
-        """Of a row's products, forward and backward."""
+    def flops(self, plan: RowPlan) -> float:
+        """FLOPs of a row's matrix products, forward and backward."""
         raise NotImplementedError
 
-    def epoch(self, number: int) -> Iterator[Rows]:
-        self._epoch, self._coming = number, []
-        for loads in feed.steps(self.source.epoch(number), self._batch_tokens):
-            due, self._coming = self._coming, loads
+    def epoch(self, number: int) -> Iterator[StepRows]:
+        """The rows of each step of an epoch."""
+        self._epoch, self._next = number, []
+        for rows in steps(self.loader.epoch(number), self._batch_tokens):
+            due, self._next = self._next, rows
             if due:
                 yield due
-        due, self._coming = self._coming, []
+        due, self._next = self._next, []
         if due:
             yield due
 
     def n_steps(self) -> int:
-        """Steps an epoch; that of the first stands for all. Measures every conversation."""
-        return sum(1 for _ in feed.steps(self.source.epoch(0), self._batch_tokens))
+        """Steps of the first epoch, which stands for all. Measures every conversation."""
+        return sum(1 for _ in steps(self.loader.epoch(0), self._batch_tokens))
 
-    def microbatches(self, rows: Rows, n: int) -> Sequence[Rows]:
-        """The rows in as many parts a rank as n has for each, of which the loop gives rank r every size-th; some may be empty.
-        This rank's rows are built from here on, and those of the step after this one."""
-        parts = self._parts(rows, n)
-        for step in (parts, self._parts(self._coming, n)):
-            for load in (load for part in self._world.shard(step) for load in part):
-                if load.numbers not in self._ahead:
-                    self._ahead[load.numbers] = self._builder.submit(self.source.build, load)
-        self._loads = self._told_loads(rows, n)
+    def microbatches(self, rows: StepRows, n: int) -> Sequence[StepRows]:
+        """The rows in n parts of nearly equal FLOPs, some of which may be empty where there are several ranks.
+
+        From here on this rank's rows of the step are built, and those of the next step.
+        """
+        parts = self._split(rows, n)
+        for plan in (plan for step in (parts, self._split(self._next, n)) for part in self._world.shard(step) for plan in part):
+            if plan.indices not in self._built:
+                self._built[plan.indices] = self._builder.submit(self.loader.build, plan)
+        self._balance = self._load_balance(rows, n)
         return parts if self._world.size > 1 else [part for part in parts if part]
 
-    def loss(self, rows: Rows) -> Loss:
-        told = [(found, load, row) for load in rows if (found := self.measure(row := self._row(load))) is not None]
-        # what became unreadable since it was counted may leave nothing; and rows of text alone do not reach a projector that
-        # learns by itself
+    def loss(self, rows: StepRows) -> Loss:
+        """The summed loss of the rows, with the loss and the accuracy as figures."""
+        # an unreadable row may leave nothing, and rows of text alone do not reach a projector that is trained alone
         nothing = next(p for p in self.model.parameters() if p.requires_grad).sum() * 0
-        if not told:
+        losses: list[RowLoss] = []
+        n_tokens, flops = 0, 0.0
+        for plan in rows:
+            row = self._row(plan)
+            if (loss := self.row_loss(row)) is not None:
+                losses.append(loss)
+                n_tokens, flops = n_tokens + len(row), flops + self.flops(plan)
+        if not losses:
             return Loss(nothing, 0, {"loss": 0.0, "accuracy": 0.0})
-        total = torch.stack([found[0] for found, _, _ in told]).sum()
-        right = torch.stack([found[1] for found, _, _ in told]).sum()
-        count, tokens = sum(found[2] for found, _, _ in told), sum(len(row) for _, _, row in told)
-        flops = sum(self.flops(load) for _, load, _ in told)
-        figures: dict[str, Tensor | float] = {"loss": total.detach(), "accuracy": right}
-        return Loss(total if total.requires_grad else total + nothing, count, figures, tokens=tokens, flops=flops)
+        total, n_right = (torch.stack(sums).sum() for sums in ([x.total for x in losses], [x.n_right for x in losses]))
+        figures: dict[str, Tensor | float] = {"loss": total.detach(), "accuracy": n_right}
+        total = total if total.requires_grad else total + nothing
+        return Loss(total, sum(loss.n for loss in losses), figures, tokens=n_tokens, flops=flops)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float] | None:
-        rows = (self._held.build(load) for load in self._held.epoch(0)) if self._held is not None else iter(())
-        told = [found for row in rows if (found := self.measure(row)) is not None]
-        if not told:
+        """Loss and accuracy on the held-out rows, and the negative loss as the score; None without any."""
+        held_out = self._held_out
+        rows = (held_out.build(plan) for plan in held_out.epoch(0)) if held_out is not None else ()
+        losses = [loss for row in rows if (loss := self.row_loss(row)) is not None]
+        if not losses:
             return None
-        total, right, count = (float(sum(found[place] for found in told)) for place in range(3))
-        figures = {"valid_loss": total / count, "valid_accuracy": right / count}
-        return figures | ({"score": -total / count} if self._is_judged else {})
+        total, n_right, n = (float(sum(values)) for values in zip(*losses, strict=True))
+        figures = {"valid_loss": total / n, "valid_accuracy": n_right / n}
+        return figures | ({"score": -total / n} if self._is_judged else {})
 
     def after_step(self, _world: World) -> dict[str, float]:
-        return self._loads
+        """How evenly the step's work was spread."""
+        return self._balance
 
-    def describe(self, rows: Rows) -> str:
-        keys = [key for load in rows for key in load.keys]
-        return ", ".join(keys[:_N_NAMED]) + (f" and {len(keys) - _N_NAMED} more" if len(keys) > _N_NAMED else "")
+    def describe(self, rows: StepRows) -> str:
+        """The keys of the first conversations of the rows."""
+        keys = [key for plan in rows for key in plan.keys]
+        return ", ".join(keys[:_MAX_NAMES]) + (f" and {len(keys) - _MAX_NAMES} more" if len(keys) > _MAX_NAMES else "")
 
     def close(self) -> None:
-        """Leave off building ahead."""
+        """Stop building rows."""
         self._builder.shutdown(wait=True, cancel_futures=True)
 
-    def _parts(self, rows: Rows, n: int) -> list[Rows]:
-        n_ranks, flops = self._world.size, [self.flops(load) for load in rows]
-        n_each = -(-n // n_ranks)
-        shares = balance(flops, n_ranks)
-        cuts = [balance([flops[place] for place in share], n_each) for share in shares]
+    def _split(self, rows: StepRows, n: int) -> list[StepRows]:
+        """The rows split over the ranks, and each rank's rows over its microbatches; World.shard gives each rank its own."""
+        n_ranks, flops = self._world.size, [self.flops(plan) for plan in rows]
+        n_of_rank = -(-n // n_ranks)
+        of_ranks = balance(flops, n_ranks)
+        of_parts = [balance([flops[index] for index in mine], n_of_rank) for mine in of_ranks]
         return [
-            [rows[share[k]] for k in sorted(cut[number])]
-            for number in range(n_each)
-            for share, cut in zip(shares, cuts, strict=True)
+            [rows[mine[k]] for k in sorted(parts[number])]
+            for number in range(n_of_rank)
+            for mine, parts in zip(of_ranks, of_parts, strict=True)
         ]
 
-    def _told_loads(self, rows: Rows, n: int) -> dict[str, float]:
-        """How even the work of a step is over the ranks, or over the pieces where there is one rank: as it is, and as it would
-        be were rows dealt out in turn."""
+    def _load_balance(self, rows: StepRows, n: int) -> dict[str, float]:
+        """The largest load over the mean, of the ranks, or of the microbatches of one rank; and the same had rows been dealt in
+        turn."""
         n_workers = self._world.size if self._world.size > 1 else min(n, len(rows))
-        flops = [self.flops(load) for load in rows]
+        flops = [self.flops(plan) for plan in rows]
         parts = {"load_max_over_mean": balance(flops, n_workers), "in_turn_max_over_mean": round_robin(len(rows), n_workers)}
         return {name: max_over_mean(flops, part) for name, part in parts.items()}
 
-    def _row(self, load: Load) -> PackedRow:
-        built = self._ahead.pop(load.numbers, None)
-        row = built.result() if built is not None else self.source.build(load)
+    def _row(self, plan: RowPlan) -> PackedRow:
+        built = self._built.pop(plan.indices, None)
+        row = built.result() if built is not None else self.loader.build(plan)
         return self._augment(row, self._visual_tokens, lambda key: rng_for(self._seed, "augment", self._epoch, key))
 
 
-class Answering(Task):
-    """Next-token training, for every stage but the first."""
+class NextToken(Task):
+    """Next-token prediction of the assistant's text, for every stage but the first."""
 
-    def __init__(self, model: Keye, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, model: Keye, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.model: Keye = model
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self._stage.learns(name))
 
-    def flops(self, load: Load) -> float:
-        shape = RowShape(load.lengths, load.grid.tolist(), load.n_targets)
-        return row_flops(self._arch, shape).training(self._stage.trains)
+    def flops(self, plan: RowPlan) -> float:
+        """FLOPs of a row's matrix products, of what is trained forward and backward, of the rest forward."""
+        shape = RowShape(plan.lengths, plan.grid.tolist(), plan.n_targets)
+        return row_flops(self._config, shape).training(self._stage.trains)
 
-    def measure(self, row: PackedRow) -> tuple[Tensor, Tensor, int] | None:
+    def row_loss(self, row: PackedRow) -> RowLoss | None:
+        """Cross-entropy of the row's targets; None where it has none."""
         if not row.targets.any():
             return None
-        model, device = self.model, self._device
-        wanted = np.where(row.targets == 1, row.tokens, IGNORED).astype(np.int64)
-        visual = None
-        if row.pixels is not None:
-            visual = model.encode_images(_tensor(row.pixels, device), row.grid.tolist())
-        tokens, positions = _tensor(row.tokens.astype(np.int64), device), _tensor(row.positions, device)
-        hidden = model.hidden(tokens, positions, row.segments.tolist(), visual)
         # the first token of a conversation is never a target, so that no prediction crosses from one to the next
-        loss, right = linear_cross_entropy(hidden[:-1], model.output_VD, _tensor(wanted[1:], device))
-        return loss, right, int(row.targets.sum())
+        labels = np.where(row.targets == 1, row.tokens, IGNORED).astype(np.int64)[1:]
+        hidden_SD = self.model.encode_row(row)
+        loss, n_right = linear_cross_entropy(hidden_SD[:-1], self.model.output_VD, to_tensor(labels, self._device))
+        return RowLoss(loss, n_right, int(row.targets.sum()))
 
 
-class Contrasting(Task):
-    """Stage 0: the first picture or video of each conversation against what its assistant says, within each row.
+class SigmoidContrastive(Task):
+    """Stage 0: the first picture or video of each conversation against the assistant's text, within each row (SigLIP's loss).
 
-    A row is a batch of pairs, the same for any number of ranks; texts that are equal belong to each other's pictures too.
+    A row is a batch of pairs, the same for any number of ranks; equal texts are positives for each other's pictures.
     """
 
-    def __init__(self, model: Siglip, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, model: Siglip, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.model: Siglip = model
 
-    def flops(self, load: Load) -> float:
-        return pair_flops(self._arch.vision, self.model.text_model.config, load.grid.tolist(), load.n_targets)
+    def flops(self, plan: RowPlan) -> float:
+        """FLOPs of a row's matrix products, forward and backward."""
+        return pair_flops(self._config.vision, self.model.text_model.config, plan.grid.tolist(), plan.n_targets)
 
-    def measure(self, row: PackedRow) -> tuple[Tensor, Tensor, int] | None:
-        places, texts = _pairs(row, self._visual_tokens, self.model.text_model.config.positions)
+    def row_loss(self, row: PackedRow) -> RowLoss | None:
+        """The contrastive loss of the row's pairs; None where it has none."""
+        visuals, texts = _pairs(row, self._visual_tokens, self.model.text_model.config.positions)
         if row.pixels is None or not texts:
             return None
         device = self._device
-        images = self.model.encode_images(_tensor(row.pixels, device), row.grid.tolist())[places]
+        images_BD = self.model.encode_images(to_tensor(row.pixels, device), row.grid.tolist())[visuals]
         starts = np.cumsum([0, *map(len, texts)])[:-1].tolist()
-        words = self.model.encode_texts(_tensor(np.concatenate(texts).astype(np.int64), device), starts)
-        numbers = {text.tobytes(): n for n, text in enumerate(texts)}
-        which = torch.tensor([numbers[text.tobytes()] for text in texts], device=device)
-        is_same = which[:, None] == which[None, :]
-        nearest = (images @ words.T).argmax(1)
-        right = is_same[torch.arange(len(texts), device=device), nearest].sum()
-        return self.model.loss(images, words, is_same) * len(texts), right, len(texts)
+        texts_BD = self.model.encode_texts(to_tensor(np.concatenate(texts).astype(np.int64), device), starts)
+        number_of = {text.tobytes(): n for n, text in enumerate(texts)}
+        text_B = torch.tensor([number_of[text.tobytes()] for text in texts], device=device)
+        is_same_BB = text_B[:, None] == text_B[None, :]
+        nearest_B = (images_BD @ texts_BD.T).argmax(1)
+        n_right = is_same_BB[torch.arange(len(texts), device=device), nearest_B].sum()
+        return RowLoss(self.model.loss(images_BD, texts_BD, is_same_BB) * len(texts), n_right, len(texts))
 
 
-def _tensor(array: np.ndarray, device: str) -> Tensor:
-    # records are views of what was read, which torch does not want to be shown: it could not keep from writing to them
-    return torch.from_numpy(np.require(array, requirements="W")).to(device)
+def _pairs(row: PackedRow, visual_tokens: tuple[int, int], max_tokens: int) -> tuple[list[int], list[np.ndarray]]:
+    """For each conversation with pictures and targets, the index of its first picture or video, and its targets' tokens.
 
-
-def _pairs(row: PackedRow, visual_tokens: tuple[int, int], longest: int) -> tuple[list[int], list[np.ndarray]]:
-    """The number of the first visual item of each conversation that has one and says something, and what it says.
-
-    A text is cut to `longest` tokens, of which the last is always the one that ends turns.
+    A text is cut to max_tokens tokens, of which the last is always the one that ends the turn.
     """
-    whose = owners(row, visual_tokens)
+    conversations = conversation_indices(row, visual_tokens)
     ends = [*row.segments[1:].tolist(), len(row)]
-    places, texts = [], []
-    for owner in sorted(set(whose)):
-        span = slice(row.segments[owner], ends[owner])
-        said = row.tokens[span][row.targets[span] == 1]
-        if len(said):
-            places.append(whose.index(owner))
-            texts.append(said if len(said) <= longest else np.concatenate([said[: longest - 1], said[-1:]]))
-    return places, texts
+    visuals, texts = [], []
+    for index in sorted(set(conversations)):
+        span = slice(row.segments[index], ends[index])
+        text = row.tokens[span][row.targets[span] == 1]
+        if len(text):
+            visuals.append(conversations.index(index))
+            texts.append(text if len(text) <= max_tokens else np.concatenate([text[: max_tokens - 1], text[-1:]]))
+    return visuals, texts

@@ -1,6 +1,6 @@
-"""A conversation with a model: what is shown and asked becomes a prompt, and the answer text while it comes.
+"""A chat with a model: messages become a prompt, and the answer becomes text while it is generated.
 
-Not here: the terminal (commands/chat.py), the template (chat.py), how tokens are drawn (generate.py).
+Not here: the terminal (commands/chat.py), the template (data/chat_template.py), how tokens are drawn (model/generate.py).
 """
 
 import os
@@ -15,21 +15,21 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Missing
 from kvtools.keye.checkpoint import weights as checkpoint
-from kvtools.keye.data.chat_template import Chat
+from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.media import Media, Unreadable
-from kvtools.keye.data.packing import prompt
+from kvtools.keye.data.processor import Processor
 from kvtools.keye.model.generate import VisualCache, generate
 from kvtools.keye.model.keye import Keye
 from kvtools.train.loop import DTYPES
 from kvtools.video.order import IMAGE_SUFFIXES
 from kvtools.video.patch import Budget
 
-_TORN = "\ufffd"  # what a letter is while some of its bytes are missing
-_LONGEST_LETTER = 8  # tokens: no letter is in more pieces, so what is torn by then stays so
+_INCOMPLETE = "\ufffd"  # how a letter is decoded while some of its bytes are missing
+_MAX_LETTER_TOKENS = 8  # no letter has more, so what is incomplete by then stays so
 
 
 @dataclass(frozen=True)
-class Manner:
+class GenerationConfig:
     """How answers are drawn. The defaults are those published with Keye-VL (generation_config.json)."""
 
     temperature: float = 0.6
@@ -41,8 +41,8 @@ class Manner:
 
 
 @dataclass(frozen=True)
-class Said:
-    """An answer: its text, tokens of it, of the prompt and of what was shown, and why it ended."""
+class Reply:
+    """An answer: its text, numbers of tokens of the answer, the prompt and its pictures and videos, and why it ended."""
 
     text: str
     n_tokens: int
@@ -52,90 +52,90 @@ class Said:
     ended: Literal["stop", "length"]
 
 
-class Talk:
-    """A model, its words and its eyes; `ask` as often as you like. What was seen last is not looked at again."""
+class ChatSession:
+    """A model that answers one question after another. Pictures and videos of the last question are not encoded again."""
 
-    def __init__(self, model: Keye, chat: Chat, media: Media, manner: Manner) -> None:
-        self._model, self._chat, self._media, self._manner = model, chat, media, manner
+    def __init__(self, model: Keye, template: ChatTemplate, media: Media, config: GenerationConfig) -> None:
+        self._model, self._template, self._config = model, template, config
+        self._processor = Processor.for_model(model.config, template, media)
         self._visual_cache = VisualCache(model)
 
-    def ask(self, messages: Sequence[Mapping[str, Any]], name: str, hear: Callable[[str], None] | None = None) -> Said:
-        """The answer to the last message. hear: told the text as it comes. name: of the question, which is part of its chance.
+    def ask(
+        self, messages: Sequence[Mapping[str, Any]], key: str, on_text: Callable[[str], None] = lambda _: None
+    ) -> Reply:  # fmt: skip
+        """The answer to the last message.
 
-        Raises Unreadable for what cannot be shown, ValueError where the model is not sound.
+        key: the question's name; the answer is drawn from the seed and this key. on_text: called with the text as it comes.
+        Raises Unreadable for a picture or video that cannot be read, ValueError where the model's numbers are not finite.
         """
-        model, chat, manner = self._model, self._chat, self._manner
-        conversation = {"id": name, "mode": manner.mode, "messages": list(messages)}
+        model, template, config = self._model, self._template, self._config
         begun = time.perf_counter()
-        asked = prompt(conversation, chat, self._media, tokens_per_second=model.config.tokens_per_second)
-        text = Unrolled(chat)
+        prompt = self._processor.prompt({"id": key, "mode": config.mode, "messages": list(messages)})
+        decoder = StreamDecoder(template)
 
         def on_token(_key: str, _number: int, token: int) -> None:
-            if hear is not None and token not in chat.stop_tokens:
-                hear(text.add(token))
+            if token not in template.stop_tokens:
+                on_text(decoder.add(token))
 
         ((answer,),) = generate(
-            model, [asked], max_new=manner.max_new, temperature=manner.temperature, top_k=manner.top_k, top_p=manner.top_p,
-            stop_tokens=chat.stop_tokens, seed=manner.seed, never=range(chat.size, model.config.language.vocabulary),
+            model, [prompt], max_new=config.max_new, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
+            stop_tokens=template.stop_tokens, seed=config.seed, never=range(template.size, model.config.language.vocabulary),
             on_token=on_token, visual_cache=self._visual_cache,
         )  # fmt: skip
-        if hear is not None:
-            hear(text.rest())
-        whole = chat.decode(answer.text_tokens, skip_control=True)
-        n_visual = sum(visual.n_tokens for visual in asked.visuals)
-        return Said(whole, len(answer.tokens), len(asked), n_visual, time.perf_counter() - begun, answer.ended)
+        on_text(decoder.rest())
+        text = template.decode(answer.text_tokens, skip_control=True)
+        n_visual = sum(visual.n_tokens for visual in prompt.visuals)
+        return Reply(text, len(answer.tokens), len(prompt), n_visual, time.perf_counter() - begun, answer.ended)
 
 
-class Unrolled:
-    """Text that grows by tokens: gives out what is new once it is whole, since a letter may be in several tokens."""
+class StreamDecoder:
+    """Decodes tokens as they come, whole letters at a time: the bytes of one letter may be in several tokens."""
 
-    def __init__(self, chat: Chat) -> None:
-        self._chat = chat
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
         self._tokens: list[int] = []
-        self._begin = self._end = 0  # of the tokens that were given out last: what comes reads as it does after them
+        self._begin = self._end = 0  # of the tokens decoded last: later text is decoded together with them, as it would read
 
     def add(self, token: int) -> str:
         """The text that this token completes; it may be empty."""
         self._tokens.append(token)
-        is_overdue = len(self._tokens) - self._end >= _LONGEST_LETTER
-        new = self._new()
-        return "" if new.endswith(_TORN) and not is_overdue else self._given(new)
+        is_overdue = len(self._tokens) - self._end >= _MAX_LETTER_TOKENS
+        return "" if self._new().endswith(_INCOMPLETE) and not is_overdue else self.rest()
 
     def rest(self) -> str:
-        """What was held back; the answer is over."""
-        return self._given(self._new())
-
-    def _new(self) -> str:
-        known = self._chat.decode(self._tokens[self._begin : self._end], skip_control=True)
-        return self._chat.decode(self._tokens[self._begin :], skip_control=True)[len(known) :]
-
-    def _given(self, new: str) -> str:
+        """The text held back so far, complete or not."""
+        new = self._new()
         self._begin, self._end = self._end, len(self._tokens)
         return new
 
+    def _new(self) -> str:
+        known = self._template.decode(self._tokens[self._begin : self._end], skip_control=True)
+        return self._template.decode(self._tokens[self._begin :], skip_control=True)[len(known) :]
 
-def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> tuple[Keye, Chat]:
-    """The model of a bag or of a Hugging Face directory, and its tokenizer or another.
 
-    Raises Missing for what is not there; Corrupt for damage, for what is no whole Keye-VL, and for a tokenizer that is not its.
+def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> tuple[Keye, ChatTemplate]:
+    """The model of a bag or of a Hugging Face directory, and the template with its own tokenizer or another.
+
+    Raises Missing for a file that is not there; Corrupt for damage, for a part of a Keye-VL, and for a tokenizer that does not
+    fit the model.
     """
     weights = checkpoint.open_weights(src)
-    arch = weights.format.config
-    if arch is None:
-        raise Corrupt(f"{src}: a {weights.format.layout} found, which cannot answer; a whole Keye-VL expected.")
-    chat = Chat.open(tokenizer) if tokenizer is not None else Chat.of_model(src, weights.files)
-    if chat is None:
-        raise Corrupt(f"{src}: no tokenizer in it. Give the one it was trained with: --tokenizer FILE.")
-    chat.require_fits(arch.language.vocabulary, arch.image_token, arch.video_token)
+    config = weights.format.config
+    if config is None:
+        raise Corrupt(f"{src}: this is a {weights.format.layout}, which cannot answer. Give a whole Keye-VL.")
+    template = ChatTemplate.open(tokenizer) if tokenizer is not None else ChatTemplate.of_model(src, weights.files)
+    template.require_fits(config.language.vocabulary, config.image_token, config.video_token)
     model = checkpoint.build(weights, dtype=DTYPES[dtype])
-    assert isinstance(model, Keye), "its shapes say so"
-    return model.to(device), chat
+    assert isinstance(model, Keye), "its format says so"
+    return model.to(device), template
 
 
-def show(names: Sequence[str], *, budget: Budget, fps: float, n_frames: int | None) -> tuple[Media, list[dict[str, Any]]]:
-    """Where pictures and videos are, and what each name shows: a file, a folder of frames, or all records of a `video` stream.
+def open_visuals(
+    names: Sequence[str], *, budget: Budget, fps: float, n_frames: int | None
+) -> tuple[Media, list[dict[str, Any]]]:
+    """The media of these files, and their content parts: a picture, a video, a folder of frames, or all records of a stream.
 
-    Raises Missing for what is not there, Unreadable for what cannot be shown.
+    Raises Missing for a file that is not there, Unreadable for one that cannot be read.
     """
     streams: list[str] = []
     parts: list[dict[str, Any]] = []
@@ -144,14 +144,13 @@ def show(names: Sequence[str], *, budget: Budget, fps: float, n_frames: int | No
         if not os.path.exists(name):
             raise Missing(f"{name}: no such file. Put the question in quotes, after the files.")
         if os.path.isfile(name) and _is_stream(name):
-            keys = Index(open_source(name), name).keys
             streams.append(name)
-            parts += [{"type": "video", "video": key, **frames} for key in keys]
+            parts += [{"type": "video", "video": key, **frames} for key in Index(open_source(name), name).keys]
         elif Path(name).suffix.lower() in IMAGE_SUFFIXES:
             parts.append({"type": "image", "image": name})
         else:
             parts.append({"type": "video", "video": name, **frames})
-    media = Media(streams=streams, budget=budget, fps=fps)
+    media = Media(streams, budget=budget, fps=fps)
     try:
         for part in parts:
             media.fetch(part)

@@ -1,9 +1,9 @@
-"""The stages of training: what learns in each, from what, and how fast.
+"""The stages of training: which parts are trained in each, from what data, and how fast.
 
 Source: Keye-VL's report (arXiv 2507.01949 sections 2.1, 3 and 4; spec/keye.md 3): stage 0 matches images with texts, stage 1
 trains the projector alone, stages 2 and 3 everything, stage 3 several times on different mixtures whose weights are then
-averaged (`kvtools merge`). It gives no rates and no lengths: those here are our choice, for models of width 128, and shrink as
-models widen. Post-training (`sft`, `cold-start`) is the same loss on other data.
+averaged (`kvtools merge`). It gives no learning rates and no lengths: those here are our choice, for models of width 128, and
+fall as models widen. Post-training (`sft`, `cold-start`) is the same loss on other data.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ PARTS = {"tower": "visual.", "projector": "mlp_AR.", "decoder": "model."}  # nam
 
 @dataclass(frozen=True)
 class Stage:
-    """summary: what learns, in words. trains: parts of the model, all others frozen. rate: peak, of a model 128 wide."""
+    """summary: what is trained. trains: parts of the model, all others are frozen. lr: the peak, of a model 128 wide."""
 
     summary: str
     trains: frozenset[str]
-    rate: float
+    lr: float
     is_contrastive: bool = False
 
     def learns(self, name: str) -> bool:
-        """Whether the weight of that name, in Keye's own naming, learns."""
+        """Whether the weight of that name, in Keye's own naming, is trained."""
         part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "decoder")
         return part in self.trains
 
@@ -38,7 +38,7 @@ STAGES = {
 }
 
 
-def rate_of(stage: str, width: int) -> float:
-    """The peak rate of a stage for a part of that width: inverse to it beyond 128, as maximal update parametrisation has it
-    (arXiv 2203.03466)."""
-    return STAGES[stage].rate * min(1.0, 128 / width)
+def peak_lr(stage: str, width: int) -> float:
+    """The peak learning rate of a stage for a part of that width: beyond 128 inverse to it, as maximal update parametrisation
+    has it (arXiv 2203.03466)."""
+    return STAGES[stage].lr * min(1.0, 128 / width)

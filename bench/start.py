@@ -1,14 +1,20 @@
-"""How long `kvtools --help` and `kvtools tokenize-video --help` take; Markdown."""
+"""How long `--help` takes; Markdown. Usage: start.py [KVTOOLS]   KVTOOLS: another version's program, measured in turn with ours."""
 
 import statistics
 import subprocess
+import sys
 import time
 
-print("### Start-up\n\n| command | ms, median (least – most of 15) |\n|---|---|")
-for words in (["kvtools", "--help"], ["kvtools", "tokenize-video", "--help"], ["python", "-c", "pass"]):
-    times = []
-    for _ in range(15):
-        begun = time.perf_counter()
-        subprocess.run(words, capture_output=True, check=True)
-        times.append(1000 * (time.perf_counter() - begun))
-    print(f"| `{' '.join(words)}` | {statistics.median(times):.0f} ({min(times):.0f} – {max(times):.0f}) |")
+ROUNDS = 15
+PROGRAMS = {"ours": "kvtools", **{"other": program for program in sys.argv[1:2]}}
+
+print(f"### Start-up\n\n| command | program | ms, median (least – most of {ROUNDS}) |\n|---|---|---|")
+for words in (["--help"], ["tokenize-video", "--help"], ["etree-train", "--help"]):
+    times = {name: [] for name in PROGRAMS}
+    for _ in range(ROUNDS):
+        for name, program in PROGRAMS.items():
+            start = time.perf_counter()
+            subprocess.run([program, *words], capture_output=True, check=True)
+            times[name].append(1000 * (time.perf_counter() - start))
+    for name, ms in times.items():
+        print(f"| `kvtools {' '.join(words)}` | {name} | {statistics.median(ms):.0f} ({min(ms):.0f} – {max(ms):.0f}) |")

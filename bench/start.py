@@ -1,4 +1,7 @@
-"""How long `--help` takes; Markdown. Usage: start.py [KVTOOLS]   KVTOOLS: another version's program, measured in turn with ours."""
+"""How long `--help` takes; Markdown.
+
+Usage: start.py [KVTOOLS]      KVTOOLS: the program of another version, measured in turn with ours
+"""
 
 import statistics
 import subprocess
@@ -6,7 +9,7 @@ import sys
 import time
 
 ROUNDS = 15
-PROGRAMS = {"ours": "kvtools", **{"other": program for program in sys.argv[1:2]}}
+PROGRAMS = {"ours": "kvtools"} | ({"other": sys.argv[1]} if sys.argv[1:] else {})
 
 print(f"### Start-up\n\n| command | program | ms, median (least – most of {ROUNDS}) |\n|---|---|---|")
 for words in (["--help"], ["tokenize-video", "--help"], ["etree-train", "--help"]):

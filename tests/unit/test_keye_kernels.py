@@ -10,7 +10,8 @@ from kvtools.keye.model.layers import RMSNorm
 
 def with_and_without(monkeypatch, operator, compute):
     """The results of a computation with the operator, and with the fallback."""
-    assert getattr(cpu_kernels, operator) is not None, "this torch has it"
+    if getattr(cpu_kernels, operator) is None:
+        pytest.skip(f"this torch has no {operator}")
     fast = compute()
     monkeypatch.setattr(cpu_kernels, operator, None)
     return fast, compute()

@@ -246,6 +246,8 @@ def test_autocast_stays_near_float32_and_gives_gradients(packed):
 
 
 def test_weights_in_bfloat16_run_without_autocast(packed):
-    keye = model().bfloat16()
     tokens, positions, starts, grids = packed
-    assert states(keye, tokens, positions, starts, grids).dtype == torch.bfloat16
+    exact = states(model(), tokens, positions, starts, grids)
+    rounded = states(model().bfloat16(), tokens, positions, starts, grids)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded - exact).abs().max() < 0.2  # values near 1; weights, sums and products of eight bits

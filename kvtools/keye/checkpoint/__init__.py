@@ -1,1 +1,1 @@
-"""Weights at rest: bags and Hugging Face directories."""
+"""Weights in files: bags and Hugging Face directories."""

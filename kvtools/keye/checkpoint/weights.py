@@ -1,4 +1,4 @@
-"""Models at rest: `model` bags and Hugging Face directories read and written, every tensor accounted for.
+"""Models in files: `model` bags and Hugging Face directories read and written, every tensor accounted for.
 
 A bag holds weights under the names of the published checkpoint they match (formats.py), small files as uint8 tensors under
 their own names (`tokenizer.json` among them), and in its JSON {system: "keye", layout, architecture, unused: names of tensors

@@ -1,1 +1,1 @@
-"""The network of Keye-VL: numbers in, numbers out. No file, flag or rank is known here."""
+"""Keye-VL's networks: arrays in, arrays out; no files, options or ranks."""

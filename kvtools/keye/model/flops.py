@@ -5,6 +5,8 @@ causal). Backward costs twice forward through weights that learn, once through w
 learns, nothing where nothing below learns; of pairs of tokens, twice wherever it passes. Not counted: embeddings, norms,
 rotations, the interpolation of the position table, and the output matrix where a token is no target, as its logits are not
 computed.
+
+Legend: V visual items.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ Rows are flat: conversations one after the other, `segments` holds the first tok
 of weights are those of the published Keye-VL-8B below `visual.`, `mlp_AR.`, `model.` and `lm_head`. Not here: positions
 (rope.py), losses.
 
-Legend: P patches, V visual items, M visual tokens, S tokens of a row, D width of the decoder.
+Legend: P patches, M visual tokens, S tokens of a row, D width of the decoder, V vocabulary.
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,8 @@
 Source: SigLIP (arXiv 2303.15343) with Keye-VL's changes (spec/keye.md 1.3): positions interpolated to each grid, rotary
 embeddings of row and column, attention within an item. Names of weights are those of the published checkpoints.
 
-Not here: videos to patches (kvtools.video), patches to visual tokens (projector.py). Legend: P patches, V visual items, D
-width, H heads, X width of a head, R and C rows and columns of a grid, Y and X rows and columns of the position table.
+Not here: videos to patches (kvtools.video), patches to visual tokens (projector.py). Legend: P patches, D width, H heads, X
+width of a head, R and C rows and columns of a grid, Y and X rows and columns of the position table.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """Beam search against a ranking of everything, and against one user and one ID at a time in float64."""
 
 import copy
+import functools
 import itertools
 from dataclasses import replace
 
@@ -179,6 +180,44 @@ def searched(draw):
     return case, n_beams, beams, rank_all(case.model, case.context(), case.trie)
 
 
+def prefixes(case, n):
+    """The distinct prefixes of n codes."""
+    return sorted({tuple(codes[:n]) for codes in case.trie.ids_US.tolist()})
+
+
+@functools.cache
+def prefix_scores(decoder, near, seed, user):
+    """{prefix: log P} of every prefix of the catalogue for a user of a case of `searched`, each by a full pass in float64."""
+    case, scores = Case(decoder, "causal", True, near, 3, seed), {}
+    for n in (1, 2, 3):
+        here = prefixes(case, n)
+        scores |= dict(zip(here, slow_scores(case, user, torch.tensor(here)), strict=True))
+    return scores
+
+
+def slow_search(case, scores, n_beams):
+    """The IDs that a beam search finds, best first, and the best score of all prefixes that it dropped."""
+    beams, missed = [()], -np.inf
+    for n in (1, 2, 3):
+        children = sorted((one for one in prefixes(case, n) if one[:-1] in beams), key=lambda one: -scores[one])
+        beams, dropped = children[:n_beams], children[n_beams:]
+        missed = max([missed, *(scores[one] for one in dropped)])
+    return beams, missed
+
+
+@pytest.mark.parametrize("n_beams", [1, 2, 3, 4, 6, 9, 20, 60])
+@pytest.mark.parametrize(("decoder", "near"), [("cross", "tokens"), ("lazy", "evidence")])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_beams_of_any_width_are_those_of_a_slow_search(decoder, near, seed, n_beams):
+    case = Case(decoder, "causal", True, near, 3, seed)
+    beams = search(case.model, case.context(), case.trie, n_beams)
+    for user in (0, 2):
+        expected, missed = slow_search(case, prefix_scores(decoder, near, seed, user), n_beams)
+        is_found = beams.ids[user] >= 0
+        assert [tuple(codes) for codes in beams.codes[user][is_found].tolist()] == expected
+        assert float(beams.missed_B[user]) == pytest.approx(missed, abs=CLOSE["atol"])
+
+
 @settings(deadline=None, max_examples=25)
 @given(searched())
 def test_whatever_the_width_beams_are_legal_distinct_and_best_first(found):
@@ -186,7 +225,7 @@ def test_whatever_the_width_beams_are_legal_distinct_and_best_first(found):
     assert beams.ids.shape == beams.scores.shape == beams.codes.shape[:2]
     for ids, scores, codes, exact in zip(beams.ids, beams.scores, beams.codes, exact_BU, strict=True):
         is_found = ids >= 0
-        assert int(is_found.sum()) == min(n_beams, case.trie.n_ids) or n_beams < len(case.trie.codes[-2])
+        assert int(is_found.sum()) <= min(n_beams, case.trie.n_ids)
         assert torch.equal(is_found, scores > -torch.inf)
         assert case.trie.find(codes[is_found].numpy()).tolist() == ids[is_found].tolist()
         assert len(set(ids[is_found].tolist())) == int(is_found.sum())

@@ -31,7 +31,7 @@ from ours import HERE, Peer, n_parameters, of_rounds, of_size, resident, verdict
 from torch import nn
 from torch.nn import functional as nf
 
-from kvtools.onerec.interactions.features import Histories
+from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.model.batching import Batcher
 from kvtools.onerec.model.beam import search, search_freely
 from kvtools.onerec.model.config import ModelConfig

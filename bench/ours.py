@@ -27,7 +27,7 @@ KVTOOLS = Path(sys.executable).with_name("kvtools")
 
 
 def histories(path, ids):
-    """Interactions of a file in the numbers of a catalogue, and their codings."""
+    """Interactions of a file in the numbers of a catalogue, and their encoder."""
     log, _, _ = open_interactions(str(path))
     return join(log, ids, str(path))[:2]
 

@@ -50,13 +50,13 @@ def valid_loss(model, batcher, is_valid):
     return float((total_S / n).mean()), total_S / n
 
 
-def train(log, codings, ids, width, seed, given):
+def train(log, encoder, ids, width, seed, given):
     config = ModelConfig(
         width=width, hidden=4 * width, heads=4, experts=0, positive=0, lifelong=0, item_table=False, dropout=0.1
     )  # fmt: skip
-    made = build_training_set(log, codings, ids, None, config, without=(), n_valid=len(log), seed=seed)
+    made = build_training_set(log, encoder, ids, None, config, without=(), n_valid=len(log), seed=seed)
     torch.manual_seed(seed_for(seed, "weights"))
-    model = new_model(made.config, ids, codings, ())
+    model = new_model(made.config, ids, encoder, ())
     words = {"n_targets": given["batch"], "smoothing": 0.0, "device": "cpu"}
     task = NextItemTask(model, made.batcher, made.rows, validation=None, **words)
     n_steps = given["epochs"] * task.n_steps()
@@ -96,13 +96,13 @@ def main():
     assert not words, words
     work.begin()
     ids = SemanticIds.open(str(work.ids("plain")))
-    log, codings = histories(work.clicks, ids)
+    log, encoder = histories(work.clicks, ids)
     print(f"\n### Loss against size: {data}, {given['epochs']} epochs, {len(seeds)} seeds\n")
     print("| width | parameters | validation loss, nats a level (seeds) | of each level | ID level NDCG@10 | training, s |")
     print("|---|---|---|---|---|---|")
     sizes, losses, apart = [], [], []
     for width in widths:
-        runs = [train(log, codings, ids, width, seed, given) for seed in seeds]
+        runs = [train(log, encoder, ids, width, seed, given) for seed in seeds]
         each = [run["loss"] for run in runs]
         sizes.append(runs[0]["parameters"])
         losses.append(statistics.mean(each))

@@ -50,14 +50,14 @@ class Counting(NextItemTask):
 class Ours:
     """A run of the loop that is taken a turn at a time."""
 
-    def __init__(self, log, codings, ids, n_wanted, batch, name):
+    def __init__(self, log, encoder, ids, n_wanted, batch, name):
         config = ModelConfig(
             width=256, encoder_layers=4, decoder_layers=4, heads=4, experts=0, attention="causal", short=20, positive=0,
             lifelong=0, item_table=False, dropout=0.1,
         )  # fmt: skip
-        made = build_training_set(log, codings, ids, None, config, without=(), n_valid=0, seed=SEED)
+        made = build_training_set(log, encoder, ids, None, config, without=(), n_valid=0, seed=SEED)
         self.n_samples = int((made.rows.ends - made.rows.begins).sum())
-        vocabulary = VocabularySizes(ids.vocab_sizes, len(ids), codings.features)
+        vocabulary = VocabularySizes(ids.vocab_sizes, len(ids), encoder.features)
         self.model = of_size(config, vocabulary, torch.from_numpy(ids.codes_NS), n_wanted)
         made.batcher.config = self.model.config
         # rows are cut by what they cost, padding and context included: so many that a step has `batch` targets on average
@@ -100,9 +100,9 @@ def main():
     words = [f"batch={settings.batch}", f"steps={n_steps}", f"threads={n_threads}"]
     peer = Peer(python, "train_peers.py", theirs, words)
     ids = random_ids(CLICKS["beauty"], lambda n: catalogue(Work(codes=N_CODES, levels=N_LEVELS, items=n)))
-    log, codings = histories(CLICKS["beauty"], ids)
+    log, encoder = histories(CLICKS["beauty"], ids)
     n_wanted = peer.told["t5-float32"]["parameters"]
-    ours = {name: Ours(log, codings, ids, n_wanted, settings.batch, name) for name in DTYPES}
+    ours = {name: Ours(log, encoder, ids, n_wanted, settings.batch, name) for name in DTYPES}
     n_samples = peer.told["t5-float32"]["samples"]
     assert all(one.n_samples == n_samples for one in ours.values()), "the same samples for all"
     rates = {key: [] for name in DTYPES for key in (("kvtools", name), ("t5", name), ("t5", f"{name}-by-length"))}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from kvtools.onerec.interactions.features import Histories
+from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.model.batching import Batcher
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.onerec import OneRec, VocabularySizes

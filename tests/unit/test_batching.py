@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_onerec import FEATURES, SMALL, batcher_of, histories_of, near_of
 
-from kvtools.onerec.interactions.features import Histories, powers
+from kvtools.onerec.interactions.histories import Histories, log2_buckets
 from kvtools.onerec.model.batching import Batcher, HistoryRows
 from kvtools.onerec.model.lifelong import average, compress
 
@@ -159,7 +159,7 @@ def test_lifelong_items_stand_for_what_lies_before_the_rows_first_target(lengths
         assert items == histories.items[past][standing].tolist()
         told = histories.features[past][standing]
         gaps = average(histories.gaps[past], clusters.labels, len(clusters))[clusters.labels[-6:]]
-        told[:, list(FEATURES).index("time")] = powers(gaps)
+        told[:, list(FEATURES).index("time")] = log2_buckets(gaps)
         assert batch.lifelong.features[row, : len(items)].tolist() == told.tolist()
 
 

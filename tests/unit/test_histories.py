@@ -1,4 +1,4 @@
-"""Histories in the catalogue's numbers: codings of features that survive JSON, and what is left out is counted."""
+"""Histories in the catalogue's numbers: encoders of features that survive JSON, and what is left out is counted."""
 
 import io
 import json
@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec.interactions.features import Codings, gaps, join, powers
+from kvtools.onerec.interactions.features import FeatureEncoder, gaps, join
+from kvtools.onerec.interactions.histories import log2_buckets
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, read_interactions, split
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 
@@ -74,12 +75,12 @@ def test_features_are_numbers_that_a_slow_coding_gives_too(rows, seed):
     interactions = read(rows)
     is_train = np.random.default_rng(seed).random(len(interactions.items)) < 0.6
     is_train[0] = True
-    codings = Codings.fit(interactions, is_train)
-    coded, table = codings.encode(interactions), as_table(interactions)
-    assert coded.shape == (len(table), len(codings.features))
+    encoder = FeatureEncoder.fit(interactions, is_train)
+    coded, table = encoder.encode(interactions), as_table(interactions)
+    assert coded.shape == (len(table), len(encoder.features))
     train = [row for row, mine in zip(table, is_train, strict=True) if mine]
     labels = sorted({row["label"] for row in train})
-    for column, (name, n_codes) in enumerate(codings.features.items()):
+    for column, (name, n_codes) in enumerate(encoder.features.items()):
         expected = []
         for n, row in enumerate(table):
             if name == "time":
@@ -93,7 +94,7 @@ def test_features_are_numbers_that_a_slow_coding_gives_too(rows, seed):
                 counts = {}
                 for other in train:
                     counts[other[name]] = counts.get(other[name], 0) + 1
-                known = [word for word in codings.words[name] if word]
+                known = [word for word in encoder.words[name] if word]
                 assert sorted(known) == sorted(word for word in counts if word)
                 assert [counts[word] for word in known] == sorted((counts[word] for word in known), reverse=True)
                 expected.append(known.index(row[name]) + 1 if row[name] in known else 0)
@@ -105,20 +106,20 @@ def test_features_are_numbers_that_a_slow_coding_gives_too(rows, seed):
 @given(tables)
 def test_codings_come_back_from_json(rows):
     interactions = read(rows)
-    codings = Codings.fit(interactions, np.ones(len(interactions.items), bool))
-    again = Codings.from_json(json.loads(json.dumps(codings.to_json())))
-    assert again == codings
-    assert again.features == codings.features
-    assert np.array_equal(again.encode(interactions), codings.encode(interactions))
+    encoder = FeatureEncoder.fit(interactions, np.ones(len(interactions.items), bool))
+    again = FeatureEncoder.from_json(json.loads(json.dumps(encoder.to_json())))
+    assert again == encoder
+    assert again.features == encoder.features
+    assert np.array_equal(again.encode(interactions), encoder.encode(interactions))
 
 
 def test_what_the_training_part_does_not_know_is_0():
     old = read([("u", "i0", 0, 3, "ann", "x", 5, 5), ("u", "i1", 5, 4, "bob", "", 5, 5)])
-    codings = Codings.fit(old, np.ones(2, bool))
+    encoder = FeatureEncoder.fit(old, np.ones(2, bool))
     new = read(
         [("u", "i0", 0, 3.5, "zoe", "y", None, 5), ("u", "i0", 1, 9, "", "x", 1, None), ("u", "i0", 2, 4, "bob", "", 1, 1)]
     )
-    coded = dict(zip(codings.features, codings.encode(new).T.tolist(), strict=True))
+    coded = dict(zip(encoder.features, encoder.encode(new).T.tolist(), strict=True))
     assert coded["label"] == [0, 0, 2]
     assert coded["author"] == [0, 0, 2]
     assert coded["tag"] == [0, 1, 0]
@@ -129,46 +130,46 @@ def test_what_the_training_part_does_not_know_is_0():
 def test_many_ratings_are_told_apart_by_tenths():
     ratings = np.random.default_rng(0).random(500).round(3)
     interactions = read([("u", f"i{n}", n, rating, "", "", None, None) for n, rating in enumerate(ratings)])
-    codings = Codings.fit(interactions, np.ones(500, bool))
-    labels = codings.encode(interactions)[:, list(codings.features).index("label")]
-    assert codings.features["label"] == 11
+    encoder = FeatureEncoder.fit(interactions, np.ones(500, bool))
+    labels = encoder.encode(interactions)[:, list(encoder.features).index("label")]
+    assert encoder.features["label"] == 11
     assert np.bincount(labels, minlength=11)[1:].tolist() == pytest.approx([50] * 10, abs=2)
     assert (np.diff(labels[np.argsort(interactions.ratings, kind="stable")]) >= 0).all()
     # beyond both ends too
     strange = read([("u", "i0", 0, -9, "", "", None, None), ("u", "i0", 1, 9, "", "", None, None)])
-    assert codings.encode(strange)[:, list(codings.features).index("label")].tolist() == [1, 10]
+    assert encoder.encode(strange)[:, list(encoder.features).index("label")].tolist() == [1, 10]
 
 
 def test_a_rating_that_is_an_edge_between_tenths_belongs_above_it():
     interactions = read([("u", f"i{n}", n, n, "", "", None, None) for n in range(101)])
-    codings = Codings.fit(interactions, np.ones(101, bool))
-    assert codings.labels == pytest.approx(range(10, 100, 10))
-    labels = codings.encode(interactions)[:, list(codings.features).index("label")]
+    encoder = FeatureEncoder.fit(interactions, np.ones(101, bool))
+    assert encoder.labels == pytest.approx(range(10, 100, 10))
+    labels = encoder.encode(interactions)[:, list(encoder.features).index("label")]
     assert labels.tolist() == [min(n // 10, 9) + 1 for n in range(101)]
 
 
 def test_features_that_are_not_there_are_not_coded():
     interactions = read([("u", "i0"), ("u", "i1")], "user_id,item_id\n")
-    codings = Codings.fit(interactions, np.ones(2, bool))
-    assert codings.features == {}
-    assert codings.positive_from is None
-    assert codings.encode(interactions).shape == (2, 0)
+    encoder = FeatureEncoder.fit(interactions, np.ones(2, bool))
+    assert encoder.features == {}
+    assert encoder.positive_from is None
+    assert encoder.encode(interactions).shape == (2, 0)
 
 
 def test_features_that_a_later_file_lacks_are_0():
-    codings = Codings.fit(read([("u", "i0", 7, 3, "ann", "x", 5, 5)]), np.ones(1, bool))
-    coded = codings.encode(read([("u", "i0"), ("u", "i1")], "user_id,item_id\n"))
-    assert coded.tolist() == [[0] * len(codings.features)] * 2
+    encoder = FeatureEncoder.fit(read([("u", "i0", 7, 3, "ann", "x", 5, 5)]), np.ones(1, bool))
+    coded = encoder.encode(read([("u", "i0"), ("u", "i1")], "user_id,item_id\n"))
+    assert coded.tolist() == [[0] * len(encoder.features)] * 2
 
 
 @settings(deadline=None, max_examples=80)
 @given(st.lists(st.one_of(st.floats(-10, 2**45), st.integers(0, 45).map(lambda n: 2.0**n), st.just(math.nan)), max_size=20))
 def test_powers_go_up_by_one_with_each_doubling(values):
-    assert powers(np.array(values, float)).tolist() == [slow_power(value) for value in values]
+    assert log2_buckets(np.array(values, float)).tolist() == [slow_power(value) for value in values]
 
 
 def test_powers_have_an_end():
-    assert powers(np.array([1e300, math.inf, -math.inf])).tolist() == [40, 40, 1]
+    assert log2_buckets(np.array([1e300, math.inf, -math.inf])).tolist() == [40, 40, 1]
 
 
 @settings(deadline=None, max_examples=40)
@@ -217,25 +218,25 @@ def test_a_user_whose_last_item_is_unknown_has_no_test_item():
 
 def test_gaps_are_between_interactions_that_are_left():
     interactions = read([("u", f"i{n}", n * n, 3, "", "", None, None) for n in range(4)])
-    histories, codings, _ = join(interactions, catalogue_of(["i0", "i1", "i3"]), "c.ids")
+    histories, encoder, _ = join(interactions, catalogue_of(["i0", "i1", "i3"]), "c.ids")
     assert histories.gaps.tolist() == [0, 1, 8]
-    assert histories.features[:, list(codings.features).index("time")].tolist() == [1, 2, 5]
+    assert histories.features[:, list(encoder.features).index("time")].tolist() == [1, 2, 5]
 
 
 def test_codings_are_fitted_on_what_is_left_of_the_training_part():
     rows = [("u", f"i{n}", n, n + 1, "abcde"[n], "", None, None) for n in range(5)]
-    _, codings, _ = join(read(rows), catalogue_of(["i1", "i2", "i3", "i4"]), "c.ids")
+    _, encoder, _ = join(read(rows), catalogue_of(["i1", "i2", "i3", "i4"]), "c.ids")
     # the first is unknown, the last two are VALID and TEST
-    assert codings.labels == (2, 3)
-    assert codings.words["author"] == ("b", "c")
+    assert encoder.labels == (2, 3)
+    assert encoder.words["author"] == ("b", "c")
 
 
 def test_codings_that_are_given_are_kept():
     ids = catalogue_of(ITEMS)
-    _, codings, _ = join(read([("u", f"i{n}", n, n, "ann", "", 3, 3) for n in range(3)]), ids, "c.ids")
-    histories, again, _ = join(read([("v", "i7", 0, 2, "zoe", "", 3, 3)]), ids, "c.ids", codings)
-    assert again is codings
-    assert dict(zip(codings.features, histories.features[0].tolist(), strict=True))["author"] == 0
+    _, encoder, _ = join(read([("u", f"i{n}", n, n, "ann", "", 3, 3) for n in range(3)]), ids, "c.ids")
+    histories, again, _ = join(read([("v", "i7", 0, 2, "zoe", "", 3, 3)]), ids, "c.ids", encoder)
+    assert again is encoder
+    assert dict(zip(encoder.features, histories.features[0].tolist(), strict=True))["author"] == 0
 
 
 # ── positives ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,18 +244,18 @@ def test_codings_that_are_given_are_kept():
 @given(tables)
 def test_ratings_from_the_median_of_the_training_part_on_are_positive(rows):
     interactions = read(rows)
-    histories, codings, _ = join(interactions, catalogue_of(ITEMS), "c.ids")
+    histories, encoder, _ = join(interactions, catalogue_of(ITEMS), "c.ids")
     is_train = split(interactions) == TRAIN
     in_order = sorted(interactions.ratings[is_train].tolist())
     middle = (in_order[(len(in_order) - 1) // 2] + in_order[len(in_order) // 2]) / 2
-    assert codings.positive_from == pytest.approx(middle)
-    assert histories.is_positive.tolist() == [rating >= codings.positive_from for rating in interactions.ratings.tolist()]
+    assert encoder.positive_from == pytest.approx(middle)
+    assert histories.is_positive.tolist() == [rating >= encoder.positive_from for rating in interactions.ratings.tolist()]
 
 
 def test_what_is_positive_can_be_said():
     interactions = read([("u", f"i{n}", n, n, "", "", None, None) for n in range(5)])
-    histories, codings, _ = join(interactions, catalogue_of(ITEMS), "c.ids", positive_from=4)
-    assert codings.positive_from == 4
+    histories, encoder, _ = join(interactions, catalogue_of(ITEMS), "c.ids", positive_from=4)
+    assert encoder.positive_from == 4
     assert histories.is_positive.tolist() == [False] * 4 + [True]
 
 
@@ -263,16 +264,16 @@ def test_what_is_positive_can_be_said():
 def test_without_ratings_to_learn_from_only_what_is_said_is_positive(said):
     rows = [("u", f"i{n}", n, n, "", "", None, None) for n in range(5)]
     # all that is known of the catalogue is held out
-    histories, codings, _ = join(read(rows), catalogue_of(["i3", "i4"]), "c.ids", positive_from=said)
+    histories, encoder, _ = join(read(rows), catalogue_of(["i3", "i4"]), "c.ids", positive_from=said)
     assert histories.parts.tolist() == [VALID, TEST]
-    assert (codings.labels, codings.positive_from) == ((), said)
+    assert (encoder.labels, encoder.positive_from) == ((), said)
     assert histories.is_positive is None if said is None else histories.is_positive.tolist() == [False, True]
-    assert Codings.from_json(json.loads(json.dumps(codings.to_json(), allow_nan=False))) == codings
+    assert FeatureEncoder.from_json(json.loads(json.dumps(encoder.to_json(), allow_nan=False))) == encoder
 
 
 def test_without_ratings_nothing_is_said_to_be_positive():
-    histories, codings, _ = join(read([("u", "i0"), ("u", "i1")], "user_id,item_id\n"), catalogue_of(ITEMS), "c.ids")
-    assert (codings.positive_from, histories.is_positive, histories.gaps) == (None, None, None)
+    histories, encoder, _ = join(read([("u", "i0"), ("u", "i1")], "user_id,item_id\n"), catalogue_of(ITEMS), "c.ids")
+    assert (encoder.positive_from, histories.is_positive, histories.gaps) == (None, None, None)
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_onerec import SMALL, batcher_of, catalogue, histories_of, scatter
 
 from kvtools.onerec.interactions import users
-from kvtools.onerec.interactions.features import Codings
+from kvtools.onerec.interactions.features import FeatureEncoder
 from kvtools.onerec.model.beam import rank_all
 from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.recommend import recommend
@@ -35,14 +35,14 @@ class Shop:
         codes_NS = catalogue(N_ITEMS, (N_CODES,) * N_LEVELS, seed)
         keys = np.array([f"i{n}" for n in range(N_ITEMS)], np.dtypes.StringDType())
         self.ids = SemanticIds(keys, codes_NS, rng.normal(size=(N_LEVELS, N_CODES, 4)).astype(np.float32))
-        codings = Codings(words={"author": tuple("abcd")}, has_time=True)
+        encoder = FeatureEncoder(words={"author": tuple("abcd")}, has_time=True)
         static = (users.Vocabulary("age", ("old", "young")), users.Vocabulary("job", ("cook", "poet", "smith")))
         self.config = replace(SMALL, positive=8, **changed)
         self.histories = histories_of(LENGTHS, N_ITEMS, seed)
         everyone = np.ones(len(self.histories.items), bool)
         self.counts = ItemCounts.fit(self.histories, everyone, N_ITEMS)
-        model = scatter(new_model(self.config, self.ids, codings, static), seed)
-        self.checkpoint = Checkpoint(model, self.ids, codings, static, self.counts)
+        model = scatter(new_model(self.config, self.ids, encoder, static), seed)
+        self.checkpoint = Checkpoint(model, self.ids, encoder, static, self.counts)
         self.batcher = batcher_of(self.histories, self.config, N_ITEMS, seed)
         self.trie = Trie(codes_NS)
 

@@ -1,8 +1,8 @@
-"""Interactions as a generator sees them: items of its catalogue, and features as small numbers.
+"""Interactions as histories of a catalogue: items as its numbers, and features as categories.
 
 Legend: n interactions, U users, F features. The invariant is that of `Interactions`: a user's interactions lie together, in
-time order. How features become numbers is fixed on the training part (`Codings.fit`), stored with the model, and used again.
-Our choices, the report being silent on buckets and on what is positive: time is the gap to the interaction before, in
+time order. How features become numbers is fixed on the training part (`FeatureEncoder.fit`), stored with the model, and used
+again. Our choices, the report being silent on buckets and on what is positive: time is the gap to the interaction before, in
 powers of two; playtime and duration likewise; a rating is positive from the median of the training part on.
 """
 
@@ -12,17 +12,17 @@ from typing import Any, Self
 
 import numpy as np
 
+from kvtools.onerec.interactions.histories import N_BUCKETS, Histories, log2_buckets
 from kvtools.onerec.interactions.log import TRAIN, Interactions, split
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.skipped import SkippedRows
 
 _N_LABELS = 20  # distinct values of a rating that are told apart; where there are more, tenths of the ratings are
-_N_POWERS = 40
 _N_WORDS = 50_000  # authors or tags told apart
 
 
 @dataclass(frozen=True)
-class Codings:
+class FeatureEncoder:
     """How each feature becomes a number from 1 on; 0 is unknown. Empty where a feature is not there."""
 
     labels: tuple[float, ...] = ()  # ratings told apart, or the edges between tenths
@@ -60,8 +60,8 @@ class Codings:
         """Name to number of categories, 0 included, in the order of the columns of `encode`."""
         sizes = {
             **{name: len(words) + 1 for name, words in self.words.items()},
-            "time": _N_POWERS + 1 if self.has_time else 0,
-            **dict.fromkeys(self.numbers, _N_POWERS + 1),
+            "time": N_BUCKETS + 1 if self.has_time else 0,
+            **dict.fromkeys(self.numbers, N_BUCKETS + 1),
             "label": len(self.labels) + 1 + (not self.is_exact) if self.labels else 0,
         }
         return {name: n for name, n in sizes.items() if n > 1}
@@ -76,7 +76,7 @@ class Codings:
         coded = np.zeros((len(interactions.items), len(self.features)), np.int64)
         for column, name in enumerate(self.features):
             if name == "time" and interactions.has_times:
-                coded[:, column] = powers(gaps(interactions))
+                coded[:, column] = log2_buckets(gaps(interactions))
             elif name == "label" and interactions.ratings is not None:
                 coded[:, column] = self._labels(interactions.ratings)
             elif name in interactions.words:
@@ -84,7 +84,7 @@ class Codings:
                 numbers = np.array([known.get(word, 0) for word in interactions.words[name].tolist()], np.int64)
                 coded[:, column] = numbers[interactions.extras[name]]
             elif name in interactions.extras:
-                coded[:, column] = powers(interactions.extras[name])
+                coded[:, column] = log2_buckets(interactions.extras[name])
         return coded
 
     def _labels(self, ratings: np.ndarray) -> np.ndarray:
@@ -103,12 +103,6 @@ def gaps(interactions: Interactions) -> np.ndarray:
     return apart
 
 
-def powers(values: np.ndarray) -> np.ndarray:
-    """int64: 1 for values below 1, then one more for each doubling; 0 for NaN."""
-    told = np.floor(np.log2(np.maximum(np.nan_to_num(values), 0.5))) + 2
-    return np.where(np.isnan(values), 0, told.clip(1, _N_POWERS)).astype(np.int64)
-
-
 def _frequent(interactions: Interactions, name: str, is_train: np.ndarray) -> tuple[str, ...]:
     words = interactions.words[name].tolist()
     counts = np.bincount(interactions.extras[name][is_train], minlength=len(words))
@@ -116,44 +110,15 @@ def _frequent(interactions: Interactions, name: str, is_train: np.ndarray) -> tu
     return tuple(words[n] for n in order if counts[n] and words[n])
 
 
-@dataclass(frozen=True)
-class Histories:
-    """Interactions in the catalogue's numbers."""
-
-    user_keys: np.ndarray  # strings (U,)
-    offsets: np.ndarray  # int64 (U+1,)
-    items: np.ndarray  # int32 (n,): numbers of the catalogue
-    parts: np.ndarray  # int8 (n,)
-    features: np.ndarray  # int64 (n, F)
-    gaps: np.ndarray | None  # float64 (n,): seconds, for averages; None where there is no time
-    is_positive: np.ndarray | None  # bool (n,)
-    times: np.ndarray  # (n,): as in Interactions
-
-    def __len__(self) -> int:
-        return len(self.user_keys)
-
-    def only(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The interactions where a mask is set: offsets (U+1,) and items."""
-        counts = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
-        return counts[self.offsets], self.items[mask]
-
-    def of(self, mask: np.ndarray) -> "Histories":
-        """Histories of the interactions where a mask is set, as if there were no others."""
-        offsets, items = self.only(mask)
-        gaps, is_positive = (None if column is None else column[mask] for column in (self.gaps, self.is_positive))
-        features, times = self.features[mask], self.times[mask]
-        return Histories(self.user_keys, offsets, items, self.parts[mask], features, gaps, is_positive, times)
-
-
 def join(
     interactions: Interactions,
     ids: SemanticIds,
     name: str,
-    codings: Codings | None = None,
+    encoder: FeatureEncoder | None = None,
     *,
     positive_from: float | None = None,
-) -> tuple[Histories, Codings, SkippedRows]:
-    """Histories of the items that the catalogue has; others are counted and left out. Fits codings where none are given.
+) -> tuple[Histories, FeatureEncoder, SkippedRows]:
+    """Histories of the items that the catalogue has; others are counted and left out. Fits an encoder where none is given.
 
     The split is that of the interactions before anything is left out.
     """
@@ -167,12 +132,12 @@ def join(
     what = f"items that {name} does not have, left out with their {n_lost} interactions"
     skipped.add(what, len(strange), interactions.item_keys[strange[:3]].tolist())
     kept, parts = interactions.keep(is_known), parts[is_known]
-    codings = codings or Codings.fit(kept, parts == TRAIN, positive_from=positive_from)
+    encoder = encoder or FeatureEncoder.fit(kept, parts == TRAIN, positive_from=positive_from)
     is_positive = None
-    if codings.positive_from is not None and kept.ratings is not None:
-        is_positive = kept.ratings >= codings.positive_from
+    if encoder.positive_from is not None and kept.ratings is not None:
+        is_positive = kept.ratings >= encoder.positive_from
     histories = Histories(
-        kept.user_keys, kept.offsets, to_catalogue[kept.items], parts, codings.encode(kept),
-        gaps(kept) if codings.has_time and kept.has_times else None, is_positive, kept.times,
+        kept.user_keys, kept.offsets, to_catalogue[kept.items], parts, encoder.encode(kept),
+        gaps(kept) if encoder.has_time and kept.has_times else None, is_positive, kept.times,
     )  # fmt: skip
-    return histories, codings, skipped
+    return histories, encoder, skipped

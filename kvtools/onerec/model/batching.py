@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kvtools.chance import rng_for
-from kvtools.onerec.interactions.features import Histories, powers
+from kvtools.onerec.interactions.histories import Histories, log2_buckets
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.lifelong import Clusters, average, compress
 
@@ -265,7 +265,7 @@ class Batcher:
         """int64 (C, F): the representative's features, but the time is the average."""
         features = np.array(self.histories.features[past][clusters.representatives])
         if self._time_column is not None and self.histories.gaps is not None:
-            features[:, self._time_column] = powers(average(self.histories.gaps[past], clusters.labels, len(clusters)))
+            features[:, self._time_column] = log2_buckets(average(self.histories.gaps[past], clusters.labels, len(clusters)))
         return features
 
     def _tokens(self, index: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> PathwayTokens:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from kvtools.onerec.interactions.features import Histories
+from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.recommend import cooccurrence
 from kvtools.onerec.recommend.cooccurrence import Cooccurrence, Settings, top_popular
 from kvtools.onerec.recommend.query import Query

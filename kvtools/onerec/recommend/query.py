@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtools.onerec.interactions.features import Histories
+from kvtools.onerec.interactions.histories import Histories
 
 CHUNK = 256  # users in one pass: the unit that ranks share, so that results do not depend on how many there are
 

@@ -17,7 +17,8 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.chance import rng_for
 from kvtools.errors import Corrupt
-from kvtools.onerec.interactions.features import Codings, Histories, join
+from kvtools.onerec.interactions.features import FeatureEncoder, join
+from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID
 from kvtools.onerec.interactions.stream import open_interactions
 from kvtools.onerec.interactions.user_list import read_user_list
@@ -249,7 +250,7 @@ class RecgenRun:
             self._log(f"--blend auto: {weight:g} by NDCG@10 of {len(sample)} users of the validation part.")
         return float(self._world.broadcast(weight))
 
-    def _join(self, ids: SemanticIds, src: str, encoder: Codings | None) -> Histories:
+    def _join(self, ids: SemanticIds, src: str, encoder: FeatureEncoder | None) -> Histories:
         histories, _, skipped = join(self._interactions, ids, src, encoder)
         self._report(self._name, skipped)
         if not len(histories.items):

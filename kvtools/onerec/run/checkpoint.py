@@ -18,7 +18,7 @@ from kvtools.artifact.files import Sink
 from kvtools.artifact.open import open_bag, source_name
 from kvtools.errors import Corrupt
 from kvtools.onerec.interactions import users
-from kvtools.onerec.interactions.features import Codings
+from kvtools.onerec.interactions.features import FeatureEncoder
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.onerec import OneRec, VocabularySizes
 from kvtools.onerec.recommend.cooccurrence import Cooccurrence, Settings
@@ -36,7 +36,7 @@ class Checkpoint:
 
     model: OneRec
     ids: SemanticIds
-    encoder: Codings
+    encoder: FeatureEncoder
     user_vocabularies: Sequence[users.Vocabulary]
     counts: ItemCounts
     pathways: dict[str, str] = field(default_factory=dict)  # name → "on", or why it is off
@@ -83,7 +83,9 @@ class Checkpoint:
         write_bag(sink, "model", tensors, config=self.recipe, history=history, **fields)
 
 
-def new_model(config: ModelConfig, ids: SemanticIds, encoder: Codings, user_vocabularies: Sequence[users.Vocabulary]) -> OneRec:
+def new_model(
+    config: ModelConfig, ids: SemanticIds, encoder: FeatureEncoder, user_vocabularies: Sequence[users.Vocabulary]
+) -> OneRec:
     """A model with random weights, drawn by torch's generator."""
     vocabulary = VocabularySizes(ids.vocab_sizes, len(ids), encoder.features, tuple(v.n_codes for v in user_vocabularies))
     return OneRec(config, vocabulary, torch.from_numpy(ids.codes_NS))
@@ -95,7 +97,7 @@ def _read(bag: Bag, name: str) -> Checkpoint:
     if ids.digest != fields["semantic_ids"]:
         raise Corrupt(f"{name}: the catalogue has digest {ids.digest}, and {fields['semantic_ids']} is noted. Train it again.")
     vocabularies = [users.Vocabulary.of(words) for words in fields["static"]]
-    encoder, config = Codings.from_json(fields["codings"]), ModelConfig(**fields["architecture"])
+    encoder, config = FeatureEncoder.from_json(fields["codings"]), ModelConfig(**fields["architecture"])
     n_layers = config.encoder_layers + config.decoder_layers
     if n_layers > len(tensors):
         raise Corrupt(f"{name}: the architecture has {n_layers} layers, and there are {len(tensors)} tensors. Train it again.")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from kvtools.chance import rng_for
-from kvtools.onerec.interactions.features import Codings, Histories
+from kvtools.onerec.interactions.features import FeatureEncoder
+from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import TRAIN, VALID
 from kvtools.onerec.interactions.users import Users
 from kvtools.onerec.model.batching import Batcher, HistoryRows
@@ -50,7 +51,7 @@ class TrainingSet:
 
 
 def build_training_set(
-    histories: Histories, encoder: Codings, ids: SemanticIds, users: Users | None, config: ModelConfig, *,
+    histories: Histories, encoder: FeatureEncoder, ids: SemanticIds, users: Users | None, config: ModelConfig, *,
     without: Sequence[str], n_valid: int, seed: int,
 ) -> TrainingSet:  # fmt: skip
     """without: pathways that are switched off. n_valid: users of validation, a seeded sample; 0 is none."""
@@ -78,7 +79,7 @@ def build_training_set(
 
 def _choose_pathways(
     histories: Histories,
-    encoder: Codings,
+    encoder: FeatureEncoder,
     users: Users | None,
     config: ModelConfig,
     is_train: np.ndarray,

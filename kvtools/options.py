@@ -61,7 +61,8 @@ Steps = Annotated[
     str, typer.Option("--steps", metavar="DURATION", help="Training length: 500 (steps), 3ep (epochs) or 1e9tok (tokens).")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--training", metavar="NAME=X", help="Override a training setting; may be repeated.")
+    list[str] | None,
+    typer.Option("--training", metavar="NAME=X", help="Override a training setting, as warmup=2%; may be repeated."),
 ]
 Tokenizer = Annotated[
     str | None,
@@ -79,10 +80,11 @@ FrameTokens = Annotated[
 ]
 
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute; auto is cuda where there is one.")
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute; auto is cuda if there is one.")
 ]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16"], typer.Option("--dtype", help="Dtype of matrix products; auto is bfloat16 on cuda.")
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option("--dtype", help="Precision of matrix products; auto is bfloat16 on cuda, else float32."),
 ]
 Peak = Annotated[
     float | None,

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 from kvtools import options
 
 EXIT_CODES = {
-    0: "done", 1: "the answer is no, or an unexpected error", 2: "usage error", 65: "input corrupt, truncated or of the wrong kind",
-    66: "input missing", 73: "cannot create the output", 74: "input/output error", 75: "stopped on request; run again to resume",
-    141: "the reader of stdout went away",
+    0: "done", 1: "the answer is no, or an unexpected error", 2: "usage error",
+    65: "input corrupt, truncated or of the wrong kind", 66: "input missing", 73: "cannot create the output",
+    74: "input/output error", 75: "stopped on request; run again to resume", 141: "the reader of stdout went away",
 }  # fmt: skip
 _MAX_UNGROUPED = 12  # options; a command with more shows titled groups
 

@@ -45,7 +45,7 @@ PROMPTS = [
 
 
 def answers(keye, prompts=PROMPTS, **options):
-    return list(generate(keye, prompts, **{"max_new": 12, "temperature": 0.0, **options}))
+    return list(generate(keye, prompts, **{"max_new_tokens": 12, "temperature": 0.0, **options}))
 
 
 def full_logits(keye, made):
@@ -93,7 +93,7 @@ def test_an_answer_stands_after_a_video_that_is_longer_than_it_is_wide():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "n": 3}]
+    "options", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "n_answers": 3}]
 )
 def test_batch_order_and_budget_change_nothing(options):
     keye = model(1)
@@ -106,10 +106,10 @@ def test_batch_order_and_budget_change_nothing(options):
 
 def test_more_answers_begin_with_the_fewer_and_longer_ones_with_the_shorter():
     keye = model(2)
-    few, many = (answers(keye, temperature=1.0, n=n) for n in (2, 5))
+    few, many = (answers(keye, temperature=1.0, n_answers=n) for n in (2, 5))
     same(few, [some[:2] for some in many])
     assert len({tuple(a.tokens.tolist()) for a in many[0]}) == 5
-    longer = answers(keye, temperature=1.0, n=2, max_new=20)
+    longer = answers(keye, temperature=1.0, n_answers=2, max_new_tokens=20)
     assert [a.tokens[:12].tolist() for s in longer for a in s] == [a.tokens.tolist() for s in few for a in s]
 
 
@@ -123,9 +123,9 @@ def test_seed_and_key_decide_the_draw():
 
 def test_stop_tokens_end_an_answer_and_are_its_last():
     keye = model(1)
-    free = answers(keye, max_new=30, temperature=1.0)
+    free = answers(keye, max_new_tokens=30, temperature=1.0)
     stops = [int(free[0][0].tokens[4]), 13]
-    for (stopped,), (whole,) in zip(answers(keye, max_new=30, temperature=1.0, stop_tokens=stops), free, strict=True):
+    for (stopped,), (whole,) in zip(answers(keye, max_new_tokens=30, temperature=1.0, stop_tokens=stops), free, strict=True):
         tokens = whole.tokens.tolist()
         ends = [i for i, token in enumerate(tokens) if token in stops]
         assert stopped.tokens.tolist() == (tokens[: ends[0] + 1] if ends else tokens)
@@ -138,9 +138,9 @@ def test_pictures_are_never_drawn_nor_what_is_forbidden():
     logits = np.zeros(50, np.float32)
     logits[[IMAGE, VIDEO, 3]] = 9
     keye = constant(logits)
-    drawn = answers(keye, [PROMPTS[0]], temperature=1.0, n=40, never=[3])[0]
+    drawn = answers(keye, [PROMPTS[0]], temperature=1.0, n_answers=40, suppress_tokens=[3])[0]
     assert not {IMAGE, VIDEO, 3} & {int(t) for a in drawn for t in a.tokens}
-    assert answers(keye, [PROMPTS[0]], never=[3])[0][0].tokens.tolist() == [0] * 12
+    assert answers(keye, [PROMPTS[0]], suppress_tokens=[3])[0][0].tokens.tolist() == [0] * 12
     expected = -np.log(3 * np.exp(9) + 47)  # they keep the probability
     np.testing.assert_allclose(drawn[0].logprobs, expected, rtol=1e-5)
     np.testing.assert_allclose(drawn[0].sampling_logprobs, -np.log(47), rtol=1e-5)
@@ -152,7 +152,7 @@ def test_frequencies_follow_the_distribution():
     probs = np.exp((logits - logits.max()) / 0.8)
     probs[[IMAGE, VIDEO]] = 0
     probs /= probs.sum()
-    some = answers(keye, [PROMPTS[0]], temperature=0.8, n=400, max_new=25)[0]
+    some = answers(keye, [PROMPTS[0]], temperature=0.8, n_answers=400, max_new_tokens=25)[0]
     counts = np.bincount(np.concatenate([a.tokens for a in some]), minlength=50)
     is_likely = probs * counts.sum() >= 5
     found = [*counts[is_likely], counts[~is_likely].sum()]
@@ -189,7 +189,7 @@ def test_log_probabilities_are_those_of_a_full_forward():
 
 def test_scores_of_a_packed_row_are_those_of_the_answers():
     keye = model(4)
-    made = [(p, a) for p, some in zip(PROMPTS, answers(keye, temperature=1.0, n=2), strict=True) for a in some]
+    made = [(p, a) for p, some in zip(PROMPTS, answers(keye, temperature=1.0, n_answers=2), strict=True) for a in some]
     row = collate([with_answer(*pair) for pair in made])
     scores = log_probabilities(keye, row)
     assert (scores.shape, scores.dtype) == ((len(row),), torch.float32)
@@ -234,16 +234,16 @@ def test_a_picture_is_encoded_once_and_a_prompt_read_once(monkeypatch):
     monkeypatch.setattr(Keye, "hidden", lambda self, t, *rest: read.append(len(t)) or hidden(self, t, *rest))
     asked = PROMPTS[1]
     other = replace(prompt(2, (1, 4, 6), 4, key="o", seed=9), visuals=asked.visuals)
-    some = answers(keye, [asked, other], n=3, max_new=4)
+    some = answers(keye, [asked, other], n_answers=3, max_new_tokens=4)
     assert encoded == [24]
     assert read == [len(asked) + len(other), 6, 6, 6]
     encoded.clear()
     cache = VisualCache(keye)
     for _ in range(2):
-        same(some, answers(keye, [asked, other], n=3, max_new=4, visual_cache=cache, budget=1))
+        same(some, answers(keye, [asked, other], n_answers=3, max_new_tokens=4, visual_cache=cache, budget=1))
     assert encoded == [24]
     monkeypatch.undo()
-    same(some, [answers(keye, [p], n=3, max_new=4)[0] for p in (asked, other)])
+    same(some, [answers(keye, [p], n_answers=3, max_new_tokens=4)[0] for p in (asked, other)])
 
 
 def test_each_token_is_told_as_it_is_chosen_and_prompts_are_taken_as_needed():
@@ -254,7 +254,7 @@ def test_each_token_is_told_as_it_is_chosen_and_prompts_are_taken_as_needed():
             taken.append(each.key)
             yield each
 
-    run = generate(model(), prompts(), max_new=3, temperature=0, budget=1, on_token=lambda *what: chosen.append(what))
+    run = generate(model(), prompts(), max_new_tokens=3, temperature=0, budget=1, on_token=lambda *what: chosen.append(what))
     (first,) = next(run)
     assert taken == ["a", "b"]  # one ahead, to see that it does not fit
     assert chosen == [("a", 0, token) for token in first.tokens]
@@ -266,13 +266,13 @@ def test_each_token_is_told_as_it_is_chosen_and_prompts_are_taken_as_needed():
         ({"temperature": -1.0}, "temperature is -1.0, and a number of at least 0 is needed"),
         ({"top_p": 0.0}, "top_p is 0.0, and a number above 0 and at most 1 is needed"),
         ({"top_k": -1}, "top_k is -1, and 0 for all tokens or a number of tokens is needed"),
-        ({"max_new": 0}, "max_new is 0, and a whole number of at least 1 is needed"),
-        ({"n": 0}, "n is 0, and a whole number of at least 1 is needed"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, and a whole number of at least 1 is needed"),
+        ({"n_answers": 0}, "n_answers is 0, and a whole number of at least 1 is needed"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused_at_once(options, words):
     with pytest.raises(ValueError, match=words):
-        generate(model(), [], **{"max_new": 1, **options})
+        generate(model(), [], **{"max_new_tokens": 1, **options})
 
 
 def test_logits_that_are_not_finite_are_refused():

@@ -34,7 +34,7 @@ _CHUNK_LOGITS = 1 << 24  # 64 MiB in float32
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to the prompt of that key: the `number`-th of its n.
+    """One answer to the prompt of that key: `number` counts them from 0.
 
     tokens int32 (N,), the stop token among them where it `ended` by "stop" rather than "length". logprobs float32 (N,): of each
     token under the model's whole distribution at temperature 1. sampling_logprobs float32 (N,): under the distribution it was
@@ -81,37 +81,37 @@ def generate(
     model: Keye,
     prompts: Iterable[Example],
     *,
-    max_new: int,
+    max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     stop_tokens: Sequence[int] = (),
     seed: int = 0,
-    n: int = 1,
-    never: Sequence[int] = (),
+    n_answers: int = 1,
+    suppress_tokens: Sequence[int] = (),
     budget: int = _BUDGET,
     on_token: OnToken | None = None,
     visual_cache: VisualCache | None = None,
 ) -> Iterator[list[Answer]]:
-    """The n answers to each prompt, in order, as soon as its chunk is done; prompts are taken as they are needed.
+    """The answers to each prompt, in order, as soon as its chunk is done; prompts are taken as they are needed.
 
-    max_new: the most tokens of an answer. temperature 0 is greedy, and its n answers are equal. never: tokens that are not
-    drawn; those of pictures and videos never are. budget: tokens held at a time, of prompts while they are read and of answers
-    with their prompts while they grow; one prompt, and one answer, may exceed it. on_token: called with each token as it is
-    chosen. visual_cache: that of an earlier call, with its visual tokens. Raises ValueError for settings out of range, and
-    where the model gives logits that are not finite.
+    max_new_tokens: the most tokens of an answer. temperature 0 is greedy, and all answers to a prompt are equal. Neither
+    suppress_tokens nor the tokens of pictures and videos are drawn. budget: tokens held at a time, of prompts while they are
+    read and of answers with their prompts while they grow; one prompt, and one answer, may exceed it. on_token: called with
+    each token as it is chosen. visual_cache: one of an earlier call, with its visual tokens. Raises ValueError for settings
+    out of range, and where the model gives logits that are not finite.
     """
     sampling = SamplingConfig(temperature, top_k, top_p)
-    for name, count in (("max_new", max_new), ("n", n), ("budget", budget)):
+    for name, count in (("max_new_tokens", max_new_tokens), ("n_answers", n_answers), ("budget", budget)):
         if count < 1:
             raise ValueError(f"{name} is {count}, and a whole number of at least 1 is needed")
     config = model.config
-    forbidden = {config.image_token, config.video_token, *never} & set(range(config.language.vocabulary))
+    forbidden = {config.image_token, config.video_token, *suppress_tokens} & set(range(config.language.vocabulary))
     generation = _Generation(
-        model, sampling, max_new, frozenset(stop_tokens), seed, sorted(forbidden), budget, on_token,
+        model, sampling, max_new_tokens, frozenset(stop_tokens), seed, sorted(forbidden), budget, on_token,
         visual_cache or VisualCache(model),
     )  # fmt: skip
-    return (answers for chunk in _chunks(prompts, budget) for answers in generation.answers(chunk, n))
+    return (answers for chunk in _chunks(prompts, budget) for answers in generation.answers(chunk, n_answers))
 
 
 def with_answer(prompt: Example, answer: Answer) -> Example:
@@ -188,7 +188,7 @@ class _Generation:
 
     model: Keye
     sampling: SamplingConfig
-    max_new: int
+    max_new_tokens: int
     stops: frozenset[int]
     seed: int
     forbidden: Sequence[int]
@@ -217,7 +217,7 @@ class _Generation:
         """How many of the answers to prompts of those lengths fit the budget together; one at least."""
         longest = 0
         for n_rows, length in enumerate(lengths):
-            longest = max(longest, length + self.max_new)
+            longest = max(longest, length + self.max_new_tokens)
             if n_rows and (n_rows + 1) * longest > self.budget:
                 return n_rows
         return len(lengths)
@@ -271,7 +271,7 @@ class _Generation:
                 self.on_token(row.key, row.number, token)
 
     def _has_ended(self, row: _GrowingAnswer) -> bool:
-        return row.has_stopped or len(row.tokens) >= self.max_new
+        return row.has_stopped or len(row.tokens) >= self.max_new_tokens
 
 
 def _chunks(prompts: Iterable[Example], budget: int) -> Iterator[list[Example]]:

@@ -78,9 +78,10 @@ class ChatSession:
                 on_text(decoder.add(token))
 
         ((answer,),) = generate(
-            model, [prompt], max_new=config.max_new, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
-            stop_tokens=template.stop_tokens, seed=config.seed, never=range(template.size, model.config.language.vocabulary),
-            on_token=on_token, visual_cache=self._visual_cache,
+            model, [prompt], max_new_tokens=config.max_new, temperature=config.temperature, top_k=config.top_k,
+            top_p=config.top_p, stop_tokens=template.stop_tokens, seed=config.seed,
+            suppress_tokens=range(template.size, model.config.language.vocabulary), on_token=on_token,
+            visual_cache=self._visual_cache,
         )  # fmt: skip
         on_text(decoder.rest())
         text = template.decode(answer.text_tokens, skip_control=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from generate_peers import SEED
 
-from kvtools.onerec.interactions.features import join
+from kvtools.onerec.interactions.features import join_catalogue
 from kvtools.onerec.interactions.stream import open_interactions
 from kvtools.onerec.model.onerec import OneRec
 from kvtools.onerec.semantic_ids.ids import SemanticIds
@@ -29,7 +29,7 @@ KVTOOLS = Path(sys.executable).with_name("kvtools")
 def histories(path, ids):
     """Interactions of a file in the numbers of a catalogue, and their encoder."""
     log, _, _ = open_interactions(str(path))
-    return join(log, ids, str(path))[:2]
+    return join_catalogue(log, ids, str(path))[:2]
 
 
 def random_ids(path, catalogue):

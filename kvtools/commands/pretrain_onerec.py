@@ -96,7 +96,7 @@ def main(
     from kvtools.artifact.history import extend
     from kvtools.artifact.state import RunState, lock_folder, state_folder
     from kvtools.errors import Corrupt
-    from kvtools.onerec.interactions.features import join
+    from kvtools.onerec.interactions.features import join_catalogue
     from kvtools.onerec.interactions.stream import open_interactions, roles
     from kvtools.onerec.interactions.users import open_users
     from kvtools.onerec.run.checkpoint import Checkpoint, new_model
@@ -134,7 +134,7 @@ def main(
     ids = SemanticIds.open(items or "")
     read, skipped, before = open_interactions(interactions, columns=roles(columns or []))
     code = report(skipped, name)
-    histories, encoder, skipped = join(read, ids, items or "", positive_from=recipe.positive_from)
+    histories, encoder, skipped = join_catalogue(read, ids, items or "", positive_from=recipe.positive_from)
     code = report(skipped, name) or code
     if not len(histories.items):
         raise Corrupt(f"{name}: none of the items is in {items}. Give the interactions that belong to it.")

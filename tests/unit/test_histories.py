@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec.interactions.features import FeatureEncoder, gaps, join
+from kvtools.onerec.interactions.features import FeatureEncoder, gaps, join_catalogue
 from kvtools.onerec.interactions.histories import log2_buckets
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, read_interactions, split
 from kvtools.onerec.semantic_ids.ids import SemanticIds
@@ -188,7 +188,7 @@ def test_gaps_are_seconds_since_the_users_interaction_before(rows):
 @given(tables, st.sets(st.sampled_from(ITEMS), min_size=1))
 def test_items_that_the_catalogue_lacks_are_counted_named_and_left_out(rows, known):
     interactions, ids = read(rows), catalogue_of(sorted(known, reverse=True))
-    histories, _, skipped = join(interactions, ids, "c.ids")
+    histories, _, skipped = join_catalogue(interactions, ids, "c.ids")
     keys, parts = interactions.item_keys[interactions.items], split(interactions)
     kept = np.array([key in known for key in keys.tolist()])
     assert ids.keys[histories.items].tolist() == keys[kept].tolist()
@@ -210,22 +210,22 @@ def test_items_that_the_catalogue_lacks_are_counted_named_and_left_out(rows, kno
 
 def test_a_user_whose_last_item_is_unknown_has_no_test_item():
     interactions = read([("u", f"i{n}", n, 3, "", "", None, None) for n in range(5)])
-    histories, _, _ = join(interactions, catalogue_of(["i0", "i1", "i2", "i3"]), "c.ids")
+    histories, _, _ = join_catalogue(interactions, catalogue_of(["i0", "i1", "i2", "i3"]), "c.ids")
     assert histories.parts.tolist() == [TRAIN, TRAIN, TRAIN, VALID]
-    histories, _, _ = join(interactions, catalogue_of(["i0", "i1", "i2", "i4"]), "c.ids")
+    histories, _, _ = join_catalogue(interactions, catalogue_of(["i0", "i1", "i2", "i4"]), "c.ids")
     assert histories.parts.tolist() == [TRAIN, TRAIN, TRAIN, TEST]
 
 
 def test_gaps_are_between_interactions_that_are_left():
     interactions = read([("u", f"i{n}", n * n, 3, "", "", None, None) for n in range(4)])
-    histories, encoder, _ = join(interactions, catalogue_of(["i0", "i1", "i3"]), "c.ids")
+    histories, encoder, _ = join_catalogue(interactions, catalogue_of(["i0", "i1", "i3"]), "c.ids")
     assert histories.gaps.tolist() == [0, 1, 8]
     assert histories.features[:, list(encoder.features).index("time")].tolist() == [1, 2, 5]
 
 
 def test_codings_are_fitted_on_what_is_left_of_the_training_part():
     rows = [("u", f"i{n}", n, n + 1, "abcde"[n], "", None, None) for n in range(5)]
-    _, encoder, _ = join(read(rows), catalogue_of(["i1", "i2", "i3", "i4"]), "c.ids")
+    _, encoder, _ = join_catalogue(read(rows), catalogue_of(["i1", "i2", "i3", "i4"]), "c.ids")
     # the first is unknown, the last two are VALID and TEST
     assert encoder.labels == (2, 3)
     assert encoder.words["author"] == ("b", "c")
@@ -233,8 +233,8 @@ def test_codings_are_fitted_on_what_is_left_of_the_training_part():
 
 def test_codings_that_are_given_are_kept():
     ids = catalogue_of(ITEMS)
-    _, encoder, _ = join(read([("u", f"i{n}", n, n, "ann", "", 3, 3) for n in range(3)]), ids, "c.ids")
-    histories, again, _ = join(read([("v", "i7", 0, 2, "zoe", "", 3, 3)]), ids, "c.ids", encoder)
+    _, encoder, _ = join_catalogue(read([("u", f"i{n}", n, n, "ann", "", 3, 3) for n in range(3)]), ids, "c.ids")
+    histories, again, _ = join_catalogue(read([("v", "i7", 0, 2, "zoe", "", 3, 3)]), ids, "c.ids", encoder)
     assert again is encoder
     assert dict(zip(encoder.features, histories.features[0].tolist(), strict=True))["author"] == 0
 
@@ -244,7 +244,7 @@ def test_codings_that_are_given_are_kept():
 @given(tables)
 def test_ratings_from_the_median_of_the_training_part_on_are_positive(rows):
     interactions = read(rows)
-    histories, encoder, _ = join(interactions, catalogue_of(ITEMS), "c.ids")
+    histories, encoder, _ = join_catalogue(interactions, catalogue_of(ITEMS), "c.ids")
     is_train = split(interactions) == TRAIN
     in_order = sorted(interactions.ratings[is_train].tolist())
     middle = (in_order[(len(in_order) - 1) // 2] + in_order[len(in_order) // 2]) / 2
@@ -254,7 +254,7 @@ def test_ratings_from_the_median_of_the_training_part_on_are_positive(rows):
 
 def test_what_is_positive_can_be_said():
     interactions = read([("u", f"i{n}", n, n, "", "", None, None) for n in range(5)])
-    histories, encoder, _ = join(interactions, catalogue_of(ITEMS), "c.ids", positive_from=4)
+    histories, encoder, _ = join_catalogue(interactions, catalogue_of(ITEMS), "c.ids", positive_from=4)
     assert encoder.positive_from == 4
     assert histories.is_positive.tolist() == [False] * 4 + [True]
 
@@ -264,7 +264,7 @@ def test_what_is_positive_can_be_said():
 def test_without_ratings_to_learn_from_only_what_is_said_is_positive(said):
     rows = [("u", f"i{n}", n, n, "", "", None, None) for n in range(5)]
     # all that is known of the catalogue is held out
-    histories, encoder, _ = join(read(rows), catalogue_of(["i3", "i4"]), "c.ids", positive_from=said)
+    histories, encoder, _ = join_catalogue(read(rows), catalogue_of(["i3", "i4"]), "c.ids", positive_from=said)
     assert histories.parts.tolist() == [VALID, TEST]
     assert (encoder.labels, encoder.positive_from) == ((), said)
     assert histories.is_positive is None if said is None else histories.is_positive.tolist() == [False, True]
@@ -272,7 +272,7 @@ def test_without_ratings_to_learn_from_only_what_is_said_is_positive(said):
 
 
 def test_without_ratings_nothing_is_said_to_be_positive():
-    histories, encoder, _ = join(read([("u", "i0"), ("u", "i1")], "user_id,item_id\n"), catalogue_of(ITEMS), "c.ids")
+    histories, encoder, _ = join_catalogue(read([("u", "i0"), ("u", "i1")], "user_id,item_id\n"), catalogue_of(ITEMS), "c.ids")
     assert (encoder.positive_from, histories.is_positive, histories.gaps) == (None, None, None)
 
 
@@ -280,7 +280,7 @@ def test_without_ratings_nothing_is_said_to_be_positive():
 @settings(deadline=None, max_examples=40)
 @given(tables)
 def test_a_part_is_the_interactions_of_each_user_that_belong_to_it(rows):
-    histories, _, _ = join(read(rows), catalogue_of(ITEMS), "c.ids")
+    histories, _, _ = join_catalogue(read(rows), catalogue_of(ITEMS), "c.ids")
     for part in (TRAIN, VALID, TEST):
         offsets, items = histories.only(histories.parts == part)
         for user in range(len(histories)):

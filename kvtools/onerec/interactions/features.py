@@ -1,9 +1,9 @@
-"""Interactions as histories of a catalogue: items as its numbers, and features as categories.
+"""Interactions as a generator reads them: items of its catalogue, and features as small numbers.
 
-Legend: n interactions, U users, F features. The invariant is that of `Interactions`: a user's interactions lie together, in
-time order. How features become numbers is fixed on the training part (`FeatureEncoder.fit`), stored with the model, and used
-again. Our choices, the report being silent on buckets and on what is positive: time is the gap to the interaction before, in
-powers of two; playtime and duration likewise; a rating is positive from the median of the training part on.
+Legend: n interactions, F features. How features become numbers is fixed on the training part (`FeatureEncoder.fit`), stored
+with the model, and used again. Our choices, since the report does not say how features are bucketed and which interactions are
+positive: time is the gap to the interaction before, in powers of two; playtime and duration likewise; a rating is positive
+from the median of the training part on.
 """
 
 from collections.abc import Mapping
@@ -23,18 +23,18 @@ _N_WORDS = 50_000  # authors or tags told apart
 
 @dataclass(frozen=True)
 class FeatureEncoder:
-    """How each feature becomes a number from 1 on; 0 is unknown. Empty where a feature is not there."""
+    """How each feature becomes a number from 1 on; 0 is unknown. Empty where a feature is missing."""
 
     labels: tuple[float, ...] = ()  # ratings told apart, or the edges between tenths
     is_exact: bool = True  # whether labels are values, not edges
     has_time: bool = False
-    numbers: tuple[str, ...] = ()  # which of playtime and duration are there
+    numbers: tuple[str, ...] = ()  # which of playtime and duration there are
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # authors and tags told apart, most frequent first
     positive_from: float | None = None  # the rating from which an interaction counts as positive
 
     @classmethod
     def fit(cls, interactions: Interactions, is_train: np.ndarray, *, positive_from: float | None = None) -> Self:
-        """From the training part, bool (n,). Where it has no ratings there are no labels, and positives only if told."""
+        """From the training part, bool (n,). Where it has no ratings there are no labels, and positives only if given."""
         numbers = tuple(name for name in ("playtime", "duration") if name in interactions.extras)
         words = {name: _frequent(interactions, name, is_train) for name in sorted(interactions.words)}
         ratings = np.zeros(0) if interactions.ratings is None else interactions.ratings[is_train]
@@ -45,26 +45,28 @@ class FeatureEncoder:
         is_exact = len(values) <= _N_LABELS
         labels = values if is_exact else np.unique(np.quantile(ratings, np.linspace(0.1, 0.9, 9)))
         start = float(np.median(ratings)) if positive_from is None else positive_from
-        return cls(tuple(float(x) for x in labels), is_exact, interactions.has_times, numbers, words, start)
+        return cls(tuple(labels.tolist()), is_exact, interactions.has_times, numbers, words, start)
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Self:
-        words = {name: tuple(words) for name, words in told["words"].items()}
-        return cls(**{**told, "labels": tuple(told["labels"]), "numbers": tuple(told["numbers"]), "words": words})
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """The encoder that to_json gave."""
+        words = {name: tuple(words) for name, words in fields["words"].items()}
+        return cls(**{**fields, "labels": tuple(fields["labels"]), "numbers": tuple(fields["numbers"]), "words": words})
 
     def to_json(self) -> dict[str, Any]:
+        """Its fields by name."""
         return asdict(self)
 
     @property
     def features(self) -> dict[str, int]:
         """Name to number of categories, 0 included, in the order of the columns of `encode`."""
-        sizes = {
+        n_categories = {
             **{name: len(words) + 1 for name, words in self.words.items()},
             "time": N_BUCKETS + 1 if self.has_time else 0,
             **dict.fromkeys(self.numbers, N_BUCKETS + 1),
             "label": len(self.labels) + 1 + (not self.is_exact) if self.labels else 0,
         }
-        return {name: n for name, n in sizes.items() if n > 1}
+        return {name: n for name, n in n_categories.items() if n > 1}
 
     @property
     def time_column(self) -> int | None:
@@ -73,19 +75,19 @@ class FeatureEncoder:
 
     def encode(self, interactions: Interactions) -> np.ndarray:
         """int64 (n, F): the features of each interaction."""
-        coded = np.zeros((len(interactions.items), len(self.features)), np.int64)
+        encoded = np.zeros((len(interactions.items), len(self.features)), np.int64)
         for column, name in enumerate(self.features):
             if name == "time" and interactions.has_times:
-                coded[:, column] = log2_buckets(gaps(interactions))
+                encoded[:, column] = log2_buckets(gaps(interactions))
             elif name == "label" and interactions.ratings is not None:
-                coded[:, column] = self._labels(interactions.ratings)
+                encoded[:, column] = self._labels(interactions.ratings)
             elif name in interactions.words:
                 known = {word: n for n, word in enumerate(self.words[name], start=1)}
                 numbers = np.array([known.get(word, 0) for word in interactions.words[name].tolist()], np.int64)
-                coded[:, column] = numbers[interactions.extras[name]]
+                encoded[:, column] = numbers[interactions.extras[name]]
             elif name in interactions.extras:
-                coded[:, column] = log2_buckets(interactions.extras[name])
-        return coded
+                encoded[:, column] = log2_buckets(interactions.extras[name])
+        return encoded
 
     def _labels(self, ratings: np.ndarray) -> np.ndarray:
         labels = np.array(self.labels, np.float32)
@@ -98,9 +100,9 @@ class FeatureEncoder:
 def gaps(interactions: Interactions) -> np.ndarray:
     """float64 (n,): seconds since the interaction before, 0 for a user's first."""
     times = np.asarray(interactions.times, np.float64)
-    apart = np.diff(times, prepend=times[:1])
-    apart[interactions.offsets[:-1][np.diff(interactions.offsets) > 0]] = 0
-    return apart
+    gap_n = np.diff(times, prepend=times[:1])
+    gap_n[interactions.offsets[:-1][np.diff(interactions.offsets) > 0]] = 0
+    return gap_n
 
 
 def _frequent(interactions: Interactions, name: str, is_train: np.ndarray) -> tuple[str, ...]:
@@ -110,34 +112,29 @@ def _frequent(interactions: Interactions, name: str, is_train: np.ndarray) -> tu
     return tuple(words[n] for n in order if counts[n] and words[n])
 
 
-def join(
-    interactions: Interactions,
-    ids: SemanticIds,
-    name: str,
-    encoder: FeatureEncoder | None = None,
-    *,
+def join_catalogue(
+    interactions: Interactions, ids: SemanticIds, name: str, encoder: FeatureEncoder | None = None, *,
     positive_from: float | None = None,
-) -> tuple[Histories, FeatureEncoder, SkippedRows]:
+) -> tuple[Histories, FeatureEncoder, SkippedRows]:  # fmt: skip
     """Histories of the items that the catalogue has; others are counted and left out. Fits an encoder where none is given.
 
-    The split is that of the interactions before anything is left out.
+    name: what messages call the catalogue. The split is that of the interactions before anything is left out.
     """
-    numbers = {key: n for n, key in enumerate(ids.keys.tolist())}
-    to_catalogue = np.array([numbers.get(key, -1) for key in interactions.item_keys.tolist()], np.int32)
+    row_of = {key: row for row, key in enumerate(ids.keys)}
+    rows = np.array([row_of.get(key, -1) for key in interactions.item_keys], np.int32)
     parts = split(interactions)
-    is_known = to_catalogue[interactions.items] >= 0
+    is_known = rows[interactions.items] >= 0
+    unknown = np.flatnonzero(rows < 0)
     skipped = SkippedRows()
-    strange = np.flatnonzero(to_catalogue < 0)
-    n_lost = int((~is_known).sum())
-    what = f"items that {name} does not have, left out with their {n_lost} interactions"
-    skipped.add(what, len(strange), interactions.item_keys[strange[:3]].tolist())
+    reason = f"items that {name} does not have, left out with their {int((~is_known).sum())} interactions"
+    skipped.add(reason, len(unknown), interactions.item_keys[unknown[:3]].tolist())
     kept, parts = interactions.keep(is_known), parts[is_known]
     encoder = encoder or FeatureEncoder.fit(kept, parts == TRAIN, positive_from=positive_from)
     is_positive = None
     if encoder.positive_from is not None and kept.ratings is not None:
         is_positive = kept.ratings >= encoder.positive_from
     histories = Histories(
-        kept.user_keys, kept.offsets, to_catalogue[kept.items], parts, encoder.encode(kept),
+        kept.user_keys, kept.offsets, rows[kept.items], parts, encoder.encode(kept),
         gaps(kept) if encoder.has_time and kept.has_times else None, is_positive, kept.times,
     )  # fmt: skip
     return histories, encoder, skipped

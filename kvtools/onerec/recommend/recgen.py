@@ -17,7 +17,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.chance import rng_for
 from kvtools.errors import Corrupt
-from kvtools.onerec.interactions.features import FeatureEncoder, join
+from kvtools.onerec.interactions.features import FeatureEncoder, join_catalogue
 from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID
 from kvtools.onerec.interactions.stream import open_interactions
@@ -251,7 +251,7 @@ class RecgenRun:
         return float(self._world.broadcast(weight))
 
     def _join(self, ids: SemanticIds, src: str, encoder: FeatureEncoder | None) -> Histories:
-        histories, _, skipped = join(self._interactions, ids, src, encoder)
+        histories, _, skipped = join_catalogue(self._interactions, ids, src, encoder)
         self._report(self._name, skipped)
         if not len(histories.items):
             raise Corrupt(f"{self._name}: none of the items is in {src}. Give the interactions that belong to it.")

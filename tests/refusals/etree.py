@@ -9,6 +9,7 @@ from pathlib import Path
 
 import damage
 import numpy as np
+import same_outputs
 from damage import edited
 from PIL import Image
 
@@ -36,6 +37,7 @@ def furnish():
         "def empty(shape, n_classes):\n    return nn.Identity()\n"
     )
     arrays()
+    same_outputs.call("devices --coordinates where.npy --devices 5 -o small.devices")
     devices()
     trees()
 
@@ -54,6 +56,8 @@ def labelled():
         "parts/train.csv": "a,b,label\n1,2,0\n3,4,1\n",
         "parts/test.csv": "a,b,c,label\n1,2,3,0\n3,4,5,1\n",
         "labels/train.csv": "a,b,label\n1,2,0\n3,4,1\n",
+        "other.csv": "a,b,c,label\n1,2,3,0\n3,4,5,1\n4,4,4,0\n",
+        "whole.json": json.dumps([[*range(192)]]),
         "labels/test.csv": "a,b,label\n1,2,7\n3,4,1\n",
         "idx/train-images-idx3-ubyte": b"\0\0\x08\x03" + struct.pack(">3i", 2, 2, 2) + bytes(8),
         "idx-bad/train-images-idx3-ubyte": b"\0\0\x0d\x03" + bytes(20),
@@ -139,7 +143,14 @@ def devices():
     edited(source, "mile.devices", put("last_mile", np.full(12, -1, np.float32)))
     edited(source, "no-network.devices", lambda t, f: [t.pop("coordinates"), f.__setitem__("network", {})])
     edited(source, "no-data.devices", lambda t, f: f.__setitem__("data", {}))
+    edited(source, "graph.devices", graph)
     edited(source, "moved.devices", lambda t, f: t["coordinates"].__setitem__((0, 0), 1.0))
+
+
+def graph(t, f):
+    t.pop("coordinates")
+    t.update(edges=np.array([[-1, 0]], np.int32), edge_ms=np.ones(1, np.float32))
+    f["network"]["metric"] = "graph"
 
 
 def trees():
@@ -169,6 +180,7 @@ kvtools devices --data digits.csv --partition dirichlet:0 --devices 4
 kvtools devices --data digits.csv --partition natural --devices 4
 kvtools devices --data digits.csv --partition shards:90 --devices 9
 kvtools devices --data digits.csv --partition classes:9 --devices 9
+kvtools devices --data digits.csv --partition classes:1 --devices 2
 kvtools devices --data digits.csv --devices 900
 kvtools devices --data digits.csv
 kvtools devices --data digits.csv --partition file:nowhere.json
@@ -178,7 +190,7 @@ kvtools devices --data digits.csv --partition file:double.json
 kvtools devices --data digits.csv --partition file:bare.json
 kvtools devices --data digits.csv --partition file:strings.json
 kvtools devices --data digits.csv --partition file:deep.json
-kvtools devices --data digits.csv --partition file:holes.json --devices 5
+kvtools devices --data digits.csv --partition file:whole.json --devices 5
 kvtools devices --data nowhere --devices 4
 kvtools devices --data empty --devices 4
 kvtools devices --data short-row.csv --devices 1
@@ -238,7 +250,9 @@ kvtools kma-cluster -k 3 --method k-medoids site.devices
 kvtools kma-cluster -k 3 --method k-medoids far-site.devices
 kvtools kma-cluster -k 3 --method k-medoids nan.devices
 kvtools kma-cluster -k 3 --method k-medoids mile.devices
+kvtools kma-cluster -k 3 --method k-medoids graph.devices
 kvtools kma-cluster -k 3 --method k-medoids no-network.devices
+kvtools kma-cluster --since fleet.tree small.devices
 kvtools kma-cluster -k 99 --method k-medoids fleet.devices
 kvtools kma-cluster -k 3 fleet.devices
 kvtools kma-cluster -k 3 --data labels fleet.devices
@@ -265,7 +279,7 @@ kvtools etree-train --tree ratios.tree --data digits.csv fleet.devices
 kvtools etree-train --tree order.tree --data digits.csv fleet.devices
 kvtools etree-train --tree made-of.tree --data digits.csv fleet.devices
 kvtools etree-train --tree fleet.tree --data digits.csv no-network.devices
-kvtools etree-train --tree fleet.tree --data labels fleet.devices
+kvtools etree-train --tree fleet.tree --data other.csv fleet.devices
 kvtools {TRAIN} --ratios 1,2
 kvtools {TRAIN} --secure --late carry
 kvtools {TRAIN} --secure --algorithm gossip
@@ -278,6 +292,7 @@ kvtools {TRAIN} --fail leaf:1@0
 kvtools {TRAIN} --fail join:1@2-3
 kvtools {TRAIN} --fail aggregator:9@2
 kvtools {TRAIN} --fail ,
+kvtools {TRAIN} --fail ""
 kvtools {TRAIN} --lr 1e30 --model mlp:4
 kvtools {TRAIN} --model cnn
 kvtools {TRAIN} --model transformer

@@ -41,12 +41,13 @@ SHOWN = {
     "nowhere": clip(video="nowhere.mp4"),
     "address": clip(video="https://example.org/a.mp4"),
     "written": {"type": "image", "image": "data:image/png,xyz"},
-    "picture": clip(video="0.png", seconds=[0.5]),
+    "picture": clip(video="pictures/0.png", seconds=[0.5]),
     "frames": clip(frames=0),
     "file-frames": clip(video="videos/a.mp4", frames=-1),
     "size": clip(size=[30, 30]),
     "shown": clip(seconds=[0.0, 0.5], shown=[1.0]),
     "seconds": clip(seconds=[]),
+    "no-cuts": {"type": "video", "video": []},
     "cuts": {"type": "video", "video": [{"seconds": [0.1]}]},
     "narrow": {"type": "video", "video": "narrow"},
 }
@@ -80,12 +81,13 @@ def furnish():
     })  # fmt: skip
     questions()
     packed()
+    talkers()
     models()
 
 
 def questions():
     def ask(**words):
-        more = {"task": "order", "form": "choice", "answer": "A", "options": 2, "clips": ["a.mp4"]} | words
+        more = {"task": "order", "form": "choice", "answer": "A", "choices": ["1", "2"], "clips": ["a.mp4"]} | words
         return json.dumps(asked("Which? A) one B) two") | {"id": "q0"} | more) + "\n"
 
     damage.furnish({"form.jsonl": ask(form="open"), "answer.jsonl": ask(answer="Z")})
@@ -111,6 +113,34 @@ def packed():
     })  # fmt: skip
 
 
+def talkers():
+    """Tokenizers of more tokens than the model's, a decoder alone, and encoders of other patches."""
+    document = json.loads(Path("keye/tokenizer.json").read_text())
+    for name, n_more in (("shifted", 1), ("larger", 99)):
+        words = json.loads(json.dumps(document))
+        n = max(words["model"]["vocab"].values(), default=-1) + 1
+        words["model"]["vocab"] |= {f"word {k}": n + k for k in range(n_more)}
+        for entry in words["added_tokens"]:
+            entry["id"] += n_more
+        damage.furnish({f"{name}.json": json.dumps(words)})
+    edited("keye.safetensors", "decoder.model", decoder)
+    edited("tower.model", "patches.model", patches)
+
+
+def decoder(t, f):
+    for name in [name for name in t if name.startswith(("visual", "mlp_AR"))]:
+        del t[name]
+    f.update(layout="qwen3", architecture={"language": f["architecture"]["language"]})
+    t["lm_head.weight"] = t["model.embed_tokens.weight"] + 1
+    f["architecture"]["language"]["tied"] = False
+
+
+def patches(t, f):
+    f["architecture"]["vision"]["patch"] = 16
+    name = next(name for name in t if name.endswith("patch_embedding.weight"))
+    t[name] = np.zeros((*t[name].shape[:2], 16, 16), np.float32)
+
+
 def models():
     def directory(name, change):
         shutil.copytree("keye", name)
@@ -126,7 +156,7 @@ def models():
     directory("hf-number", lambda w: w.__setitem__("rms_norm_eps", -1))
     directory("hf-activation", lambda w: w.__setitem__("hidden_act", "relu"))
     directory("hf-merge", lambda w: w["vision_config"].__setitem__("spatial_merge_size", 3))
-    directory("hf-sizes", lambda w: w.__setitem__("hidden_size", 1 << 39))
+    directory("hf-sizes", lambda w: w.update(hidden_size=1 << 39, vocab_size=1 << 39))
     directory("hf-layers", lambda w: w.__setitem__("num_hidden_layers", 5))
     directory("hf-shape", lambda w: w.__setitem__("vocab_size", 4096))
     directory("hf-heads", lambda w: w.__setitem__("num_key_value_heads", 3))
@@ -210,6 +240,16 @@ kvtools {TRAIN} good.jsonl --init fleet.model
 kvtools {TRAIN} good.jsonl --init clips.kvs
 kvtools {TRAIN} good.jsonl --init nowhere
 kvtools {TRAIN} good.jsonl --init nan.model
+kvtools {TRAIN} good.jsonl --init keye.safetensors --tokenizer larger.json
+kvtools {TRAIN} good.jsonl --init keye.safetensors --tokenizer shifted.json
+kvtools {TRAIN} llava.json --media pictures --stage matching --init tower.model --tokenizer larger.json
+kvtools {TRAIN} good.jsonl --init keye.safetensors --architecture language.layers=1
+kvtools {TRAIN} good.jsonl --init keye.safetensors --architecture language.hidden=64
+kvtools {TRAIN} good.jsonl --init decoder.model --architecture language.tied=true
+kvtools {TRAIN} llava.json --media pictures --stage matching --init decoder.model --tokenizer keye
+kvtools {TRAIN} questions.kvs --max-tokens 1
+kvtools answer questions.kvs --media clips.kvs --model decoder.model
+kvtools tokenize-video --encoder patches.model --frame-tokens 4:16 videos
 kvtools {TRAIN} good.jsonl --log keye --init keye.safetensors
 kvtools convert hf-type -o x.safetensors
 kvtools convert hf-rope -o x.safetensors

@@ -1,6 +1,10 @@
 """The command line, recipes, ranks, and what every training asks for."""
 
+import fcntl
+import os
+
 import damage
+from damage import bag
 
 ONEREC = "pretrain onerec clicks.csv --items items.ids"
 
@@ -10,7 +14,12 @@ def furnish():
         "recipe.toml": "steps = 3\nwidth = 2\n",
         "broken.toml": "steps = \n",
         "bad.csv": "user_id,item_id,timestamp\n1,2,3\n,5,6\n",
+        ".text.model.state/train.state": "no state\n",
+        ".other.model.state/train.state": bag("model", {}),
+        ".busy.model.state/note.txt": "",
     })  # fmt: skip
+    fcntl.flock(os.open(".busy.model.state", os.O_RDONLY), fcntl.LOCK_EX)
+    fcntl.flock(os.open(".busy.kvs.part", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
 
 
 CASES = f"""
@@ -40,6 +49,10 @@ kvtools {ONEREC} --state clicks.csv -o new.model
 kvtools semid-build --memory some items.kvs -o new.ids
 kvtools convert --strict bad.csv
 kvtools convert bad.csv
+kvtools {ONEREC} --steps 1 -o text.model
+kvtools {ONEREC} --steps 1 -o other.model
+kvtools {ONEREC} --steps 1 -o busy.model
+kvtools tokenize-video --jobs 1 videos -o busy.kvs
 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=4 kvtools tokenize-video videos
 mpiexec -n 2 kvtools {ONEREC} --users - < users.csv
 mpiexec -n 2 kvtools pretrain keye - < questions.kvs

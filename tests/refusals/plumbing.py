@@ -70,6 +70,7 @@ def furnish():
     damage.furnish(files)
     Path("folder").mkdir()
     os.mkfifo("pipe")
+    os.truncate("hf-large/config.json", 129 << 20)  # takes no room on the disk
 
 
 def compressed(first, raw, junk):
@@ -154,6 +155,8 @@ def tables():
         "twice.csv": "user_id,item_id,item_id\n1,2,3\n",
         "titles.csv": "nothing,else\n1,2\n",
         "ragged.txt": "1 2 3\n1 2\n",
+        "ragged.csv": "a,b,c\n1,2\n",
+        "words.csv": "a,b\n1,x\n",
         "words.txt": "1 2 3\n1 x 3\n",
         "long.csv": "user_id,item_id\n1,2\n" + "3" * (1 << 24) + ",4\n",
         "list-quote.txt": 'a,"b\nc\n',
@@ -185,6 +188,7 @@ def directories():
         "hf-less/model-2.safetensors": tensors,
         "hf-cut/config.json": "{}",
         "hf-cut/model.safetensors": tensors[:-3],
+        "hf-large/config.json": "{}",
         "hf-void/config.json": "{}",
         "hf-void/model.safetensors": b"",
         "home/letter.txt": "Dear",
@@ -321,9 +325,10 @@ kvtools convert hf-lost
 kvtools convert hf-less
 kvtools convert hf-cut
 kvtools convert hf-void
+kvtools convert hf-large
 kvtools convert keye.safetensors -o home/
 kvtools convert keye.safetensors -o home/ --force
-kvtools convert keye.safetensors -o text.txt/
+kvtools convert keye.safetensors -o text.txt/ --force
 kvtools convert keye.safetensors -o nowhere/keye/
 kvtools convert keye.safetensors -o keye/
 kvtools convert keye.safetensors -o other.safetensors
@@ -334,4 +339,11 @@ kvtools convert clicks.csv -o clicks.csv
 kvtools pairs clicks.csv -o clicks.csv
 kvtools embed keywords.json -o keywords.json
 kvtools.artifact.directory.read_directory("nowhere")
+kvtools.artifact.blob.decode(b"1234")
+kvtools.artifact.blob.decode(b"\\x02\\0\\0\\0\\0\\0\\0\\0[]")
+kvtools.artifact.strings.unpack("keys", {})
+kvtools.artifact.stream.Writer(kvtools.artifact.files.Sink("big.kvs"), kvtools.artifact.stream.Head("video")).write_pieces("k", [bytes(129 << 20)])
+kvtools.artifact.stream_index.Index(open("good.kvs", "rb"), "good.kvs").fetch("nobody")
+kvtools.artifact.delimited.read_rows(open("ragged.csv", "rb"), "ragged.csv")
+kvtools.artifact.delimited.read_rows(open("words.csv", "rb"), "words.csv").numbers([1])
 """

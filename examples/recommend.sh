@@ -5,16 +5,16 @@
 #   TEXT="movie_title class" bash examples/recommend.sh ml-100k.inter ml-100k.item ml-100k.user
 #
 # INTERACTIONS: CSV or TSV with a header, RecBole .inter, or lines USER ITEM ITEM ...
-# ITEMS:        what is said of items: RecBole .item, CSV, TSV, or JSON {item: [terms]}
-# USERS:        a table of what is known of users; without it that pathway is off
+# ITEMS:        item text: RecBole .item, CSV, TSV, or JSON {item: [terms]}
+# USERS:        a table of user features; without it that pathway is off
 #
 # TEXT   the columns of ITEMS to read, as "title category"; not for JSON
 # OUT    the folder to write to; default: recommended
-# CODES  codes a level, about as many as let few items share an ID; default: 64
+# CODES  codes a level; enough that few items share an ID; default: 64
 # STEPS  how long to train; default: 12ep
 #
-# A file that is there already is not made again, so the script goes on where it was: also after exit code 75, when training
-# was stopped, and after 65, when bad rows or unknown items were told and left out. Delete OUT to start over.
+# A file that exists is not made again, so the script can be run again after exit code 75, when training was stopped, and after 65,
+# when bad rows or unknown items were skipped. Delete OUT to start over.
 set -euo pipefail
 
 [ $# -ge 2 ] || { sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -24,7 +24,7 @@ text=()
 for column in ${TEXT:-}; do text+=(--text "$column"); done
 mkdir -p "$out"
 
-# once FILE COMMAND...: run a command that makes the file, unless it is there; what kvtools writes is whole or absent
+# once FILE COMMAND...: run a command that makes the file, unless the file exists; kvtools writes a file whole or not at all
 once() { [ -e "$1" ] || { echo "$ ${*:2}" >&2; "${@:2}"; }; }
 
 # Interactions, checked and put in order. Columns with other names: add --column user=... --column item=...

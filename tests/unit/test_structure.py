@@ -232,3 +232,12 @@ def test_the_house_is_in_order(rule):
 
 def test_every_exception_and_known_offence_names_a_rule_that_is_there():
     assert {*KNOWN} <= {rule.__name__ for rule in RULES}
+
+
+def test_the_map_in_contributing_names_what_is_there():
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    named = {line.split()[0] for line in text.splitlines() if line.startswith("    kvtools/")}
+    assert [name for name in sorted(named) if not (ROOT.parent / name).exists()] == []
+    rooms = {path.parent for path in ROOT.rglob("*.py") if path.name != "__init__.py"} - {ROOT}
+    assert [f"{room.relative_to(ROOT.parent)}/" for room in rooms if f"{room.relative_to(ROOT.parent)}/" not in named] == []
+    assert len(text.partition("## Glossary")[2].splitlines()) <= 40

@@ -53,7 +53,7 @@ def typed(line):
 
 def called(text):
     """The golden line of an expression in which each `kvtools.…` is imported."""
-    names = {name: value for name, value in vars(calls).items() if not name.startswith("_")}
+    names = {name: getattr(calls, name) for name in calls.__all__}
     for path in re.findall(r"\bkvtools(?:\.[a-z]\w*)+", text):
         words = path.split(".")
         with suppress(ModuleNotFoundError):  # the last words are of a function, no module

@@ -143,7 +143,7 @@ def load_recipe(ctx: typer.Context, src: str | None) -> str | None:
         raise Usage(f"--config {src}: this is not TOML: {error}.") from None
     unknown = sorted(set(words) - {parameter.name for parameter in ctx.command.params})
     if unknown:
-        raise Usage(f"--config {src}: {unknown[0]} is no option of {ctx.command.name}. See --help.")
+        raise Usage(f"--config {src}: {ctx.command.name} has no option {unknown[0]}. See --help.")
     ctx.default_map = words
     return src
 

@@ -224,4 +224,4 @@ def _local_size(size: int) -> int:
 def _refuse_silent_copies() -> None:
     n_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if "SLURM_STEP_ID" in os.environ and int(n_tasks) > 1 and not any(word.startswith("--shard") for word in sys.argv):
-        raise Usage(f"srun started {n_tasks} tasks that cannot see each other. Use srun --mpi=pmi2, or --shard i/n.")
+        raise Usage(f"srun started {n_tasks} tasks that cannot see each other. Use srun --mpi=pmi2, or --shard I/N.")

@@ -82,7 +82,7 @@ class RunState:
         try:
             bag = open_artifact(self.path)
         except Corrupt as fault:
-            raise Corrupt(f"{fault} The stopped run cannot be resumed. Give --force to start over.") from None
+            raise Corrupt(f"{str(fault).rstrip('.')}. The stopped run cannot be resumed. Give --force to start over.") from None
         if not isinstance(bag, Bag) or bag.kind != self._kind:
             raise Corrupt(f"{self.path}: this is not the state of a stopped run of this command. Give --force to start over.")
         refuse_other_options(self.path, bag.fields["config"], self._config)

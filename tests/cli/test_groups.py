@@ -159,7 +159,7 @@ def test_two_words_in_one_pair_of_quotes_are_no_command(kitchen):
     [
         ("--oven", 2, "no such option: --oven. See --help."),
         ("sand", 66, "flour: none found, some expected."),
-        ("--config dough.toml flour", 2, "--config dough.toml: yeast is no option of bake bread. See --help."),
+        ("--config dough.toml flour", 2, "--config dough.toml: bake bread has no option yeast. See --help."),
     ],
 )
 def test_a_fault_is_told_under_both_words(kitchen, tmp_path, words, code, fault):

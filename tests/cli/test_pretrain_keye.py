@@ -529,16 +529,16 @@ USAGE = {
     "--steps many": "--steps many is not a duration. Give one as 500 (steps), 3ep, 2% or 1e9tok.",
     "--lr inf": "--lr inf: give a finite number.",
     "--lr 0": "--lr 0.0 must be a finite number above 0.",
-    "--length 1": "Invalid value for '--length': Input should be greater than or equal to 2. See --help.",
+    "--length 1": "invalid value for '--length': it must be greater than or equal to 2. See --help.",
     "--length 1024": "--length 1024 is larger than --batch-tokens 512. Raise it, or lower --length.",
     "--ratio 1,2": "--ratio 1,2 must have one number above 0 for each of the 1 inputs.",
-    "--seed -1": "Invalid value for '--seed': Input should be greater than or equal to 0. See --help.",
-    "--size huge": "Invalid value for '--size': Value error, 'huge'",
-    "--stage rest": "Invalid value for '--stage': Value error, 'rest'",
-    "--dtype int8": "Invalid value for '--dtype': Value error, 'int8'",
-    "--config odd.toml": "--config odd.toml: colour is no option of pretrain keye. See --help.",
+    "--seed -1": "invalid value for '--seed': it must be greater than or equal to 0. See --help.",
+    "--size huge": "invalid value for '--size': 'huge'",
+    "--stage rest": "invalid value for '--stage': 'rest'",
+    "--dtype int8": "invalid value for '--dtype': 'int8'",
+    "--config odd.toml": "--config odd.toml: pretrain keye has no option colour. See --help.",
     "--valid - -": "- is given more than once, and stdin can be read only once. Give files.",
-    "--speed 3": "No such option: --speed",
+    "--speed 3": "no such option: --speed",
 }
 
 

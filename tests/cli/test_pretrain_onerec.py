@@ -408,7 +408,7 @@ USAGE = {
     "--without short": "--without short: there is no such pathway. Give static, positive, lifelong or near.",
     "--without encoder": "--without encoder: there is no such pathway. Give static, positive, lifelong or near.",
     "--column colour=red": "--column colour=red: ROLE=COL",
-    "--config odd.toml": "colour is no option",
+    "--config odd.toml": "has no option colour",
     "--config clicks.csv": "this is not TOML",
     "--users - -": "Several inputs are -, and stdin can be read only once. Give files for the others.",
     "extra.csv": "extra.csv",

@@ -62,9 +62,9 @@ class OneRecRecipe:
         for pathway in self.without:
             if pathway not in PATHWAYS or pathway == "short":
                 raise Usage(f"--without {pathway}: there is no such pathway. Give static, positive, lifelong or near.")
-        config = self.config
-        refuse_bad_values("--architecture", config.to_json(), _MAY_BE)
         refuse_bad_values("--training", self.settings, _MAY_BE, ("warmup", "save", "patience"))
+        config = self.config  # dropout is of --training
+        refuse_bad_values("--architecture", config.to_json(), _MAY_BE)
         n_experts = f"--architecture experts={config.experts}"
         refuse_if(
             (

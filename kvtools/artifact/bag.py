@@ -19,7 +19,7 @@ from kvtools.errors import Corrupt
 
 @dataclass(frozen=True)
 class Bag:
-    """Tensors by name, and what the file says of them. `fields` is empty in a file not written by kvtools."""
+    """Named tensors, and the JSON of the file's `kvtools` key: fields are empty where kvtools did not write it."""
 
     tensors: dict[str, np.ndarray]
     fields: dict[str, Any] = field(default_factory=dict)
@@ -27,50 +27,51 @@ class Bag:
 
     @property
     def kind(self) -> str | None:
+        """What the bag holds (kinds.py); None where kvtools did not write it."""
         kind = self.fields.get("kind")
         return kind if isinstance(kind, str) else None
 
     @property
     def history(self) -> list[dict[str, Any]]:
+        """The steps that led to it (history.py)."""
         return list(self.fields.get("history", []))
 
 
 def write_bag(
     sink: Sink, kind: str, tensors: blob.Tensors, *, config: Mapping[str, Any], history: list[dict[str, Any]], **fields: Any
 ) -> None:
-    """Write a bag and commit the sink; the sink is abandoned where that fails."""
+    """Write a bag and commit the sink, or abandon it where that fails. Raises ValueError for fields that are not JSON."""
     try:
         crcs = {name: crc32(blob.bytes_of(np.ascontiguousarray(array))) for name, array in tensors.items()}
-        words = {**fields, "kind": kind, "config": dict(config), "history": history, "crc32": crcs}
-        sink.write(blob.encode(tensors, words))
+        sink.write(blob.encode(tensors, {**fields, "kind": kind, "config": dict(config), "history": history, "crc32": crcs}))
     except BaseException:
         sink.abandon()
         raise
     sink.commit()
 
 
-def read_bag(file: BinaryIO, name: str, *, verify: bool = True) -> Bag:
-    """A bag from a file, mapped, or from a pipe, read whole. Raises Corrupt for damage or a crc32 that differs.
+def read_bag(file: BinaryIO, name: str) -> Bag:
+    """A bag, its tensors mapped from a file or read from a pipe. Raises Corrupt for damage, or a crc32 that differs.
 
-    verify=False leaves the tensors' bytes unread; foreign files carry no crc32 and are taken at their word.
+    Files that kvtools did not write have no crc32; their tensors are not checked.
     """
     try:
         memory: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):
-        memory = file.read()  # a pipe; its length is what arrived, not what a header claims
+        memory = file.read()  # a pipe: what arrives is allocated, whatever the header says
     try:
         tensors, fields = blob.decode(memory)
-        if verify and fields:
+        if fields:
             _verify(tensors, fields)
     except ValueError as fault:
-        raise Corrupt(f"{name}: {fault}") from None
+        raise Corrupt(f"{name}: {fault}. Make or fetch it again.") from None
     return Bag(tensors, fields, len(memory))
 
 
 def _verify(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> None:
     crcs = fields.get("crc32")
     if not isinstance(crcs, dict) or set(crcs) != set(tensors):
-        raise ValueError("crc32 of every tensor expected in the header")
+        raise ValueError("its header does not have the crc32 of every tensor")
     for name, array in tensors.items():
         if crc32(blob.bytes_of(array)) != crcs[name]:
-            raise ValueError(f"{name}: content differs from its crc32")
+            raise ValueError(f"the content of tensor {name} differs from its crc32")

@@ -53,15 +53,15 @@ def header(
 ) -> tuple[bytes, list[str]]:
     """Header bytes (length prefix included) and the tensor names in stored order.
 
-    specs: name → (dtype, shape). fields: what the `kvtools` key holds. metadata: all keys, in place of that one, for files that
-    are not a bag. Raises ValueError for a dtype without a name.
+    specs: name → (dtype, shape). fields: the JSON of the `kvtools` key. metadata: other keys in its place, where the
+    file is no bag. Raises ValueError for a dtype without a name.
     """
     for name, (dtype, _) in specs.items():
         if dtype not in NAMES:
-            raise ValueError(f"{name}: dtype {dtype} found, one of {', '.join(DTYPES)} expected")
+            raise ValueError(f"{name} is {dtype}, and safetensors has only {', '.join(DTYPES)}")
     order = sorted(specs, key=lambda name: (-_RANK[specs[name][0]], name))
-    words = {"kvtools": canonical(fields).decode("utf-8")} if metadata is None else dict(metadata)
-    entries: dict[str, Any] = {"__metadata__": words}
+    metadata = {"kvtools": canonical(fields).decode("utf-8")} if metadata is None else metadata
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     begin = 0
     for name in order:
         dtype, shape = specs[name]
@@ -74,46 +74,42 @@ def header(
 
 
 def encode(tensors: Tensors, fields: Mapping[str, Any]) -> list[memoryview]:
-    """The blob as consecutive pieces: the header, then each tensor's own memory (contiguous arrays are not copied)."""
+    """The blob as consecutive pieces: the header, then the memory of each tensor; contiguous arrays are not copied."""
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     head, order = header({name: (a.dtype, a.shape) for name, a in arrays.items()}, fields)
     return [memoryview(head), *(bytes_of(arrays[name]) for name in order if arrays[name].size)]
 
 
 def decode(memory: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors, as views of `memory`, and the fields of the `kvtools` key (empty where a foreign file has none).
+    """The tensors, as views of `memory`, and the JSON of the `kvtools` key, empty where there is none.
 
-    Refuses with ValueError whatever the safetensors library refuses: a header that is not JSON or overruns the blob,
-    unknown dtypes, sizes that disagree with shapes, holes, overlaps, and bytes after the last tensor. Allocates nothing
-    in proportion to what the header claims.
+    Raises ValueError for all that the safetensors library refuses: a header that is not JSON or is longer than the blob,
+    unknown dtypes, sizes that disagree with shapes, gaps, overlaps, and bytes after the last tensor. Allocates nothing
+    by the numbers in the header.
     """
     view = memoryview(memory).cast("B")
     entries, base = _parse_header(view)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise ValueError("__metadata__ is not an object")
+        raise ValueError("__metadata__ in its header is not a JSON object")
     tensors = {}
     expected = 0
     for name, entry in sorted(entries.items(), key=lambda item: _offsets(*item)):
         begin, end = _offsets(name, entry)
         dtype, shape = DTYPES.get(entry.get("dtype")), entry.get("shape")
         if dtype is None:
-            raise ValueError(f"{name}: dtype {entry.get('dtype')!r} found, one of {', '.join(DTYPES)} expected")
+            raise ValueError(f"tensor {name} has the unknown dtype {entry.get('dtype')!r}")
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError(f"{name}: shape {shape!r} found, a list of counts expected")
+            raise ValueError(f"tensor {name} has shape {shape!r}, which is not a list of counts")
         if begin != expected or end - begin != dtype.itemsize * math.prod(shape) or base + end > len(view):
-            raise ValueError(f"{name}: bytes {begin}..{end} do not fit its shape {shape} or the blob of {len(view)} bytes")
+            raise ValueError(
+                f"tensor {name}: bytes {begin} to {end} do not fit shape {shape} or the {len(view)} bytes there are"
+            )
         tensors[name] = np.frombuffer(view[base + begin : base + end], dtype=dtype).reshape(shape)
         expected = end
     if base + expected != len(view):
-        raise ValueError(f"{len(view) - base - expected} bytes found after the last tensor, none expected")
+        raise ValueError(f"{len(view) - base - expected} bytes follow the last tensor")
     return tensors, _fields(metadata)
-
-
-def fields_of(memory: Any) -> tuple[dict[str, tuple[str, list[int]]], dict[str, Any]]:
-    """Dtype and shape of each tensor, and the fields: the blob as its header tells it, tensors left unread."""
-    tensors, fields = decode(memory)
-    return {name: (NAMES[a.dtype], list(a.shape)) for name, a in sorted(tensors.items())}, fields
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
@@ -123,16 +119,16 @@ def bytes_of(array: np.ndarray) -> memoryview:
 
 def _parse_header(view: memoryview) -> tuple[dict[str, Any], int]:
     if len(view) < 8:
-        raise ValueError(f"{len(view)} bytes found, at least 8 expected")
+        raise ValueError(f"it is cut short after {len(view)} bytes")
     n_bytes = int.from_bytes(view[:8], "little")
     if n_bytes > MAX_HEADER_BYTES or 8 + n_bytes > len(view):
-        raise ValueError(f"header of {n_bytes} bytes announced in a blob of {len(view)}")
+        raise ValueError(f"its header of {n_bytes} bytes is longer than the {len(view)} bytes there are")
     try:
         entries = json.loads(bytes(view[8 : 8 + n_bytes]), object_pairs_hook=_unique)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"header is not JSON ({error})") from None
+        raise ValueError(f"its header is not JSON ({error})") from None
     if not isinstance(entries, dict):
-        raise ValueError("header is not a JSON object")
+        raise ValueError("its header is not a JSON object")
     return entries, 8 + n_bytes
 
 
@@ -140,7 +136,7 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for name, value in pairs:
         if name in entries:
-            raise ValueError(f"{name}: named twice in the header")
+            raise ValueError(f"its header names {name} twice")
         entries[name] = value
     return entries
 
@@ -148,7 +144,7 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _offsets(name: str, entry: Any) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
-        raise ValueError(f"{name}: data_offsets {offsets!r} found, two offsets expected")
+        raise ValueError(f"tensor {name} has data_offsets {offsets!r}, which are not two offsets")
     return offsets[0], offsets[1]
 
 
@@ -158,7 +154,7 @@ def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
     try:
         fields = json.loads(metadata["kvtools"])
     except (TypeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"metadata key kvtools is not JSON ({error})") from None
+        raise ValueError(f"its metadata key kvtools is not JSON ({error})") from None
     if not isinstance(fields, dict):
-        raise ValueError("metadata key kvtools is not a JSON object")
+        raise ValueError("its metadata key kvtools is not a JSON object")
     return fields

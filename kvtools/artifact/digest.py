@@ -16,13 +16,13 @@ _MODULUS = 1 << 128
 
 
 class Digest:
-    """A running digest; `add` records in any order, or merge digests of parts with `+`."""
+    """A running digest; `add` records in any order, or add the digests of parts with `+`."""
 
     def __init__(self, total: int = 0) -> None:
         self._total = total
 
     def add(self, tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> None:
-        """Add one record; a bag is added tensor by tensor, each with empty fields."""
+        """Add one record. A bag is added tensor by tensor, each with empty fields."""
         shapes = {name: [NAMES[a.dtype], list(a.shape)] for name, a in tensors.items()}
         state = hashlib.blake2b(canonical([shapes, dict(fields)]), digest_size=16)
         for name in sorted(tensors):

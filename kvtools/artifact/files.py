@@ -31,29 +31,28 @@ def open_source(src: str) -> BinaryIO:
     """A buffered binary reader of a path or of standard input. Raises Missing where there is nothing to read."""
     if src == "-":
         if sys.stdin is None or sys.stdin.closed:
-            raise Missing("stdin: closed. Give a file, or a pipe.")
+            raise Missing("stdin is closed. Give a file, or a pipe.")
         if sys.stdin.isatty():
-            raise Usage("stdin: a terminal found, a pipe or a file expected. Name an input.")
+            raise Usage("no input is given, and stdin is a terminal. Name a file, or write into a pipe.")
         widen_pipe(0)
         return open(0, "rb", buffering=1 << 20, closefd=False)
     try:
         if Path(src).is_dir():
-            raise Missing(f"{src}: a directory found, a file expected.")
+            raise Missing(f"{src}: this is a directory. Give a file.")
         return open(src, "rb", buffering=1 << 20)
     except OSError as error:
         raise Missing(f"{src}: {_reason(error)}.") from None
 
 
 def open_seekable(src: str) -> BinaryIO:
-    """open_source, of what can be read again from any place: what comes through a pipe is kept in a temporary file."""
+    """`open_source`, seekable: what comes through a pipe is first copied to a temporary file in $TMPDIR."""
     file = open_source(src)
     if file.seekable():
         return file
-    kept = tempfile.TemporaryFile()  # noqa: SIM115 it is the reader's, and gone with it
-    shutil.copyfileobj(file, kept, _PIPE_BYTES)
-    kept.flush()
-    kept.seek(0)
-    return kept
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 the caller closes it, and it is gone then
+    shutil.copyfileobj(file, copy, _PIPE_BYTES)
+    copy.seek(0)
+    return copy
 
 
 def is_same_file(src: str, dst: str) -> bool:
@@ -62,11 +61,11 @@ def is_same_file(src: str, dst: str) -> bool:
 
 
 def refuse_existing(dst: str, *, force: bool) -> None:
-    """Raise CannotCreate where dst is a file already there and overwriting was not asked for, or can be none."""
+    """Raise CannotCreate where dst cannot be a file, or is one and `force` is not set."""
     if dst != "-" and not os.path.isdir(Path(dst).parent):
         raise CannotCreate(f"{dst}: no such file or directory.")
     if not dst.endswith("/") and os.path.isdir(dst):
-        raise CannotCreate(f"{dst}: a directory found, a file name expected.")
+        raise CannotCreate(f"{dst}: this is a directory. Give a file name.")
     if dst != "-" and Path(dst).is_file() and not force:
         raise CannotCreate(f"{dst}: exists already. Give --force to overwrite it.")
 
@@ -79,7 +78,7 @@ def write_line(dst: str, line: str, *, force: bool) -> None:
 
 
 def open_log(dst: str | None) -> TextIO:
-    """A file to append lines to, each there for readers once it is written; nowhere where dst is None."""
+    """A text file to append lines to, each flushed once it is written; os.devnull where dst is None."""
     try:
         return open(dst or os.devnull, "a", encoding="utf-8", buffering=1)
     except OSError as error:
@@ -87,20 +86,18 @@ def open_log(dst: str | None) -> TextIO:
 
 
 class Sink:
-    """A destination being written: append with `write`, then `commit`; `abandon` leaves the target as it was.
-
-    `keep_partial` names the temporary file predictably (`.NAME.part`) and leaves it where it is when abandoned, so that
-    a later run can take it up; `offset` is then how many bytes of it the caller found good.
-    """
+    """A destination being written: append with `write`, then `commit`; `abandon` leaves the target as it was."""
 
     def __init__(self, dst: str, *, force: bool = False, keep_partial: bool = False) -> None:
+        """keep_partial: name the temporary file `.NAME.part` and keep it when the sink is abandoned, so that a later run can
+        resume it. Raises CannotCreate where dst cannot be written, exists, or is written by another run."""
         self.dst = dst
         self.position = 0
         self._keep_partial = keep_partial
         self._partial: Path | None = None
         if dst == "-":
             if sys.stdout.isatty():
-                raise Usage("stdout: a terminal found; binary data would garble it. Give -o FILE, or pipe it on.")
+                raise Usage("stdout is a terminal, and the output is binary. Give -o FILE, or a pipe.")
             sys.stdout.flush()
             self._fd = os.dup(1)
         else:
@@ -111,17 +108,17 @@ class Sink:
 
     @property
     def is_file(self) -> bool:
-        """Whether the bytes come to rest, so that compressing them pays."""
+        """Whether the bytes go into a regular file, where compressing them pays."""
         return stat.S_ISREG(os.fstat(self._fd).st_mode)
 
     def partial(self) -> BinaryIO | None:
-        """What an earlier run left behind, for reading; None where there is nothing."""
+        """The partial file of an earlier run, for reading; None where there is none."""
         if self._partial is None or os.fstat(self._fd).st_size == 0:
             return None
         return open(self._partial, "rb", buffering=1 << 20)
 
     def resume_at(self, offset: int) -> None:
-        """Keep the first `offset` bytes of the partial file and append after them."""
+        """Keep the first `offset` bytes of the partial file, and append after them."""
         os.ftruncate(self._fd, offset)
         os.lseek(self._fd, offset, os.SEEK_SET)
         self.position = offset
@@ -140,9 +137,9 @@ class Sink:
                 pending[first] = pending[first][n_bytes:]
 
     def commit(self) -> None:
-        """Make the output final; raises OSError where the last bytes cannot be kept."""
+        """Make the output final. Raises OSError where the last bytes cannot be stored."""
         if self._partial is not None:
-            # the data must be on disk before the name points at it: after a crash a reader finds the old file or the new
+            # the data must be on disk before the name points to it: after a crash a reader finds the old file or the new one
             os.fsync(self._fd)
             os.replace(self._partial, self.dst)
             self._partial = None
@@ -150,7 +147,7 @@ class Sink:
         os.close(self._fd)
 
     def abandon(self) -> None:
-        """Give up: the target stays as it was, and the partial file goes unless it is to be kept and holds anything."""
+        """Leave the target as it was, and remove the partial file unless it is to be kept and is not empty."""
         if self._partial is not None and not (self._keep_partial and os.fstat(self._fd).st_size):
             self._partial.unlink(missing_ok=True)
         os.close(self._fd)
@@ -158,7 +155,7 @@ class Sink:
     def _create(self, path: Path) -> int:
         try:
             if path.is_dir():
-                raise CannotCreate(f"{path}: a directory found, a file name expected.")
+                raise CannotCreate(f"{path}: this is a directory. Give a file name.")
             if path.exists() and not path.is_file():
                 return os.open(path, os.O_WRONLY)
             name = f".{path.name}.part" if self._keep_partial else f".{path.name}.tmp-{os.getpid()}"
@@ -173,29 +170,31 @@ class Sink:
 
 
 def claim(fd: int) -> bool:
-    """Lock an open file or folder until it is closed; False where another process has."""
+    """Lock an open file or folder until it is closed; False where another process holds the lock."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        pass  # some network file systems have no flock; the protection is a courtesy
+        pass  # some network file systems have no flock, and go without this protection
     return True
 
 
 class Spool:
-    """Bytes on their way through: in memory while few, beyond that in an unlinked file in $TMPDIR. Iterate for them, as
-    often as needed. Lets a record of 128 MiB pass through a process that holds a few."""
+    """A buffer in memory up to 16 MiB, beyond that in an unlinked file in $TMPDIR, so that a process that passes records of
+    128 MiB on holds little of them. Iterate for its bytes in pieces, as often as needed."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 closed by __exit__
         self._n_bytes = 0
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
+        """Add bytes at the end."""
         self._file.write(data)
         self._n_bytes += len(data)
 
     def clear(self) -> None:
+        """Remove all bytes."""
         self._file.seek(0)
         self._file.truncate()
         self._n_bytes = 0
@@ -215,6 +214,7 @@ class Spool:
         self.close()
 
     def close(self) -> None:
+        """Free memory and file."""
         self._file.close()
 
 
@@ -223,14 +223,14 @@ def _reason(error: OSError) -> str:
 
 
 def widen_pipe(fd: int) -> None:
-    """Ask for a longer pipe: fewer, longer system calls; a bare copy through one ran 2.7 times as fast."""
-    # not a pipe, not Linux, or the user's quota is spent: only speed is lost
+    """Enlarge a pipe's buffer: with fewer, longer system calls a plain copy ran 2.7 times as fast."""
+    # where it is no pipe, not Linux, or above the user's quota, only speed is lost
     with suppress(OSError, AttributeError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a directory's entries, are on disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,9 +1,9 @@
-"""The zstd frames a stream is made of: skippable frames for our own words, one data frame a record.
+"""The zstd frames a stream is made of: skippable frames for what kvtools adds, one data frame a record.
 
-A data frame's header is fixed by its raw length, so that a reader can tell every bit of it: a content size of four bytes,
-no dictionary; stored, a single segment without checksum; compressed, a checksum, and a window of 1 MiB or, where the
-whole is no larger, a single segment. Stored frames are raw blocks of 128 KiB around the caller's own memory, which is
-not copied; both kinds are made piece by piece, so a record need never lie in memory whole. Format: RFC 8878; seek table: zstd's
+The raw length of a data frame fixes its header, so that a reader knows every bit of it: a content size of four bytes,
+no dictionary; stored, a single segment without checksum; compressed, a checksum, and a window of 1 MiB, or a single
+segment where the record is no larger. Stored frames are raw blocks of 128 KiB around the caller's own memory, which is
+not copied; both kinds are made piece by piece, so that a record is never in memory whole. Format: RFC 8878; seek table: zstd's
 contrib/seekable_format/zstd_seekable_compression_format.md.
 
 Not here: what the frames mean (stream.py).
@@ -28,7 +28,7 @@ _MAX_HEADER_BYTES = 14
 
 
 def skippable(magic: int, payload: bytes) -> bytes:
-    """A frame that every zstd decoder passes over."""
+    """A frame that every zstd decoder skips."""
     return magic.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
 
 
@@ -72,10 +72,10 @@ def compress(pieces: Iterable[memoryview], n_raw: int, level: int) -> Iterator[b
 
 
 def read(file: BinaryIO, n_stored: int, n_raw: int) -> tuple[np.ndarray, int]:
-    """The raw bytes of the data frame that a buffered file stands before, uint8 (n_raw,), and the frame's own crc32.
+    """The raw bytes of the next data frame of a buffered file, uint8 (n_raw,), and the crc32 of the frame.
 
-    The frame must be n_stored bytes of one of the two forms above and hold exactly n_raw bytes, else ValueError; EOFError
-    where the file ends first. Allocates n_raw bytes, and n_stored more for a compressed frame.
+    Raises ValueError unless the frame is n_stored bytes of one of the two forms above with n_raw bytes in it, EOFError where
+    the file ends first. Allocates n_raw bytes, and n_stored more for a compressed frame.
     """
     header = _header(_STORED, n_raw)
     begin = _exactly(file, min(len(header), n_stored))
@@ -84,16 +84,16 @@ def read(file: BinaryIO, n_stored: int, n_raw: int) -> tuple[np.ndarray, int]:
     frame = begin + _exactly(file, n_stored - len(begin))
     header = _header(_COMPRESSED, n_raw)
     if frame[: len(header)] != header:
-        raise ValueError("zstd frame header differs from the one that its length calls for")
+        raise ValueError("the header of its zstd frame is not that of its length")
     try:
         # one frame, output bounded by the size just checked; decompressobj would not bound it
         raw = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG).decompress(
             frame, max_output_size=n_raw, allow_extra_data=False
         )
     except zstandard.ZstdError as error:
-        raise ValueError(f"zstd frame does not decode ({error})") from None
+        raise ValueError(f"its zstd frame cannot be decoded ({error})") from None
     if len(raw) != n_raw:
-        raise ValueError(f"{len(raw)} bytes decoded, {n_raw} expected")
+        raise ValueError(f"its zstd frame holds {len(raw)} bytes, and its mark says {n_raw}")
     return np.frombuffer(raw, np.uint8), crc32(frame)
 
 
@@ -103,12 +103,12 @@ def stored_length(n_raw: int) -> int:
 
 
 def is_plausible(n_stored: int, n_raw: int) -> bool:
-    """Whether a frame of n_stored bytes may hold n_raw: within the limits, and no longer than the worst compression."""
+    """Whether a frame of n_stored bytes can hold n_raw: both within the limits, and not longer than the worst compression."""
     return 0 < n_raw <= MAX_RAW_BYTES and 9 < n_stored <= stored_length(n_raw) + (n_raw >> 8) + 64
 
 
 def seek_table(sizes: Iterable[tuple[int, int]]) -> bytes:
-    """The standard seek table as its skippable frame; sizes: (frame bytes, raw bytes) of every frame before it."""
+    """The standard seek table in its skippable frame. sizes: (frame bytes, raw bytes) of every frame before it."""
     entries = np.asarray(list(sizes), dtype="<u4").reshape(-1, 2)
     footer = len(entries).to_bytes(4, "little") + b"\0" + SEEK_MAGIC.to_bytes(4, "little")
     return skippable(SEEK, entries.tobytes() + footer)
@@ -129,7 +129,7 @@ def _raw_block_header(n_bytes: int, *, is_last: bool) -> bytes:
 
 
 def _widen_content_size(begin: bytes, n_raw: int) -> bytes:
-    """The beginning of a compressed frame with its content size, 1, 2 or 4 bytes as libzstd likes, made 4."""
+    """The beginning of a compressed frame with 4 bytes of content size, where libzstd writes 1, 2 or 4."""
     header = _header(_COMPRESSED, n_raw)
     assert begin[4] & 0x3F == header[4] & 0x3F, "the compressor's parameters promise this form"
     length = len(header) - 4 + {0: 1, 1: 2, 2: 4}[begin[4] >> 6]
@@ -144,7 +144,7 @@ def _read_stored(file: BinaryIO, n_raw: int, crc: int) -> tuple[np.ndarray, int]
         block = view[begin : begin + _BLOCK]
         header = _exactly(file, 3)
         if header != _raw_block_header(len(block), is_last=begin + _BLOCK >= n_raw):
-            raise ValueError("stored frame is not made of whole raw blocks")
+            raise ValueError("its stored frame is not made of raw blocks")
         if file.readinto(block) != len(block):  # type: ignore[attr-defined]
             raise EOFError
         crc = crc32(block, crc32(header, crc))

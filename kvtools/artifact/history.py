@@ -1,8 +1,8 @@
 """How an artifact came to be: a list of steps, each naming the steps before it, that travels inside the artifact.
 
-A step is {id, command, version, argv, inputs, parents}: `inputs` are digests of the artifacts at rest that were read
-(streams have none: their own last step stands for them), `parents` the ids of the last steps of the inputs. No time,
-host, user or absolute path, and no option that does not change the result, so that the same work gives the same bytes.
+A step is {id, command, version, argv, inputs, parents}: `inputs` are digests of the bags that were read (a stream has none, its
+own last step identifies it), `parents` the ids of the last steps of the inputs. No time, host, user or absolute path, and no
+option that does not change the result, so that the same work gives the same bytes.
 """
 
 import getpass
@@ -23,7 +23,7 @@ Step = dict[str, Any]
 
 _SHOWN = 80  # characters of an option's value in a message
 
-# options that say where and how, not what: name → whether a value follows
+# options that do not change the result: name → whether a value follows
 _SILENT = {
     "-o": True, "--output": True, "--jobs": True, "--timeout": True, "--state": True, "--log": True, "--report": True,
     "--list": True, "--memory": True, "--device": True, "--peak": True, "--chunk": True, "--json": False,
@@ -39,7 +39,10 @@ def extend(
     inputs: Iterable[str] = (),
     stamp: bool = False,
 ) -> list[Step]:
-    """The histories of all inputs, each step once, and after them the step that `command` takes now."""
+    """The histories of all inputs, each step once, and after them the step of this command.
+
+    before: the history of each input. inputs: digests of the bags among them. stamp: add time, host, user and full arguments.
+    """
     steps: list[Step] = []
     parents: list[str] = []
     for earlier in before:
@@ -66,29 +69,29 @@ def extend(
 
 
 def portable(argv: Sequence[str]) -> list[str]:
-    """Arguments without what differs between machines: output options dropped, absolute paths cut to their last part."""
+    """The arguments without those that do not change the result; of an absolute path, its last part."""
     kept: list[str] = []
     skip = False
-    for word in argv:
-        name = word.split("=", 1)[0]
+    for argument in argv:
+        name = argument.split("=", 1)[0]
         if skip:
             skip = False
         elif name in _SILENT:
-            skip = _SILENT[name] and "=" not in word
-        elif word.startswith("-o") and not word.startswith("--"):
-            pass  # -oDST in one word
+            skip = _SILENT[name] and "=" not in argument
+        elif argument.startswith("-o") and not argument.startswith("--"):
+            pass  # -oDST in one argument
         else:
-            kept.append(os.path.basename(word.rstrip("/")) if word.startswith("/") else word)
+            kept.append(os.path.basename(argument.rstrip("/")) if argument.startswith("/") else argument)
     return kept
 
 
 def describe(steps: Sequence[Step]) -> list[str]:
-    """One line a step, oldest first, as one would type it."""
+    """The command line of each step, oldest first."""
     return [" ".join(["kvtools", step["command"], *step["argv"]]) for step in steps]
 
 
 def refuse_other_options(where: str, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raise Usage where a stopped run was made of something else than this one, naming the first difference."""
+    """Raise Usage where the options of a stopped run differ from those of this one, naming the first that does."""
     for name in sorted({*kept, *given}):
         if kept.get(name) != given.get(name):
             values = (json.dumps(config.get(name), ensure_ascii=False) for config in (kept, given))

@@ -4,8 +4,8 @@ A tensor is declared as "DTYPES SHAPE": dtypes separated by `|`, axes by commas,
 a letter that stands for one size throughout a record (legend: P patches, T frames, M visual tokens, N items, D width,
 L levels, K codes, S tokens). `?` after a name: may be absent. A string column `x` is x.bytes and x.offsets, as in Arrow.
 
-Not here: what the numbers mean to a model. Foreign tensors beside the declared ones are refused, except in kinds whose
-tensor names belong to somebody else (`is_open`: model weights).
+Not here: what the numbers mean to a model. Tensors that are not declared are refused, except in kinds whose names belong to
+somebody else (`is_open`: model weights).
 """
 
 import math
@@ -20,10 +20,10 @@ from kvtools.artifact.blob import NAMES
 
 @dataclass(frozen=True)
 class Kind:
-    """What records of a kind hold: tensors as declared above, JSON fields, and how they hang together."""
+    """What records of a kind hold."""
 
     form: str  # "stream" or "bag"
-    tensors: Mapping[str, str]
+    tensors: Mapping[str, str]  # name → declaration, as above
     fields: tuple[str, ...] = ()  # JSON fields every record must have
     products: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # axis → (tensor whose product it is, divisor)
     is_open: bool = False
@@ -85,7 +85,7 @@ KINDS: dict[str, Kind] = {
     "rollout": Kind(
         "stream", {"tokens": "I32 S", "logprobs": "F32 R", "reward": "F32 -", "advantage": "F32 -", "group": "I32 -"}, ("key",)
     ),
-    # s is n, or fewer sites at which the devices are (`site`), each at the end of a last mile in ms; C is 0 without data
+    # s is n, or the number of sites of the devices (`site`), each at the end of a last mile in ms; C is 0 without data
     "device": Kind(
         "bag",
         {
@@ -100,7 +100,7 @@ KINDS: dict[str, Kind] = {
             "edge_ms?": "F32 E",
         },
     ),
-    # `order` is a node's place in the line for its parent's office; `accuracy` what each device reached alone
+    # `order`: a node's rank in the succession of its parent; `accuracy`: what each device reached alone
     "tree": Kind(
         "bag",
         {
@@ -117,32 +117,32 @@ KINDS: dict[str, Kind] = {
 
 
 def check(kind: str, form: str, tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> None:
-    """Hold one record, or one bag, against the table; raises ValueError naming the first difference."""
+    """Check one record, or one bag, against the table. Raises ValueError with the first difference."""
     declared = KINDS.get(kind)
     if declared is None:
-        raise ValueError(f"kind {kind!r} found, one of {', '.join(KINDS)} expected")
+        raise ValueError(f"kind {kind!r} is unknown; the kinds are {', '.join(KINDS)}")
     if form != declared.form:
-        raise ValueError(f"{kind} in a {form} found, in a {declared.form} expected")
+        raise ValueError(f"this is a {form}, and kind {kind} is a {declared.form}")
     if fields.get("kind") != kind:
-        raise ValueError(f"kind {fields.get('kind')!r} found, {kind!r} expected")
+        raise ValueError(f"its kind is {fields.get('kind')!r}, and {kind!r} is needed")
     for name in declared.fields:
         if name not in fields:
-            raise ValueError(f"JSON field {name!r} missing from a {kind}")
+            raise ValueError(f"it has no JSON field {name}, which a {kind} has")
     sizes: dict[str, int] = {}
     names = {name.rstrip("?"): name for name in declared.tensors}
     for name, declaration in names.items():
         if name in tensors:
             _check_tensor(name, tensors[name], declared.tensors[declaration], sizes)
         elif declaration == name:
-            raise ValueError(f"{name}: missing from a {kind}")
+            raise ValueError(f"it has no tensor {name}, which a {kind} has")
     foreign = sorted(name for name in set(tensors) - set(names) if not name.startswith(declared.open_prefix or "\0"))
     if foreign and not declared.is_open:
-        raise ValueError(f"{foreign[0]}: no tensor of a {kind}")
+        raise ValueError(f"it has a tensor {foreign[0]}, which a {kind} does not have")
     for axis, (name, divisor) in declared.products.items():
         expected = math.prod(int(n) for n in tensors[name]) // divisor
         if sizes[axis] != expected or int(tensors[name][0]) != sizes.get("T", expected):
             raise ValueError(
-                f"{name}: {tensors[name].tolist()} does not agree with {sizes[axis]} patches, {sizes.get('T')} frames"
+                f"{name} is {tensors[name].tolist()}, and there are {sizes[axis]} patches and {sizes.get('T')} frames"
             )
     _check_columns(tensors)
 
@@ -152,15 +152,15 @@ def _check_tensor(name: str, array: np.ndarray, declaration: str, sizes: dict[st
     shape = () if axes == "-" else tuple(axes.split(","))
     found = f"{NAMES[array.dtype]} {list(array.shape)}"
     if NAMES[array.dtype] not in dtypes.split("|") or array.ndim != len(shape):
-        raise ValueError(f"{name}: {found} found, {dtypes} ({axes}) expected")
+        raise ValueError(f"{name} is {found}, and {dtypes} ({axes}) is needed")
     for axis, size in zip(shape, array.shape, strict=True):
         expected = int(axis) if axis.isdigit() else sizes.setdefault(axis, size)
         if size != expected:
-            raise ValueError(f"{name}: {found} found, {expected} expected for axis {axis} of ({axes})")
+            raise ValueError(f"{name} is {found}, and {expected} is needed for axis {axis} of ({axes})")
 
 
 def _check_columns(tensors: Mapping[str, np.ndarray]) -> None:
     for name in [name.removesuffix(".offsets") for name in tensors if name.endswith(".offsets")]:
         offsets, data = tensors[f"{name}.offsets"], tensors.get(f"{name}.bytes")
         if data is None or len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
-            raise ValueError(f"{name}: string column whose offsets do not run from 0 to the end of its bytes")
+            raise ValueError(f"the offsets of string column {name} do not run from 0 to the end of its bytes")

@@ -20,10 +20,10 @@ def source_name(src: str) -> str:
 
 
 def open_artifact(src: str, file: BinaryIO | None = None) -> Reader | Bag:
-    """A stream or a bag, told apart by its first bytes, whatever the name says. Bags come verified.
+    """A stream, to be iterated for its records, or a bag (a safetensors file with a kind), its checksums verified.
 
-    file: src already open, of which nothing has been consumed. Raises Missing where src cannot be read, Corrupt where it is
-    empty, damaged or neither form.
+    The first bytes tell which, whatever the name of the file. file: src already open, at its beginning. Raises Missing where src
+    cannot be read, Corrupt where it is empty, damaged or neither form.
     """
     file = file or open_source(src)
     name = source_name(src)
@@ -33,7 +33,7 @@ def open_artifact(src: str, file: BinaryIO | None = None) -> Reader | Bag:
         raise Corrupt(f"{name}: closed before any record arrived; look at the stage before this one.")
     begin = file.peek(9)  # type: ignore[attr-defined]
     if begin[8:9] != b"{" or int.from_bytes(begin[:8], "little") > MAX_HEADER_BYTES:
-        raise Corrupt(f"{name}: this is neither a stream nor a bag.")
+        raise Corrupt(f"{name}: this is neither a stream nor a bag of kvtools. See kvtools convert for other files.")
     return read_bag(file, name)
 
 
@@ -70,5 +70,5 @@ def wrong_kind(src: str, found: Reader | Bag, kind: str, made_by: str) -> str:
 
 
 def is_stream(file: BinaryIO) -> bool:
-    """Whether a stream's head lies ahead; nothing is consumed."""
+    """Whether a buffered file is at the head of a stream; nothing is consumed."""
     return bytes(file.peek(4)[:4]) == HEAD.to_bytes(4, "little")  # type: ignore[attr-defined]

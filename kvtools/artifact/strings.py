@@ -17,9 +17,9 @@ def pack(name: str, strings: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def unpack(name: str, tensors: Mapping[str, np.ndarray]) -> list[str]:
-    """The strings of a column. Raises ValueError where it is not there, or is not UTF-8 (kinds.check tells the rest)."""
+    """The strings of a column. Raises ValueError where it is absent or not UTF-8; `kinds.check` checks its offsets."""
     if f"{name}.bytes" not in tensors or f"{name}.offsets" not in tensors:
-        raise ValueError(f"{name}: no such column of strings")
+        raise ValueError(f"there is no column of strings named {name}")
     data, ends = tensors[f"{name}.bytes"].tobytes(), tensors[f"{name}.offsets"].tolist()
     return [data[begin:end].decode("utf-8") for begin, end in pairwise(ends)]
 

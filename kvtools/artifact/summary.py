@@ -1,49 +1,56 @@
-"""What `kvtools info` prints: an artifact in one line, or a line for each of its records."""
+"""Artifacts and records as JSON, for `kvtools info` and `kvtools cat --json`."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
-from kvtools.artifact import Bag, Reader, is_stream, open_artifact
-from kvtools.artifact.blob import NAMES
+from kvtools.artifact.blob import NAMES, Tensors
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
-from kvtools.artifact.stream import Head
+from kvtools.artifact.open import is_stream, open_artifact, source_name
+from kvtools.artifact.stream import Head, Reader, Record
 from kvtools.artifact.stream_index import Index
-from kvtools.artifact.text import as_text
 
 
 def summarize(src: str) -> dict[str, Any]:
-    """{"form", "kind", "records", "bytes", "history", "config"}; of a bag also its tensors and its own fields."""
+    """{"form", "kind", "records", "bytes", "history", "config"} of an artifact; of a bag also tensors and its own fields."""
     file = open_source(src)
     if file.seekable() and is_stream(file):
-        index = Index(file, src)
+        index = Index(file, source_name(src))
         file.seek(0, 2)
         return _stream(index.heads, len(index), file.tell())
-    file.close()
-    artifact = open_artifact(src)
+    artifact = open_artifact(src, file)
     if isinstance(artifact, Reader):
         n_records = sum(1 for _ in artifact)
         return _stream(artifact.heads, n_records, artifact.n_bytes)
-    fields = {name: value for name, value in artifact.fields.items() if name != "crc32"}
     return {
-        **fields,
+        **{name: value for name, value in artifact.fields.items() if name != "crc32"},
         "form": "bag",
         "kind": artifact.kind,
         "records": 1,
         "bytes": artifact.n_bytes,
         "history": artifact.history,
-        "tensors": _shapes(artifact),
+        "tensors": _shapes(artifact.tensors),
     }
 
 
-def lines_of(src: str) -> Iterator[dict[str, Any]]:
-    """A line a record; a bag is one record."""
+def record_lines(src: str) -> Iterator[dict[str, Any]]:
+    """`record_json` of each record of an artifact; a bag is one record."""
     artifact = open_artifact(src)
     if isinstance(artifact, Reader):
-        yield from map(as_text, artifact)
+        yield from map(record_json, artifact)
     else:
         fields = {name: value for name, value in artifact.fields.items() if name not in ("crc32", "history")}
-        yield {**fields, "record": 0, "key": src, "kind": artifact.kind, "tensors": _shapes(artifact)}
+        yield {**fields, "record": 0, "key": src, "kind": artifact.kind, "tensors": _shapes(artifact.tensors)}
+
+
+def record_json(record: Record) -> dict[str, Any]:
+    """{"record", "key", "kind", "tensors": {name: [dtype, [shape]]}, … the record's own fields}, and under "json" the document
+    that a tensor of this name holds."""
+    line = {**record.fields, "record": record.number, "key": record.key, "tensors": _shapes(record.tensors)}
+    if "json" in record.tensors:
+        line["json"] = json.loads(record.tensors["json"].tobytes())
+    return line
 
 
 def _stream(heads: list[Head], n_records: int, n_bytes: int) -> dict[str, Any]:
@@ -60,5 +67,5 @@ def _stream(heads: list[Head], n_records: int, n_bytes: int) -> dict[str, Any]:
     }
 
 
-def _shapes(bag: Bag) -> dict[str, list[Any]]:
-    return {name: [NAMES[a.dtype], list(a.shape)] for name, a in sorted(bag.tensors.items())}
+def _shapes(tensors: Tensors) -> dict[str, list[Any]]:
+    return {name: [NAMES[a.dtype], list(a.shape)] for name, a in sorted(tensors.items())}

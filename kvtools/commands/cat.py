@@ -1,4 +1,4 @@
-"""`kvtools cat`: many streams into one."""
+"""`kvtools cat`: join streams."""
 
 import json
 from typing import Annotated
@@ -17,9 +17,9 @@ def main(
     inputs: Inputs = None,
     output: Output = "-",
     keys: Annotated[
-        list[str] | None, typer.Option("--key", metavar="KEY", help="Only the record of that key; may be repeated.")
+        list[str] | None, typer.Option("--key", metavar="KEY", help="Only the record of this key; may be repeated.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", min=0, help="At most so many records.")] = None,
+    limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", min=0, help="At most N records.")] = None,
     as_json: AsJson = False,
     compress: Compress = None,
     force: Force = False,
@@ -30,39 +30,39 @@ def main(
 ) -> int:
     """Join streams of one kind into one, with its own index and end.
 
-    With --key, records are fetched through the index where the input is a file. With --json, records are printed as
-    text instead: JSON fields, tensor shapes, and the document itself where the record is one. A damaged file gives its
-    records up to the damage, is named, and the exit code is 65; a damaged stdin ends everything, since whoever reads us
-    must not take half for the whole.
+    With --key, records of a file are fetched through its index. With --json, records are printed as text: JSON fields,
+    tensor shapes, and the document of a record that holds one. The records of a damaged file are copied up to the damage,
+    the file is named, and the exit code is 65. A damaged stdin ends the command, so that no reader takes a part for the
+    whole.
     """
-    from kvtools.artifact.concat import Tour
+    from kvtools.artifact.concat import Concat
     from kvtools.artifact.files import Sink, is_same_file
     from kvtools.artifact.history import extend
     from kvtools.artifact.stream import Head, Writer
-    from kvtools.artifact.text import as_text
+    from kvtools.artifact.summary import record_json
     from kvtools.errors import Usage
 
     sources = inputs or ["-"]
     for src in sources:
         if is_same_file(src, output):
-            raise Usage(f"{src}: both input and output. Name another output.")
-    tour = Tour(sources, keys=keys, limit=limit, strict=strict, tell=ctx.obj.log)
+            raise Usage(f"{src}: this is both an input and the output. Name another output.")
+    records = Concat(sources, keys=keys, limit=limit, strict=strict, log=ctx.obj.log)
     if as_json:
-        for record in tour:
-            typer.echo(json.dumps(as_text(record), ensure_ascii=False))
-        return tour.code
-    records = iter(tour)
-    first = next(records, None)
-    if not tour.heads:
-        return tour.code
-    configs = [head.config for head in tour.heads if head.config]
+        for record in records:
+            typer.echo(json.dumps(record_json(record), ensure_ascii=False))
+        return records.code
+    remaining = iter(records)
+    record = next(remaining, None)  # before the sink is opened: without any record the output stays as it was
+    if not records.heads:
+        return records.code
+    configs = [head.config for head in records.heads if head.config]
     head = Head(
-        tour.heads[0].kind,
-        extend("cat", ctx.obj.argv, before=[h.history for h in tour.heads], stamp=stamp),
+        records.heads[0].kind,
+        extend("cat", ctx.obj.argv, before=[h.history for h in records.heads], stamp=stamp),
         configs[0] if configs and all(config == configs[0] for config in configs) else {},
     )
     with Writer(Sink(output, force=force), head, level=compress) as writer:
-        while first is not None:
-            writer.write_pieces(first.key, [first.raw])
-            first = next(records, None)
-    return tour.code
+        while record is not None:
+            writer.write_pieces(record.key, [record.raw])
+            record = next(remaining, None)
+    return records.code

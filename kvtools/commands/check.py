@@ -1,4 +1,4 @@
-"""`kvtools check`: is this artifact whole, and what it says it is?"""
+"""`kvtools check`: verify artifacts."""
 
 import json
 
@@ -14,12 +14,12 @@ SEE_ALSO = ("kvtools info", "kvtools sum", "kvtools-stream(5)")
 def main(
     ctx: typer.Context, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
 ) -> int:
-    """Read artifacts to their end and hold every record against its checksums and its kind.
+    """Read artifacts to their end, and check every record against its checksums and its kind.
 
-    Silent where all is well. A fault is told with the record's number; the remaining artifacts are still checked, and the
-    exit code is 65.
+    Prints nothing where no fault is found. A fault is reported with the record's number, the other artifacts are still checked,
+    and the exit code is 65.
     """
-    from kvtools.artifact import Reader, kinds, open_artifact
+    from kvtools.artifact import Reader, kinds, open_artifact, source_name
     from kvtools.errors import Corrupt, Fault
 
     worst = 0
@@ -36,7 +36,7 @@ def main(
                     kinds.check(artifact.kind or "", "bag", artifact.tensors, artifact.fields)
                     n_records = 1
             except ValueError as difference:
-                raise Corrupt(f"{src}: record {n_records}: {difference}") from None
+                raise Corrupt(f"{source_name(src)}: record {n_records}: {difference}. Make it again.") from None
         except Fault as found:
             fault = str(found)
             worst = max(worst, found.code)

@@ -1,4 +1,4 @@
-"""`kvtools info`: what is in this artifact, and where does it come from?"""
+"""`kvtools info`: what an artifact holds, and the commands that led to it."""
 
 import json
 from typing import Annotated, Any
@@ -12,31 +12,33 @@ EXIT_CODES = (0, 2, 65, 66)
 SEE_ALSO = ("kvtools check", "kvtools cat", "kvtools-stream(5)")
 
 _TREE = ("k", "delay_ms", "accuracy_gap", "label_gap_l1", "label_gap_js", "sizes", "sweeps", "cycled")  # of a tree's report
-_N_TENSORS = 12  # of which a table tells
+_MOST_SHOWN = 12  # tensors, or values of a list, in a table
 
 
 def main(
     ctx: typer.Context,
     inputs: Inputs = None,
     as_json: AsJson = False,
-    records: Annotated[bool, typer.Option("--records", help="One line a record, with its tensors' types and shapes.")] = False,
+    records: Annotated[
+        bool, typer.Option("--records", help="One line a record, with the types and shapes of its tensors.")
+    ] = False,
     config: Annotated[bool, typer.Option("--config", help="Print the recipe the artifact was made with, as TOML.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Tell what artifacts hold: form, kind, records, bytes, and the commands that led to them.
+    """Print what artifacts hold: form, kind, records, bytes, and the commands that led to them.
 
-    A stream in a file is told from its head and its index, which costs little whatever its size; --records and pipes
-    read it all. `kvtools check` verifies it.
+    An artifact is a stream of records (.kvs), or a bag: a safetensors file with a kind. Of a stream in a file only head and index
+    are read, which is fast whatever its size; --records and pipes read all of it. `kvtools check` verifies an artifact.
     """
     from kvtools.artifact.history import describe
-    from kvtools.artifact.summary import lines_of, summarize
+    from kvtools.artifact.summary import record_lines, summarize
     from kvtools.errors import Fault
 
     worst = 0
     for src in inputs or ["-"]:
         try:
-            for line in lines_of(src) if records else [summarize(src)]:
+            for line in record_lines(src) if records else [summarize(src)]:
                 if config:
                     typer.echo(to_toml(line.get("config", {})), nl=False)
                 elif as_json:
@@ -57,10 +59,10 @@ def _print_table(src: str, line: dict[str, Any], steps: list[str]) -> None:
     typer.echo(f"{'records':<8} {line['records']}")
     typer.echo(f"{'bytes':<8} {line['bytes']:,}")
     tensors = list(line.get("tensors", {}).items())
-    for name, (dtype, shape) in tensors[:_N_TENSORS]:
+    for name, (dtype, shape) in tensors[:_MOST_SHOWN]:
         typer.echo(f"{'tensor':<8} {name} {dtype} {tuple(shape)}")
-    if len(tensors) > _N_TENSORS:
-        typer.echo(f"{'tensor':<8} and {len(tensors) - _N_TENSORS} more; --json names them")
+    if len(tensors) > _MOST_SHOWN:
+        typer.echo(f"{'tensor':<8} and {len(tensors) - _MOST_SHOWN} more; --json names them")
     for name, value in {
         **line.get("quality", {}),
         **{name: line[name] for name in _TREE if line.get(name) is not None},
@@ -81,7 +83,7 @@ def _print_table(src: str, line: dict[str, Any], steps: list[str]) -> None:
 
 def _rounded(value: Any) -> str:
     values = value if isinstance(value, list) else [value]
-    if len(values) > _N_TENSORS:
+    if len(values) > _MOST_SHOWN:
         return f"{min(values):,} to {max(values):,}, {len(values):,} of them"
     return "  ".join(
         f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)

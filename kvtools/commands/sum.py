@@ -1,4 +1,4 @@
-"""`kvtools sum`: digests that do not depend on order."""
+"""`kvtools sum`: digests that do not depend on the order of records."""
 
 import json
 
@@ -16,8 +16,8 @@ def main(
 ) -> int:
     """Print a digest of each artifact that is equal for the same records in any order.
 
-    The digest does not see order, sharding, compression, history or the number of ranks; it differs when a record is
-    lost, doubled or changed. Of a bag it covers the tensors. It detects accidents, not forgery.
+    Order, sharding, compression, history and the number of ranks do not change the digest; a record that is lost, doubled
+    or changed does. The digest of a bag covers its tensors. It detects accidents, not forgery.
     """
     from kvtools.artifact import Reader, open_artifact
     from kvtools.artifact.digest import Digest

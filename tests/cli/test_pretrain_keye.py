@@ -641,7 +641,7 @@ REFUSED = [
     (
         f"kvtools pretrain keye cutrows.kvs {SMALL} -o m",
         65,
-        "cutrows.kvs: no end mark; the producer died or the disk filled. Make it again.",
+        "cutrows.kvs: it has no end mark; the producer died or the disk filled. Make it again.",
     ),
     (f"kvtools pretrain keye empty {SMALL} -o m", 65, "empty: no conversation in it; look at the stage before this one."),
     (
@@ -664,7 +664,7 @@ REFUSED = [
     ),
     (f"{ASKED} --media clips.kvs -o asked.jsonl", 73, "asked.jsonl: exists already. Give --force to overwrite it."),
     (f"{ASKED} --media clips.kvs -o no/such/m", 73, "no/such/m: no such file or directory."),
-    (f"{ASKED} --media clips.kvs -o folder", 73, "folder: a directory found, a file name expected."),
+    (f"{ASKED} --media clips.kvs -o folder", 73, "folder: this is a directory. Give a file name."),
     (f"{ASKED} --media clips.kvs --log no/such/log -o m", 73, "no/such/log: no such file or directory."),
     (f"{ASKED} --media clips.kvs --log /dev/full -o m", 74, "input/output: no space left on device."),
     (f"{ASKED} --media clips.kvs -o /dev/full", 74, "input/output: no space left on device."),

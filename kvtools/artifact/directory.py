@@ -1,8 +1,8 @@
 """A model as a directory, in the layout of the Hugging Face hub: config.json, safetensors in one file or several, small files.
 
 Reading maps the tensors, and checks headers and index against the files. Writing is whole or absent: a directory beside the
-target, every file on disk, then a rename. Where an old directory is replaced, its name is free for as long as a rename takes, and
-the old one is put back where that fails.
+target, every file on disk, then a rename. Where an old directory is replaced, it is away for as long as a rename takes, and is
+put back where that fails.
 
 Not here: pickles (`.bin`, `.pt`), which run code when read, and what config and names mean (keye/checkpoint/huggingface.py).
 Layout after the documentation of huggingface_hub, "Serialization".

@@ -22,8 +22,8 @@ def source_name(src: str) -> str:
 def open_artifact(src: str, file: BinaryIO | None = None) -> Reader | Bag:
     """A stream, to be iterated for its records, or a bag (a safetensors file with a kind), its checksums verified.
 
-    The first bytes tell which, whatever the name of the file. file: src already open, at its beginning. Raises Missing where src
-    cannot be read, Corrupt where it is empty, damaged or neither form.
+    The first bytes decide, not the name. file: src already open, at its beginning. Raises Missing where src cannot be read,
+    Corrupt where it is empty, damaged or neither form.
     """
     file = file or open_source(src)
     name = source_name(src)

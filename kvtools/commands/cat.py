@@ -48,8 +48,8 @@ def main(
             raise Usage(f"{src}: this is both an input and the output. Name another output.")
     records = Concat(sources, keys=keys, limit=limit, strict=strict, log=ctx.obj.log)
     if as_json:
-        for record in records:
-            typer.echo(json.dumps(record_json(record), ensure_ascii=False))
+        for each in records:
+            typer.echo(json.dumps(record_json(each), ensure_ascii=False))
         return records.code
     remaining = iter(records)
     record = next(remaining, None)  # before the sink is opened: without any record the output stays as it was

@@ -28,8 +28,8 @@ def main(
 ) -> int:
     """Print what artifacts hold: form, kind, records, bytes, and the commands that led to them.
 
-    An artifact is a stream of records (.kvs), or a bag: a safetensors file with a kind. Of a stream in a file only head and index
-    are read, which is fast whatever its size; --records and pipes read all of it. `kvtools check` verifies an artifact.
+    An artifact is a stream of records (.kvs), or a bag: a safetensors file with a kind. Of a stream in a file only the head
+    and the index are read, which is fast whatever its size; --records and pipes read all of it. `kvtools check` verifies it.
     """
     from kvtools.artifact.history import describe
     from kvtools.artifact.summary import record_lines, summarize

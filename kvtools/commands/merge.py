@@ -1,4 +1,4 @@
-"""`kvtools merge`: several models of one shape become their average."""
+"""`kvtools merge`: average models of one architecture."""
 
 import math
 import os
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kvtools.options import Force, Inputs, Output, Quiet, Stamp, Verbose
+from kvtools.options import Force, Inputs, Output, Quiet, Stamp, Verbose, refuse_if
 
 EXAMPLES = [
     "kvtools merge a.safetensors b.safetensors -o merged.safetensors",
@@ -15,7 +15,7 @@ EXAMPLES = [
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools answer", "kvtools pretrain onerec", "kvtools convert", "kvtools info")
 
-# what is true of one of the models, and not of their average
+# fields that are true of one model, and not of the average
 _OF_ONE = ("kind", "config", "history", "crc32", "merged", "step", "validation", "loss", "tokens", "seconds")
 
 
@@ -23,7 +23,7 @@ def main(
     ctx: typer.Context,
     inputs: Inputs = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", metavar="W,W,...", help="How much of each, as 1,1,2. Default: all the same.")
+        str | None, typer.Option("--weights", metavar="W,W,...", help="The weight of each model, as 1,1,2. Default: all equal.")
     ] = None,
     output: Output = "-",
     force: Force = False,
@@ -31,44 +31,45 @@ def main(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Average the weights of model bags, tensor by tensor, in float64; each keeps its type.
+    """Average the weights of models, tensor by tensor, in float64; each tensor keeps its type.
 
-    The models must be of one system and architecture, with tensors of the same names, types and shapes. What is no floating
-    point number, such as a tokenizer, must be equal in all.
+    A model is a bag: a safetensors file with a kind. All must be of one system and architecture, with tensors of the same
+    names, types and shapes. What is no floating point number, such as a tokenizer, must be equal in all.
     """
-    from kvtools.artifact import Bag, open_artifact
-    from kvtools.artifact.bag import write_bag
+    from kvtools.artifact.bag import Bag, write_bag
     from kvtools.artifact.digest import Digest
     from kvtools.artifact.files import Sink, is_same_file, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.errors import Corrupt, Missing, Usage
+    from kvtools.artifact.open import open_bag
+    from kvtools.errors import Corrupt, Missing
     from kvtools.train.averaging import average
 
     names = inputs or []
-    if len(names) < 2:
-        raise Usage(f"{len(names)} models found, two or more expected.")
-    if names.count("-") > 1 or any(is_same_file(src, output) for src in names):
-        raise Usage("inputs: stdin twice, or the output among them, found. Name each once.")
-    parts = _parts(weights, len(names))
+    refuse_if(
+        (len(names) < 2, f"{len(names)} models are given. Give two or more."),
+        (names.count("-") > 1, "- is given more than once. Name each model once."),
+        (
+            any(is_same_file(src, output) for src in names),
+            f"{output}: this is both an input and the output. Name another output.",
+        ),
+    )
+    parts = _parse_weights(weights, len(names))
     refuse_existing(output, force=force)
     bags: list[Bag] = []
     for src in names:
         if os.path.isdir(src):
-            raise Missing(f"{src}: a directory found, a model in one file expected. kvtools convert makes one of it.")
-        bag = open_artifact(src)
-        if not isinstance(bag, Bag) or bag.kind != "model":
-            kind = bag.kind if isinstance(bag, Bag) else bag.head.kind
-            raise Corrupt(f"{src}: {kind or 'a foreign bag'} found, a model expected. See kvtools info.")
-        for word in ("system", "architecture"):
-            if bags and bag.fields.get(word) != bags[0].fields.get(word):
-                raise Corrupt(f"{src}: another {word} than in {names[0]} found; models of one shape can be averaged.")
+            raise Missing(f"{src}: this is a directory. Make one file of the model with kvtools convert.")
+        bag = open_bag(src, "model", made_by="kvtools pretrain or kvtools convert")
+        for field in ("system", "architecture"):
+            if bags and bag.fields.get(field) != bags[0].fields.get(field):
+                raise Corrupt(f"{src}: its {field} differs from that of {names[0]}. Average models of one {field}.")
         bags.append(bag)
     try:
         merged = average([bag.tensors for bag in bags], parts, names)
     except ValueError as fault:
         raise Corrupt(f"{fault}.") from None
     digests = [str(Digest.of_bag(bag.tensors)) for bag in bags]
-    fields = {word: value for word, value in bags[0].fields.items() if word not in _OF_ONE}
+    fields = {field: value for field, value in bags[0].fields.items() if field not in _OF_ONE}
     history = extend("merge", ctx.obj.argv, before=[bag.history for bag in bags], inputs=digests, stamp=stamp)
     write_bag(
         Sink(output, force=force),
@@ -82,13 +83,13 @@ def main(
     return 0
 
 
-def _parts(words: str | None, n_models: int) -> list[float]:
-    from kvtools.errors import Usage
-
+def _parse_weights(text: str | None, n_models: int) -> list[float]:
     try:
-        parts = [float(word) for word in words.split(",")] if words is not None else [1.0] * n_models
+        parts = [float(part) for part in text.split(",")] if text is not None else [1.0] * n_models
     except ValueError:
         parts = []
-    if len(parts) != n_models or not all(0 <= part < math.inf for part in parts) or not sum(parts):
-        raise Usage(f"--weights {words}: {n_models} numbers of 0 or more, not all 0, expected, as 1,1,2.")
+    is_wrong = len(parts) != n_models or not all(0 <= part < math.inf for part in parts) or not sum(parts)
+    refuse_if(
+        (is_wrong, f"--weights {text} is not one weight of 0 or more for each of {n_models} models, not all 0, as in 1,1,2.")
+    )
     return parts

@@ -117,7 +117,11 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
         ("kvtools convert who.csv --column what=item", 2, "--column what=item: ROLE=COL"),
         ("kvtools convert i.kvs --column user=who", 2, "a stream, whose columns need no names"),
         ("kvtools pairs i.kvs --column user=who", 2, "a stream, whose columns need no names"),
-        ("kvtools convert clicks.txt -o clicks.txt --force", 2, "both input and output"),
+        (
+            "kvtools convert clicks.txt -o clicks.txt --force",
+            2,
+            "clicks.txt: this is both the input and the output. Name another output.",
+        ),
         ("kvtools convert clicks.txt -o who.csv", 73, "--force"),
         ("kvtools convert clicks.txt > /dev/full", 74, "no space left"),
     ],

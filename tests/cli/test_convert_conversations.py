@@ -70,7 +70,11 @@ def test_one_bad_line_does_not_lose_the_others(top, capfd):
         ("kvtools convert empty.json", 65, "empty.json: no conversation in it"),
         ("kvtools convert sound.json", 65, "sound.json: conversations that cannot be understood left out: 1"),
         ("kvtools convert list.json --column user=x", 2, "--column"),
-        ("kvtools convert list.json -o list.json --force", 2, "both input and output"),
+        (
+            "kvtools convert list.json -o list.json --force",
+            2,
+            "list.json: this is both the input and the output. Name another output.",
+        ),
         ("kvtools convert list.json -o lines.jsonl", 73, "--force"),
     ],
 )

@@ -19,13 +19,13 @@ def damaged(case, folder):
     words = json.loads(config.read_text())
     if case == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
-        return "do not fit its shape"
+        return "do not fit shape [32] or the"
     if case == "cut in the header":
         path.write_bytes(path.read_bytes()[:50])
-        return "announced in a blob of 50"
+        return "its header of 2496 bytes is longer than the 50 bytes there are. Fetch it again.\n"
     if case == "empty":
         path.write_bytes(b"")
-        return "an empty file found"
+        return "in/model.safetensors: the file is empty. Fetch it again.\n"
     if case == "huge header":
         path.write_bytes((1 << 50).to_bytes(8, "little") + path.read_bytes()[8:])
         return "header of 1125899906842624 bytes"
@@ -68,33 +68,33 @@ def damaged(case, folder):
         return "in: rope_type is 'yarn', and only default is built here.\n"
     if case == "config":
         config.write_text("{")
-        return "config.json: not JSON"
+        return "config.json: this is not JSON ("
     if case == "tied and different":
         config.write_text(json.dumps(words | {"tie_word_embeddings": True}))
         return f"in: lm_head.weight differs from model.embed_tokens.weight, and the config ties them. {REMEDY}.\n"
     if case == "pickle":
         path.rename(folder / "pytorch_model.bin")
-        return "pytorch_model.bin: a pickle found, which runs code when read; safetensors expected"
+        return "pytorch_model.bin: this is a pickle, which runs code when read. Save it as safetensors.\n"
     if case == "no weights":
         path.unlink()
-        return "no safetensors file found"
+        return "in: it has no safetensors file.\n"
     if case == "two files":
         shutil.copy(path, folder / "a.safetensors")
         path.rename(folder / "b.safetensors")
-        return "2 safetensors files found without model.safetensors.index.json"
+        return "in: it has 2 safetensors files and no model.safetensors.index.json. Fetch that file.\n"
     index = {"weight_map": dict.fromkeys(tensors, "model.safetensors")}
     if case == "index names a missing shard":
         index["weight_map"]["model.norm.weight"] = "model-00002.safetensors"
-        said = "model-00002.safetensors named, which is not there"
+        said = "it names model-00002.safetensors, which is not there. Fetch that file.\n"
     elif case == "index names a path":
         index["weight_map"]["model.norm.weight"] = "../x.safetensors"
-        said = "../x.safetensors named, which is not there"
+        said = "it names ../x.safetensors, which is not there. Fetch that file.\n"
     elif case == "index knows more":
         index["weight_map"]["model.more"] = "model.safetensors"
-        said = "model.more: missing, though model.safetensors.index.json names it"
+        said = "model.more is missing, and model.safetensors.index.json names it. Fetch both again.\n"
     elif case == "index knows less":
         del index["weight_map"]["model.norm.weight"]
-        said = "model.norm.weight: found, though model.safetensors.index.json knows nothing"
+        said = "model.safetensors.index.json does not name model.norm.weight. Fetch both again.\n"
     else:
         index, said = {"weight_map": 3}, "no weight_map"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -66,7 +66,7 @@ def test_cat_selects_by_key_and_keeps_digests(sh, stream):
     sh("cp clip.mp4 b.mp4; kvtools tokenize-video clip.mp4 b.mp4 -o two.kvs")
     assert sh("kvtools cat --key clip.mp4 two.kvs | kvtools sum -").out[:37] == sh("kvtools sum clip.kvs").out[:37]
     missing = sh("kvtools cat --key nobody --key b.mp4 two.kvs clip.kvs | kvtools sum -; echo ${PIPESTATUS[0]}", pipefail=False)
-    assert "nobody: in none of the inputs" in missing.err
+    assert missing.err == "kvtools cat: --key nobody: no input has it. See kvtools info --records.\n"
     assert missing.out.split()[-1] == b"65"
     assert sh("kvtools cat --json two.kvs | wc -l").out.strip() == b"2"
     assert sh("kvtools cat -n 1 two.kvs | kvtools cat --json - | wc -l").out.strip() == b"1"
@@ -95,12 +95,16 @@ def test_a_bag_is_summed_checked_and_told(sh, tmp_path):
     write_bag(Sink(str(tmp_path / "t.safetensors")), "tree", tensors, config={"k": 2}, history=extend("made-here", []))
     assert sh("kvtools check t.safetensors").code == 0
     line = json.loads(sh("kvtools info --json t.safetensors").out)
+    for source in ("- < t.safetensors", "< t.safetensors", "t.safetensors | cat"):
+        assert json.loads(sh(f"kvtools info --json {source}").out) == line
     assert (line["form"], line["kind"], line["records"]) == ("bag", "tree", 1)
     assert sh("kvtools sum t.safetensors").out == sh("cat t.safetensors | kvtools sum - | sed s/-$/t.safetensors/").out
     raw = bytearray((tmp_path / "t.safetensors").read_bytes())
     raw[-1] ^= 1
     (tmp_path / "t.safetensors").write_bytes(raw)
-    assert sh("kvtools check t.safetensors").code == 65
+    done = sh("kvtools check t.safetensors")
+    said = "t.safetensors: the content of tensor ratios differs from its crc32. Make or fetch it again."
+    assert (done.code, done.err) == (65, f"kvtools check: {said}\n")
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 100, 5000])
@@ -134,21 +138,21 @@ def test_a_full_disk_by_name_is_told(sh, stream):
     ("line", "code", "words"),
     [
         ("kvtools info nothing.kvs", 66, "no such file"),
-        ("kvtools info .", 66, "a directory"),
+        ("kvtools info .", 66, ".: this is a directory. Give a file."),
         ("kvtools frobnicate", 2, "no such command"),
         ("kvtools info --frob clip.kvs", 2, "no such option"),
-        ("kvtools cat clip.kvs -o clip.kvs", 2, "both input and output"),
-        ("kvtools cat clip.kvs -o clip.kvs --force", 2, "both input and output"),
-        ("kvtools cat clip.kvs -o there.kvs", 73, "--force"),
+        ("kvtools cat clip.kvs -o clip.kvs", 2, "clip.kvs: this is both an input and the output. Name another output."),
+        ("kvtools cat clip.kvs -o clip.kvs --force", 2, "clip.kvs: this is both an input and the output."),
+        ("kvtools cat clip.kvs -o there.kvs", 73, "there.kvs: exists already. Give --force to overwrite it."),
         ("kvtools cat clip.kvs -o no/such/folder.kvs", 73, "no such file"),
-        ("kvtools tokenize-video", 2, "VIDEO"),
+        ("kvtools tokenize-video", 2, "no video is given. Name videos or folders, or give --list."),
         ("kvtools tokenize-video nothing.mp4", 66, "nothing.mp4"),
-        ("kvtools tokenize-video clip.mp4 --frame-tokens 9", 2, "--frame-tokens 9"),
-        ("kvtools tokenize-video clip.mp4 --fps 0", 2, "--fps 0"),
-        ("kvtools tokenize-video clip.mp4 --start 3 --end 2", 2, "--start 3"),
+        ("kvtools tokenize-video clip.mp4 --frame-tokens 9", 2, "--frame-tokens 9 is not a range. Give LOW:HIGH"),
+        ("kvtools tokenize-video clip.mp4 --fps 0", 2, "--fps 0 is not above 0. Give a rate such as 2."),
+        ("kvtools tokenize-video clip.mp4 --start 3 --end 2", 2, "--start 3.0 is after --end 2.0. Give a later --end."),
         ("kvtools tokenize-video clip.mp4 --shard 3/2", 2, "--shard 3/2"),
-        ("kvtools cat clip.mp4", 65, "not a kvtools stream"),
-        ("kvtools check clip.mp4", 65, "clip.mp4"),
+        ("kvtools cat clip.mp4", 65, "clip.mp4: this is not a kvtools stream: it has no head."),
+        ("kvtools check clip.mp4", 65, "clip.mp4: this is neither a stream nor a bag of kvtools."),
     ],
 )  # fmt: skip
 def test_errors_are_one_line_with_their_code(sh, stream, line, code, words):

@@ -12,10 +12,11 @@ Not here: splitting; copies, which stay as they are in a stream.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import BinaryIO
 
 import numpy as np
 
-from kvtools.artifact import is_stream, kinds
+from kvtools.artifact import is_stream, kinds, source_name
 from kvtools.artifact.blob import Tensors
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
@@ -42,15 +43,16 @@ def roles(words: Sequence[str]) -> dict[str, str]:
 
 
 def open_interactions(
-    src: str, *, columns: Mapping[str, str | None] | None = None
+    src: str, *, columns: Mapping[str, str | None] | None = None, file: BinaryIO | None = None
 ) -> tuple[Interactions, SkippedRows, list[Step]]:
     """Interactions from a path or `-`, what was found wrong with them, and the history that they bring: that of a
     stream's first part; text has none.
 
     columns: as read_interactions takes them; with a stream, which has names for its own, they are a Usage fault.
+    file: src already open.
     """
-    file = open_source(src)
-    name = "stdin" if src == "-" else src
+    file = file or open_source(src)
+    name = source_name(src)
     if not is_stream(file):
         found, skipped = read_interactions(file, name, columns=columns)
         return _in_order(found), skipped, []

@@ -95,6 +95,7 @@ def main(
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
     from kvtools.artifact.state import RunState, lock_folder, state_folder
+    from kvtools.chance import seed_for
     from kvtools.errors import Corrupt
     from kvtools.onerec.interactions.features import join_catalogue
     from kvtools.onerec.interactions.stream import open_interactions, roles
@@ -141,12 +142,12 @@ def main(
     table, skipped = open_users(users)
     code = report(skipped, users or "") or code
     data = build_training_set(
-        histories, encoder, ids, table, recipe.config, without=recipe.without, n_valid=recipe.n_valid, seed=seed
+        histories, encoder, ids, table, recipe.config, without=recipe.without, n_valid=recipe.settings["valid_users"], seed=seed
     )
     if not len(data.rows):
         raise Corrupt(f"{name}: no user has two interactions in the training part. Give longer histories.")
 
-    torch.manual_seed(recipe.weights_seed)
+    torch.manual_seed(seed_for(seed, "weights"))
     vocabularies = list(table.vocabularies) if table is not None and data.pathways["static"] == "on" else []
     model = new_model(data.config, ids, encoder, vocabularies).to(torch_device)
     task = NextItemTask(

@@ -28,6 +28,11 @@ def flat(log):
     return offsets, np.array([item for mine in log for item in mine], np.int32)
 
 
+def scores_of(fitted, offsets, items):
+    """The score of every item after each history."""
+    return fitted._scores(offsets[1:], np.diff(offsets), items)
+
+
 def slow_counts(log, n_items, chosen):
     found = np.zeros((n_items, n_items))
     for mine in log:
@@ -68,7 +73,7 @@ def test_counts_are_those_of_three_loops(log, chosen):
 @settings(deadline=None, max_examples=80)
 @given(logs, logs, choices)
 def test_scores_are_those_of_three_loops(log, histories, chosen):
-    found = cooccurrence.fit(*flat(log), 8, chosen).scores(*flat(histories))
+    found = scores_of(cooccurrence.fit(*flat(log), 8, chosen), *flat(histories))
     assert found.dtype == np.float32
     # float32: 6e-8 of rounding, and that of the weights
     np.testing.assert_allclose(found.toarray(), slow_scores(log, histories, 8, chosen), rtol=1e-7, atol=0)
@@ -78,7 +83,7 @@ def test_scores_are_those_of_three_loops(log, histories, chosen):
 @given(logs, logs, choices, st.integers(1, 10), st.booleans(), blocks)
 def test_nearest_are_the_best_with_ties_to_the_lower_item(log, histories, chosen, n, exclude_seen, block):
     fitted = cooccurrence.fit(*flat(log), 8, chosen)
-    expected = slow_best(fitted.scores(*flat(histories)).toarray(), histories, n, exclude_seen)
+    expected = slow_best(scores_of(fitted, *flat(histories)).toarray(), histories, n, exclude_seen)
     with mock.patch.object(cooccurrence, "_BLOCK", block):
         ids, scores = fitted.nearest(*flat(histories), n, exclude_seen=exclude_seen)
     assert (ids.dtype, scores.dtype) == (np.int32, np.float32)
@@ -86,13 +91,13 @@ def test_nearest_are_the_best_with_ties_to_the_lower_item(log, histories, chosen
     np.testing.assert_array_equal(scores, expected[1])
 
 
-def same_as_counting_again(log, n_items, n, chosen, first=1, exclude_seen=False):
+def same_as_counting_again(log, n_items, n, chosen, exclude_seen=False):
     offsets, items = flat(log)
-    ids, scores = cooccurrence.leave_own_out(offsets, items, n_items, n, chosen, first=first, exclude_seen=exclude_seen)
+    ids, scores = cooccurrence.leave_own_out(offsets, items, n_items, n, chosen, exclude_seen=exclude_seen)
     assert (ids.dtype, scores.dtype) == (np.int32, np.float32)
     for user, mine in enumerate(log):
         without = cooccurrence.fit(*flat([*log[:user], [], *log[user + 1 :]]), n_items, chosen)
-        befores = [mine[:place] if place >= first else [] for place in range(len(mine))]
+        befores = [mine[:position] for position in range(len(mine))]
         expected = without.nearest(*flat(befores), n, exclude_seen=exclude_seen)
         here = slice(offsets[user], offsets[user + 1])
         np.testing.assert_array_equal(ids[here], expected[0])
@@ -100,10 +105,10 @@ def same_as_counting_again(log, n_items, n, chosen, first=1, exclude_seen=False)
 
 
 @settings(deadline=None, max_examples=120)
-@given(logs, choices, st.integers(1, 10), st.integers(0, 3), st.booleans(), blocks)
-def test_leaving_a_user_out_is_counting_again_without_them(log, chosen, n, first, exclude_seen, block):
+@given(logs, choices, st.integers(1, 10), st.booleans(), blocks)
+def test_leaving_a_user_out_is_counting_again_without_them(log, chosen, n, exclude_seen, block):
     with mock.patch.object(cooccurrence, "_BLOCK", block):
-        same_as_counting_again(log, 8, n, chosen, first, exclude_seen)
+        same_as_counting_again(log, 8, n, chosen, exclude_seen)
 
 
 def test_no_rounding_is_left_where_a_user_was_taken_out():
@@ -140,7 +145,7 @@ def test_later_items_of_the_user_are_not_left_out_as_seen():
 def test_no_history_and_no_log_give_empty_answers():
     none = np.zeros(1, np.int64), np.empty(0, np.int32)
     fitted = cooccurrence.fit(*none, 5, Settings())
-    assert fitted.scores(*none).shape == (0, 5)
+    assert scores_of(fitted, *none).shape == (0, 5)
     assert fitted.nearest(*none, 3, exclude_seen=True)[0].shape == (0, 3)
     assert fitted.nearest(*flat([[4, 1], []]), 3, exclude_seen=True)[0].tolist() == [[-1] * 3] * 2
     assert cooccurrence.leave_own_out(*none, 5, 3, Settings())[0].shape == (0, 3)
@@ -192,7 +197,7 @@ def test_a_real_user_left_out_is_counting_again_without_them(beauty):
         others = train.keep(train.users() != user)
         without = cooccurrence.fit(others.offsets, others.items, n_items, Settings())
         mine = train.items[train.offsets[user] : train.offsets[user + 1]].tolist()
-        expected = without.nearest(*flat([mine[:place] for place in range(len(mine))]), 20, exclude_seen=True)
+        expected = without.nearest(*flat([mine[:position] for position in range(len(mine))]), 20, exclude_seen=True)
         here = slice(train.offsets[user], train.offsets[user + 1])
         np.testing.assert_array_equal(ids[here], expected[0])
         np.testing.assert_array_equal(scores[here], expected[1])

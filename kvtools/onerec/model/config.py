@@ -11,9 +11,6 @@ count tables that the report does not give, and for the second we take experts o
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-_WIDE = 512  # of an author's embedding; the other features have _NARROW
-_NARROW = 128
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -37,8 +34,8 @@ class ModelConfig:
     queries: int = 128  # tokens that summarise the lifelong pathway
     near: int = 0  # neighbours: items that go with the latest ones by co-occurrence in the training part; 0: off
     near_tokens: bool = False  # whether neighbours are tokens of the context too, beside copy logits
-    feature_width: int = _NARROW
-    author_width: int = _WIDE
+    feature_width: int = 128
+    author_width: int = 512
     static_width: int = 64
     item_table: bool = False  # an embedding an item beside that of its codes
     dropout: float = 0.0
@@ -48,37 +45,19 @@ class ModelConfig:
         return asdict(self)
 
 
+_WIDE = ModelConfig(width=1024, encoder_layers=4, decoder_layers=4, heads=8, hidden=2048)
 SIZES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
-        width=64,
-        hidden=128,
-        experts=8,
-        expert_hidden=64,
-        positive=32,
-        lifelong=64,
-        queries=16,
-        feature_width=16,
-        author_width=32,
-        static_width=16,
-        item_table=True,
+        width=64, hidden=128, experts=8, expert_hidden=64, positive=32, lifelong=64, queries=16, feature_width=16,
+        author_width=32, static_width=16, item_table=True,
     ),
     "0.015b": ModelConfig(),
-    "0.121b": ModelConfig(width=1024, encoder_layers=4, decoder_layers=4, heads=8, hidden=2048),
-    "0.935b": ModelConfig(
-        width=1024, encoder_layers=4, decoder_layers=4, heads=8, hidden=2048, experts=24, active=2, expert_hidden=2816
+    "0.121b": _WIDE,
+    "0.935b": replace(_WIDE, experts=24, active=2, expert_hidden=2816),
+    "2.633b": replace(
+        _WIDE, encoder_layers=12, decoder_layers=12, experts=24, active=4, expert_hidden=1408, moe="both"
     ),
-    "2.633b": ModelConfig(
-        width=1024,
-        encoder_layers=12,
-        decoder_layers=12,
-        heads=8,
-        hidden=2048,
-        experts=24,
-        active=4,
-        expert_hidden=1408,
-        moe="both",
-    ),
-}
+}  # fmt: skip
 
 
 def dense_twin(config: ModelConfig) -> ModelConfig:

@@ -2,14 +2,12 @@
 
 Source: OneRec Technical Report section 2.2.2 for the layer; the balancing after Wang et al. 2024 (arXiv 2408.15664): a bias
 an expert is added to the router's scores for the choice only, and after every step goes down where the expert had more than
-the mean load, and up where it had less; there by a fixed amount, `rule="sign"`. Our choices, the report being silent: an amount
+the mean load, and up where it had less; there by a fixed amount. Our choices, the report being silent: an amount
 in proportion to the excess or the lack, which does not overshoot for good; how large it is; sigmoid scores; and gates that add
 up to 1 over the chosen experts. All experts have the same width; none is shared.
 
 Legend: M tokens, D width, E experts, A active ones a token, F hidden width.
 """
-
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,15 +66,12 @@ class Experts(nn.Module):
         out_MAD = torch.cat(outs)[back_J].view(*chosen_MA.shape, -1)
         return (out_MAD * gate_MA.unsqueeze(2).to(out_MAD.dtype)).sum(1)
 
-    def rebalance(self, load_E: Tensor, *, rule: Literal["clipped", "sign"] = "clipped") -> float:
-        """Move the bias by the tokens each expert had in a step; returns max / mean of the load of about the last 20 steps.
-
-        load_E: float (E,), tokens. rule: by how far the load lies below its mean, in means, at most 1 (`clipped`), or by 1 in
-        either direction, as the source does (`sign`).
-        """
+    def rebalance(self, load_E: Tensor) -> float:
+        """Move the bias by the tokens each expert had in a step, float (E,): by how far they lie below the mean, in means, at
+        most 1. Returns max / mean of the load of about the last 20 steps."""
         fraction_E = load_E / load_E.sum().clamp(min=1)
         lack_E = (fraction_E.mean() - fraction_E) / fraction_E.mean().clamp(min=1e-9)
-        self.bias += (_BIAS_LR * (lack_E.sign() if rule == "sign" else lack_E.clamp(-1, 1))).to(self.bias)
+        self.bias += (_BIAS_LR * lack_E.clamp(-1, 1)).to(self.bias)
         self.bias -= self.bias.mean()  # only differences matter
         self.recent.lerp_(fraction_E.to(self.recent), _RECENT)
         return float(self.recent.max() / self.recent.mean().clamp(min=1e-9))

@@ -53,26 +53,21 @@ class Cooccurrence:
     damped_II: sparse.csr_array  # float64 (I, I): counts over sqrt(popularity of the column + smoothing)
     settings: Settings
 
-    def scores(self, offsets: np.ndarray, items: np.ndarray) -> sparse.csr_array:
-        """float32 (B, I): the score of each item after each history, by its last n_last items. All at once: `nearest` takes
-        blocks."""
-        return self._scores(offsets[1:], np.diff(offsets), items)
-
     def nearest(self, offsets: np.ndarray, items: np.ndarray, n: int, *, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         """int32 (B, n): the items of the highest scores, best first, -1 where there are no more; and float32 (B, n): the
         scores, 0 there. Ties in float32 go to the lower item.
 
         exclude_seen: leave out all items of the history. 22,363 histories of Beauty took 1 s on one core.
         """
-        found = np.full((len(offsets) - 1, n), -1, np.int32), np.zeros((len(offsets) - 1, n), np.float32)
+        best, best_scores = np.full((len(offsets) - 1, n), -1, np.int32), np.zeros((len(offsets) - 1, n), np.float32)
         ends, lengths = offsets[1:], np.diff(offsets)
         per_item = np.diff(self.damped_II.indptr)
         for rows in _blocks(np.arange(len(ends)), ends, lengths, items, per_item, self.settings):
             scores_BI = self._scores(ends[rows], lengths[rows], items)
             if exclude_seen:
                 _zero_seen(scores_BI, ends[rows], lengths[rows], items)
-            found[0][rows], found[1][rows] = _best(scores_BI, n)
-        return found
+            best[rows], best_scores[rows] = _best(scores_BI, n)
+        return best, best_scores
 
     def _scores(self, ends: np.ndarray, lengths: np.ndarray, items: np.ndarray) -> sparse.csr_array:
         row, position, weight = _latest(ends, lengths, self.settings)
@@ -93,15 +88,13 @@ def leave_own_out(
     n: int,
     settings: Settings,
     *,
-    first: int = 1,
     exclude_seen: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each interaction the neighbours of the user's history up to there, as `nearest` gives them when all of this user's
-    interactions are left out of counts and popularity: int32 (len(items), n), float32 (len(items), n).
+    interactions are left out of counts and popularity: int32 (n_interactions, n), float32 (n_interactions, n).
 
-    first: interactions before this number of their user, from 0, get none; nor does the very first, which follows nothing.
-    exclude_seen: leave out the user's earlier items, but not the later ones. n = 20 took 4 s on one core for 149,961
-    interactions of Beauty, 7 s for 98,114 of ML-100k.
+    A user's first interaction has none. exclude_seen: leave out the user's earlier items, but not the later ones. n = 20 took
+    4 s on one core for 149,961 interactions of Beauty, 7 s for 98,114 of ML-100k.
     """
     users, positions = _users_and_positions(offsets)
     owned, own_D, had_D = np.unique(users * n_items + items, return_inverse=True, return_counts=True)
@@ -110,9 +103,9 @@ def leave_own_out(
     source, target, weight = _pairs(offsets, settings)
     mine_DI = _summed(own_D[source], items[target], weight, (len(owned), n_items))
 
-    found = np.full((len(items), n), -1, np.int32), np.zeros((len(items), n), np.float32)
-    asked = np.flatnonzero(positions >= first)
-    for ends in _blocks(asked, asked, positions[asked], items, np.diff(counts_II.indptr), settings):
+    best, best_scores = np.full((len(items), n), -1, np.int32), np.zeros((len(items), n), np.float32)
+    later = np.flatnonzero(positions > 0)
+    for ends in _blocks(later, later, positions[later], items, np.diff(counts_II.indptr), settings):
         row, position, weight = _latest(ends, positions[ends], settings)
         used, column = np.unique(own_D[position], return_inverse=True)
         user, item = np.divmod(owned[used], n_items)
@@ -126,8 +119,8 @@ def leave_own_out(
         scores_BI = (_summed(row, column, weight, (len(ends), len(used))) @ damped_DI).astype(np.float32)
         if exclude_seen:
             _zero_seen(scores_BI, ends, positions[ends], items)
-        found[0][ends], found[1][ends] = _best(scores_BI, n)
-    return found
+        best[ends], best_scores[ends] = _best(scores_BI, n)
+    return best, best_scores
 
 
 def top_popular(

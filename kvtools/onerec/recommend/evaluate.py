@@ -9,8 +9,7 @@ Legend: B queries, U users, K recommendations.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,65 +26,51 @@ _N_WEIGHTS = 21  # weights of a blend that are tried, from 0 to 1
 Recommend = Callable[[Query], Recommendations]
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """Where the held-out items are in the recommendations."""
+def over_ranks(
+    query: Query, world: World, recommend: Recommend, on_chunk: Callable[[], None]
+) -> Iterator[tuple[Query, Recommendations]]:
+    """Chunks of the query and their recommendations, in order; the ranks share the chunks, and all get all. A collective.
 
-    items: np.ndarray  # int64 (B,): the rank of each target among items, -1 where it is missing
-    ids: np.ndarray  # int64 (B,): the rank of its ID among distinct IDs
-    lists: np.ndarray  # int32 (U, K): what each user was recommended first
-    offsets: np.ndarray  # int64 (U+1,) into truths
-    truths: np.ndarray  # int32 (B,): held-out items
-    legal_fraction: float
-    n_proven: int  # queries whose best items are proven
-
-
-def over_ranks(query: Query, world: World, recommend: Recommend) -> Iterator[tuple[Query, Recommendations]]:
-    """Chunks of the query and their recommendations, in order, on rank 0; the ranks share the chunks. A collective."""
+    on_chunk: called after each chunk of this rank.
+    """
     chunks = list(query.chunks())
     for begin in range(0, len(chunks), world.size):
-        mine = chunks[begin + world.rank] if begin + world.rank < len(chunks) else query.take(slice(0))
-        found = recommend(mine)
-        items, scores, ids, is_proven = (world.gather_array(array) for array in found.arrays)
+        own = recommend(chunks[begin + world.rank] if begin + world.rank < len(chunks) else query.take(slice(0)))
+        on_chunk()
+        items, scores, ids, is_proven = (world.gather_array(array) for array in own.arrays)
         first = begin * len(chunks[0])
-        gathered = Recommendations(items, scores, ids, is_proven, world.sum(found.n_legal), world.sum(found.n_beams))
+        gathered = Recommendations(items, scores, ids, is_proven, world.sum(own.n_legal), world.sum(own.n_beams))
         yield query.take(slice(first, first + len(items))), gathered
 
 
-def rank(query: Query, targets: np.ndarray, id_of_item: np.ndarray, world: World, recommend: Recommend) -> Ranked:
-    """Recommend, and find the ranks of the targets, int32 (B,). Queries of one user follow one another. A collective."""
-    items, ids, lists, done = [], [], [], 0
+def evaluate(
+    query: Query, targets: np.ndarray, id_of_item: np.ndarray, k: int, recommended: Iterable[tuple[Query, Recommendations]]
+) -> tuple[dict[str, Any], int]:
+    """The figures that scripts rely on, `pass@n` for n up to k, and the number of queries whose best items are proven.
+
+    targets: int32 (B,), the held-out items; queries of one user follow one another. id_of_item: int64 (N,). recommended: as
+    `over_ranks` gives it.
+    """
+    item_ranks, id_ranks, lists, done = [], [], [], 0
     n_legal = n_beams = n_proven = 0
     is_first = np.r_[True, query.users[1:] != query.users[:-1]]
-    for chunk, found in over_ranks(query, world, recommend):
-        wanted = targets[done : done + len(chunk)]
-        lists.append(found.items[is_first[done : done + len(chunk)]])
-        done += len(chunk)
-        items.append(metrics.rank_of(found.items, wanted))
-        ids.append(metrics.rank_of(metrics.distinct(found.ids), id_of_item[wanted]))
+    for chunk, found in recommended:
+        here = slice(done, done + len(chunk))
+        lists.append(found.items[is_first[here]])
+        item_ranks.append(metrics.rank_of(found.items, targets[here]))
+        id_ranks.append(metrics.rank_of(metrics.distinct(found.ids), id_of_item[targets[here]]))
         n_legal, n_beams = n_legal + found.n_legal, n_beams + found.n_beams
-        n_proven += int(found.is_proven.sum())
-    offsets = np.append(np.flatnonzero(is_first), len(query))
-    legal_fraction = n_legal / n_beams if n_beams else 1.0
-    ranks = np.concatenate(items), np.concatenate(ids)
-    return Ranked(*ranks, np.concatenate(lists), offsets, targets, legal_fraction, n_proven)
-
-
-def figures_of(ranked: Ranked, k: int, *, is_bounded: bool) -> dict[str, Any]:
-    """The figures that scripts rely on; `pass@n` for n up to k. is_bounded: whether the search could prove its best items."""
-    figures: dict[str, Any] = {"users": len(ranked.offsets) - 1, "held_out": len(ranked.items)}
-    figures |= metrics.summary(ranked.items)
-    figures |= {f"id_{name}": value for name, value in metrics.summary(ranked.ids).items()}
+        n_proven, done = n_proven + int(found.is_proven.sum()), done + len(chunk)
+    ranks, offsets = np.concatenate(item_ranks), np.append(np.flatnonzero(is_first), len(query))
+    figures: dict[str, Any] = {"users": len(offsets) - 1, "held_out": len(query), **metrics.summary(ranks)}
+    figures |= {f"id_{name}": value for name, value in metrics.summary(np.concatenate(id_ranks)).items()}
     of_users = {"pass": metrics.pass_at_k}
-    if len(ranked.offsets) <= len(ranked.truths):  # some user has several
+    if len(offsets) <= len(targets):  # some user has several
         of_users |= {"position1_pass": metrics.position1_pass_at_k, "recall": metrics.recall_at_k}
     for name, figure in of_users.items():
-        lists = ranked.lists, ranked.offsets, ranked.truths
-        figures |= {f"{name}@{n}": figure(*lists, n) for n in PASS_AT if n <= k}
-    figures |= {"hr@10_ci95": list(metrics.interval95(ranked.items, 10)), "legal_share": ranked.legal_fraction}
-    if is_bounded:
-        figures["sure_share"] = ranked.n_proven / len(ranked.items)
-    return figures
+        figures |= {f"{name}@{n}": figure(np.concatenate(lists), offsets, targets, n) for n in PASS_AT if n <= k}
+    figures |= {"hr@10_ci95": list(metrics.interval95(ranks, 10)), "legal_share": n_legal / n_beams if n_beams else 1.0}
+    return figures, n_proven
 
 
 def spread(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class RecgenRun:
         self._report(self._name, skipped)
 
     def evaluate(self, model: str, baseline: Baseline | None, part: str, *, calibrate: bool) -> dict[str, Any]:
-        """The figures of a model or baseline on a part, `valid` or `test`, on rank 0. A collective."""
+        """The figures of a model or baseline on a part, `valid` or `test`. A collective."""
         start = time.monotonic()
         longest = evaluation.LONGEST
         k = max(longest, *(n for n in evaluation.PASS_AT if n <= max(self._options.beam, longest)))
@@ -112,13 +112,13 @@ class RecgenRun:
             raise Corrupt(
                 f"{self._name}: there is no {part} interaction of a known item. Name the column by --column part=COL."
             )
-        recommend = self._with_progress(source.recommend, len(query))
-        ranked = evaluation.rank(query, targets, source.ids.trie.id_of_item, self._world, recommend)
-        figures = {**source.fields, "part": part, "masked": self._options.exclude_seen}
-        if self._world.is_root:
-            figures |= evaluation.figures_of(ranked, k, is_bounded=source.is_bounded)
-            self._log_unproven(len(query) - ranked.n_proven, len(query))
-        return {**figures, "seconds": round(time.monotonic() - start, 3)}
+        recommended = evaluation.over_ranks(query, self._world, source.recommend, self._ticker(len(query)))
+        figures, n_proven = evaluation.evaluate(query, targets, source.ids.trie.id_of_item, k, recommended)
+        self._log_unproven(len(query) - n_proven, len(query))
+        if source.is_bounded:
+            figures["sure_share"] = n_proven / len(query)
+        about = {**source.fields, "part": part, "masked": self._options.exclude_seen}
+        return {**about, **figures, "seconds": round(time.monotonic() - start, 3)}
 
     def recommend(
         self, model: str, baseline: Baseline | None, users: str | None, part: str | None, *, calibrate: bool
@@ -135,7 +135,8 @@ class RecgenRun:
 
     def _recommendations(self, source: _Source, query: Query, names: list[str]) -> Iterator[UserRecommendations]:
         done = n_proven = 0
-        for chunk, found in evaluation.over_ranks(query, self._world, self._with_progress(source.recommend, len(query))):
+        recommended = evaluation.over_ranks(query, self._world, source.recommend, self._ticker(len(query)))
+        for chunk, found in recommended:
             n_proven += int(found.is_proven.sum())
             for row in range(len(chunk) if self._world.is_root else 0):
                 numbers = found.items[row][found.items[row] >= 0]
@@ -161,16 +162,9 @@ class RecgenRun:
         numbers = np.array([number_of.get(name, -1) for name in names], np.int64)
         return Query(np.maximum(numbers, 0), np.where(numbers >= 0, lengths[numbers] if len(lengths) else 0, 0)), names
 
-    def _with_progress(self, recommend: Recommend, n_users: int) -> Recommend:
+    def _ticker(self, n_users: int) -> Ticker:
         n_chunks = -(-n_users // (CHUNK * self._world.size))
-        ticker = Ticker(total=n_chunks, unit="chunks", label="recgen", quiet=self._quiet)
-
-        def with_progress(query: Query) -> Recommendations:
-            found = recommend(query)
-            ticker()
-            return found
-
-        return with_progress
+        return Ticker(total=n_chunks, unit="chunks", label="recgen", quiet=self._quiet)
 
     # ── what recommends ──────────────────────────────────────────────────────────────────────────────────────────────
     def _source(self, model: str, baseline: Baseline | None, options: SearchOptions, *, calibrate: bool) -> _Source:

@@ -101,16 +101,18 @@ class Recommender:
         if not is_known.any():
             return self._popular(query)
         known, weight = query.take(is_known), self._options.blend
-        found = next(self.blends(known, [weight])) if weight else self._search(known, self._neighbours(known), self._options.k)
-        return found if is_known.all() else self._popular(query).replaced(np.flatnonzero(is_known), found)
+        results = (
+            next(self.blends(known, [weight])) if weight else self._search(known, self._neighbours(known), self._options.k)
+        )
+        return results if is_known.all() else self._popular(query).replaced(np.flatnonzero(is_known), results)
 
     def blends(self, query: Query, weights: Sequence[float]) -> Iterator[Recommendations]:
         """Mixtures with co-occurrence by each of the weights, for users with a history; beams are searched once."""
         neighbours = self._neighbours(query, _N_BLENDED)
         # a mixture chooses among more items than it gives
-        found = self._search(query, neighbours, max(self._options.k, _N_BLENDED))
+        results = self._search(query, neighbours, max(self._options.k, _N_BLENDED))
         counted = neighbours if self._options.exclude_seen else self._neighbours(query, _N_BLENDED, exclude_seen=False)
-        return (blend(found, counted, weight, self._options.k, self.trie.id_of_item) for weight in weights)
+        return (blend(results, counted, weight, self._options.k, self.trie.id_of_item) for weight in weights)
 
     def _popular(self, query: Query) -> Recommendations:
         k, best = self._options.k, self._most_popular
@@ -135,13 +137,13 @@ class Recommender:
         """The k best items of each user. With `widen`, users whose best are not proven are searched again with twice the width,
         and again, up to the width that memory holds for one user."""
         width, widest = self._options.beam, _N_SCORES // max(self._model.vocabulary.codes)
-        found = self._in_passes(query, neighbours, k, width)
-        while self._options.widen and width < widest and not found.is_proven.all():
+        results = self._in_passes(query, neighbours, k, width)
+        while self._options.widen and width < widest and not results.is_proven.all():
             width = min(2 * width, widest)
-            rows = np.flatnonzero(~found.is_proven)
+            rows = np.flatnonzero(~results.is_proven)
             wider = self._in_passes(query.take(rows), (neighbours[0][rows], neighbours[1][rows]), k, width)
-            found = found.replaced(rows, wider)
-        return found
+            results = results.replaced(rows, wider)
+        return results
 
     def _in_passes(self, query: Query, neighbours: Neighbours, k: int, width: int) -> Recommendations:
         """Results of one width, for as many users at a time as memory should hold scores for."""
@@ -223,13 +225,13 @@ def top_k(
     return items.astype(np.int32), scores.astype(np.float32)
 
 
-def blend(found: Recommendations, counted: Neighbours, weight: float, k: int, id_of_item: np.ndarray) -> Recommendations:
+def blend(results: Recommendations, counted: Neighbours, weight: float, k: int, id_of_item: np.ndarray) -> Recommendations:
     """The k best by log((1 - weight) P(item by the model) + weight P(item by co-occurrence)), each normed over its own
     candidates. counted: items int32 (B, N') and scores float32 (B, N'). id_of_item: int64 (N,)."""
-    top = found.scores.max(axis=1, keepdims=True)
-    p_model = np.exp(found.scores - np.where(np.isfinite(top), top, 0), dtype=np.float64)
+    top = results.scores.max(axis=1, keepdims=True)
+    p_model = np.exp(results.scores - np.where(np.isfinite(top), top, 0), dtype=np.float64)
     p_counts = np.where(counted[0] >= 0, counted[1], 0).astype(np.float64)
-    items_BX = np.concatenate([found.items, counted[0]], axis=1)
+    items_BX = np.concatenate([results.items, counted[0]], axis=1)
     parts = [(1 - weight) * p_model / np.maximum(p_model.sum(1, keepdims=True), 1e-300)]
     parts.append(weight * p_counts / np.maximum(p_counts.sum(1, keepdims=True), 1e-300))
     # an item that both propose stands twice: the first takes the sum, the second nothing
@@ -242,4 +244,4 @@ def blend(found: Recommendations, counted: Neighbours, weight: float, k: int, id
         scores_BX = np.where(items_BX >= 0, np.log(p_BX), -np.inf)
     items, scores = top_k(items_BX, scores_BX, None, 0, k)
     ids = np.where(items >= 0, id_of_item[items], -1)
-    return Recommendations(items, scores, ids, found.is_proven, found.n_legal, found.n_beams)
+    return Recommendations(items, scores, ids, results.is_proven, results.n_legal, results.n_beams)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from kvtools.chance import seed_for
 from kvtools.errors import Usage
 from kvtools.onerec.model.config import SIZES, ModelConfig, dense_twin
 from kvtools.onerec.run.dataset import PATHWAYS
@@ -97,16 +96,6 @@ class OneRecRecipe:
         """The rating from which an interaction is positive; None for the median."""
         text = self.settings["positive_from"]
         return float(text) if text else None
-
-    @property
-    def n_valid(self) -> int:
-        """Users of the validation set; 0 is none."""
-        return int(self.settings["valid_users"])
-
-    @property
-    def weights_seed(self) -> int:
-        """The seed of the initial weights."""
-        return seed_for(self.seed, "weights")
 
     def to_json(self) -> dict[str, Any]:
         """Option names to values, as --config reads them."""

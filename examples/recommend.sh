@@ -51,7 +51,7 @@ for row in popular co-occurrence generator blend; do
     *) who=(--baseline "$row" --items "$out/items.ids") ;;
   esac
   echo "$row:"
-  kvtools recgen --evaluate test --beam 128 "${who[@]}" "$out/clicks.kvs" || [ $? = 65 ] # what was left out above is told again
+  kvtools recgen --evaluate test --beam 128 "${who[@]}" "$out/clicks.kvs" || [ $? = 65 ] # what was left out above is reported again
 done
 
 # Ten items for everybody, as records for a program, and three users to look at. Their whole history counts now.

@@ -10,7 +10,7 @@ from conftest import BIN, make_clip
 from shop import inside, say
 
 from kvtools.keye.data.media import Media
-from kvtools.keye.quiz.build import Side
+from kvtools.keye.quiz.clips import Side
 
 
 @pytest.fixture(scope="module")
@@ -153,26 +153,82 @@ def test_fewer_questions_than_asked_for_is_told(sh, top):
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        ("kvtools quiz none.kvs", 66, "no such file"),
-        ("kvtools quiz clips.kvs --task sing", 2, "--task sing: order, match, time"),
-        ("kvtools quiz clips.kvs --frames 3", 2, "4 orders of 3 frames"),
-        ("kvtools quiz clips.kvs --task time --frames 4", 2, "--frames 4: more than the 4 moments"),
-        ("kvtools quiz clips.kvs --frames 60", 65, "no question could be made"),
-        ("kvtools quiz clips.kvs --split train", 2, "--split train: a share"),
-        ("kvtools quiz clips.kvs --split valid:0.5", 2, "train:SHARE or test:SHARE"),
-        ("kvtools quiz clips.kvs --split train:x", 2, "train:SHARE or test:SHARE"),
-        ("kvtools quiz clips.kvs --question What?", 2, "--labels with them"),
-        ("kvtools quiz clips.kvs --labels two.csv --positive calm", 2, "--positive calm: --form check"),
-        ("kvtools quiz clips.kvs --labels two.csv --form check --positive Fight", 2, "one of calm, fight expected"),
-        ("kvtools quiz clips.kvs --labels two.csv --task order", 2, "--task order: --labels without it"),
-        ("kvtools quiz clips.kvs --labels one.csv", 65, "'calm' of all 1 clips found"),
-        ("kvtools quiz clips.kvs --labels bad.csv", 65, "bad.csv: columns a found, file expected"),
-        ("kvtools quiz clips.kvs --labels files.csv", 65, "files.csv: no column label"),
-        ("kvtools quiz clips.kvs --group none.csv", 66, "no such file"),
-        ("kvtools quiz clips.kvs -o clips.kvs --force", 2, "both input and output"),
-        ("kvtools quiz clips.kvs -o bad.csv", 73, "--force"),
-        ("kvtools quiz bad.csv", 65, "clips that cannot be read"),
-        ("kvtools quiz clips.kvs --frame-tokens 9", 2, "--frame-tokens 9"),
+        ("kvtools quiz none.kvs", 66, "none.kvs: no such file or directory."),
+        (
+            "kvtools quiz clips.kvs --task sing",
+            2,
+            "--task sing is not known. Give one of order, match, time, describe, or several with commas.",
+        ),
+        (
+            "kvtools quiz clips.kvs --frames 3",
+            2,
+            "--frames 3: there are no 4 orders of 3 frames that differ enough; fewer options or more frames are needed.",
+        ),
+        (
+            "kvtools quiz clips.kvs --task time --frames 4",
+            2,
+            "--frames 4 has too few moments for 4 options of --task time. Give 5 or more.",
+        ),
+        (
+            "kvtools quiz clips.kvs --frames 60",
+            65,
+            "5 clips: no question could be made: clips with too few frames for order left out: 5 (",
+        ),
+        (
+            "kvtools quiz clips.kvs --split train",
+            2,
+            "--split train needs a fraction, as train:0.7, or --labels with a column split.",
+        ),
+        (
+            "kvtools quiz clips.kvs --split valid:0.5",
+            2,
+            "--split valid:0.5 is not a side. Give train:FRACTION or test:FRACTION, between 0 and 1.",
+        ),
+        (
+            "kvtools quiz clips.kvs --split train:x",
+            2,
+            "--split train:x is not a side. Give train:FRACTION or test:FRACTION, between 0 and 1.",
+        ),
+        (
+            "kvtools quiz clips.kvs --question What?",
+            2,
+            "--question is used only with --labels. Give --labels CSV, or leave it out.",
+        ),
+        (
+            "kvtools quiz clips.kvs --labels two.csv --positive calm",
+            2,
+            "--positive is used only with --form check. Give both, or leave it out.",
+        ),
+        (
+            "kvtools quiz clips.kvs --labels two.csv --form check --positive Fight",
+            2,
+            "--positive Fight is not a label. The labels are calm, fight.",
+        ),
+        (
+            "kvtools quiz clips.kvs --labels two.csv --task order",
+            2,
+            "--task and --labels cannot be used together. Give one of them.",
+        ),
+        (
+            "kvtools quiz clips.kvs --labels one.csv",
+            65,
+            "labels: all 1 clips have the label 'calm'. Give clips of two labels or more.",
+        ),
+        ("kvtools quiz clips.kvs --labels bad.csv", 65, "bad.csv: there is no column file among a. Add it."),
+        ("kvtools quiz clips.kvs --labels files.csv", 65, "files.csv: there is no column label. Add it."),
+        ("kvtools quiz clips.kvs --group none.csv", 66, "none.csv: no such file or directory."),
+        (
+            "kvtools quiz clips.kvs -o clips.kvs --force",
+            2,
+            "clips.kvs: this is both an input and the output. Name another output.",
+        ),
+        ("kvtools quiz clips.kvs -o bad.csv", 73, "bad.csv: exists already. Give --force to overwrite it."),
+        ("kvtools quiz bad.csv", 65, "clips: clips that cannot be read left out: 1 (bad.csv: not a readable video "),
+        (
+            "kvtools quiz clips.kvs --frame-tokens 9",
+            2,
+            "--frame-tokens 9 is not a range. Give LOW:HIGH with 1 <= LOW <= HIGH, as 128:768.",
+        ),
     ],
 )
 def test_errors_are_one_line_with_their_code(top, capfd, line, code, words):
@@ -183,7 +239,7 @@ def test_errors_are_one_line_with_their_code(top, capfd, line, code, words):
     with inside(top):
         done = say(line, capfd)
     assert (done.code, done.out) == (code, b""), done.err
-    assert words in done.err
+    assert done.err.removeprefix("kvtools quiz: ").startswith(words)
     assert "Traceback" not in done.err
     assert done.err.count("\n") == (2 if line == "kvtools quiz bad.csv" else 1), done.err
 
@@ -192,7 +248,13 @@ def test_a_broken_pipe_and_a_stream_of_something_else_are_refused(sh, top):
     cut = sh("head -c 3000 clips.kvs | kvtools quiz -")
     assert (cut.code, cut.out, cut.err.count("\n")) == (65, b"", 1)
     other = sh("kvtools quiz clips.kvs --frames 5 --choices 3 -n 3 | kvtools quiz -")
-    assert (other.code, other.err) == (65, "kvtools quiz: stdin: conversation records found, video expected.\n")
+    assert (other.code, other.err) == (
+        65,
+        (
+            "kvtools quiz: stdin: this is a stream of kind conversation, and kind "
+            "video is needed. Make one with kvtools tokenize-video.\n"
+        ),
+    )
 
 
 @pytest.mark.data

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtools.errors import Corrupt
-from kvtools.keye.quiz.build import Side, Table, ask, ask_labels, in_groups, on_side
-from kvtools.keye.quiz.tasks import LETTERS, Clip, orders
+from kvtools.keye.quiz.build import ask, ask_labels
+from kvtools.keye.quiz.clips import Clip, Side, Table, in_groups, on_side
+from kvtools.keye.quiz.tasks import LETTERS, orders
 from kvtools.skipped import SkippedRows
 
 FORMS = ("choice", "open", "check")
@@ -149,7 +150,9 @@ def test_orders_on_offer_differ_and_none_is_anothers_reverse(n, n_options, seed)
 
 
 def test_more_orders_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="4 orders of 3 frames"):
+    with pytest.raises(
+        ValueError, match="^there are no 4 orders of 3 frames that differ enough; fewer options or more frames are needed$"
+    ):
         orders(3, 4, np.random.default_rng(0))
 
 
@@ -162,7 +165,9 @@ def test_a_still_clip_a_short_one_and_twins_are_not_asked_about():
         "clips with too few frames for order left out": 1,
         "clips of which no fair question could be asked (order)": 1,
     }
-    twins = [Clip(name, each.seconds, each.size, each.looks, name) for name, each in zip("ab", [clip("x")] * 2, strict=True)]
+    twins = [
+        Clip(name, each.seconds, each.size, each.thumbnails, name) for name, each in zip("ab", [clip("x")] * 2, strict=True)
+    ]
     assert not list(ask(twins, ["match", "time"], "check", 9, SkippedRows(), n_frames=6, n_choices=2, seed=0))
     scene = [clip("p", group="g"), clip("q", group="g")]
     assert not list(ask(scene, ["match", "time"], "check", 9, SkippedRows(), n_frames=6, n_choices=2, seed=0))
@@ -170,7 +175,7 @@ def test_a_still_clip_a_short_one_and_twins_are_not_asked_about():
 
 def test_a_clip_with_a_cut_of_its_own_is_not_asked_when_it_changes():
     whole = clip("w")
-    looks = whole.looks.copy()
+    looks = whole.thumbnails.copy()
     is_dark = np.random.default_rng(0).permutation(len(looks)) % 2 == 0
     looks[is_dark] = 255 - looks[is_dark]
     flicker = [Clip(name, whole.seconds, whole.size, looks, name) for name in "ab"]
@@ -187,8 +192,8 @@ def test_tasks_take_turns_and_end_apart():
 
 def test_labels_are_asked_once_a_clip_and_chance_is_the_majority():
     words = ["fight"] * 7 + ["calm"] * 5
-    options = {"n_frames": 6, "n_choices": 4, "seed": 0, "asked_for": None, "question": ""}
-    check = ask_labels(CLIPS, words, "check", None, **{**options, "asked_for": "fight", "question": "A fight?"})
+    options = {"n_frames": 6, "n_choices": 4, "seed": 0, "positive": None, "question": ""}
+    check = ask_labels(CLIPS, words, "check", None, **{**options, "positive": "fight", "question": "A fight?"})
     assert sorted(question["clips"][0] for question in check) == sorted(each.key for each in CLIPS)
     assert Counter(question["answer"] for question in check) == {"yes": 7, "no": 5}
     assert {question["chance"] for question in check} == {7 / 12}
@@ -223,11 +228,11 @@ def test_groups_stay_together_and_tables_are_read_by_the_end_of_a_path(tmp_path)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "columns none"),
-        ("a,b\n1,2\n", "columns a, b"),
-        ("file,x\na\n", "row 2"),
-        ("file\na\na\n", "row 3"),
-        ("\xff", "CSV"),
+        ("", "there is no column file among none. Add it."),
+        ("a,b\n1,2\n", "there is no column file among a, b. Add it."),
+        ("file,x\na\n", "line 2 has 1 fields, and the first row has 2."),
+        ("file\na\na\n", "line 3: a comes a second time. Remove one of the two rows."),
+        ("\xff", "line 1 is not UTF-8 text. Convert the file, for example with iconv."),
     ],
 )
 def test_a_table_that_cannot_be_meant_is_corrupt(tmp_path, text, words):

@@ -44,8 +44,8 @@ def ask_labels(
     """A question for each clip, in a shuffled order, repeated until there are n.
 
     positive: the label that a `check` asks for, by default the first. `chance` is the fraction of the most frequent answer,
-    which a model reaches without looking, or that of one option where that is more. Raises Corrupt for clips of one label, Usage for
-    a positive label that no clip has.
+    which a model reaches without looking, or that of one option where that is more. Raises Corrupt for clips of one label,
+    Usage for a positive label that no clip has.
     """
     names = sorted(set(labels))
     if labels and len(names) < 2:

@@ -152,14 +152,8 @@ def main(
     notes.report("clips", log, strict=False)  # reported, and no fault: enough clips were left
     if number is not None and len(questions) < number:
         log(f"clips: {len(questions)} questions made of {number}; they give no more that differ.")
-    config = {
-        "task": "label" if label_table else task,
-        "form": form,
-        "frames": frames,
-        "choices": choices,
-        "split": split,
-        "seed": seed,
-    }
+    name = "label" if label_table else task
+    config = {"task": name, "form": form, "frames": frames, "choices": choices, "split": split, "seed": seed}
     head = Head("conversation", extend("quiz", ctx.obj.argv, before=histories, stamp=stamp), config)
     with Writer(Sink(output, force=force), head, level=compress) as writer:
         write(questions if side is None else [{**asked, "split": side.name} for asked in questions], writer)

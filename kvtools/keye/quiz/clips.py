@@ -166,7 +166,7 @@ def on_side(clips: Sequence[Clip], side: Side | None, table: Table | None) -> li
 
 
 def labels_of(clips: Sequence[Clip], table: Table, skipped: SkippedRows) -> dict[str, str]:
-    """The table's column `label` by clip key; clips that are not in the table are skipped. Raises Corrupt without the column."""
+    """The table's column `label` by clip key; clips not in the table are skipped. Raises Corrupt without the column."""
     if table.column("label") is None:
         raise Corrupt(f"{table.name}: there is no column label. Add it.")
     labels = {}
@@ -188,7 +188,7 @@ def same_scene(a: Clip, b: Clip) -> bool:
 
 
 def leaks(clips: Sequence[Clip], kept: Sequence[Clip]) -> list[str]:
-    """Kept clips that look like a clip of another group on the other side of the split, as "a like b": what is learnt of the one
+    """Kept clips that look like a clip of another group on the other side of the split, as "a like b": what is learnt of one
     may answer for the other. Cost: the product of the numbers of clips."""
     kept_keys = {clip.key for clip in kept}
     others = [clip for clip in clips if clip.key not in kept_keys]

@@ -43,6 +43,7 @@ SHOWN = {
     "written": {"type": "image", "image": "data:image/png,xyz"},
     "picture": clip(video="pictures/0.png", seconds=[0.5]),
     "frames": clip(frames=0),
+    "fps": clip(video="videos/a.mp4", fps=0),
     "file-frames": clip(video="videos/a.mp4", frames=-1),
     "size": clip(size=[30, 30]),
     "shown": clip(seconds=[0.0, 0.5], shown=[1.0]),
@@ -68,6 +69,7 @@ def furnish():
         "good.jsonl": json.dumps(asked("Why?")) + "\n",
         "narrow.kvs": stream("video", [blob(pixels, video)]),
         "no-video.kvs": stream("video", [blob({"grid": zeros("I32", 3)}, video)]),
+        "latin.csv": b"file,label\n\xe9.mp4,red\n",
         "columns.csv": "colour,label\nred,1\n",
         "no-label.csv": "file,colour\na.mp4,red\n",
         "same-label.csv": "file,label\n" + "".join(f"{name}.mp4,red\n" for name in "abcdef"),
@@ -284,10 +286,12 @@ kvtools quiz questions.kvs
 kvtools quiz no-video.kvs
 kvtools quiz clips.kvs --task smell
 kvtools quiz clips.kvs --question What?
+kvtools quiz clips.kvs --positive wide
 kvtools quiz clips.kvs --labels labels.csv --positive wide
 kvtools quiz clips.kvs --labels labels.csv --task order
 kvtools quiz clips.kvs --labels labels.csv --form check --positive round
 kvtools quiz clips.kvs --labels columns.csv
+kvtools quiz clips.kvs --labels latin.csv
 kvtools quiz clips.kvs --labels no-label.csv
 kvtools quiz clips.kvs --labels same-label.csv
 kvtools quiz clips.kvs --labels twice.csv
@@ -322,5 +326,32 @@ kvtools chat --model keye.safetensors binary.json What?
 kvtools tokenize-video --encoder nan-tower.model --frame-tokens 4:16 videos/a.mp4
 SLURM_JOB_END_TIME=1 kvtools {TRAIN} good.jsonl -o stopped.model
 kvtools {TRAIN} good.jsonl --seed 3 -o stopped.model
+keye().hidden(torch.tensor([50]), torch.zeros(3, 1), [0])
+keye().hidden(torch.tensor([], dtype=torch.long), torch.zeros(3, 0), [0])
+keye().hidden(torch.tensor([1, 2]), torch.zeros(3, 1), [0])
+keye().hidden(torch.tensor([1, 49]), torch.zeros(3, 2), [0])
+keye().encode_images(torch.zeros(3, 3, 14, 14), [(1, 1, 3)])
+keye().encode_images(torch.zeros(3, 3, 14, 14), [(1, 2, 2)])
+segments(1, 2)
+cache().begin(segments(0, 2), torch.device("cpu"))
+kvtools.keye.model.siglip.TextTower(texts())(torch.tensor([1] * 5), [0])
+kvtools.keye.model.siglip.Siglip(model().vision, texts(output=16))
+kvtools.keye.model.sampling.SamplingConfig(temperature=-1)
+kvtools.keye.model.sampling.SamplingConfig(top_k=-1)
+kvtools.keye.model.sampling.SamplingConfig(top_p=0)
+kvtools.keye.model.rope.mrope_positions(np.array([1, 49]), 48, 49, [(1, 2, 2)], [])
+kvtools.keye.model.rope.mrope_positions(np.array([1, 49]), 48, 49, [(1, 2, 2)], [np.zeros(2)])
+kvtools.keye.model.rope.mrope_positions(np.array([1, 49]), 48, 49, [(1, 4, 4)], [np.zeros(1)])
+kvtools.keye.model.rope.mrope_positions(np.array([49, 49]), 48, 49, [(1, 2, 2)], [np.zeros(1)])
+kvtools.keye.model.generate.log_probabilities(keye(), row([1, 2], [1, 1]))
+kvtools.keye.data.frames.spliced([])
+kvtools.keye.data.media.Media().fetch({{"type": "image", "image": 3}})
+kvtools.keye.data.processor.require_patch_size(vision(patch=16))
+kvtools.keye.checkpoint.weights.load("decoder.model")
+template().encode({{"mode": None, "messages": [{{"role": "user", "content": "Why?"}}]}}, [4])
+processor().prompt({{"messages": [{{"role": "user", "content": [{{"type": "image", "image": "0.png"}}]}}]}})
+kvtools.train.cross_entropy.linear_cross_entropy(torch.zeros(2, 3), torch.zeros(5, 3), torch.tensor([1, 7]))
+kvtools.train.packing.pack([3, 9], 8)
+kvtools.train.loop._parameter_groups(torch.nn.Linear(2, 2), kvtools.train.loop.Plan(1, 1, 0.1, lr_factors={{"tower": 0.1}}))
 """
 )

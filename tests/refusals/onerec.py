@@ -84,6 +84,7 @@ def streams():
         "rating-nan.kvs": stream("interaction", [log("0", ratings=array([np.nan, 1, 2], "F32"))]),
         "authors.kvs": stream("interaction", [log("0", author=array([0, 0, 0], "I32"))]),
         "strange-pairs.kvs": stream("pair", [pairs("0", [[0, 1], [1, 0]], ("x", "y"))]),
+        "four-pairs.kvs": stream("pair", [pairs("0", [[0, 1], [1, 0]], ("a", "b"))]),
         "bad-pairs.kvs": stream("pair", [blob({"pairs": zeros("I32", 2, 2)}, {"kind": "pair", "key": "0"})]),
     })  # fmt: skip
 
@@ -170,9 +171,11 @@ kvtools semid-build items.kvs --captions keywords.json
 kvtools semid-build items.kvs --align-steps 5
 kvtools semid-build items.kvs --append
 kvtools semid-build items.kvs --json
+kvtools semid-build - --codebook - < items.kvs
 kvtools semid-build items.kvs --codes 8 --pairs items.kvs
 kvtools semid-build items.kvs --codes 8 --pairs strange-pairs.kvs
 kvtools semid-build items.kvs --codes 8 --pairs bad-pairs.kvs
+kvtools semid-build four.kvs --codes 2 --pairs four-pairs.kvs
 kvtools semid-build items.kvs --codes 8 --pairs pairs.kvs --captions strangers.json
 kvtools semid-build items.kvs --codebook fleet.devices
 kvtools semid-build later-wide.npy --keys later.txt --codebook items.ids
@@ -187,6 +190,8 @@ kvtools {ONEREC} --users users-only.csv
 kvtools {ONEREC} --users users-empty.csv
 kvtools {ONEREC} --without colour
 kvtools {ONEREC} --architecture width=17
+kvtools {ONEREC} --architecture experts=1
+kvtools {ONEREC} --architecture expert_hidden=0
 kvtools {ONEREC} --architecture layers=3
 kvtools pretrain onerec clicks.csv
 kvtools pretrain onerec clicks.csv --items fleet.tree
@@ -231,4 +236,24 @@ kvtools recgen --model shop.model --users empty-list.txt clicks.csv
 kvtools recgen --model shop.model --users nowhere.txt clicks.csv
 kvtools recgen --model shop.model --titles untitled.csv --json clicks.csv
 kvtools recgen --model shop.model clicks.kvs --column time=timestamp
+kvtools.onerec.model.lifelong.compress(np.ones(3), seed=0, key="u")
+kvtools.onerec.model.lifelong.compress(np.ones((3, 2)), seed=0, key="u", leaf_items=0)
+kvtools.onerec.model.lifelong.average(np.ones((3, 2)), np.array([0, 0, 2]), 3)
+kvtools.onerec.recommend.metrics.hit_rate(np.array([]), 5)
+kvtools.onerec.interactions.users.Vocabulary.of({{"name": "age", "words": ["a", "a"]}})
+kvtools.onerec.semantic_ids.align.align(np.ones(3), np.array([[0, 1], [1, 0]]))
+kvtools.onerec.semantic_ids.align.align(np.ones((3, 8)), np.array([[0, 1]]))
+kvtools.onerec.semantic_ids.align.align(np.ones((3, 8)), np.array([[0, 1], [1, 7]]))
+kvtools.onerec.semantic_ids.align.align(np.ones((3, 7)), np.array([[0, 1], [1, 0]]))
+kvtools.onerec.semantic_ids.align.align(np.full((3, 8), np.nan), np.array([[0, 1], [1, 0]]))
+kvtools.onerec.semantic_ids.align.align(np.ones((3, 2, 8)), np.array([[0, 1], [1, 0]]), mask_NT=np.ones((3, 3)))
+kvtools.onerec.semantic_ids.align.align(np.ones((3, 2, 8)), np.array([[0, 1], [1, 0]]), mask_NT=np.zeros((3, 2)))
+kvtools.onerec.semantic_ids.align.align(np.ones((3, 8)), np.array([[0, 1], [1, 0]]), captions=[[1]])
+kvtools.onerec.semantic_ids.align.align(np.ones((3, 8)), np.array([[0, 1], [1, 0]]), captions=[[1], [-1], [2]])
+kvtools.onerec.semantic_ids.align.align(np.ones((3, 8)), np.array([[0, 1], [1, 0]]), captions=[[], [], []])
+kvtools.onerec.semantic_ids.align.align(np.eye(3, 8), np.array([[0, 1], [1, 0]]), config=hot())
+kvtools.onerec.semantic_ids.align.encode(np.ones((3, 8)), {{"queries": np.ones((4, 16))}}, hot())
+kvtools.onerec.semantic_ids.rqvae.train_rqvae(np.ones((3, 8)), 1, 4, seed=0)
+kvtools.onerec.semantic_ids.rqvae.train_rqvae(np.full((9, 8), np.nan), 1, 4, seed=0)
+kvtools.onerec.semantic_ids.rqvae.train_rqvae(np.full((9, 8), 1e30), 1, 4, seed=0)
 """

@@ -36,6 +36,7 @@ def furnish():
         "empty": b"",
         "text.txt": "neither the one nor the other\n",
         "good.kvs": good,
+        "cut-later.kvs": good,
         "no-end.kvs": good[:-n_end],
         "no-end-mark.kvs": first + one,
         "cut.kvs": good[: len(first) + len(one) - 9],
@@ -158,6 +159,7 @@ def tables():
         "ragged.csv": "a,b,c\n1,2\n",
         "words.csv": "a,b\n1,x\n",
         "words.txt": "1 2 3\n1 x 3\n",
+        "long.tsv": "user_id\titem_id\n1\t2\n" + "3" * (1 << 24) + "\t4\n",
         "long.csv": "user_id,item_id\n1,2\n" + "3" * (1 << 24) + ",4\n",
         "list-quote.txt": 'a,"b\nc\n',
     }
@@ -311,6 +313,7 @@ kvtools convert latin.csv
 kvtools convert twice.csv
 kvtools convert titles.csv
 kvtools convert long.csv
+kvtools convert long.tsv
 kvtools convert clicks.csv --column time=moment
 kvtools devices --delay words.txt
 kvtools devices --delay ragged.txt
@@ -339,11 +342,14 @@ kvtools convert clicks.csv -o clicks.csv
 kvtools pairs clicks.csv -o clicks.csv
 kvtools embed keywords.json -o keywords.json
 kvtools.artifact.directory.read_directory("nowhere")
+kvtools.artifact.blob.encode({"a": np.zeros(2, complex)}, {})
 kvtools.artifact.blob.decode(b"1234")
 kvtools.artifact.blob.decode(b"\\x02\\0\\0\\0\\0\\0\\0\\0[]")
 kvtools.artifact.strings.unpack("keys", {})
 writer("big.kvs").write_pieces("k", [bytes(129 << 20)])
 index("good.kvs").fetch("nobody")
+cut(index("cut-later.kvs"), "cut-later.kvs").fetch(1)
+kvtools.artifact.directory.refuse_existing_directory("text.txt", force=False)
 kvtools.artifact.delimited.read_rows(open("ragged.csv", "rb"), "ragged.csv")
 kvtools.artifact.delimited.read_rows(open("words.csv", "rb"), "words.csv").numbers([1])
 """

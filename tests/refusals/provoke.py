@@ -5,6 +5,7 @@ or an expression that calls a library function. Each becomes one line: `case => 
 """
 
 import ast
+import builtins
 import importlib
 import os
 import re
@@ -18,6 +19,7 @@ from unittest import mock
 import calls
 from same_outputs import redirected
 
+PROPER_NAMES = {"SLURM"}
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS = {
     "Usage", "Corrupt", "Missing", "CannotCreate", "Fault", "Stopped", "ValueError", "EOFError", "Unreadable", "FramesMissing",
@@ -93,7 +95,7 @@ def run(words, src=os.devnull, dst="stdout.bin", environment=(), n_ranks=1):
 
 def normal(text):
     """A message on one line, without what differs from machine to machine."""
-    text = " / ".join(re.sub(r"^kvtools[a-z -]*: ", "", line) for line in text.strip().splitlines())
+    text = " / ".join(re.sub(r"^(\[r\d/\d\] )?kvtools[a-z -]*: ", "", line) for line in text.strip().splitlines())
     return re.sub(r"/tmp/tmp\w+|/dev/fd/\d+", "TEMPORARY", text.replace(os.getcwd() + "/", "").replace(os.getcwd(), "."))
 
 
@@ -145,3 +147,25 @@ def unprovoked(golden):
         parts = [re.escape(" ".join(part.split())) for part in re.split(r"\{\}", message)]
         if not re.search(".*?".join(part for part in parts if part), text):
             yield name, message
+
+
+def style_faults(line):
+    """What is wrong with the sentences of a golden line, one text for each fault."""
+    case, _, rest = line.partition(" => ")
+    code, _, message = rest.partition(", ")
+    if re.search(r"\bexpected\b(?!.*\()", message):
+        yield f"{case}: says what is expected, not what is wrong and what to do: {message}"
+    if "!" in message or "please" in message.lower() or "invalid input" in message:
+        yield f"{case}: {message}"
+    if code.isdecimal() and not message.endswith("."):
+        yield f"{case}: does not end with a full stop: {message}"
+    if (
+        not code.isdecimal()
+        and code != "Unreadable"
+        and issubclass(getattr(builtins, code, Exception), ValueError)
+        and message.endswith(".")
+    ):
+        yield f"{case}: the command adds the full stop: {message}"
+    first = re.match(r"[A-Z][a-z]+\b(?![.:/-])", message)
+    if first and first[0] not in PROPER_NAMES:
+        yield f"{case}: begins with a capital: {message}"

@@ -25,6 +25,7 @@ SECTIONS = {
     "onerec": "Items, interactions, semantic IDs, recommendations",
     "etree": "Devices, networks, trees, training over them",
 }
+N_KNOWN_FAULTS = 146  # may only fall
 MADE = [
     "tokenize", "quiz", "convert-csv", "embed", "pairs", "semid", "semid-rqvae", "onerec", "onerec-near", "keye-matching",
     "keye", "model-directory", "devices", "tree", "train",
@@ -66,3 +67,20 @@ def test_refusals_are_those_of_the_golden_file(section, furnished, tmp_path, mon
         GOLDEN.write_text("\n".join(f"# {t}\n" + "".join(x + "\n" for x in sections.get(t, [])) for t in SECTIONS.values()))
     assert [line for line in lines if " => 0, " in line] == [], "these are not refused"
     assert lines == golden_sections()[SECTIONS[section]]
+
+
+def golden_lines():
+    return [line for lines in golden_sections().values() for line in lines]
+
+
+def test_every_refusal_is_provoked():
+    listed = (HERE / "unprovoked.txt").read_text().splitlines()
+    reasons = dict(line.split(" => ") for line in listed)
+    left = {f"{name}: {message}" for name, message in provoke.unprovoked("\n".join(golden_lines()))}
+    assert sorted(left - reasons.keys()) == [], "provoke them, or list them in unprovoked.txt with the reason"
+    assert sorted(reasons.keys() - left) == [], "they are provoked or gone: take them out of unprovoked.txt"
+
+
+def test_refusals_are_sentences():
+    faults = [fault for line in golden_lines() for fault in provoke.style_faults(line)]
+    assert len(faults) <= N_KNOWN_FAULTS, "\n".join(faults)

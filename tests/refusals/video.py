@@ -19,6 +19,10 @@ def furnish():
         "pictures-cut/1.png": Path("pictures/0.png").read_bytes()[:60],
         "names.txt": "nowhere.mp4\n",
     })  # fmt: skip
+    Path("unknown.mp4").write_bytes(film.replace(b"avc1", b"zzzz"))
+    with av.open("frameless.mkv", "w") as container:
+        container.add_stream("mpeg4", rate=25)
+        container.start_encoding()
     Path("empty").mkdir()
     Image.fromarray(np.zeros((2, 900, 3), np.uint8)).save("thin.png")
     Image.fromarray(np.zeros((9, 900, 3), np.uint8)).save("wide.png")
@@ -51,6 +55,9 @@ kvtools tokenize-video thin
 kvtools tokenize-video --strict text.mp4 videos/a.mp4
 kvtools tokenize-video --start 30 videos/a.mp4
 kvtools tokenize-video --start 0.5 --end 0.51 --pick key videos/a.mp4
+kvtools tokenize-video --start 0.1 --end 0.3 --pick key videos/a.mp4
+kvtools tokenize-video unknown.mp4
+kvtools tokenize-video frameless.mkv
 kvtools tokenize-video --max-tokens 1 wide
 kvtools tokenize-video --timeout 0.001 videos/a.mp4
 kvtools tokenize-video --fps 0 videos
@@ -66,6 +73,7 @@ kvtools tokenize-video --encoder shop.model videos
 kvtools tokenize-video --encoder keye.safetensors --max-tokens 57000 videos
 kvtools tokenize-video videos -o clips.kvs
 kvtools tokenize-video --device cuda --encoder keye.safetensors videos
+kvtools.video.sample.smart_nframes(1, 25.0)
 SLURM_JOB_END_TIME=1 kvtools tokenize-video --jobs 1 videos
 kvtools tokenize-video --fps 3 videos -o stopped.kvs
 """

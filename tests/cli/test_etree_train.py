@@ -206,8 +206,15 @@ def test_what_failures_cost_is_logged_against_the_run_without(sh, fleet):
     assert any(" devices before, " in line for line in done.err.splitlines())
 
 
-def test_repeated_and_reordered_messages_leave_the_model_as_it_is(sh, fleet):
-    made = sh(f"{TRAIN} --rounds 2 -o a.model && {TRAIN} --rounds 2 --fail repeat:50%@1-9,reorder@1-9 -o b.model")
-    assert (made.code, made.err) == (0, "")
+def test_repeated_messages_cost_bytes_and_leave_the_model_as_it_is(sh, fleet):
+    train = f"{TRAIN} --algorithm fedavg --rounds 3"
+    assert sh(f"{train} --log a.jsonl -o a.model").code == 0
+    done = sh(f"{train} --fail repeat:100%@2,reorder@1-3 --log b.jsonl -o b.model")
+    assert (done.code, done.err) == (0, "")
     a, b = (open_artifact(str(fleet / f"{name}.model")).tensors for name in "ab")
     assert all(np.array_equal(a[name], b[name]) for name in a)
+    once, repeated = ([line["bytes"] for line in lines_of(fleet / f"{name}.jsonl")] for name in "ab")
+    # 19 devices send to the one that aggregates and hear from it; a repeated message arrives once more in its step and in the next
+    a_round = 2 * 19 * 4 * (3 * 4 + 4)
+    assert once == [a_round, 2 * a_round, 3 * a_round]
+    assert repeated == [a_round, 3 * a_round, 5 * a_round]

@@ -10,7 +10,8 @@ line that the tree carries, whose device lives, takes over, and everybody can te
 sent to the fallen one send again. A device that is back begins from its group's model, as every leaf does in each step, so
 there is nothing to catch up with. A group all of whose devices are dead counts for nothing until one is back.
 
-Not here: new groups, see regroup.py; and what is taken of repeated messages, see inbox.py. A subtree elects its aggregators
+`repeat` and `reorder` cost bytes and time at most: an aggregator takes each sender's update of a step once, in the order of the
+senders. Not here: new groups, see regroup.py. A subtree elects its aggregators
 among its own devices and is never left without a parent while one lives.
 """
 
@@ -53,7 +54,6 @@ class Status:
     cut_T: np.ndarray | None = None  # bool (T,): nodes that cannot reach the root
     repeated: tuple[int, ...] = ()  # devices whose messages arrive twice
     stale: tuple[int, ...] = ()  # and those whose messages of the step before arrive again
-    is_shuffled: bool = False
 
     @property
     def is_ill(self) -> bool:
@@ -170,5 +170,4 @@ def status_at(events: list[Event], tree: Tree, step: int) -> Status:
         if event.what == "dead" and event.begin < step:
             marks["dying"][event.targets] = False
     repeated, stale = (tuple(np.flatnonzero(marks[what]).tolist()) for what in ("repeat", "stale"))
-    is_shuffled = any(event.what == "reorder" for event in now)
-    return Status(marks["dead"], marks["dying"], marks["late"], cut, repeated, stale, is_shuffled)
+    return Status(marks["dead"], marks["dying"], marks["late"], cut, repeated, stale)

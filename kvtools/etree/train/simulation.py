@@ -6,8 +6,8 @@ the mean down to all leaves below. A root round is r1 ... r_(L-1) steps. Between
 weights, so that the models of the groups are all there is to keep.
 
 Means are weighted by samples, or uniform, as the paper has them; a mean of uniform means of unequal groups is not the mean of
-all. Sums are float64. What is summed went through an inbox (inbox.py), so that what arrives twice, late or out of order counts
-once, in its order, or not at all; at every aggregation the weights are asserted to be those of who was heard and to come to 1.
+all. Sums are float64, in the order of the senders and one update a sender, so that repeated and reordered messages cost bytes
+and time and change no bit; at every aggregation the weights are asserted to be those of who was heard and to come to 1.
 
 Costs: how long messages travel, see traffic.py; and two terms of our own: `bandwidth`: a device's link carries one model at
 a time; `compute`: local work a sample. A model to oneself is free. Bytes are those of float32 weights. Wide-area bytes are
@@ -29,7 +29,6 @@ from kvtools.etree.network.delay import Delays
 from kvtools.etree.network.traffic import Paths, Queues
 from kvtools.etree.train import secure_aggregation as masks
 from kvtools.etree.train.failures import ALL_WELL, Status
-from kvtools.etree.train.inbox import Inbox, arrivals
 from kvtools.etree.train.local import Trainer
 from kvtools.etree.tree.regroup import changed, regrouped
 from kvtools.etree.tree.tree import Tree
@@ -113,7 +112,7 @@ class TreeCourse:
         is_done = self._heard(1, np.bincount(tree.group, weights=counts_n, minlength=len(total_G)), total_G)
         done_n = np.where(present_n, self.ready_n + self.work_n * self._n_trained, 0)
         time = self._gather(1, done_n, device_T, counts_n, status)
-        self._keep(1, values, is_done, device_T, status)
+        self._keep(1, values, is_done, status)
         top = 1
         weight = total_G if self.weights == "samples" else (total_G > 0).astype(np.float64)
         for level in range(1, tree.n_levels if self.has_top else 1):
@@ -122,15 +121,13 @@ class TreeCourse:
             children = tree.nodes(level)
             place = tree.parent[children] - tree.nodes(level + 1)[0]
             counted = weight * (is_done & ~status.is_cut(tree, level))
-            everyone, box = np.arange(len(children)), Inbox(number, len(children))
-            counted *= self._heard_once(everyone, device_T[children], counted > 0, box, status, level + 1)
             values, total = _means(values, place, counted, len(tree.nodes(level + 1)))
             heard = np.bincount(place, weights=counted > 0, minlength=len(total))
             is_done = self._heard(level + 1, heard, total)
             time = self._gather(level + 1, time, device_T, counted > 0, status)
             weight = total if self.weights == "samples" else (total > 0).astype(np.float64)
             top = level + 1
-            self._keep(top, values, is_done, device_T, status)
+            self._keep(top, values, is_done, status)
         if self.has_top and top == tree.n_levels and is_done[0]:
             self.root_P = values[0].astype(np.float32)
         self._push(top, time, is_done, device_T, status)
@@ -175,19 +172,6 @@ class TreeCourse:
             self.tell(f"step {self.spent.steps + 1}: group {group}: {old} devices before, {new} now")
         return self.now
 
-    def _heard_once(
-        self, place_m: np.ndarray, device_m: np.ndarray, is_sent_m: np.ndarray, inbox: Inbox, status: Status, level: int
-    ) -> np.ndarray:
-        """Bool (m,): whose message is let through by the inbox, which knows senders by their places; device_m: who sends."""
-        is_stale = np.isin(device_m, status.stale)
-        message = arrivals(
-            place_m[is_sent_m], place_m[np.isin(device_m, status.repeated)], place_m[is_stale],
-            is_shuffled=status.is_shuffled, step=self.spent.steps + 1, level=level, seed=self.trainer.seed,
-        )  # fmt: skip
-        is_taken = np.isin(place_m, inbox.take(*message))
-        assert np.array_equal(is_taken, is_sent_m), "each message counts once, and none that was not sent"
-        return is_taken
-
     def _train(self, number: int, present_n: np.ndarray, counts_n: np.ndarray, status: Status) -> tuple[np.ndarray, np.ndarray]:
         """Each group's mean after local training, float64 (G, P), and the weight behind it, float64 (G,), on all ranks."""
         tree, n_groups = self.now, len(self.models_GP)
@@ -203,7 +187,6 @@ class TreeCourse:
         share_n[tree.public] = 1 / n_groups
         sums = torch.zeros(self.models_GP.shape, dtype=torch.float64, device=self.models_GP.device)
         total_G = np.zeros(n_groups)
-        inbox = Inbox(number, len(jobs))
         secret: dict[int, np.ndarray] = {}
         for device, row in self.late.items():
             # an update of the step before counts half, beside those of now; not in a group that trains from another model
@@ -216,7 +199,7 @@ class TreeCourse:
         due_G = total_G + np.bincount(group_J, weights=weight_J, minlength=n_groups)
         for chunk in self.trainer.train(self.models_GP, jobs, group_J, int(tree.ratios[0]), number):
             devices, own = jobs[chunk.jobs], group_J[chunk.jobs]
-            weight = weight_J[chunk.jobs] * self._heard_once(chunk.jobs, devices, weight_J[chunk.jobs] > 0, inbox, status, 1)
+            weight = weight_J[chunk.jobs]
             rows = chunk.rows.double()
             if self.is_masked:
                 self._send_masked(secret, number, devices, own, rows.cpu().numpy(), weight, jobs, group_J)
@@ -318,7 +301,7 @@ class TreeCourse:
             source, time = np.where(is_reached, source[place], -1), arrived
         self.ready_n = np.full(len(time), time.max()) if self.costs.barrier == "global" else time
 
-    def _keep(self, top: int, values: np.ndarray, is_done: np.ndarray, device_T: np.ndarray, status: Status) -> None:
+    def _keep(self, top: int, values: np.ndarray, is_done: np.ndarray, status: Status) -> None:
         """The means of a level become the models of the groups below; whoever is cut off, or did not hear enough, keeps its
         own. A group that was given up follows the first of those that took its devices in."""
         tree = self.now
@@ -327,9 +310,7 @@ class TreeCourse:
             children = tree.nodes(level - 1)
             source_G = source_G[tree.parent[children] - tree.nodes(level)[0]]
             source_G = np.where(status.is_cut(tree, level - 1), -1, source_G)
-        sender_G = np.where(source_G >= 0, device_T[tree.nodes(top)][source_G], -1)
-        everyone, box = np.arange(len(source_G)), Inbox(self.spent.steps + 1, len(source_G))
-        got = np.flatnonzero(self._heard_once(everyone, sender_G, source_G >= 0, box, status, -top))
+        got = np.flatnonzero(source_G >= 0)
         fresh = torch.from_numpy(values[source_G[got]].astype(np.float32)).to(self.models_GP.device)
         self.models_GP[torch.from_numpy(got).to(self.models_GP.device)] = fresh
         if tree is not self.tree:

@@ -107,11 +107,10 @@ def main(
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.files import Sink, open_log, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.artifact.state import lock_folder, state_folder
+    from kvtools.artifact.state import RunState, lock_folder, state_folder
     from kvtools.errors import Fault, Stopped, Usage
     from kvtools.etree.data.devices import read_roster
     from kvtools.etree.network.traffic import Paths, Queues
-    from kvtools.etree.train.kept import Kept
     from kvtools.etree.train.local import Trainer, cores
     from kvtools.etree.train.local_accuracy import same_data
     from kvtools.etree.train.models import build
@@ -165,12 +164,14 @@ def main(
     except ValueError as fault:
         raise Usage(f"{fault}.") from None
     folder, architecture = state or state_folder(output), getattr(built, "architecture", model)
-    kept = Kept(folder, {**recipe, "made_of": digests, "is": architecture})
+    made_of = dict(zip(("devices", "tree"), digests, strict=True))
+    kept = RunState(folder, "etree-train-state", {**recipe, **made_of, "architecture": architecture})
     tick = Ticker(total=run.n_steps // run.course.round_steps, unit="rounds", label=algorithm, quiet=quiet or not world.is_root)
     line: dict[str, Any] = {}
     with lock_folder(folder, is_root=world.is_root), open_log(log if world.is_root else None) as curve:
-        if not force and (n_done := kept.resume(run)):
-            tell(f"goes on after round {n_done}.")
+        if not force and (stopped := kept.load()):
+            run.restore(stopped.tensors, stopped.fields["progress"])
+            tell(f"resumed after round {run.course.spent.steps // run.course.round_steps}.")
         try:
             for told in run.rounds():
                 tick()
@@ -178,7 +179,9 @@ def main(
                     line = told
                     curve.write(json.dumps(line) + "\n")
                 if world.any(stop) and run.course.spent.steps < run.n_steps:
-                    kept.save(run, is_writer=world.is_root)
+                    tensors, progress = run.state()  # collective: every rank's groups are needed for it
+                    if world.is_root:
+                        kept.save(tensors, progress=progress)
                     raise Stopped("stopped; run the same command again to go on." if world.is_root else "")
         except ValueError as fault:
             raise Fault(f"{fault}.") from None

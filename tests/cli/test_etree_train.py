@@ -89,7 +89,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(sh, fleet):
     assert not (fleet / "part.model").exists()
     done = sh(f"{TRAIN} --rounds 300 --model mlp:20 -o part.model --log part.jsonl", timeout=200)
     assert done.code == 0
-    assert "goes on after round" in done.err
+    assert "resumed after round" in done.err
     assert sh("cmp whole.model part.model").code == 0
     curves = [
         [{k: v for k, v in line.items() if k != "wall_s"} for line in lines_of(fleet / f"{name}.jsonl")]
@@ -97,6 +97,48 @@ def test_a_stopped_run_goes_on_to_the_same_end(sh, fleet):
     ]
     assert curves[0] == curves[1]
     assert not (fleet / ".part.model.state").exists()
+
+
+@pytest.fixture
+def stopped(fleet):
+    """A run of 100,000 rounds into m.model, stopped after a few; the words of its command."""
+    words = f"{TRAIN} --rounds 100000 -o m.model"
+    process = subprocess.Popen(
+        [str(BIN / "kvtools"), *words.split()[1:], "--log", "m.jsonl"], cwd=fleet, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (fleet / "m.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(60) == 75
+    return words
+
+
+def test_a_stopped_run_with_other_options_is_refused_by_name(sh, fleet, stopped):
+    state = fleet / ".m.model.state" / "train.state"
+    kept = state.read_bytes()
+    assert open_artifact(str(state)).kind == "etree-train-state"
+    done = sh(f"{stopped} --lr 0.1", pipefail=False)
+    assert (done.code, done.out) == (2, b"")
+    assert done.err == (
+        "kvtools etree-train: .m.model.state/train.state: the stopped run had lr 0.05, and this run has 0.1. "
+        "Give the same options to resume it, or --force to start over.\n"
+    )
+    assert state.read_bytes() == kept
+    done = sh(f"{stopped} --rounds 2 --force --log f.jsonl")
+    assert (done.code, done.err) == (0, "")
+    assert [line["round"] for line in lines_of(fleet / "f.jsonl")] == [1, 2]
+    assert not state.exists()
+
+
+def test_a_damaged_state_is_refused_and_force_starts_over(sh, fleet, stopped):
+    state = fleet / ".m.model.state" / "train.state"
+    kept = bytearray(state.read_bytes())
+    kept[-1] ^= 1
+    state.write_bytes(kept)
+    done = sh(stopped, pipefail=False)
+    assert (done.code, done.err.count("\n")) == (65, 1)
+    assert done.err.endswith("The stopped run cannot be resumed. Give --force to start over.\n")
+    assert sh(f"{stopped} --rounds 1 --force").code == 0
 
 
 def test_two_runs_do_not_share_a_state(sh, fleet):

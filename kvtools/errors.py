@@ -5,6 +5,9 @@ these. `cli.py` prints it, once, as `kvtools CMD: <message>`, and exits with `co
 appear here.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Fault(Exception):
     """A failure with an exit code. The message is one line of whole sentences: WHERE: what is wrong. What to do."""
@@ -56,3 +59,12 @@ class Died(Fault):
 class Terminated(BaseException):
     """SIGTERM was received. Neither an Exception nor a Fault, because code that continues after a failure must let it pass: a
     library's `except Exception`, or a command that reports damaged files one by one."""
+
+
+@contextmanager
+def raising(fault: type[Fault], where: str) -> Iterator[None]:
+    """Raise a library's ValueError as a fault that names the option, or the file, that it is about: `WHERE: MESSAGE.`"""
+    try:
+        yield
+    except ValueError as error:
+        raise fault(f"{where}: {str(error).rstrip('.')}.") from None

@@ -105,7 +105,7 @@ def main(
         readers: dict[str, Any] = {
             "--delay": partial(network.read_matrix, is_mended=symmetrize, tell=tell, name=src),
             "--graph": partial(network.read_graph, tell=tell),
-            "--coordinates": network.read_places,
+            "--coordinates": network.read_coordinates,
         }
         try:
             source = src if option == "--delay" and os.path.isdir(src) else open_source(src)

@@ -137,7 +137,7 @@ def main(
     if not world.is_root:
         return 0
     tensors = tree.tensors()
-    apart = roster.delays.each(np.arange(len(roster)), found.centre[found.group])
+    apart = roster.delays.elementwise(np.arange(len(roster)), found.centre[found.group])
     made_of = str(Digest.of_bag(bag.tensors))
     recipe |= {} if before is None else {"groups": len(found.centre), "levels": None, "ratios": None, "method": "joined"}
     report: dict[str, Any] = {"k": len(found.centre), "devices": len(roster), "delay_ms": float(apart.mean())}

@@ -53,7 +53,7 @@ def test_rows_nearest_middle_and_hub_are_those_of_the_full_matrix(metric, is_spr
     everyone = np.arange(len(delays))
     assert np.allclose(delays.between(everyone, everyone), full, atol=1e-5)
     a = np.random.default_rng(1).permutation(len(delays))
-    assert np.allclose(delays.each(a, everyone), full[a, everyone], atol=1e-5)
+    assert np.allclose(delays.elementwise(a, everyone), full[a, everyone], atol=1e-5)
     centres = np.array([3, 17, 5, 30, 22, 11, 8, 39, 33, 2, 19, 27])
     expected = full[:, centres].argmin(axis=1)
     found = delays.nearest(centres)
@@ -61,14 +61,14 @@ def test_rows_nearest_middle_and_hub_are_those_of_the_full_matrix(metric, is_spr
     assert found[centres].tolist() == list(range(len(centres)))
     members = everyone[::3]
     totals = full[np.ix_(members, members)].sum(axis=1)
-    assert np.array_equal(delays.line(members), members[np.lexsort((members, totals.round(4)))])
-    assert full.max(axis=1)[delays.hub()] == pytest.approx(full.max(axis=1).min(), abs=35 if is_spread else 1e-4)
+    assert np.array_equal(delays.succession(members), members[np.lexsort((members, totals.round(4)))])
+    assert full.max(axis=1)[delays.server()] == pytest.approx(full.max(axis=1).min(), abs=35 if is_spread else 1e-4)
 
 
 def test_large_groups_of_positions_have_a_nearly_best_middle():
     rng = np.random.default_rng(2)
     delays = Delays("euclidean", np.arange(5000), np.zeros(5000), points=rng.normal(size=(5000, 2)))
-    line = delays.line(np.arange(5000))
+    line = delays.succession(np.arange(5000))
     full = np.sqrt(np.square(delays.points[:, None] - delays.points).sum(axis=2)).sum(axis=1)
     assert full[line[0]] <= full.min() * 1.001
     assert np.array_equal(np.sort(line), np.arange(5000))
@@ -90,6 +90,6 @@ def test_names_in_a_csv_matrix_are_left_aside():
 
 
 def test_places_are_as_far_apart_as_light_needs():
-    delays = network.read_places(buffered("lat,lon\n0,0\n0,180\n90,0\n"))
+    delays = network.read_coordinates(buffered("lat,lon\n0,0\n0,180\n90,0\n"))
     around = np.pi * network.EARTH_KM / network.KM_PER_MS
     assert delays.between(np.array([0]), np.arange(3))[0] == pytest.approx([0, around, around / 2])

@@ -111,7 +111,7 @@ def test_a_tree_trains_as_its_pseudocode_reads(weights, k, above, ratios):
 
 def test_a_tree_of_one_group_and_a_tree_of_ones_are_fedavg():
     parts = world()
-    flat = course_of(parts, star(tree_of(parts[4]), parts[4].hub()))
+    flat = course_of(parts, star(tree_of(parts[4]), parts[4].server()))
     deep = course_of(parts, tree_of(parts[4], 8, (3, 1), (1, 1, 1, 1)))
     one = course_of(parts, tree_of(parts[4], 1, (), (1, 1)))
     for course in (flat, deep, one):
@@ -238,17 +238,17 @@ def test_messages_queue_where_many_pass_through():
     delays = Delays("matrix", np.arange(7), np.zeros(7), matrix=np.zeros((7, 7), np.float32))
     queues = Queues(delays, (ends, ms))
     # five to node 0: the sixth comes by node 5; node 0 has a load of six, two beyond two twice over
-    assert queues.each(np.arange(1, 7), np.zeros(6, int)) == pytest.approx([106 + 200] * 5 + [2 * 106 + 200])
+    assert queues.travel_ms(np.arange(1, 7), np.zeros(6, int)) == pytest.approx([106 + 200] * 5 + [2 * 106 + 200])
     # two at most wait for nobody; to oneself it takes nothing
-    assert queues.each(np.array([1, 2, 3]), np.array([0, 0, 3])) == pytest.approx([106, 106, 0])
+    assert queues.travel_ms(np.array([1, 2, 3]), np.array([0, 0, 3])) == pytest.approx([106, 106, 0])
     # without edges all are one hop apart
-    assert Queues(delays, None).each(np.array([1, 2, 6]), np.array([0, 0, 0])) == pytest.approx([206] * 3)
+    assert Queues(delays, None).travel_ms(np.array([1, 2, 6]), np.array([0, 0, 0])) == pytest.approx([206] * 3)
 
 
 def test_hierfavg_is_the_tree_with_the_hub_on_top():
     parts = world()
     tree = tree_of(parts[4], 5, (1,), (1, 3, 1))
-    other = two_levels(tree, parts[4].hub())
+    other = two_levels(tree, parts[4].server())
     assert np.array_equal(go(course_of(parts, tree), 3).root_P, go(course_of(parts, other), 3).root_P)
 
 
@@ -363,7 +363,7 @@ def test_public_devices_train_for_every_group_and_count_once():
 
 def test_repeated_messages_cost_their_bytes_and_time_and_change_no_bit():
     parts = world()
-    tree = star(tree_of(parts[4]), parts[4].hub())
+    tree = star(tree_of(parts[4]), parts[4].server())
     costs = Costs(bandwidth=1e6)
     once = course_of(parts, tree, costs=costs)
     twice = course_of(parts, tree, costs=costs)

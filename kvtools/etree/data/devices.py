@@ -1,142 +1,135 @@
 """A `device` bag: which samples each device holds, and how far devices are from one another; to tensors and back.
 
-Legend: n devices, C classes, S sites. `labels` is (n, 0) where there are no data, only places. Not here: bytes.
+Legend: n devices, C classes, S sites, E edges. `labels` is (n, 0) where there are no data, only a network.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from kvtools.artifact import Bag, kinds, open_artifact
-from kvtools.errors import Corrupt
+from kvtools.artifact import Bag, kinds
+from kvtools.artifact.open import open_bag, source_name
+from kvtools.errors import Corrupt, raising
 from kvtools.etree.data import partition
+from kvtools.etree.data.labelled import LabelledData, read_labelled
 from kvtools.etree.network.delay import Delays, checked
-
-
-class Peers(Protocol):
-    """Those who share the work; World is one."""
-
-    rank: int
-    size: int
-    local_size: int
-
-    def broadcast(self, value: Any) -> Any: ...
-    def sum_array(self, array: np.ndarray) -> np.ndarray: ...
-    def gather_array(self, array: np.ndarray) -> np.ndarray: ...
-
+from kvtools.world import World
 
 METRICS = ("matrix", "euclidean", "sphere", "graph")
 
 
 @dataclass(frozen=True)
-class Roster:
-    """Devices with their samples and their delays; `delays` is None where nothing is known of the network."""
+class Devices:
+    """Devices with their samples and their delays; `delays` is None where the network is unknown."""
 
-    labels: np.ndarray  # int32 (n, C)
+    labels: np.ndarray  # int32 (n, C), samples of each label
     index: np.ndarray  # int64: samples, device after device
-    offsets: np.ndarray  # int64 (n+1,)
+    offsets: np.ndarray  # int64 (n+1,), where each device's samples begin in `index`
     delays: Delays | None = None
-    edges: tuple[np.ndarray, np.ndarray] | None = None  # int32 (E, 2), float32 (E,) ms
+    edges: tuple[np.ndarray, np.ndarray] | None = None  # int32 (E, 2) sites, float32 (E,) ms
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def has_data(self) -> bool:
+        """Whether devices hold samples."""
         return bool(self.labels.shape[1])
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """int64 (n,): how many samples each device holds; 1 each where there are no data."""
-        return np.diff(self.offsets) if self.has_data else np.ones(len(self), np.int64)
-
     def tensors(self) -> dict[str, np.ndarray]:
-        """What a bag holds, see kinds.py."""
-        found = {"labels": self.labels, "index": self.index, "offsets": self.offsets}
+        """The tensors of a `device` bag, see kinds.py."""
+        tensors = {"labels": self.labels, "index": self.index, "offsets": self.offsets}
         if self.delays is not None:
             if self.delays.matrix is not None:
-                found["delay"] = self.delays.matrix
+                tensors["delay"] = self.delays.matrix
             if self.delays.points is not None:
-                found["coordinates"] = self.delays.points
-            if not (np.array_equal(self.delays.site, np.arange(self.delays.n_sites)) and not self.delays.last.any()):
-                found |= {"site": self.delays.site.astype(np.int32), "last_mile": self.delays.last.astype(np.float32)}
+                tensors["coordinates"] = self.delays.points
+            site, last_mile = self.delays.site, self.delays.last_mile
+            if not np.array_equal(site, np.arange(self.delays.n_sites)) or last_mile.any():
+                tensors |= {"site": site.astype(np.int32), "last_mile": last_mile.astype(np.float32)}
         if self.edges is not None:
-            found |= {"edges": self.edges[0], "edge_ms": self.edges[1]}
-        return found
+            tensors |= {"edges": self.edges[0], "edge_ms": self.edges[1]}
+        return tensors
 
 
-def read_bag_of(kind: str, maker: str, src: str, peers: Peers) -> Bag:
-    """A bag of one kind, read by the first of the peers, who alone has a stdin, and handed round. Raises Corrupt for others."""
-    bag = None
-    if peers.rank == 0:
-        artifact = open_artifact(src)
-        if not isinstance(artifact, Bag) or artifact.kind != kind:
-            found = artifact.kind if isinstance(artifact, Bag) else artifact.head.kind
-            name = "stdin" if src == "-" else src
-            raise Corrupt(f"{name}: {found or 'a foreign bag'} found, {kind} expected. Make it with kvtools {maker}.")
-        bag = artifact
-    if peers.size == 1 and bag is not None:
+def read_on_all_ranks(src: str, kind: str, made_by: str, world: World) -> Bag:
+    """The bag of one kind that rank 0, which alone has a stdin, reads from src. Raises Corrupt as open_bag."""
+    bag = open_bag(src, kind, made_by=made_by) if world.is_root else Bag({})
+    if world.size == 1:
         return bag
-    mine = {} if bag is None else bag.tensors
-    heads = peers.broadcast({name: [array.dtype.str, list(array.shape)] for name, array in mine.items()})
-    fields = peers.broadcast({} if bag is None else bag.fields)
+    heads = world.broadcast({name: [array.dtype.str, list(array.shape)] for name, array in bag.tensors.items()})
+    fields = world.broadcast(bag.fields)
     tensors = {}
     for name, (dtype, shape) in heads.items():
-        flat = mine[name].reshape(-1) if bag is not None else np.empty(0, dtype)
-        tensors[name] = peers.gather_array(flat).reshape(shape)
+        flat = bag.tensors[name].reshape(-1) if world.is_root else np.empty(0, dtype)
+        tensors[name] = world.gather_array(flat).reshape(shape)
     return Bag(tensors, fields)
 
 
-def read_roster(src: str, peers: Peers) -> tuple[Roster, Bag]:
-    """A `device` bag and what it holds. Raises Corrupt for other artifacts and for numbers that do not hang together."""
-    name = "stdin" if src == "-" else src
-    bag = read_bag_of("device", "devices", src, peers)
-    try:
+def read_devices(src: str, world: World) -> tuple[Devices, Bag]:
+    """The devices of a `device` bag, and the bag. Raises Corrupt for other artifacts and for numbers that contradict others."""
+    bag = read_on_all_ranks(src, "device", "kvtools devices", world)
+    with raising(Corrupt, source_name(src)):
         kinds.check("device", "bag", bag.tensors, bag.fields)
-        return _roster(bag), bag
-    except ValueError as fault:
-        raise Corrupt(f"{name}: {fault}.") from None
+        return _devices(bag.tensors, bag.fields.get("network") or {}), bag
 
 
-def _roster(bag: Bag) -> Roster:
-    tensors, n_devices = bag.tensors, len(bag.tensors["labels"])
+def read_data_of(src: str, bag: Bag, bag_name: str) -> LabelledData:
+    """The labelled data that a `device` bag was made of. Raises Corrupt for other data."""
+    made_of = (bag.fields.get("data") or {}).get("digest")
+    if made_of is None:
+        raise Corrupt(f"{bag_name}: these devices hold no data. Make them with kvtools devices --data.")
+    data = read_labelled(src)
+    if data.digest != made_of:
+        raise Corrupt(
+            f"{src}: these data have the digest {data.digest[:12]}, and {bag_name} was made of data with {str(made_of)[:12]}. "
+            "Give the same data, or make the devices again."
+        )
+    return data
+
+
+def _devices(tensors: Mapping[str, np.ndarray], network: Mapping[str, Any]) -> Devices:
+    labels, index, offsets = tensors["labels"], tensors["index"], tensors["offsets"]
+    n_devices = len(labels)
     if not n_devices:
-        raise ValueError("no devices in it")
-    index, offsets = tensors["index"], tensors["offsets"]
+        raise ValueError("there are no devices in it")
     if len(offsets) != n_devices + 1 or offsets[0] != 0 or offsets[-1] != len(index) or (np.diff(offsets) < 0).any():
-        raise ValueError(f"offsets: {n_devices + 1} rising from 0 to {len(index)} expected")
-    if tensors["labels"].shape[1]:
+        raise ValueError(f"offsets: these are not {n_devices + 1} numbers that rise from 0 to {len(index)}")
+    if labels.shape[1]:
         partition.checked(index, offsets, len(index))
-        if not np.array_equal(tensors["labels"].sum(axis=1), np.diff(offsets)):
-            raise ValueError("labels: as many as each device has samples expected")
+        if not np.array_equal(labels.sum(axis=1), np.diff(offsets)):
+            raise ValueError("labels: a device has another number of labels than of samples")
     edges = (tensors["edges"], tensors["edge_ms"]) if "edges" in tensors else None
-    return Roster(tensors["labels"], index, offsets, _delays(tensors, bag.fields.get("network") or {}, n_devices), edges)
+    return Devices(labels, index, offsets, _delays(tensors, network.get("metric"), n_devices), edges)
 
 
-def _delays(tensors: dict[str, np.ndarray], network: dict[str, Any], n_devices: int) -> Delays | None:
-    metric = network.get("metric")
+def _delays(tensors: Mapping[str, np.ndarray], metric: Any, n_devices: int) -> Delays | None:
     if metric is None:
         return None
     if metric not in METRICS:
-        raise ValueError(f"network: metric {metric!r} found, one of {', '.join(METRICS)} expected")
+        raise ValueError(f"network: metric {metric!r} is none of {', '.join(METRICS)}")
     site = tensors["site"].astype(np.int64) if "site" in tensors else np.arange(n_devices)
-    last = tensors["last_mile"].astype(np.float64) if "last_mile" in tensors else np.zeros(n_devices)
-    if len(site) != n_devices or len(last) != n_devices:
-        raise ValueError(f"site, last_mile: {n_devices} of each expected")
+    last_mile = tensors["last_mile"].astype(np.float64) if "last_mile" in tensors else np.zeros(n_devices)
+    if len(site) != n_devices or len(last_mile) != n_devices:
+        raise ValueError(f"site, last_mile: there are not {n_devices} of each, one a device")
+    required = {"matrix": ("delay",), "graph": ("edges", "edge_ms")}.get(metric, ("coordinates",))
+    for name in required:
+        if name not in tensors:
+            raise ValueError(f"{name} is missing, and the metric is {metric}")
     if metric == "graph":
-        from scipy.sparse import coo_array
-
-        ends, ms = tensors["edges"], tensors["edge_ms"]
-        if (ends < 0).any():
-            raise ValueError("edges: nodes from 0 expected")
-        n_nodes = int(ends.max(initial=0)) + 1
-        weights = np.maximum(ms.astype(np.float64), 1e-12)
-        graph = coo_array((weights, (ends[:, 0], ends[:, 1])), shape=(n_nodes, n_nodes)).tocsr()
-        return checked(Delays("graph", site, last, graph=graph))
-    name = "delay" if metric == "matrix" else "coordinates"
-    if name not in tensors:
-        raise ValueError(f"{name}: missing where the network is a {metric}")
+        return checked(Delays("graph", site, last_mile, graph=_graph(tensors["edges"], tensors["edge_ms"])))
     if metric == "matrix":
-        return checked(Delays("matrix", site, last, matrix=tensors["delay"]))
-    return checked(Delays(metric, site, last, points=tensors["coordinates"].astype(np.float64)))
+        return checked(Delays("matrix", site, last_mile, matrix=tensors["delay"]))
+    return checked(Delays(metric, site, last_mile, points=tensors["coordinates"].astype(np.float64)))
+
+
+def _graph(ends: np.ndarray, ms: np.ndarray) -> Any:
+    from scipy.sparse import coo_array
+
+    if (ends < 0).any():
+        raise ValueError("edges: a node has a negative number")
+    n_nodes = int(ends.max(initial=0)) + 1
+    weights = np.maximum(ms.astype(np.float64), 1e-12)
+    return coo_array((weights, (ends[:, 0], ends[:, 1])), shape=(n_nodes, n_nodes)).tocsr()

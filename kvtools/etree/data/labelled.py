@@ -1,56 +1,60 @@
-"""Labelled samples to be spread over devices: one reader for MNIST idx, image tars, CSV and .tra, .npz, and LEAF JSON.
+"""Labelled samples for the devices: one reader for MNIST idx, image tars, CSV and .tra, .npz, and LEAF JSON.
 
-Legend: N samples, D features, C classes. A folder is read file by file; files whose name says `test`, `t10k` or `.tes` are the
-test part. Where there is none, every fifth sample of a fixed random order is held out, the same in every run.
+Legend: N samples, D features, C classes. A folder is read file by file. Files whose names contain `test` or `t10k`, or end in
+`.tes`, are the test part. Where there are none, every fifth sample of a fixed random order is held out, the same in every run.
 
 Images are scaled to 0…1; columns of tables are standardised by the training part. Nothing is executed: .npz is read without
 pickles. Not here: which device holds what (partition.py).
 """
 
-import csv
 import gzip
 import hashlib
-import io
 import json
 import math
 import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import BinaryIO, cast
 
 import numpy as np
 
+from kvtools.artifact.delimited import read_rows
 from kvtools.chance import rng_for
 from kvtools.errors import Corrupt, Missing
 
 _MAX_CLASSES = 65_536
-_HELD_OUT = 5  # one in so many
+_HELD_OUT = 5  # one sample in so many
 _IMAGES = (".jpg", ".jpeg", ".png")
-# what the readers of other formats raise for damage
+# what the readers of the formats raise for damaged files
 _DAMAGE = (
-    ValueError, KeyError, EOFError, TypeError, AttributeError, RecursionError, csv.Error, zlib.error, gzip.BadGzipFile,
-    tarfile.TarError, zipfile.BadZipFile,
+    ValueError, KeyError, EOFError, TypeError, AttributeError, RecursionError, zlib.error, gzip.BadGzipFile, tarfile.TarError,
+    zipfile.BadZipFile,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Part:
-    """Samples as one array: x float32 (N, ...), y int64 (N,), and who wrote them where the file tells."""
+class Samples:
+    """Samples as arrays, and who wrote them where the file says so."""
 
-    x: np.ndarray
-    y: np.ndarray
+    x: np.ndarray  # float32 (N, D) or (N, channels, rows, columns)
+    y: np.ndarray  # int64 (N,)
     users: np.ndarray | None = None  # strings (N,)
+
+    def take(self, rows: np.ndarray) -> "Samples":
+        """Some of the samples, by index."""
+        return Samples(self.x[rows], self.y[rows], None if self.users is None else self.users[rows])
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Training and test samples of the same classes; `digest` tells whether two runs speak of the same ones."""
+class LabelledData:
+    """Training and test samples of the same classes."""
 
-    train: Part
-    test: Part
+    train: Samples
+    test: Samples
     n_classes: int
 
     @property
@@ -60,6 +64,7 @@ class Labelled:
 
     @property
     def digest(self) -> str:
+        """32 hex digits that are the same for the same samples."""
         state = hashlib.blake2b(digest_size=16)
         for part in (self.train, self.test):
             for array in (part.x, part.y):
@@ -67,29 +72,32 @@ class Labelled:
         return state.hexdigest()
 
 
-def read_labelled(src: str) -> Labelled:
+def read_labelled(src: str) -> LabelledData:
     """All samples of a file or folder. Raises Missing where there are none, Corrupt for damage, naming the file."""
     try:
-        names = sorted(entry.path for entry in os.scandir(src) if entry.is_file()) if os.path.isdir(src) else [src]
-        train, test = (_join(src, list(_parts(name for name in names if _is_test(name) is part))) for part in (False, True))
+        paths = sorted(entry.path for entry in os.scandir(src) if entry.is_file()) if os.path.isdir(src) else [src]
+        train, test = (
+            _join(src, list(_read_all([path for path in paths if _is_test(path) is is_test]))) for is_test in (False, True)
+        )
     except OSError as error:
         raise Missing(f"{error.filename or src}: {(error.strerror or str(error)).lower()}.") from None
     whole = train or test
     if whole is None:
-        known = "idx images and labels, .tar of images, .csv, .tra, .npz or LEAF .json"
-        raise Missing(f"{src}: no labelled data found, {known} expected.")
+        known = "idx images and labels, a .tar of images, .csv, .tra, .npz or LEAF .json"
+        raise Missing(f"{src}: there are no labelled data. Give {known}.")
     if train is None or test is None:
-        train, test = _hold_out(whole)
+        train, test = _hold_out(src, whole)
     if train.x.shape[1:] != test.x.shape[1:]:
-        raise Corrupt(f"{src}: test samples of shape {test.x.shape[1:]} found, {train.x.shape[1:]} expected as in training.")
+        shapes = f"{test.x.shape[1:]}, and those to train with {train.x.shape[1:]}"
+        raise Corrupt(f"{src}: samples to test with have the shape {shapes}.")
     n_classes = int(train.y.max()) + 1
     if int(test.y.max()) >= n_classes:
-        raise Corrupt(f"{src}: label {int(test.y.max())} in the test part, below {n_classes} expected as in training.")
-    if whole.x.ndim == 2:
-        mean, spread = train.x.mean(axis=0, dtype=np.float64), train.x.std(axis=0, dtype=np.float64)
-        spread[spread == 0] = 1
-        train, test = (Part(((part.x - mean) / spread).astype(np.float32), part.y, part.users) for part in (train, test))
-    return Labelled(train, test, n_classes)
+        raise Corrupt(f"{src}: label {int(test.y.max())} is in the test part alone; labels to train with are below {n_classes}.")
+    if train.x.ndim == 2:
+        mean, deviation = train.x.mean(axis=0, dtype=np.float64), train.x.std(axis=0, dtype=np.float64)
+        deviation[deviation == 0] = 1
+        train, test = (replace(part, x=((part.x - mean) / deviation).astype(np.float32)) for part in (train, test))
+    return LabelledData(train, test, n_classes)
 
 
 def _is_test(path: str) -> bool:
@@ -97,24 +105,10 @@ def _is_test(path: str) -> bool:
     return "test" in name or "t10k" in name or name.endswith(".tes")
 
 
-def _parts(paths: Iterable[str]) -> Iterable[Part]:
-    paths = list(paths)
+def _read_all(paths: list[str]) -> Iterator[Samples]:
+    """The samples of each file of a known format."""
     for path in paths:
-        plain = path.removesuffix(".gz")
-        read: Callable[[BinaryIO], Part] | None = None
-        if plain.endswith(("-images-idx3-ubyte", "-images.idx3-ubyte")):
-            labels = path.replace("images", "labels").replace("idx3", "idx1")
-            if labels not in paths and os.path.dirname(path) and not os.path.exists(labels):
-                raise Missing(f"{labels}: no such file; the labels of {os.path.basename(path)} expected.")
-            read = lambda file, labels=labels: _read_idx(file, labels)
-        elif plain.endswith((".csv", ".tra", ".tes", ".data")):
-            read = _read_table
-        elif plain.endswith(".tar"):
-            read = _read_tar
-        elif plain.endswith(".npz"):
-            read = _read_npz
-        elif plain.endswith(".json"):
-            read = _read_leaf
+        read = _reader(path, paths)
         if read is None:
             continue
         try:
@@ -124,102 +118,92 @@ def _parts(paths: Iterable[str]) -> Iterable[Part]:
             raise Corrupt(f"{path}: {str(fault).rstrip('.') or type(fault).__name__}.") from None
 
 
-def _checked(part: Part) -> Part:
+def _reader(path: str, paths: list[str]) -> Callable[[BinaryIO], Samples] | None:
+    """The reader of a file by its name; None where the name says nothing. Raises Missing for idx images without labels."""
+    name = path.removesuffix(".gz")
+    if name.endswith(("-images-idx3-ubyte", "-images.idx3-ubyte")):
+        labels = path.replace("images", "labels").replace("idx3", "idx1")
+        if labels not in paths and os.path.dirname(path) and not os.path.exists(labels):
+            raise Missing(f"{labels}: no such file. The labels of {os.path.basename(path)} must stand beside it.")
+        return partial(_read_idx, labels=labels)
+    if name.endswith((".csv", ".tra", ".tes", ".data")):
+        return partial(_read_table, path=path)
+    return {".tar": _read_tar, ".npz": _read_npz, ".json": _read_leaf}.get(os.path.splitext(name)[1])
+
+
+def _checked(part: Samples) -> Samples:
+    """The same samples, as float32 and int64. Raises ValueError for values and labels that cannot be used."""
     if len(part.x) != len(part.y):
-        raise ValueError(f"{len(part.x)} samples and {len(part.y)} labels found, as many of both expected")
+        raise ValueError(f"there are {len(part.x)} samples and {len(part.y)} labels")
     if not len(part.x):
-        raise ValueError("no samples in it")
-    if not np.isfinite(part.x).all():
-        raise ValueError(
-            f"sample {int(np.flatnonzero(~np.isfinite(part.x).reshape(len(part.x), -1).all(axis=1))[0])}: NaN or infinite"
-        )
+        raise ValueError("there are no samples in it")
+    is_bad = ~np.isfinite(part.x).reshape(len(part.x), -1).all(axis=1)
+    if is_bad.any():
+        raise ValueError(f"sample {int(is_bad.argmax())} has a value that is NaN or infinite")
     is_bad = ~((part.y >= 0) & (part.y < _MAX_CLASSES) & (part.y == np.floor(part.y)))
     if is_bad.any():
-        row = int(np.flatnonzero(is_bad)[0])
-        raise ValueError(f"sample {row}: label {part.y[row]:g} found, a whole number from 0 to {_MAX_CLASSES - 1} expected")
-    return Part(part.x.astype(np.float32, copy=False), part.y.astype(np.int64), part.users)
+        row = int(is_bad.argmax())
+        raise ValueError(f"sample {row} has the label {part.y[row]:g}; labels are whole numbers from 0 to {_MAX_CLASSES - 1}")
+    return Samples(part.x.astype(np.float32, copy=False), part.y.astype(np.int64), part.users)
 
 
-def _join(src: str, parts: list[Part]) -> Part | None:
+def _join(src: str, parts: list[Samples]) -> Samples | None:
+    """The samples of all files one after the other; None where there are no files."""
     if not parts:
         return None
     shapes = {part.x.shape[1:] for part in parts}
     if len(shapes) > 1:
-        raise Corrupt(f"{src}: samples of shapes {sorted(shapes)} found, one shape expected. Name one file of them.")
-    users = [np.array([""] * len(part.y)) if part.users is None else part.users for part in parts]
-    has_users = any(part.users is not None for part in parts)
-    return Part(
-        np.concatenate([part.x for part in parts]),
-        np.concatenate([part.y for part in parts]),
-        np.concatenate(users) if has_users else None,
-    )
+        raise Corrupt(f"{src}: files hold samples of different shapes: {sorted(shapes)}. Name one of the files.")
+    users = None
+    if any(part.users is not None for part in parts):
+        users = np.concatenate([np.array([""] * len(part.y)) if part.users is None else part.users for part in parts])
+    return Samples(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]), users)
 
 
-def _hold_out(part: Part) -> tuple[Part, Part]:
+def _hold_out(src: str, part: Samples) -> tuple[Samples, Samples]:
+    """The samples to train with and those to test with."""
     order = rng_for(0, "held out").permutation(len(part.y))
     n_test = max(1, len(order) // _HELD_OUT)
     if n_test == len(order):
-        raise Corrupt("1 sample found, at least two expected, one of them to test with.")
-    rows = (np.sort(order[n_test:]), np.sort(order[:n_test]))
-    train, test = (Part(part.x[some], part.y[some], None if part.users is None else part.users[some]) for some in rows)
-    return train, test
+        raise Corrupt(f"{src}: there is only 1 sample. At least two are needed, one of them to test with.")
+    return part.take(np.sort(order[n_test:])), part.take(np.sort(order[:n_test]))
 
 
 def _idx(file: BinaryIO, n_axes: int) -> np.ndarray:
     head = file.read(4 + 4 * n_axes)
     if len(head) != 4 + 4 * n_axes or head[:4] != bytes([0, 0, 8, n_axes]):
-        raise ValueError(f"{head[:4].hex(' ') or 'nothing'} found, 00 00 08 {n_axes:02x} expected (idx of bytes)")
+        raise ValueError(f"the file begins with {head[:4].hex(' ') or 'nothing'}; idx of bytes begins with 00 00 08 {n_axes:02x}")
     shape = np.frombuffer(head, ">i4", offset=4).astype(np.int64)
     n_bytes = math.prod(shape.tolist())
     data = file.read(n_bytes + 1) if 0 <= n_bytes < 1 << 40 else b""
     if len(data) != n_bytes:
-        raise ValueError(f"{len(data)} bytes of samples found, {n_bytes} expected")
+        raise ValueError(f"there are {len(data)} bytes of samples, and the header says {n_bytes}")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _read_idx(file: BinaryIO, labels: str) -> Part:
+def _read_idx(file: BinaryIO, labels: str) -> Samples:
     with gzip.open(labels) if labels.endswith(".gz") else open(labels, "rb") as other:
         y = _idx(cast(BinaryIO, other), 1)
     x = _idx(file, 3)
-    return Part(x[:, None].astype(np.float32) / 255, y)
+    return Samples(x[:, None].astype(np.float32) / 255, y)
 
 
-def _read_table(file: BinaryIO) -> Part:
-    """Numbers between commas, semicolons, tabs or blanks; the label is in the column `label`, `class` or `target`, or last;
-    who wrote a sample in `user`."""
-    lines = io.TextIOWrapper(file, "utf-8", errors="strict").read().splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    mark = next((mark for mark in ",;\t" if mark in first), None)
-    rows = [line.split() if mark is None else next(csv.reader([line], delimiter=mark)) for line in lines]
-    is_title = any(word.strip() and not _is_number(word) for word in first.split(mark))
-    title = [word.strip().lower() for word in first.split(mark)] if is_title else []
-    width = len(first.split(mark))
-    label = next((title.index(name) for name in ("label", "class", "target") if name in title), width - 1)
-    user = title.index("user") if "user" in title else None
-    x, y, users = [], [], []
-    for number, row in enumerate(rows, start=1):
-        if not any(word.strip() for word in row) or (is_title and number == lines.index(first) + 1):
-            continue
-        if len(row) != width:
-            raise ValueError(f"line {number}: {len(row)} cells found, {width} expected")
-        try:
-            x.append([float(word) for place, word in enumerate(row) if place not in (label, user)])
-            y.append(float(row[label]))
-        except ValueError:
-            raise ValueError(f"line {number}: numbers expected") from None
-        users.append("" if user is None else row[user])
-    return Part(np.array(x, np.float32), np.array(y), None if user is None else np.array(users))
+def _read_table(file: BinaryIO, path: str) -> Samples:
+    """Numbers between commas, semicolons, tabs or blanks. The label is in the column `label`, `class` or `target`, or in the
+    last; who wrote a sample is in `user`."""
+    rows = read_rows(file, path)
+    if not len(rows):
+        raise ValueError("there are no samples in it")
+    width = len(rows.fields[0])
+    label = rows.index("label", "class", "target")
+    label = width - 1 if label is None else label
+    user = rows.index("user")
+    columns = [column for column in range(width) if column not in (label, user)]
+    users = None if user is None else np.array([fields[user] for fields in rows.fields])
+    return Samples(rows.numbers(columns).astype(np.float32), rows.numbers([label])[:, 0], users)
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_tar(file: BinaryIO) -> Part:
+def _read_tar(file: BinaryIO) -> Samples:
     """Images in folders, a folder a class; classes are numbered in the order of their names."""
     from PIL import Image
 
@@ -236,33 +220,33 @@ def _read_tar(file: BinaryIO) -> Part:
                     raise ValueError(f"{member.name}: {error}") from None
                 classes.append(os.path.basename(os.path.dirname(member.name)))
     if len({image.shape for image in x}) > 1:
-        raise ValueError("images of several sizes found, one expected")
+        raise ValueError("the images have several sizes, and must have one")
     names = sorted(set(classes))
-    return Part(np.array(x, np.float32) / 255, np.array([names.index(name) for name in classes], float))
+    return Samples(np.array(x, np.float32) / 255, np.array([names.index(name) for name in classes], float))
 
 
-def _read_npz(file: BinaryIO) -> Part:
+def _read_npz(file: BinaryIO) -> Samples:
     with np.load(file, allow_pickle=False) as arrays:
         if not {"x", "y"} <= set(arrays.files):
-            raise ValueError(f"arrays {', '.join(arrays.files) or 'none'} found, x and y expected")
+            raise ValueError(f"the arrays are {', '.join(arrays.files) or 'none'}, and x and y are needed")
         x, y = arrays["x"], arrays["y"]
         users = arrays["user"].astype(str) if "user" in arrays.files else None
     if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiub" or x.ndim not in (2, 4) or y.ndim != 1:
         raise ValueError(
-            f"x {x.dtype} {x.shape}, y {y.dtype} {y.shape} found, numbers (N, D) or (N, C, H, W) and (N,) expected"
+            f"x is {x.dtype} {x.shape} and y {y.dtype} {y.shape}; numbers (N, D) or (N, C, H, W), and (N,), are needed"
         )
-    return Part(x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32), y, users)
+    return Samples(x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32), y, users)
 
 
-def _read_leaf(file: BinaryIO) -> Part:
+def _read_leaf(file: BinaryIO) -> Samples:
     """{"users": [...], "user_data": {user: {"x": [[...]], "y": [...]}}}, as LEAF writes it (arXiv 1812.01097)."""
-    words = json.load(file)
+    leaf = json.load(file)
     x, y, users = [], [], []
-    for user in words["users"]:
-        mine = words["user_data"][user]
-        if len(mine["x"]) != len(mine["y"]):
-            raise ValueError(f"user {user}: {len(mine['x'])} samples and {len(mine['y'])} labels found, as many expected")
-        x += mine["x"]
-        y += mine["y"]
-        users += [str(user)] * len(mine["y"])
-    return Part(np.array(x, np.float32), np.array(y, float), np.array(users))
+    for user in leaf["users"]:
+        data = leaf["user_data"][user]
+        if len(data["x"]) != len(data["y"]):
+            raise ValueError(f"user {user} has {len(data['x'])} samples and {len(data['y'])} labels")
+        x += data["x"]
+        y += data["y"]
+        users += [str(user)] * len(data["y"])
+    return Samples(np.array(x, np.float32), np.array(y, float), np.array(users))

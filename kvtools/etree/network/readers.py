@@ -1,22 +1,25 @@
-"""Where delays come from: a matrix, a list of edges, GML or GraphML, positions; read, held against sense, and turned into ms.
+"""Delays from files: a matrix, pings, a list of edges, GML or GraphML, or positions; checked, and converted to ms.
 
-Delays are symmetric here. A matrix that is not is refused unless `is_mended`: then both directions are averaged, and what is
-missing takes the shortest detour. Of a graph with up to 4,096 nodes all shortest paths are computed once, of a larger one only
-those that are asked for. Latitude and longitude become positions on a sphere, at 200 km/ms, the speed of light in glass: no
-cable is straight, so real delays are longer.
+Delays are symmetric here. A matrix that is not is refused unless `is_repaired`: then both directions are averaged, and a missing
+delay becomes that of the shortest detour. Of a graph with up to 4,096 nodes all shortest paths are computed once, of a larger
+one only those that are needed. Latitudes and longitudes become positions on a sphere, at 200 km/ms, the speed of light in
+glass: no cable is straight, so real delays are longer.
 
-Not here: measuring anything. Delays of more devices than there are sites are extrapolated (`spread`), and said to be.
+Not here: measurements. Delays of more devices than there are sites are extrapolated (`spread`), and the command says so.
+
+Legend: S sites, E edges, n devices. Functions that read raise ValueError for contents that make no network, and Corrupt for text
+that cannot be read. `log` takes a message about what was assumed or repaired.
 """
 
-import csv
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from kvtools.artifact.delimited import Rows, is_number, read_rows
 from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays, checked
 
@@ -24,151 +27,173 @@ KM_PER_MS = 200.0  # the speed of light in vacuum over the index of refraction o
 EARTH_KM = 6371.0
 _ALL_PATHS = 4096  # nodes
 _ASYMMETRIC = 0.01  # of the larger of two directions
-_LATITUDE, _LONGITUDE = ("latitude", "lat"), ("longitude", "long", "lon", "lng")
 _WEIGHTS = ("delay", "latency", "ms", "weight", "dist", "distance", "LinkLength")
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
+Edges = tuple[np.ndarray, np.ndarray]  # int32 (E, 2) sites, float32 (E,) ms
+
+
+class AsymmetricDelays(ValueError):
+    """A matrix with delays that are missing, or differ between the two directions."""
 
 
 def read_matrix(
-    file: BinaryIO | str, *, scale: float = 1.0, is_mended: bool = False, tell: Tell = lambda _: None, name: str = ""
+    file: BinaryIO | str, name: str, *, scale: float = 1.0, is_repaired: bool = False, log: Log = lambda _: None
 ) -> Delays:
-    """Delays from a square matrix: numbers between blanks, tabs or commas, with names in the first row and column or without;
-    an .npy; a table of pings with the columns source, target and ms; or WonderNetwork's pings from one city, `name`, or, in a
-    folder, from many. `scale` turns its numbers into ms."""
+    """Delays from a square matrix, from pings between sites, or from WonderNetwork's files of one city each.
+
+    file: numbers between blanks, tabs or commas, with names in the first row and column or without; an .npy; a table with the
+    columns source, target and ms; a file of WonderNetwork's, or the path of a folder of such files. scale: ms a unit. Raises
+    AsymmetricDelays unless is_repaired.
+    """
     if isinstance(file, str):
         matrix = _folder_of_pings(file)
     elif _is_npy(file):
-        matrix = np.load(_whole(file), allow_pickle=False).astype(np.float64)
+        matrix = np.load(_seekable(file), allow_pickle=False).astype(np.float64)
     else:
-        matrix = _table(io.TextIOWrapper(file, "utf-8").read(), name)
+        matrix = _table(read_rows(file, name, delimiters=","), name)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
-        raise ValueError(f"{' x '.join(map(str, matrix.shape))} numbers found, a square matrix expected")
+        raise ValueError(f"{' x '.join(map(str, matrix.shape))} numbers are not a square matrix")
     matrix = matrix * scale
     np.fill_diagonal(matrix, 0)
     if (matrix < 0).any():
-        row, column = (int(place) for place in np.argwhere(matrix < 0)[0])
-        raise ValueError(f"{matrix[row, column]:g} ms from {row} to {column} found, no negative delay expected")
-    matrix = _symmetric(matrix, is_mended=is_mended, tell=tell)
+        row, column = np.argwhere(matrix < 0)[0].tolist()
+        raise ValueError(f"the delay from {row} to {column} is {matrix[row, column]:g} ms, and cannot be negative")
+    matrix = _symmetric(matrix, is_repaired=is_repaired, log=log)
     return checked(Delays("matrix", np.arange(len(matrix)), np.zeros(len(matrix)), matrix=matrix.astype(np.float32)))
 
 
-def read_graph(
-    file: BinaryIO, *, scale: float = 1.0, tell: Tell = lambda _: None
-) -> tuple[Delays, tuple[np.ndarray, np.ndarray]]:
-    """Delays along the edges of an undirected graph, and the edges: int32 (E, 2) and float32 (E,) ms.
+def read_graph(file: BinaryIO, name: str, *, scale: float = 1.0, log: Log = lambda _: None) -> tuple[Delays, Edges]:
+    """Delays along the edges of an undirected graph, and its edges. Lines `node node ms`, GML or GraphML; scale: ms a unit.
 
-    Lines `u v ms`, GML or GraphML. Edges of GML and GraphML carry `delay`, `latency`, `weight`, `distance` …, or their nodes
-    Latitude and Longitude; where neither is there, each edge counts one unit, and that is told. Nodes are numbered in the
-    order of their names, numbers by value. Raises ValueError where the graph is not connected or an edge is negative.
+    Edges of GML and GraphML carry `delay`, `latency`, `weight`, `distance` …, or their nodes Latitude and Longitude; where
+    neither is there, each edge has one unit, which is logged. Nodes are numbered in the order of their names, numbers by value.
+    Raises ValueError where the graph is not connected or an edge is negative.
     """
     from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components, dijkstra
+    from scipy.sparse.csgraph import dijkstra
 
-    is_marked = bytes(file.peek(512)).lstrip().startswith((b"<", b"graph", b"Creator", b"#", b"Version"))  # type: ignore[attr-defined]
-    nodes, ends, weights = _networkx(file, scale, tell) if is_marked else _lines(file, scale)
+    is_marked_up = _peek(file, 512).lstrip().startswith((b"<", b"graph", b"Creator", b"#", b"Version"))
+    nodes, ends, weights = _networkx(file, scale, log) if is_marked_up else _edge_lines(file, name, scale)
     if not len(ends):
-        raise ValueError("no edges in it")
-    if (weights < 0).any() or not np.isfinite(weights).all():
-        edge = int(np.argmax((weights < 0) | ~np.isfinite(weights)))
-        raise ValueError(f"edge {edge + 1}: {weights[edge]:g} ms found, no negative delay expected")
-    n_nodes = len(nodes)
+        raise ValueError("there are no edges in it")
+    is_bad = (weights < 0) | ~np.isfinite(weights)
+    if is_bad.any():
+        edge = int(np.argmax(is_bad))
+        raise ValueError(f"edge {edge + 1} has a delay of {weights[edge]:g} ms, which is negative or not finite")
     # scipy drops zeros from sparse graphs; a femtosecond is as good
-    least = np.maximum(weights, 1e-12)
+    lengths = np.maximum(weights, 1e-12)
     low, high = ends.min(axis=1), ends.max(axis=1)
-    order = np.lexsort((least, high, low))
-    first = np.ones(len(order), bool)
-    first[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
-    kept = order[first]  # of parallel edges the shortest
-    graph = coo_array((least[kept], (low[kept], high[kept])), shape=(n_nodes, n_nodes)).tocsr()
-    n_parts, part = connected_components(graph, directed=False)
-    if n_parts > 1:
-        other = nodes[int(np.argmax(part != part[0]))]
-        raise ValueError(
-            f"{n_parts} parts that no edge connects found ({nodes[0]} and {other}, say), a connected graph expected"
-        )
+    order = np.lexsort((lengths, high, low))
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
+    kept = order[is_first]  # of parallel edges the shortest
+    graph = coo_array((lengths[kept], (low[kept], high[kept])), shape=(len(nodes), len(nodes))).tocsr()
+    _require_connected(graph, nodes)
     edges = (np.stack([low[kept], high[kept]], axis=1).astype(np.int32), weights[kept].astype(np.float32))
-    own, none = np.arange(n_nodes), np.zeros(n_nodes)
-    if n_nodes > _ALL_PATHS:
-        return checked(Delays("graph", own, none, graph=graph)), edges
+    site, none = np.arange(len(nodes)), np.zeros(len(nodes))
+    if len(nodes) > _ALL_PATHS:
+        return checked(Delays("graph", site, none, graph=graph)), edges
     matrix = dijkstra(graph, directed=False).astype(np.float32)
-    return checked(Delays("matrix", own, none, matrix=np.minimum(matrix, matrix.T))), edges
+    return checked(Delays("matrix", site, none, matrix=np.minimum(matrix, matrix.T))), edges
 
 
-def read_places(file: BinaryIO, *, scale: float = 1.0) -> Delays:
-    """Delays by distance: CSV with latitude and longitude in degrees, or an .npy (n, d) of positions, `scale` ms a unit."""
+def read_coordinates(file: BinaryIO, name: str, *, scale: float = 1.0) -> Delays:
+    """Delays by distance: CSV with latitude and longitude in degrees, or an .npy (S, d) of positions, `scale` ms a unit."""
     if _is_npy(file):
-        points = np.load(_whole(file), allow_pickle=False)
+        points = np.load(_seekable(file), allow_pickle=False)
         if points.ndim != 2 or points.dtype.kind not in "fiu" or not len(points) or not 1 <= points.shape[1] <= 64:
-            raise ValueError(f"{points.dtype} {points.shape} found, numbers (devices, 1 to 64 axes) expected")
+            raise ValueError(f"{points.dtype} {points.shape} are not positions: numbers (devices, 1 to 64 axes)")
         points = points.astype(np.float64) * scale
         return checked(Delays("euclidean", np.arange(len(points)), np.zeros(len(points)), points=points))
-    rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8-sig")))
-    names = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
-    latitude, longitude = (next((names[name] for name in some if name in names), None) for some in (_LATITUDE, _LONGITUDE))
-    if latitude is None or longitude is None:
-        raise ValueError(f"columns {', '.join(names) or 'none'} found, latitude and longitude expected")
-    degrees = np.empty((len(rows), 2))
-    for number, line in enumerate(rows):
-        try:
-            degrees[number] = float(line[latitude]), float(line[longitude])
-        except (TypeError, ValueError):
-            raise ValueError(f"row {number + 1}: {line[latitude]!r}, {line[longitude]!r} found, degrees expected") from None
-    if not ((np.abs(degrees) <= (90, 180)).all()):
-        row = int(np.argmax(~(np.abs(degrees) <= (90, 180)).all(axis=1)))
-        raise ValueError(f"row {row + 1}: {degrees[row, 0]:g}, {degrees[row, 1]:g} found, degrees up to 90 and 180 expected")
+    rows = read_rows(file, name, delimiters=",", has_header=True)
+    columns = rows.index("latitude", "lat"), rows.index("longitude", "long", "lon", "lng")
+    if columns[0] is None or columns[1] is None:
+        raise ValueError(f"the columns are {', '.join(rows.header) or 'none'}, and latitude and longitude are needed")
+    degrees = rows.numbers([columns[0], columns[1]])
+    is_good = (np.abs(degrees) <= (90, 180)).all(axis=1)
+    if not is_good.all():
+        row = int(np.argmin(is_good))
+        raise ValueError(
+            f"line {rows.lines[row]} has latitude {degrees[row, 0]:g} and longitude {degrees[row, 1]:g}, "
+            "and degrees up to 90 and 180 are needed"
+        )
     return checked(Delays("sphere", np.arange(len(rows)), np.zeros(len(rows)), points=on_sphere(degrees)))
 
 
 def on_sphere(degrees: np.ndarray) -> np.ndarray:
-    """float64 (n, 3), ms from the centre of the earth, of latitudes and longitudes (n, 2)."""
+    """Positions of latitudes and longitudes (n, 2) in degrees, float64 (n, 3), ms from the centre of the earth."""
     latitude, longitude = np.radians(degrees).T
     flat = np.cos(latitude)
     return np.stack([flat * np.cos(longitude), flat * np.sin(longitude), np.sin(latitude)], axis=1) * (EARTH_KM / KM_PER_MS)
 
 
 def spread(delays: Delays, n_devices: int, last_mile: tuple[float, float] | None, seed: int) -> Delays:
-    """So many devices at these sites. Up to one a site: a random choice of sites, in their order. More, or with a last mile:
-    sites in random turn, and each device a last mile drawn from N(mean, deviation) ms, at least 0: extrapolated, not measured.
+    """The delays between so many devices at these sites.
+
+    Up to one device a site: a random choice of sites, in their order. More: the sites in random order, again and again.
+    last_mile: mean and deviation in ms of a normal distribution, from which each device draws its last mile, at least 0: such
+    delays are extrapolated, not measured.
     """
-    chance = rng_for(seed, "devices", "sites", n_devices)
+    rng = rng_for(seed, "devices", "sites", n_devices)
     n_sites = delays.n_sites
     if n_devices <= n_sites:
-        site = np.sort(chance.permutation(n_sites)[:n_devices])
+        site = np.sort(rng.permutation(n_sites)[:n_devices])
     else:
-        turns = [chance.permutation(n_sites) for _ in range(-(-n_devices // n_sites))]
-        site = np.concatenate(turns)[:n_devices]
+        site = np.concatenate([rng.permutation(n_sites) for _ in range(-(-n_devices // n_sites))])[:n_devices]
     last = np.zeros(n_devices)
     if last_mile is not None:
-        last = np.maximum(0, chance.normal(*last_mile, n_devices))
-    return checked(replace(delays, site=site, last=last.astype(np.float32).astype(np.float64)))
+        last = np.maximum(0, rng.normal(*last_mile, n_devices))
+    return checked(replace(delays, site=site, last_mile=last.astype(np.float32).astype(np.float64)))
+
+
+def _peek(file: BinaryIO, n: int) -> bytes:
+    return bytes(file.peek(n)[:n])  # type: ignore[attr-defined]
 
 
 def _is_npy(file: BinaryIO) -> bool:
-    return bytes(file.peek(6)[:6]) == b"\x93NUMPY"  # type: ignore[attr-defined]
+    return _peek(file, 6) == b"\x93NUMPY"
 
 
-def _whole(file: BinaryIO) -> BinaryIO:
-    return file if file.seekable() else io.BytesIO(file.read())
+def _seekable(file: BinaryIO) -> BinaryIO:
+    return file if file.seekable() else BytesIO(file.read())
+
+
+def _table(rows: Rows, name: str) -> np.ndarray:
+    """The matrix of a text file: of pings, of one city's pings, or of numbers with names or without."""
+    if not rows.header and not len(rows):
+        raise ValueError("the file is empty, and a matrix of delays is needed")
+    pings = [rows.index(title) for title in ("source", "target", "ms")]
+    if None not in pings:
+        source, target, ms = (int(column) for column in pings if column is not None)
+        delays = rows.numbers([ms])[:, 0].tolist()
+        return _square((f[source].strip(), f[target].strip(), delay) for f, delay in zip(rows.fields, delays, strict=True))
+    if rows.index("city") is not None and rows.index("average") is not None:
+        here = _city_of(name)
+        pings_of_city = _pings_of_city(rows)
+        return _square((here, target, ms) for target, ms in pings_of_city if not f"{target} ".startswith(f"{here} "))
+    first = 1 if rows.header else 0
+    width = len(rows.header) or len(rows.fields[0])
+    return rows.numbers(range(first, width))
 
 
 def _folder_of_pings(top: str) -> np.ndarray:
-    """Between the cities that have a file of their own, wherever in the folder."""
+    """Delays between the cities that have a file of their own, anywhere in a folder of WonderNetwork's files."""
     paths = sorted(Path(top).rglob("*Ping.csv"))
     if not paths:
-        raise ValueError("no file *Ping.csv in it, pings of one city each expected")
+        raise ValueError("the folder has no files *Ping.csv, each with the pings of one city")
     pings: list[tuple[str, str, float]] = []
     cities = sorted({_city_of(str(path)) for path in paths}, key=len, reverse=True)
     for path in paths:
-        rows = list(csv.reader(path.read_text("utf-8-sig").splitlines()))
-        title = [word.strip().lower() for word in rows[0]] if rows else []
-        if not {"city", "average"} <= set(title):
-            raise ValueError(f"{path.name}: columns {', '.join(title[:4]) or 'none'} found, City and Average expected")
-        for target, ms in _from_one_city(rows[1:], title, path.name):
+        with open(path, "rb") as file:
+            rows = read_rows(file, str(path), delimiters=",", has_header=True, is_ragged=True)
+        if rows.index("city") is None or rows.index("average") is None:
+            raise ValueError(f"{path.name}: the columns are {', '.join(rows.header[:4])}, and City and Average are needed")
+        for target, ms in _pings_of_city(rows):
             # "Paris France, Eurasia": the longest name that it begins with
-            known = next((city for city in cities if target == city or target.startswith(f"{city} ")), None)
-            if known is not None:
-                pings.append((_city_of(str(path)), known, ms))
+            city = next((city for city in cities if target == city or target.startswith(f"{city} ")), None)
+            if city is not None:
+                pings.append((_city_of(str(path)), city, ms))
     return _square(pings, sorted(cities))
 
 
@@ -176,119 +201,82 @@ def _city_of(path: str) -> str:
     return Path(path).name.removesuffix(".csv").removesuffix("Ping").removeprefix("raw_").replace("+", " ").replace("_", " ")
 
 
-def _from_one_city(rows: list[list[str]], title: list[str], where: str) -> list[tuple[str, float]]:
-    """Target and average of each row, `154.72ms`."""
-    target, average, found = title.index("city"), title.index("average"), []
-    for number, row in enumerate(rows, start=2):
-        if not any(word.strip() for word in row):
-            continue
-        if len(row) <= max(target, average) or not _is_number(row[average].strip().removesuffix("ms")):
-            raise ValueError(f"{f'{where}: ' if where else ''}row {number}: a city and its average in ms expected")
-        found.append((row[target].strip(), float(row[average].strip().removesuffix("ms"))))
-    return found
+def _pings_of_city(rows: Rows) -> list[tuple[str, float]]:
+    """Target and average, as `154.72ms`, of each row of a WonderNetwork file."""
+    target, average = rows.index("city"), rows.index("average")
+    assert target is not None, "the caller has looked"
+    assert average is not None, "the caller has looked"
+    pings = []
+    for line, fields in rows:
+        ms = fields[average].strip().removesuffix("ms") if len(fields) > max(target, average) else ""
+        if not is_number(ms):
+            raise ValueError(f"line {line} of {Path(rows.name).name} has no city with an average in ms")
+        pings.append((fields[target].strip(), float(ms)))
+    return pings
 
 
-def _table(text: str, name: str) -> np.ndarray:
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise ValueError("nothing in it, a matrix expected")
-    is_csv = "," in lines[0]
-    rows = list(csv.reader(lines)) if is_csv else [line.split() for line in lines]
-    title = [word.strip().lower() for word in rows[0]]
-    if {"source", "target", "ms"} <= set(title):
-        return _pings(rows[1:], [title.index(name) for name in ("source", "target", "ms")])
-    if {"city", "average"} <= set(title):
-        here = _city_of(name)
-        there = [(target, ms) for target, ms in _from_one_city(rows[1:], title, "") if not f"{target} ".startswith(f"{here} ")]
-        return _square([(here, target, ms) for target, ms in there])
-    is_named = any(word and not _is_number(word) for word in title)
-    if is_named:
-        rows = [row[1:] for row in rows[1:]]
-    width = len(rows[0]) if rows else 0
-    for number, row in enumerate(rows, start=1 + is_named):
-        if len(row) != width:
-            raise ValueError(f"row {number}: {len(row)} numbers found, {width} expected")
-    try:
-        return np.array([[float(word) if word.strip() else np.nan for word in row] for row in rows])
-    except ValueError as fault:
-        raise ValueError(f"{str(fault).split(': ')[-1]} found, numbers expected") from None
-
-
-def _pings(rows: list[list[str]], places: list[int]) -> np.ndarray:
-    found = []
-    for number, row in enumerate(rows, start=2):
-        try:
-            source, target, ms = (row[place].strip() for place in places)
-            found.append((source, target, float(ms)))
-        except (IndexError, ValueError):
-            raise ValueError(f"row {number}: source, target and a number of ms expected") from None
-    return _square(found)
-
-
-def _square(pings: list[tuple[str, str, float]], names: list[str] | None = None) -> np.ndarray:
-    """The matrix of pings, NaN where there is none either way; sites in the order given, or as they come."""
+def _square(pings: Iterable[tuple[str, str, float]], names: list[str] | None = None) -> np.ndarray:
+    """The matrix of pings, NaN where there is none either way; sites in the order of `names`, or as they occur."""
+    pings = list(pings)
     order = names or [name for source, target, _ in pings for name in (source, target)]
-    place = {name: number for number, name in enumerate(dict.fromkeys(order))}
-    matrix = np.full((len(place), len(place)), np.nan)
+    index = {name: number for number, name in enumerate(dict.fromkeys(order))}
+    matrix = np.full((len(index), len(index)), np.nan)
     for source, target, ms in pings:
-        matrix[place[source], place[target]] = ms
-    one_way = np.isnan(matrix) & ~np.isnan(matrix.T)  # a ping each way is more than most have
-    matrix[one_way] = matrix.T[one_way]
+        matrix[index[source], index[target]] = ms
+    is_one_way = np.isnan(matrix) & ~np.isnan(matrix.T)  # few networks are measured both ways
+    matrix[is_one_way] = matrix.T[is_one_way]
     return matrix
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _symmetric(matrix: np.ndarray, *, is_mended: bool, tell: Tell) -> np.ndarray:
+def _symmetric(matrix: np.ndarray, *, is_repaired: bool, log: Log) -> np.ndarray:
+    """The matrix with equal delays in both directions, float64 (S, S)."""
     is_missing = ~np.isfinite(matrix)
     larger = np.fmax(matrix, matrix.T)
-    with np.errstate(invalid="ignore"):  # the infinite are missing
+    with np.errstate(invalid="ignore"):  # infinite delays are missing ones
         is_odd = np.abs(matrix - matrix.T) > _ASYMMETRIC * larger + 1e-6
     for is_bad, what in ((is_missing, "missing"), (is_odd, "asymmetric")):
-        if is_bad.any() and not is_mended:
-            row, column = (int(place) for place in np.argwhere(is_bad)[0])
+        if is_bad.any() and not is_repaired:
+            row, column = np.argwhere(is_bad)[0].tolist()
             there, back = matrix[row, column], matrix[column, row]
-            raise ValueError(
-                f"{int(is_bad.sum())} delays {what} (site {row} to site {column}: {there:g} ms, back {back:g} ms), "
-                "symmetric ones expected. --symmetrize takes the mean of both directions, and the shortest detour for what is "
-                "missing"
-            )
-    if not is_mended:
+            example = f"site {row} to site {column}: {there:g} ms, back {back:g} ms"
+            raise AsymmetricDelays(f"{int(is_bad.sum())} delays are {what} ({example})")
+    if not is_repaired:
         return np.asarray((matrix + matrix.T) / 2)
     whole = np.where(is_missing, matrix.T, (np.where(is_missing.T, matrix, matrix.T) + matrix) / 2)
     gaps = np.argwhere(~np.isfinite(whole))
     if len(gaps):
-        open_ = np.where(np.isfinite(whole), whole, np.inf)
-        detours = [float((open_[row] + open_[column]).min()) for row, column in gaps]
+        known = np.where(np.isfinite(whole), whole, np.inf)
+        detours = [float((known[row] + known[column]).min()) for row, column in gaps]
         if not np.isfinite(detours).all():
-            row, column = (int(place) for place in gaps[int(np.argmin(np.isfinite(detours)))])
-            raise ValueError(f"no delay and no detour between {row} and {column}")
+            row, column = gaps[int(np.argmin(np.isfinite(detours)))].tolist()
+            raise ValueError(f"there is no delay and no detour between site {row} and site {column}")
         whole[gaps[:, 0], gaps[:, 1]] = detours
-    tell(f"{int(is_odd.sum()) // 2} pairs averaged, {len(gaps) // 2} filled by the shortest detour")
+    log(f"{int(is_odd.sum()) // 2} pairs averaged, {len(gaps) // 2} filled by the shortest detour")
     return whole
 
 
-def _lines(file: BinaryIO, scale: float) -> tuple[list[str], np.ndarray, np.ndarray]:
-    ends: list[tuple[str, str]] = []
-    weights: list[float] = []
-    for number, line in enumerate(io.TextIOWrapper(file, "utf-8"), start=1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
-        if len(words) != 3 or not _is_number(words[2]):
-            raise ValueError(f"line {number}: {' '.join(words)[:40]!r} found, `node node ms` expected")
-        ends.append((words[0], words[1]))
-        weights.append(float(words[2]) * scale)
-    return _numbered(sorted({node for edge in ends for node in edge}, key=_by_value), ends, weights)
+def _require_connected(graph: Any, nodes: list[str]) -> None:
+    from scipy.sparse.csgraph import connected_components
+
+    n_parts, part = connected_components(graph, directed=False)
+    if n_parts > 1:
+        other = nodes[int(np.argmax(part != part[0]))]
+        raise ValueError(f"the graph has {n_parts} parts without an edge between them: {nodes[0]} and {other} are in two of them")
 
 
-def _networkx(file: BinaryIO, scale: float, tell: Tell) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _edge_lines(file: BinaryIO, name: str, scale: float) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of nodes, ends of edges int64 (E, 2) and weights float64 (E,) from lines `node node ms`."""
+    rows = read_rows(file, name, delimiters="", has_header=False, comment="#", is_ragged=True)
+    for line, fields in rows:
+        if len(fields) != 3 or not is_number(fields[2]):
+            raise ValueError(f"line {line} is {' '.join(fields)[:40]!r}, and `node node ms` is needed")
+    ends = [(fields[0], fields[1]) for fields in rows.fields]
+    nodes = sorted({node for edge in ends for node in edge}, key=_by_value)
+    return _numbered(nodes, ends, [float(fields[2]) * scale for fields in rows.fields])
+
+
+def _networkx(file: BinaryIO, scale: float, log: Log) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """As _edge_lines, from GML or GraphML."""
     import networkx as nx
 
     text, n_bare = file.read(), 0
@@ -298,32 +286,35 @@ def _networkx(file: BinaryIO, scale: float, tell: Tell) -> tuple[list[str], np.n
         else:
             graph = nx.parse_gml(text.decode().splitlines(), label="id")
     except (nx.NetworkXError, ValueError, KeyError, SyntaxError) as fault:
-        raise ValueError(f"{fault}; GML or GraphML expected") from None
-    is_placed = all({"Latitude", "Longitude"} <= set(node) for _, node in graph.nodes(data=True))
+        raise ValueError(f"the file is neither GML nor GraphML: {fault}") from None
+    has_positions = all({"Latitude", "Longitude"} <= set(node) for _, node in graph.nodes(data=True))
     weights: list[float] = []
     for u, v, fields in graph.edges(data=True):
         name = next((name for name in _WEIGHTS if name in fields), None)
-        apart = _apart(graph.nodes[u], graph.nodes[v]) if is_placed and not name else scale
-        weights.append(float(fields[name]) * scale if name else apart)
-        n_bare += not (name or is_placed)
+        if name is not None:
+            weights.append(float(fields[name]) * scale)
+        else:
+            weights.append(_distance_ms(graph.nodes[u], graph.nodes[v]) if has_positions else scale)
+            n_bare += not has_positions
     if n_bare:
-        tell(f"{n_bare} edges carry no delay and their nodes no place: {scale:g} ms each")
+        log(f"{n_bare} edges have no delay and their nodes no position: {scale:g} ms each")
     nodes = sorted((str(node) for node in graph.nodes), key=_by_value)
     return _numbered(nodes, [(str(u), str(v)) for u, v in graph.edges()], weights)
 
 
-def _apart(u: Any, v: Any) -> float:
+def _distance_ms(u: Any, v: Any) -> float:
     a, b = on_sphere(np.array([[float(node["Latitude"]), float(node["Longitude"])] for node in (u, v)]))
     diameter = 2 * EARTH_KM / KM_PER_MS
     return float(diameter * np.arcsin(min(1.0, float(np.sqrt(np.square(a - b).sum())) / diameter)))
 
 
 def _numbered(nodes: list[str], ends: list[tuple[str, str]], weights: list[float]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    place = {node: number for number, node in enumerate(nodes)}
-    pairs = np.array([(place[u], place[v]) for u, v in ends], np.int64).reshape(-1, 2)
+    """The edges with nodes as indices into `nodes`, without loops."""
+    index = {node: number for number, node in enumerate(nodes)}
+    pairs = np.array([(index[u], index[v]) for u, v in ends], np.int64).reshape(-1, 2)
     is_loop = pairs[:, 0] == pairs[:, 1]
     return nodes, pairs[~is_loop], np.array(weights, np.float64)[~is_loop]
 
 
 def _by_value(node: str) -> tuple[int, float, str]:
-    return (0, float(node), node) if _is_number(node) else (1, 0.0, node)
+    return (0, float(node), node) if is_number(node) else (1, 0.0, node)

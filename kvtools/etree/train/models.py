@@ -4,9 +4,9 @@ Legend: B devices, b samples of each, D features, I in, O out, C classes, P para
 float32; `layers` are views of stacked rows, so that an update in place is an update of the rows.
 
 `Dense` is softmax regression (no hidden layer) or an MLP, with gradients written out: the update of a layer is one product
-added into its weights, and no gradient is ever stored. `Conv` is a small CNN as LeNet has it, through autograd, its
-convolutions unrolled into products, since a convolution a device in one call is slower than a loop on CPUs. Neither has state
-that batches share, such as running means: devices may not see one another.
+added into its weights, and no gradient is ever stored. `Conv` is a small CNN of LeNet's shape, through autograd; its convolutions
+are unrolled into products, since one grouped convolution for all devices is slower than a loop on CPUs. Neither has state that
+batches share, such as running means: devices must not influence one another. Other models: custom_models.py.
 """
 
 import math
@@ -22,22 +22,31 @@ from torch.nn import functional
 
 from kvtools.chance import rng_for
 
-_WIDEST = 1 << 20  # of a layer of an MLP: beyond it a model takes gigabytes a group
-Rows = list[Tensor]
-# x (B, b, ...), y (B, b), weight (B, b): one step of gradient descent for each device, in place. weight: what each sample
-# counts, 0 where there is none; the loss is the weighted sum of cross-entropies
-Step = Callable[[Tensor, Tensor, Tensor], None]
+_WIDEST = 1 << 20  # a layer of an MLP: a wider model takes gigabytes a group
+FORMS = "softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml and FILE.py:NAME"
+# x (B, b, ...), y (B, b), weight (B, b): one step of gradient descent for each device, in place. The loss is the sum of
+# cross-entropies times weights; the weight of padding is 0
+SgdStep = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class Model(Protocol):
     """What training needs of a model."""
 
     @property
-    def n_parameters(self) -> int: ...
-    def init(self, seed: int) -> np.ndarray: ...
-    def descent(self, rows_BP: Tensor, rate: float) -> Step: ...
-    def logits(self, rows_MP: Tensor, x_ND: Tensor) -> Tensor: ...
-    def named(self, row_P: np.ndarray) -> dict[str, np.ndarray]: ...
+    def n_parameters(self) -> int:
+        """Numbers in a row of weights."""
+
+    def init(self, seed: int) -> np.ndarray:
+        """The first weights, float32 (P,)."""
+
+    def sgd(self, rows_BP: Tensor, lr: float) -> SgdStep:
+        """What takes steps of SGD with these weights, float32 (B, P), in place."""
+
+    def logits(self, rows_MP: Tensor, x_ND: Tensor) -> Tensor:
+        """Logits of each of M models for the same samples, float32 (M, N, C)."""
+
+    def named(self, row_P: np.ndarray) -> dict[str, np.ndarray]:
+        """One model's weights as the tensors of a `model` bag."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +60,25 @@ class Dense:
         return sum(i * o + o for i, o in pairwise(self.sizes))
 
     def init(self, seed: int) -> np.ndarray:
-        """float32 (P,): zeros for softmax regression, which is convex; else as torch.nn.Linear has it, U(+-1/sqrt(in))."""
-        chance = rng_for(seed, "etree", "init")
+        """The first weights, float32 (P,): zeros for softmax regression, which is convex; else U(+-1/sqrt(in)) as in torch."""
+        rng = rng_for(seed, "etree", "init")
         parts = []
         for i, o in pairwise(self.sizes):
             limit = 1 / math.sqrt(i) if len(self.sizes) > 2 else 0.0
-            parts += [chance.uniform(-limit, limit, i * o), chance.uniform(-limit, limit, o)]
+            parts += [rng.uniform(-limit, limit, i * o), rng.uniform(-limit, limit, o)]
         return np.concatenate(parts).astype(np.float32)
 
     def layers(self, rows_BP: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Views: weights (B, I, O) and biases (B, 1, O) of each layer."""
-        found, begin = [], 0
+        """Views of the weights (B, I, O) and biases (B, 1, O) of each layer. rows_BP: float32 (B, P)."""
+        layers, begin = [], 0
         for i, o in pairwise(self.sizes):
             middle, end = begin + i * o, begin + i * o + o
-            found.append((rows_BP[:, begin:middle].view(-1, i, o), rows_BP[:, None, middle:end]))
+            layers.append((rows_BP[:, begin:middle].view(-1, i, o), rows_BP[:, None, middle:end]))
             begin = end
-        return found
+        return layers
 
-    def descent(self, rows_BP: Tensor, rate: float) -> Step:
-        """What takes a step with these rows. Views are made once: in small models they cost as much as the products."""
+    def sgd(self, rows_BP: Tensor, lr: float) -> SgdStep:
+        """As Model.sgd. Views are made once: in small models they cost as much as the products."""
         layers = [(w, w.transpose(1, 2), bias) for w, bias in self.layers(rows_BP)]
         minus_one = rows_BP.new_full((), -1.0)
 
@@ -77,26 +86,23 @@ class Dense:
             inputs = [x_BbD.flatten(2)]
             for weights, _, bias in layers[:-1]:
                 inputs.append(torch.baddbmm(bias, inputs[-1], weights).relu_())
-            slope = torch.softmax(torch.baddbmm(layers[-1][2], inputs[-1], layers[-1][0]), dim=2)
-            slope.scatter_add_(2, y_Bb[:, :, None], minus_one.expand(*y_Bb.shape, 1))
-            slope *= weight_Bb[:, :, None]
-            for place in range(len(layers) - 1, -1, -1):
-                weights, turned, bias = layers[place]
-                below = None
-                if place:
-                    # before the weights move; ReLU lets through what is positive
-                    below = torch.ops.aten.threshold_backward(torch.bmm(slope, turned), inputs[place], 0)
-                weights.baddbmm_(inputs[place].transpose(1, 2), slope, alpha=-rate)
-                bias.sub_(slope.sum(dim=1, keepdim=True), alpha=rate)
-                if below is not None:
-                    slope = below
+            grad = torch.softmax(torch.baddbmm(layers[-1][2], inputs[-1], layers[-1][0]), dim=2)
+            grad.scatter_add_(2, y_Bb[:, :, None], minus_one.expand(*y_Bb.shape, 1))
+            grad *= weight_Bb[:, :, None]
+            for i in range(len(layers) - 1, -1, -1):
+                weights, transposed, bias = layers[i]
+                # the gradient of the layer below, before the weights change; ReLU passes it on where its output is positive
+                below = torch.ops.aten.threshold_backward(torch.bmm(grad, transposed), inputs[i], 0) if i else grad
+                weights.baddbmm_(inputs[i].transpose(1, 2), grad, alpha=-lr)
+                bias.sub_(grad.sum(dim=1, keepdim=True), alpha=lr)
+                grad = below
 
         return step
 
     def logits(self, rows_MP: Tensor, x_ND: Tensor) -> Tensor:
-        """(M, N, C): what each model says of the same samples."""
+        """As Model.logits."""
         (weights, bias), *rest = self.layers(rows_MP)
-        # all models' first layers side by side are one product, which narrow ones by themselves are slow at
+        # the first layers of all models are one product: a product of its own for each narrow model is slower
         wide = x_ND.flatten(1) @ weights.transpose(0, 1).flatten(1)
         h = wide.view(len(x_ND), len(rows_MP), -1).transpose(0, 1) + bias
         for weights, bias in rest:
@@ -105,11 +111,11 @@ class Dense:
 
     def named(self, row_P: np.ndarray) -> dict[str, np.ndarray]:
         """The weights as torch.nn.Sequential(Linear, ReLU, Linear, …) names and lays them out."""
-        found = {}
-        for place, (weights, bias) in enumerate(self.layers(torch.from_numpy(row_P[None]))):
-            found[f"{2 * place}.weight"] = weights[0].T.contiguous().numpy()
-            found[f"{2 * place}.bias"] = bias[0, 0].numpy()
-        return found
+        tensors = {}
+        for i, (weights, bias) in enumerate(self.layers(torch.from_numpy(row_P[None]))):
+            tensors[f"{2 * i}.weight"] = weights[0].T.contiguous().numpy()
+            tensors[f"{2 * i}.bias"] = bias[0, 0].numpy()
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -137,21 +143,21 @@ class Conv:
         return sum(map(math.prod, self._shapes))
 
     def init(self, seed: int) -> np.ndarray:
-        """float32 (P,), U(+-1/sqrt(fan in)) as PyTorch has it."""
-        chance = rng_for(seed, "etree", "init")
+        """The first weights, float32 (P,), U(+-1/sqrt(fan in)) as in torch."""
+        rng = rng_for(seed, "etree", "init")
         parts: list[np.ndarray] = []
         for weights, bias in zip(self._shapes[::2], self._shapes[1::2], strict=True):
             limit = 1 / math.sqrt(weights[1] if len(parts) < 4 else weights[0])
-            parts += [chance.uniform(-limit, limit, math.prod(weights)), chance.uniform(-limit, limit, bias[0])]
+            parts += [rng.uniform(-limit, limit, math.prod(weights)), rng.uniform(-limit, limit, bias[0])]
         return np.concatenate(parts).astype(np.float32)
 
-    def _views(self, rows_BP: Tensor) -> Rows:
-        found, begin = [], 0
+    def _views(self, rows_BP: Tensor) -> list[Tensor]:
+        views, begin = [], 0
         for shape in self._shapes:
             end = begin + math.prod(shape)
-            found.append(rows_BP[:, begin:end].view(-1, *shape))
+            views.append(rows_BP[:, begin:end].view(-1, *shape))
             begin = end
-        return found
+        return views
 
     def _forward(self, rows_BP: Tensor, x: Tensor) -> Tensor:
         n_devices, n_samples = x.shape[:2]
@@ -167,56 +173,48 @@ class Conv:
         h = torch.baddbmm(b3[:, None], x.flatten(2), w3).relu()
         return torch.baddbmm(b4[:, None], h, w4)
 
-    def descent(self, rows_BP: Tensor, rate: float) -> Step:
-        """As Dense.descent."""
+    def sgd(self, rows_BP: Tensor, lr: float) -> SgdStep:
+        """As Model.sgd."""
 
         def step(x_BbD: Tensor, y_Bb: Tensor, weight_Bb: Tensor) -> None:
             with torch.enable_grad():
                 leaf = rows_BP.detach().requires_grad_()
                 loss = functional.cross_entropy(self._forward(leaf, x_BbD).flatten(0, 1), y_Bb.flatten(), reduction="none")
-                (slope,) = torch.autograd.grad((loss * weight_Bb.flatten()).sum(), leaf)
-            rows_BP.sub_(slope, alpha=rate)
+                (grad,) = torch.autograd.grad((loss * weight_Bb.flatten()).sum(), leaf)
+            rows_BP.sub_(grad, alpha=lr)
 
         return step
 
     def logits(self, rows_MP: Tensor, x_ND: Tensor) -> Tensor:
-        """As Dense.logits."""
+        """As Model.logits."""
         return torch.cat([self._forward(row_P[None], x_ND[None]) for row_P in rows_MP])
 
     def named(self, row_P: np.ndarray) -> dict[str, np.ndarray]:
         """The weights as torch.nn's Conv2d and Linear lay them out, under conv1, conv2, fc1 and fc2."""
         views = [view[0].numpy() for view in self._views(torch.from_numpy(row_P[None]))]
         k = self._KERNEL
-        found = {}
-        for place, name in enumerate(("conv1", "conv2", "fc1", "fc2")):
-            weights, bias = views[2 * place : 2 * place + 2]
-            found[f"{name}.weight"] = weights.reshape(len(weights), -1, k, k) if place < 2 else np.ascontiguousarray(weights.T)
-            found[f"{name}.bias"] = bias
-        return found
+        tensors = {}
+        for i, name in enumerate(("conv1", "conv2", "fc1", "fc2")):
+            weights, bias = views[2 * i : 2 * i + 2]
+            tensors[f"{name}.weight"] = weights.reshape(len(weights), -1, k, k) if i < 2 else np.ascontiguousarray(weights.T)
+            tensors[f"{name}.bias"] = bias
+        return tensors
 
 
 def _pooled(n: int, kernel: int) -> int:
     return (n - kernel + 1) // 2
 
 
-def build(words: str, shape: tuple[int, ...], n_classes: int, seed: int = 0) -> Model:
-    """`softmax`, `mlp:200` or `mlp:300,100`, `cnn`, a recipe FILE.toml, or FILE.py:NAME, for samples of this shape. Raises
-    ValueError for others, Missing where there is no such file."""
-    if words.endswith(".toml"):
-        from kvtools.etree.train.modules import read_recipe
-
-        return read_recipe(words, shape, n_classes)
-    if words.rpartition(":")[0].endswith(".py"):
-        from kvtools.etree.train.modules import load_own
-
-        return load_own(words, shape, n_classes, seed)
-    name, _, widths = words.partition(":")
+def build(text: str, shape: tuple[int, ...], n_classes: int) -> Model:
+    """The model `softmax`, `mlp:200`, `mlp:300,100` or `cnn` for samples of this shape. Raises ValueError for other text."""
+    name, _, widths = text.partition(":")
     n_features = math.prod(shape)
-    if words == "softmax":
+    if text == "softmax":
         return Dense((n_features, n_classes))
-    if name == "mlp" and all(word.isdecimal() and 0 < int(word) <= _WIDEST for word in widths.split(",")):
+    if name == "mlp" and all(width.isdecimal() and 0 < int(width) <= _WIDEST for width in widths.split(",")):
         return Dense((n_features, *map(int, widths.split(",")), n_classes))
-    if words == "cnn" and len(shape) == 3 and min(_pooled(_pooled(n, 5), 5) for n in shape[1:]) >= 1:
-        return Conv((shape[0], shape[1], shape[2]), n_classes)
-    where = "" if words != "cnn" else f", and samples of {shape} found where cnn wants images of 16 by 16 or more"
-    raise ValueError(f"softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml or FILE.py:NAME expected{where}")
+    if text != "cnn":
+        raise ValueError(f"models are {FORMS}, with widths up to {_WIDEST}")
+    if len(shape) != 3 or min(_pooled(_pooled(n, 5), 5) for n in shape[1:]) < 1:
+        raise ValueError(f"cnn takes images of 16 by 16 or more, and these samples have the shape {shape}")
+    return Conv((shape[0], shape[1], shape[2]), n_classes)

@@ -1,7 +1,7 @@
-"""A run: an algorithm's course, round after round, and what it has reached and spent, to be told at each evaluation.
+"""A run: an algorithm, round after round, and what it has reached and cost at each evaluation.
 
-Every algorithm runs in the same harness: the same first model, the same samples in the same order on each device, the same
-evaluation, costs counted by the same rules. Not here: files, but for the state of a run that was stopped.
+Every algorithm runs in the same way: the same first model, the same samples in the same order on each device, the same
+evaluation, costs counted by the same rules. Not here: files, options and messages.
 """
 
 import time
@@ -12,163 +12,161 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from kvtools.etree.data.devices import Peers
 from kvtools.etree.network.delay import Delays
-from kvtools.etree.network.traffic import Paths, Queues
-from kvtools.etree.train.decentralised import PeerCourse
-from kvtools.etree.train.failures import read_script, status_at
+from kvtools.etree.network.traffic import Queues, ShortestPaths
+from kvtools.etree.train.costs import CostModel
+from kvtools.etree.train.decentralised import DecentralisedSimulation
+from kvtools.etree.train.failures import Event, status_at
 from kvtools.etree.train.local import Trainer
-from kvtools.etree.train.simulation import Costs, TreeCourse, Weights, star, two_levels
-from kvtools.etree.tree.tree import Tree
+from kvtools.etree.train.simulation import TreeSimulation, Weights
+from kvtools.etree.tree.ranks import Ranks
+from kvtools.etree.tree.tree import Tree, star, two_levels
 
 Algorithm = Literal["etree", "fedavg", "hierfavg", "gossip", "d-psgd", "individual", "grouped"]
+DECENTRALISED = ("gossip", "d-psgd", "individual")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run and for how long: rounds of the algorithm, or, where `epochs` is given, so many local epochs."""
+    """What to run and for how long. `events` come from failures.read_script, for the tree of `algorithm_tree`."""
 
     algorithm: Algorithm
     rounds: int
-    epochs: int | None = None
     every: int = 1  # rounds between evaluations
     weights: Weights = "samples"
     quorum: float = 0.0
-    carried: Literal["drop", "carry"] = "drop"
-    fail: str | None = None
-    is_masked: bool = False
+    late_updates: Literal["drop", "carry"] = "drop"
+    events: tuple[Event, ...] = ()
+    is_secure: bool = False
     regroup: float = 0.0
-    is_compared: bool = False  # with the same run without failures
+    is_compared: bool = False  # with the same run without events
+
+
+def algorithm_tree(algorithm: Algorithm, tree: Tree, delays: Delays) -> Tree:
+    """The tree that an algorithm trains over: of fedavg a star, of hierfavg two levels, else the tree itself."""
+    if algorithm == "fedavg":
+        return star(tree, delays.server())
+    return two_levels(tree, delays.server()) if algorithm == "hierfavg" else tree
+
+
+def rounds_of(n_epochs: int, tree: Tree) -> int:
+    """Rounds that make so many local epochs. Raises ValueError where they are not whole rounds."""
+    per_round = int(tree.ratios[0]) * tree.round_steps
+    if n_epochs % per_round:
+        fewer = n_epochs // per_round * per_round
+        nearest = f"{fewer} or {fewer + per_round}" if fewer else str(per_round)
+        raise ValueError(f"a round has {per_round} local epochs; the nearest whole rounds make {nearest}")
+    return n_epochs // per_round
 
 
 class Run:
-    """A run under way; iterate for a line at each evaluation. `state` is what another run needs to go on."""
+    """A run under way; iterate for a line at each evaluation. `state` is what another run needs to continue it."""
 
     def __init__(
-        self, plan: Plan, tree: Tree, delays: Delays, trainer: Trainer, costs: Costs, test: tuple[np.ndarray, np.ndarray],
-        peers: Peers, tell: Callable[[str], None], traffic: Paths | Queues | None = None,
+        self, plan: Plan, tree: Tree, delays: Delays, trainer: Trainer, cost_model: CostModel,
+        test: tuple[np.ndarray, np.ndarray], world: Ranks, log: Callable[[str], None],
+        traffic: ShortestPaths | Queues | None = None,
     ) -> None:  # fmt: skip
-        """Raises ValueError for a script of failures that cannot be followed, and for models that do not fit."""
+        """test: x float32 (N, ...) and y int64 (N,). Raises ValueError where the models of all devices do not fit."""
         self.plan, self._trainer = plan, trainer
-        self._test = tuple(torch.from_numpy(part).to(trainer.place) for part in test)
-        self.course: TreeCourse | PeerCourse
-        home = tree.group
-        self._well: Run | None = None
+        self._test = tuple(torch.from_numpy(part).to(trainer.torch_device) for part in test)
+        self._baseline: Run | None = None
         if plan.is_compared:
-            if not plan.fail:
-                raise ValueError("--compare without --fail found, failures to compare with their absence expected")
-            unharmed = replace(plan, fail=None, is_compared=False)
-            self._well = Run(unharmed, tree, delays, trainer, costs, test, peers, lambda _: None, traffic)
+            without = replace(plan, events=(), is_compared=False)
+            self._baseline = Run(without, tree, delays, trainer, cost_model, test, world, lambda _: None, traffic)
+        self.simulation: TreeSimulation | DecentralisedSimulation
         if plan.algorithm in ("gossip", "d-psgd", "individual"):
-            if plan.is_masked:
-                raise ValueError(f"--secure with {plan.algorithm} found, with etree, fedavg, hierfavg or grouped expected")
-            if plan.fail:
-                raise ValueError(f"failures with {plan.algorithm} found, with etree, fedavg, hierfavg or grouped expected")
-            steps = int(np.prod(tree.ratios[1:-1], dtype=np.int64))
-            self.course = PeerCourse(
-                plan.algorithm, int(tree.ratios[0]), steps, delays, trainer, costs, home, peers, traffic=traffic
+            self.simulation = DecentralisedSimulation(
+                plan.algorithm, int(tree.ratios[0]), tree.round_steps, delays, trainer, cost_model, tree.group, world, traffic
             )
         else:
-            if plan.algorithm == "fedavg":
-                tree = star(tree, delays.hub())
-            elif plan.algorithm == "hierfavg":
-                tree = two_levels(tree, delays.hub())
-            self.course = TreeCourse(
-                tree, delays, trainer, costs, plan.weights, home, peers,
-                has_top=plan.algorithm != "grouped", quorum=plan.quorum, carried=plan.carried,
-                regroup=plan.regroup, is_masked=plan.is_masked, tell=tell, traffic=traffic,
+            self.simulation = TreeSimulation(
+                algorithm_tree(plan.algorithm, tree, delays), delays, trainer, cost_model, plan.weights, tree.group, world,
+                has_root=plan.algorithm != "grouped", quorum=plan.quorum, late_updates=plan.late_updates,
+                regroup=plan.regroup, is_secure=plan.is_secure, log=log, traffic=traffic,
             )  # fmt: skip
-        self._tree = tree
-        a_round = self.epochs_a_round
-        if plan.epochs is not None and plan.epochs % a_round:
-            few = plan.epochs // a_round * a_round
-            near = f"{few} or {few + a_round}" if few else str(a_round)
-            raise ValueError(f"{plan.epochs} epochs with {plan.algorithm} found, whose rounds have {a_round}; {near} expected")
-        self._events = read_script(plan.fail, tree, trainer.seed) if plan.fail is not None else []
-        for begin in sorted({event.begin for event in self._events if event.begin > self.n_steps}):
-            tell(f"--fail: step {begin} is after the last, {self.n_steps}: what is to happen then never does.")
-        self._earlier_s = 0.0
-        self._spent_s = 0.0
-
-    @property
-    def epochs_a_round(self) -> int:
-        """Local epochs in a round."""
-        return int(self._tree.ratios[0]) * self.course.round_steps
+        self._earlier_s = 0.0  # computed before this run was resumed
+        self._wall_s = 0.0
 
     @property
     def n_steps(self) -> int:
         """Steps in all, whole rounds."""
-        per_round = self.course.round_steps
-        if self.plan.epochs is None:
-            return self.plan.rounds * per_round
-        return self.plan.epochs // self.epochs_a_round * per_round
+        return self.plan.rounds * self.simulation.round_steps
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (line for line in self.rounds() if line is not None)
 
     def rounds(self) -> Iterator[dict[str, Any] | None]:
-        """Round after round, between which `state` may be asked for: the line where it was evaluated, else None.
+        """Round after round, between which `state` may be called: the line of its evaluation, None where there was none.
 
-        Raises ValueError for a model that has diverged.
+        Raises ValueError for a model that has diverged, and for updates too large to mask.
         """
-        course, per_round = self.course, self.course.round_steps
-        begun = time.monotonic()
-        well = iter(self._well) if self._well else None
-        while course.spent.steps < self.n_steps:
-            number = course.spent.steps + 1
-            if isinstance(course, TreeCourse):
-                course.step(status_at(self._events, self._tree, number))
-            else:
-                course.step()
-            if number % per_round:
+        per_round = self.simulation.round_steps
+        start = time.monotonic()
+        baseline = iter(self._baseline) if self._baseline else None
+        while self.simulation.costs.steps < self.n_steps:
+            for _ in range(per_round):
+                self._step()
+            self._wall_s = self._earlier_s + time.monotonic() - start
+            n_rounds = self.simulation.costs.steps // per_round
+            if n_rounds % self.plan.every and n_rounds != self.plan.rounds:
+                yield None
                 continue
-            self._spent_s = self._earlier_s + time.monotonic() - begun
-            line = None
-            if number // per_round % self.plan.every == 0 or number == self.n_steps:
-                line = self.line()
-                if not np.isfinite(line["loss"]):
-                    raise ValueError(f"round {line['round']}: a loss that is not finite found; try a lower --lr")
-                if well:  # its rounds are as long, and are evaluated as often
-                    paused = time.monotonic()
-                    unharmed = next(well)
-                    begun += time.monotonic() - paused
-                    line["accuracy_lost"] = round(unharmed["accuracy"] - line["accuracy"], 6)
-                    line["simulated_s_lost"] = round(line["simulated_s"] - unharmed["simulated_s"], 6)
+            line = self.line()
+            if not np.isfinite(line["loss"]):
+                raise ValueError(f"the loss is not finite after round {n_rounds}; the learning rate may be too high")
+            if baseline:  # its rounds are as long, and are evaluated as often
+                paused = time.monotonic()
+                other = next(baseline)
+                start += time.monotonic() - paused
+                line["accuracy_lost"] = round(other["accuracy"] - line["accuracy"], 6)
+                line["simulated_s_lost"] = round(line["simulated_s"] - other["simulated_s"], 6)
             yield line
 
+    def _step(self) -> None:
+        if isinstance(self.simulation, DecentralisedSimulation):
+            self.simulation.step()
+            return
+        tree, number = self.simulation.tree, self.simulation.costs.steps + 1
+        self.simulation.step(status_at(self.plan.events, tree, number))
+
     def line(self) -> dict[str, Any]:
-        """What has been reached and spent, under the names that scripts rely on."""
-        rows, weight = self.course.model()
-        models = torch.from_numpy(rows).to(self._trainer.place)
+        """What has been reached and what it cost, under the names that scripts rely on."""
+        rows, weight = self.simulation.model()
+        models = torch.from_numpy(rows).to(self._trainer.torch_device)
         accuracy, loss = self._trainer.evaluate(models, *self._test)
-        spent = self.course.spent
+        costs = self.simulation.costs
         return {
-            "algorithm": self.plan.algorithm, "round": spent.steps // self.course.round_steps, "local_epochs": spent.epochs,
-            "bytes": spent.n_bytes, "wan_bytes": spent.wan_bytes, "simulated_s": round(spent.seconds, 6),
-            "wall_s": round(self._spent_s, 3), "accuracy": float(accuracy @ weight / weight.sum()),
-            "loss": float(loss @ weight / weight.sum()),
+            "algorithm": self.plan.algorithm, "round": costs.steps // self.simulation.round_steps,
+            "local_epochs": costs.epochs, "bytes": costs.n_bytes, "wan_bytes": costs.wan_bytes,
+            "simulated_s": round(costs.seconds, 6), "wall_s": round(self._wall_s, 3),
+            "accuracy": float(accuracy @ weight / weight.sum()), "loss": float(loss @ weight / weight.sum()),
         }  # fmt: skip
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The final model's tensors by name: the root's, or the mean of all there are where nobody is above the others."""
-        rows, weight = self.course.model()
-        row = self.course.mean() if isinstance(self.course, PeerCourse) else (weight / weight.sum()) @ rows.astype(np.float64)
-        return self._trainer.model.named(row.astype(np.float32))
+        """The final model's tensors by name: the root's, or the mean of all models where there is no root.
+
+        A collective: every rank must call it.
+        """
+        if isinstance(self.simulation, DecentralisedSimulation):
+            return self._trainer.model.named(self.simulation.mean())
+        rows, weight = self.simulation.model()
+        return self._trainer.model.named(((weight / weight.sum()) @ rows.astype(np.float64)).astype(np.float32))
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Tensors and words between two rounds."""
-        tensors, words = self.course.state(), {"spent": asdict(self.course.spent), "wall_s": self._spent_s}
-        if self._well:
-            others, words["well"] = self._well.state()
-            tensors |= {f"well.{name}": array for name, array in others.items()}
-        return tensors, words
+        """Tensors and fields between two rounds. A collective: every rank must call it."""
+        tensors, fields = self.simulation.state(), {"costs": asdict(self.simulation.costs), "wall_s": self._wall_s}
+        if self._baseline:
+            others, fields["baseline"] = self._baseline.state()
+            tensors |= {f"baseline.{name}": array for name, array in others.items()}
+        return tensors, fields
 
-    def restore(self, tensors: dict[str, np.ndarray], words: dict[str, Any]) -> None:
-        """Go on from such a state."""
-        self.course.restore(tensors)
-        for name, value in words["spent"].items():
-            setattr(self.course.spent, name, value)
-        self._earlier_s = self._spent_s = words["wall_s"]
-        if self._well:
-            own = {name.removeprefix("well."): array for name, array in tensors.items() if name.startswith("well.")}
-            self._well.restore(own, words["well"])
+    def restore(self, tensors: dict[str, np.ndarray], fields: dict[str, Any]) -> None:
+        """Continue from such a state."""
+        self.simulation.restore(tensors)
+        for name, value in fields["costs"].items():
+            setattr(self.simulation.costs, name, value)
+        self._earlier_s = self._wall_s = fields["wall_s"]
+        if self._baseline:
+            others = {name.removeprefix("baseline."): array for name, array in tensors.items() if name.startswith("baseline.")}
+            self._baseline.restore(others, fields["baseline"])

@@ -1,11 +1,11 @@
-"""Groups of bounded size whose labels look like everybody's, of devices near one another: our own method, not the paper's.
+"""Groups of bounded size whose labels are distributed as everybody's, of devices near one another: our method, not the paper's.
 
 The objective: the mean over devices of (1 - w) d(i, centre) / median + w gap(group), where gap is the L1 distance of the
-group's share of labels from that of all, and w what labels weigh. Sizes lie within (1 +- slack) n / K. The start is the
-cheapest assignment under these bounds (transport.py), of positions by constrained k-means; then devices move, or change
-places with another, where that lowers the objective, until none does; then centres move to the medoids; and again.
+group's label distribution from that of all devices, and w the weight of labels. Sizes lie within (1 +- slack) n / K. The start
+is the cheapest assignment under these bounds (bounded_assignment.py), of positions by constrained k-means. Then devices move,
+or swap groups with another, while that lowers the objective; then centres move to the medoids; and again.
 
-Devices tell how many samples of each label they hold, which KMA does not ask of them.
+Devices reveal how many samples of each label they hold, which KMA does not ask of them.
 
 Legend: n devices, K groups, C classes, d axes, m members. Memory n x K numbers; time O(n (K C + m C)) a pass over the devices.
 """
@@ -17,37 +17,39 @@ import numpy as np
 from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays, blocks
 from kvtools.etree.tree.bounded_assignment import assign
-from kvtools.etree.tree.kma import Alone, Groups, Method, Peers, cluster, first_centres, medoids
+from kvtools.etree.tree.kma import Groups, Method, cluster, initial_centres, medoids
+from kvtools.etree.tree.ranks import Ranks
 
 LARGEST = 100_000_000  # devices times groups
-_PASSES = 20
-_GAIN = 1e-9
+_N_SWEEPS = 20
+_N_PASSES = 20
+_LEAST_GAIN = 1e-9
 
 
 def bounds(n_devices: int, n_groups: int, slack: float) -> tuple[int, int]:
-    """The least and the largest size of a group."""
+    """The smallest and the largest size of a group."""
     even = n_devices / n_groups
     return max(1, int(np.floor(even * (1 - slack) + 1e-9))), int(np.ceil(even * (1 + slack) - 1e-9))
 
 
 def balanced(
-    delays: Delays, labels_nC: np.ndarray, n_groups: int, *, seed: int, weight: float = 0.5, slack: float = 0.2,
-    n_sweeps: int = 20, tell: Callable[[int], None] = lambda _: None,
+    delays: Delays, labels_nC: np.ndarray, n_groups: int, *, seed: int, world: Ranks, weight: float = 0.5, slack: float = 0.2,
+    n_sweeps: int = _N_SWEEPS, log: Callable[[int], None] = lambda _: None,
 ) -> Groups:  # fmt: skip
-    """Groups by the objective above. labels_nC: int (n, C); C = 0, or weight = 0, looks at delays and sizes alone.
+    """Groups by the objective above. labels_nC: int (n, C), samples of each label; C = 0, or weight = 0, leaves labels out.
 
-    Raises ValueError for more groups than devices, and for more than 1e8 distances.
+    log: called with the number of each sweep. Raises ValueError for more groups than devices, and for more than 1e8 distances.
     """
     n_devices = len(delays)
     if n_devices * n_groups > LARGEST:
-        raise ValueError(f"{n_devices} devices times {n_groups} groups found, up to {LARGEST} expected of the balanced method")
-    centre = first_centres(n_devices, n_groups, seed)
+        raise ValueError(f"{n_devices} devices times {n_groups} groups are too many for balanced, which takes up to {LARGEST}")
+    centre = initial_centres(n_devices, n_groups, seed)
     low, high = bounds(n_devices, n_groups, slack)
     weight = weight if labels_nC.shape[1] else 0.0
     prices = None
     if delays.points is not None:
         group, _ = k_means(delays.points[delays.site], n_groups, low, high, seed=seed)
-        centre = medoids(delays, group, centre, Alone())
+        centre = medoids(delays, group, centre, world)
     best, least = None, np.inf
     for number in range(1, n_sweeps + 1):
         cost_nK = _costs(delays, centre)
@@ -55,43 +57,43 @@ def balanced(
         if number == 1:
             group, prices = assign(cost_nK, low, high, prices)
         if weight:
-            group = _search(cost_nK / scale * (1 - weight), labels_nC, group, low, high, weight, seed)
+            group = _improved(cost_nK / scale * (1 - weight), labels_nC, group, low, high, weight, seed)
         elif number > 1:
             group, prices = assign(cost_nK, low, high, prices)
-        moved = medoids(delays, group, centre, Alone())
+        moved = medoids(delays, group, centre, world)
         groups = Groups(group, moved, number)
-        total = float(delays.each(np.arange(n_devices), moved[group]).mean()) / scale * (1 - weight)
+        total = float(delays.elementwise(np.arange(n_devices), moved[group]).mean()) / scale * (1 - weight)
         total += weight * float(groups.sizes @ _gaps(labels_nC, group, n_groups)) / n_devices if weight else 0.0
-        tell(number)
-        if total < least - _GAIN:
+        log(number)
+        if total < least - _LEAST_GAIN:
             best, least = groups, total
-        if np.array_equal(moved, centre) or total > least + _GAIN:
+        if np.array_equal(moved, centre) or total > least + _LEAST_GAIN:
             break
         centre = moved
     assert best is not None, "the first sweep costs less than infinity"
     return Groups(best.group, best.centre, number, 0, number < n_sweeps)
 
 
-def grouped(
+def group_devices(
     method: Method, delays: Delays, labels_nC: np.ndarray, n_groups: int, *, seed: int, accuracy: np.ndarray | None,
-    delta: float, weight: float, slack: float, n_sweeps: int, peers: Peers, tell: Callable[[int], None],
+    delta: float, weight: float, slack: float, n_sweeps: int, world: Ranks, log: Callable[[int], None],
 ) -> Groups:  # fmt: skip
-    """Groups by any method; this one makes 20 sweeps at most. Raises ValueError as they do."""
+    """Groups by any method, with the arguments of `balanced` and of kma.cluster; `balanced` makes 20 sweeps at most."""
     if method == "balanced":
-        few = min(20, n_sweeps)
-        return balanced(delays, labels_nC, n_groups, seed=seed, weight=weight, slack=slack, n_sweeps=few, tell=tell)
-    return cluster(
-        method, delays, n_groups, seed=seed, accuracy=accuracy, delta=delta, n_sweeps=n_sweeps, peers=peers, tell=tell
-    )
+        n_sweeps = min(_N_SWEEPS, n_sweeps)
+        return balanced(
+            delays, labels_nC, n_groups, seed=seed, weight=weight, slack=slack, n_sweeps=n_sweeps, world=world, log=log
+        )
+    return cluster(method, delays, n_groups, seed=seed, accuracy=accuracy, delta=delta, n_sweeps=n_sweeps, world=world, log=log)
 
 
 def k_means(
     x_nd: np.ndarray, n_groups: int, low: int, high: int, *, seed: int, n_iterations: int = 25
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Constrained k-means: groups int32 (n,) of low to high points, and their means float64 (K, d).
+    """Constrained k-means: groups of low to high points, int32 (n,), and their means, float64 (K, d). x_nd: positions (n, d).
 
-    Lloyd's iterations whose assignment is the cheapest that the bounds allow (Bradley, Bennett and Demiriz 2000), from points
-    drawn at random; ends when nothing changes, or after n_iterations.
+    Lloyd's iterations with the cheapest assignment that the bounds allow (Bradley, Bennett and Demiriz 2000), from initial
+    centroids drawn among the points; ends when nothing changes, or after n_iterations.
     """
     x_nd = np.ascontiguousarray(x_nd, np.float64)
     narrow_nd = (x_nd - x_nd.mean(axis=0)).astype(np.float32)
@@ -114,10 +116,10 @@ def _means(x_nd: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
 
 
 def _costs(delays: Delays, centre: np.ndarray) -> np.ndarray:
-    """float32 (n, K): delays to the centres."""
+    """Delays to the centres, float32 (n, K), ms."""
     cost_nK = np.empty((len(delays), len(centre)), np.float32)
-    for some in blocks(len(delays), len(centre)):
-        cost_nK[some] = delays.between(np.arange(some.start, some.stop), centre)
+    for rows in blocks(len(delays), len(centre)):
+        cost_nK[rows] = delays.between(np.arange(rows.start, rows.stop), centre)
     return cost_nK
 
 
@@ -127,59 +129,87 @@ def _gaps(labels_nC: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray
     return _gap(hist_KC, labels_nC.sum(axis=0) / labels_nC.sum())
 
 
-def _gap(hist_C: np.ndarray, share_C: np.ndarray) -> np.ndarray:
-    """L1 of histograms (..., C), made shares, to the shares of all; of an empty one 0."""
+def _gap(hist_C: np.ndarray, fraction_C: np.ndarray) -> np.ndarray:
+    """L1 distance of histograms (..., C), as fractions, from the fractions of all; 0 for an empty histogram."""
     total = hist_C.sum(axis=-1, keepdims=True)
-    return np.asarray(np.abs(hist_C / np.maximum(total, 1) - share_C * (total > 0)).sum(axis=-1))
+    return np.asarray(np.abs(hist_C / np.maximum(total, 1) - fraction_C * (total > 0)).sum(axis=-1))
 
 
-def _search(
+def _improved(
     cost_nK: np.ndarray, labels_nC: np.ndarray, group: np.ndarray, low: int, high: int, weight: float, seed: int
 ) -> np.ndarray:
-    """Move devices one at a time, or two against each other, as long as the objective falls; devices come in a seeded order."""
-    n_devices, n_groups = cost_nK.shape
-    group = group.copy()
-    share_C = labels_nC.sum(axis=0) / labels_nC.sum()
-    labels = labels_nC.astype(np.float64)
-    hist_KC = np.zeros((n_groups, labels.shape[1]))
-    np.add.at(hist_KC, group, labels)
-    sizes = np.bincount(group, minlength=n_groups).astype(np.float64)
-    value_K = weight * sizes * _gap(hist_KC, share_C)
-    order = rng_for(seed, "kma", "search").permutation(n_devices)
-    for _ in range(_PASSES):
-        n_moved = 0
-        for i in order.tolist():
-            a = int(group[i])
-            left = weight * (sizes[a] - 1) * _gap(hist_KC[a] - labels[i], share_C) - value_K[a]
-            joined_K = weight * (sizes + 1) * _gap(hist_KC + labels[i], share_C) - value_K
-            more_K = cost_nK[i] - cost_nK[i, a] + joined_K + left
-            more_K[a] = np.inf
-            free_K = np.where((sizes < high) & (sizes[a] > low), more_K, np.inf)
-            b = int(free_K.argmin())
-            if free_K[b] < -_GAIN:
-                moves = [(i, a, b)]
-            else:
-                # where the group is full, or this one would be too small, somebody comes back
-                b = int(more_K.argmin())
-                partners = np.flatnonzero(group == b)
-                if not np.isfinite(more_K[b]) or not len(partners):
-                    continue
-                shift = labels[i] - labels[partners]
-                swap = cost_nK[i, b] - cost_nK[i, a] + cost_nK[partners, a] - cost_nK[partners, b]
-                swap = swap + weight * sizes[a] * _gap(hist_KC[a] - shift, share_C) - value_K[a]
-                swap = swap + weight * sizes[b] * _gap(hist_KC[b] + shift, share_C) - value_K[b]
-                j = int(swap.argmin())
-                if not swap[j] < -_GAIN:
-                    continue
-                moves = [(i, a, b), (int(partners[j]), b, a)]
-            for device, source, target in moves:
-                group[device] = target
-                hist_KC[source] -= labels[device]
-                hist_KC[target] += labels[device]
-                sizes[source] -= 1
-                sizes[target] += 1
-            value_K[[a, b]] = weight * sizes[[a, b]] * _gap(hist_KC[[a, b]], share_C)
-            n_moved += 1
-        if not n_moved:
+    """Groups after moves of one device, and swaps of two, for as long as the objective falls; devices in a seeded order."""
+    search = _LocalSearch(cost_nK, labels_nC, group, low, high, weight)
+    order = rng_for(seed, "kma", "search").permutation(len(cost_nK)).tolist()
+    for _ in range(_N_PASSES):
+        if not sum(search.improve(device) for device in order):
             break
-    return group
+    return search.group
+
+
+class _LocalSearch:
+    """Groups under change: n times the objective is the sum of cost_nK over devices plus that of label_cost_K over groups."""
+
+    def __init__(
+        self, cost_nK: np.ndarray, labels_nC: np.ndarray, group: np.ndarray, low: int, high: int, weight: float
+    ) -> None:
+        self.group = group.copy()
+        self._cost_nK, self._labels_nC = cost_nK, labels_nC.astype(np.float64)
+        self._low, self._high, self._weight = low, high, weight
+        self._fraction_C = labels_nC.sum(axis=0) / labels_nC.sum()
+        n_groups = cost_nK.shape[1]
+        self._hist_KC = np.zeros((n_groups, labels_nC.shape[1]))
+        np.add.at(self._hist_KC, group, self._labels_nC)
+        self._sizes = np.bincount(group, minlength=n_groups).astype(np.float64)
+        self._label_cost_K = self._label_cost(self._sizes, self._hist_KC)
+
+    def improve(self, i: int) -> bool:
+        """Move device i to the group that lowers the objective most, or swap it with a device there; whether one did."""
+        a, sizes = int(self.group[i]), self._sizes
+        change_K = self._change_of_move(i, a)
+        allowed_K = np.where((sizes < self._high) & (sizes[a] > self._low), change_K, np.inf)
+        b = int(allowed_K.argmin())
+        if allowed_K[b] < -_LEAST_GAIN:
+            self._move([(i, b)])
+            return True
+        # the best group is full, or this one would be too small: a device of that group must come back
+        b = int(change_K.argmin())
+        partners = np.flatnonzero(self.group == b)
+        if not np.isfinite(change_K[b]) or not len(partners):
+            return False
+        change = self._change_of_swap(i, a, partners, b)
+        best = int(change.argmin())
+        if not change[best] < -_LEAST_GAIN:
+            return False
+        self._move([(i, b), (int(partners[best]), a)])
+        return True
+
+    def _label_cost(self, sizes: np.ndarray, hist_C: np.ndarray) -> np.ndarray:
+        return np.asarray(self._weight * sizes * _gap(hist_C, self._fraction_C))
+
+    def _change_of_move(self, i: int, a: int) -> np.ndarray:
+        """Change of the objective when device i moves from group a to each group, (K,); infinite for a itself."""
+        left = self._label_cost(self._sizes[a] - 1, self._hist_KC[a] - self._labels_nC[i]) - self._label_cost_K[a]
+        joined_K = self._label_cost(self._sizes + 1, self._hist_KC + self._labels_nC[i]) - self._label_cost_K
+        change_K = self._cost_nK[i] - self._cost_nK[i, a] + joined_K + left
+        change_K[a] = np.inf
+        return np.asarray(change_K)
+
+    def _change_of_swap(self, i: int, a: int, partners: np.ndarray, b: int) -> np.ndarray:
+        """Change of the objective when device i of group a swaps with each of some devices of group b, (m,)."""
+        cost, shift = self._cost_nK, self._labels_nC[i] - self._labels_nC[partners]
+        change = cost[i, b] - cost[i, a] + cost[partners, a] - cost[partners, b]
+        change = change + self._label_cost(self._sizes[a], self._hist_KC[a] - shift) - self._label_cost_K[a]
+        return np.asarray(change + self._label_cost(self._sizes[b], self._hist_KC[b] + shift) - self._label_cost_K[b])
+
+    def _move(self, moves: list[tuple[int, int]]) -> None:
+        """Put devices into other groups: (device, group) each."""
+        for device, target in moves:
+            source = int(self.group[device])
+            self.group[device] = target
+            self._hist_KC[source] -= self._labels_nC[device]
+            self._hist_KC[target] += self._labels_nC[device]
+            self._sizes[source] -= 1
+            self._sizes[target] += 1
+        both = [source, target]
+        self._label_cost_K[both] = self._label_cost(self._sizes[both], self._hist_KC[both])

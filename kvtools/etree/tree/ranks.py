@@ -1,0 +1,24 @@
+"""What the algorithms need of the ranks that share the work; kvtools.world.World is one, `World()` the world of one rank."""
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Ranks(Protocol):
+    """All ranks; this one is `rank` of `size`. Both methods are collectives: every rank must call them."""
+
+    rank: int
+    size: int
+
+    def sum_array(self, array: np.ndarray) -> np.ndarray:
+        """The element-wise sum of every rank's array, the same on all."""
+
+    def gather_array(self, array: np.ndarray) -> np.ndarray:
+        """Every rank's array, one after the other along the first axis, in rank order."""
+
+
+def own_range(n: int, world: Ranks) -> np.ndarray:
+    """This rank's part of n numbers, int64: even parts, in rank order."""
+    begin, end = (n * rank // world.size for rank in (world.rank, world.rank + 1))
+    return np.arange(begin, end)

@@ -20,11 +20,14 @@ import numpy as np
 import torch
 
 from kvtools.etree.network.delay import Delays
-from kvtools.etree.train.local import Trainer, cores, shuffled
+from kvtools.etree.train.costs import CostModel
+from kvtools.etree.train.local import Trainer, shuffled
 from kvtools.etree.train.models import Dense, build
-from kvtools.etree.train.simulation import Costs, TreeCourse
+from kvtools.etree.train.simulation import TreeSimulation
 from kvtools.etree.tree import balanced, kma
 from kvtools.etree.tree.tree import Tree
+from kvtools.train.device import n_cores
+from kvtools.world import World
 
 ROUNDS = 3
 peers = sys.argv[1]
@@ -37,7 +40,7 @@ def trainer_of(model, n_devices, n_samples, batch):
     n = min(n_devices * n_samples, 60_000)
     x, y = rng.random((n, 784), dtype=np.float32), rng.integers(0, 10, n)
     return Trainer(
-        model, x, y, np.arange(n_devices * n_samples) % n, np.arange(n_devices + 1) * n_samples, batch, 0.05, 0, cores(1)
+        model, x, y, np.arange(n_devices * n_samples) % n, np.arange(n_devices + 1) * n_samples, batch, 0.05, 0, n_cores(1)
     )
 
 
@@ -52,7 +55,7 @@ def ours(trainer, n_devices):
 
 
 def loop(trainer, n_devices, sizes):
-    torch.set_num_threads(cores(1))
+    torch.set_num_threads(n_cores(1))
     layers = [part for i, o in pairwise(sizes) for part in (torch.nn.Linear(i, o), torch.nn.ReLU())]
     net = torch.nn.Sequential(*layers[:-1])
     first = {name: torch.from_numpy(array) for name, array in trainer.model.named(trainer.model.init(0)).items()}
@@ -85,7 +88,7 @@ def bound(sizes, n_devices, n_samples, batch):
     for _ in range(n_steps):
         for (a, b), out in zip(products, outs, strict=True):
             torch.mm(a, b, out=out)
-    return (time.perf_counter() - begun) * (n_devices * n_samples / batch) / n_steps / cores(1)
+    return (time.perf_counter() - begun) * (n_devices * n_samples / batch) / n_steps / n_cores(1)
 
 
 def times(label, n_devices, n_samples, sizes, batch):
@@ -115,7 +118,7 @@ def conv():
     trainer = trainer_of(build("cnn", (1, 28, 28), 10), n_devices, 100, 10)
     trainer._x = trainer._x.view(-1, 1, 28, 28)
     seconds, rows = ours(trainer, n_devices)
-    torch.set_num_threads(cores(1))
+    torch.set_num_threads(n_cores(1))
     nn = torch.nn
     pooled = [nn.ReLU(), nn.MaxPool2d(2)]
     net = nn.Sequential(
@@ -186,7 +189,7 @@ def many_positions():
     centres = rng.uniform(0, 100, (300, 2))
     points = centres[rng.integers(0, 300, n)] + rng.normal(0, 4, (n, 2))
     begun, used = time.perf_counter(), time.process_time()
-    groups = kma.cluster("k-medoids", Delays("euclidean", np.arange(n), np.zeros(n), points=points), k, seed=0)
+    groups = kma.cluster("k-medoids", Delays("euclidean", np.arange(n), np.zeros(n), points=points), k, seed=0, world=World())
     seconds, used = time.perf_counter() - begun, time.process_time() - used
     print(
         f"\nk-medoids of {n:,} positions, K = {k:,}: {groups.n_sweeps} sweeps, {seconds:.0f} s, {used:.0f} s of processor time."
@@ -214,13 +217,13 @@ def rounds(n_devices, n_samples):
     tree = Tree(
         nodes, level, np.append(numbers, 0).astype(np.int32), np.array([1, 1], np.int32), level * 0, np.empty(0, np.int32)
     )
-    course = TreeCourse(tree, delays, trainer, Costs(), "samples", tree.group, kma.Alone())
+    simulation = TreeSimulation(tree, delays, trainer, CostModel(), "samples", tree.group, World())
     ends = [time.perf_counter()]
     for _ in orders:
-        course.step()
+        simulation.step()
         ends.append(time.perf_counter())
     rates = {"kvtools": n_devices / statistics.median(np.diff(ends)[1:])}
-    final, apart = trainer.model.named(course.root_P), []
+    final, apart = trainer.model.named(simulation.root_P), []
     with tempfile.TemporaryDirectory() as top:
         for name, array in {"x": trainer.x, "y": trainer.y, "rows": rows}.items():
             np.save(os.path.join(top, f"{name}.npy"), array)
@@ -244,8 +247,10 @@ def scaling(n_devices):
     program = f"""
 import numpy as np, time
 from kvtools.etree.train.simulation import *
-from kvtools.etree.tree.kma import Alone
-from kvtools.etree.train.local import Trainer, cores
+from kvtools.world import World
+from kvtools.etree.train.costs import CostModel
+from kvtools.etree.train.local import Trainer
+from kvtools.train.device import n_cores
 from kvtools.etree.train.models import Dense
 n, k = {n_devices}, {max(1, n_devices // 1000)}
 rng = np.random.default_rng(0)
@@ -258,10 +263,10 @@ device = np.concatenate([np.arange(n), first, [0]]).astype(np.int32)
 order = np.concatenate([np.arange(n) - first[group], np.arange(k), [0]]).astype(np.int32)
 tree = Tree(parent, level, device, np.array([1, 2, 1], np.int32), order, np.empty(0, np.int32))
 delays = Delays("euclidean", np.arange(n), np.zeros(n), points=rng.random((n, 2)))
-trainer = Trainer(Dense((64, 10)), x, y, np.arange(n), np.arange(n + 1), 10, 0.05, 0, cores(1))
-course = TreeCourse(tree, delays, trainer, Costs(), "samples", tree.group, Alone())
+trainer = Trainer(Dense((64, 10)), x, y, np.arange(n), np.arange(n + 1), 10, 0.05, 0, n_cores(1))
+simulation = TreeSimulation(tree, delays, trainer, CostModel(), "samples", tree.group, World())
 begun = time.perf_counter()
-for _ in range(2): course.step()
+for _ in range(2): simulation.step()
 seconds = (time.perf_counter() - begun) / 2
 # not ru_maxrss, which begins at what the parent held
 print(seconds, next(int(line.split()[1]) / 2**20 for line in open("/proc/self/status") if line.startswith("VmHWM")))

@@ -13,12 +13,15 @@ import numpy as np
 from kvtools.etree.data.labelled import read_labelled
 from kvtools.etree.data.partition import histogram, partition
 from kvtools.etree.network import readers as network
-from kvtools.etree.train.local import Trainer, cores
+from kvtools.etree.train.costs import CostModel
+from kvtools.etree.train.failures import read_script
+from kvtools.etree.train.local import Trainer
 from kvtools.etree.train.models import build
-from kvtools.etree.train.run import Plan, Run
-from kvtools.etree.train.simulation import Costs
-from kvtools.etree.tree import balanced, kma
+from kvtools.etree.train.run import Plan, Run, rounds_of
+from kvtools.etree.tree.balanced import balanced
 from kvtools.etree.tree.tree import grow
+from kvtools.train.device import n_cores
+from kvtools.world import World
 
 DRILLS = {
     "a fifth of the leaves die and stay dead": "leaf:20%@5",
@@ -41,23 +44,24 @@ train, test = labelled.train, labelled.test
 
 
 def lines(tree, delays, trainer, script, **options):
-    plan = Plan("etree", 1, int(words["epochs"]), fail=script, is_compared=script is not None, **options)
-    costs = Costs(bandwidth=1e7, compute=0.0001)
-    run = Run(plan, tree, delays, trainer, costs, (test.x, test.y), kma.Alone(), lambda _: None)
-    return list(run), run.course.root_P
+    rounds = rounds_of(int(words["epochs"]), tree)
+    plan = Plan("etree", rounds, events=tuple(read_script(script, tree, trainer.seed)), is_compared=True, **options)
+    costs = CostModel(bandwidth=1e7, compute=0.0001)
+    run = Run(plan, tree, delays, trainer, costs, (test.x, test.y), World(), lambda _: None)
+    return list(run), run.simulation.root_P
 
 
 losses = {name: [] for name in DRILLS}
 for seed in range(int(words["seeds"])):
     with open(f"{sys.argv[1]}/net/planetlab/PlanetLabData_1", "rb") as file:
-        delays = network.spread(network.read_matrix(file, scale=0.5), 100, None, seed)
+        delays = network.spread(network.read_matrix(file, "PlanetLabData_1", scale=0.5), 100, None, seed)
     index, offsets = partition("classes:2", train.y, 100, seed)
     labels = histogram(train.y, index, offsets, labelled.n_classes)
     model = build("softmax", labelled.shape, labelled.n_classes)
-    trainer = Trainer(model, train.x, train.y, index, offsets, 10, 0.05, seed, cores(1))
-    tree = grow(balanced.balanced(delays, labels, 20, seed=seed), delays, [5, 1], [1, 2, 2, 1], seed, kma.Alone())
+    trainer = Trainer(model, train.x, train.y, index, offsets, 10, 0.05, seed, n_cores(1))
+    tree = grow(balanced(delays, labels, 20, seed=seed, world=World()), delays, [5, 1], [1, 2, 2, 1], seed, World())
     for name, script in DRILLS.items():
-        options = {"regroup": 0.6} if "given up" in name else {"carried": "carry"} if "count half" in name else {}
+        options = {"regroup": 0.6} if "given up" in name else {"late_updates": "carry"} if "count half" in name else {}
         (found, row), (again, other) = (lines(tree, delays, trainer, script, **options) for _ in range(2))
         assert np.array_equal(row, other), "a run can be replayed to the bit"
         assert [{**line, "wall_s": 0} for line in found] == [{**line, "wall_s": 0} for line in again]

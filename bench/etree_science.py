@@ -29,12 +29,13 @@ from scipy import stats
 from kvtools.etree.data.labelled import read_labelled
 from kvtools.etree.data.partition import histogram, partition
 from kvtools.etree.network import readers as network
+from kvtools.etree.train.costs import CostModel
 from kvtools.etree.train.local import Chunk, Trainer
 from kvtools.etree.train.models import Dense
-from kvtools.etree.train.run import Plan, Run
-from kvtools.etree.train.simulation import Costs, star, two_levels
+from kvtools.etree.train.run import Plan, Run, algorithm_tree, rounds_of
 from kvtools.etree.tree import balanced, kma
-from kvtools.etree.tree.tree import grow
+from kvtools.etree.tree.tree import grow, star, two_levels
+from kvtools.world import World
 
 SETS = {"mnist": "fl/mnist", "pendigits": "fl/tabular/pendigits.tra", "cifar": "fl/cifar10_jpeg"}
 NETS = {"planetlab": "net/planetlab/PlanetLabData_1", "cities": "net/wondernetwork/city_rtt_ms.csv"}
@@ -51,7 +52,7 @@ EPOCHS = int(WORDS["epochs"])
 
 
 class Idle(Trainer):
-    """Trains nothing, so that a course shows what it costs and no more."""
+    """Trains nothing, so that a simulation shows what it costs and no more."""
 
     def train(self, start_GP, jobs, *_):
         yield Chunk(np.arange(len(jobs)), torch.zeros(len(jobs), start_GP.shape[1]))
@@ -68,7 +69,7 @@ def labelled(set_name):
 @cache
 def delays_of(net_name, seed):
     with open(f"{WORDS['data']}/{NETS[net_name]}", "rb") as file:
-        return network.spread(network.read_matrix(file, scale=0.5, is_mended=True), N, None, seed)
+        return network.spread(network.read_matrix(file, NETS[net_name], scale=0.5, is_repaired=True), N, None, seed)
 
 
 @cache
@@ -81,8 +82,8 @@ def trainer_of(set_name, form, seed):
 
 @cache
 def accuracy_of(set_name, form, seed):
-    trainer, test = trainer_of(set_name, form, seed), labelled(set_name).test
-    return trainer.accuracies(trainer.model.init(seed), 10, np.arange(N), test.x, test.y)
+    test = labelled(set_name).test
+    return trainer_of(set_name, form, seed).local_accuracies(10, test.x, test.y, World())
 
 
 @cache
@@ -91,17 +92,17 @@ def tree_of(set_name, form, seed, net_name, method, above, ratios):
     trainer = trainer_of(set_name, form, seed)
     if method.startswith("balanced"):
         labels = histogram(trainer.y, trainer.index, trainer.offsets, labelled(set_name).n_classes)
-        groups = balanced.balanced(delays, labels, k, seed=seed, weight=float(method.partition(":")[2] or 0.5))
+        groups = balanced.balanced(delays, labels, k, seed=seed, world=World(), weight=float(method.partition(":")[2] or 0.5))
     else:
         accuracy = accuracy_of(set_name, form, seed) if method == "kma" else None
-        groups = kma.cluster(method, delays, k, seed=seed, accuracy=accuracy)
-    return grow(groups, delays, above, ratios, seed, kma.Alone())
+        groups = kma.cluster(method, delays, k, seed=seed, world=World(), accuracy=accuracy)
+    return grow(groups, delays, above, ratios, seed, World())
 
 
 def learned(set_name, form, seed, algorithm, tree, epochs):
     """[local epochs, accuracy] of each evaluation, from the folder or from training."""
     if algorithm == "fedavg":
-        tree = star(tree, 0)  # where the hub is changes no model
+        tree = star(tree, 0)  # which device is the server changes no model
     elif algorithm == "hierfavg":
         tree, algorithm = two_levels(tree, int(tree.device[-1])), "etree"
     shape = [tree.ratios.tolist()] + ([] if algorithm in ALONE else [tree.parent.tolist()])
@@ -111,8 +112,8 @@ def learned(set_name, form, seed, algorithm, tree, epochs):
         return json.loads(kept.read_text())
     trainer, test = trainer_of(set_name, form, seed), labelled(set_name).test
     delays = delays_of(WORDS["nets"].split(",")[0], seed)
-    plan = Plan("etree" if algorithm == "fedavg" else algorithm, 1, epochs)
-    run = Run(plan, tree, delays, trainer, Costs(), (test.x, test.y), kma.Alone(), lambda _: None)
+    plan = Plan("etree" if algorithm == "fedavg" else algorithm, rounds_of(epochs, tree))
+    run = Run(plan, tree, delays, trainer, CostModel(), (test.x, test.y), World(), lambda _: None)
     found = [[line["local_epochs"], line["accuracy"]] for line in run]
     part = kept.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(found))
@@ -124,12 +125,12 @@ def lines_of(set_name, form, seed, net_name, algorithm, tree, bandwidth, epochs=
     """What was learned beside what it cost with links of so many Mbit/s, a line an evaluation."""
     real = trainer_of(set_name, form, seed)
     idle = Idle(Dense((1, 2)), np.zeros((1, 1), np.float32), np.zeros(1, np.int64), real.index, real.offsets, 10, 0.05, seed)
-    costs = Costs(bandwidth=bandwidth * 1e6, compute=float(WORDS["compute"]) / 1000, barrier=barrier)
+    costs = CostModel(bandwidth=bandwidth * 1e6, compute=float(WORDS["compute"]) / 1000, barrier=barrier)
     delays = delays_of(net_name, seed)
     none = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
-    run = Run(Plan(algorithm, 1, epochs), tree, delays, idle, costs, none, kma.Alone(), lambda _: None)
-    run.course.model_bytes = 4 * real.model.n_parameters
-    run.course.send_s = 8 * run.course.model_bytes / costs.bandwidth if bandwidth else 0.0
+    plan = Plan(algorithm, rounds_of(epochs, algorithm_tree(algorithm, tree, delays)))
+    run = Run(plan, tree, delays, idle, costs, none, World(), lambda _: None)
+    run.simulation.meter.model_bytes = 4 * real.model.n_parameters
     found = learned(set_name, form, seed, algorithm, tree, epochs)
     return [
         {"accuracy": accuracy} | {name: line[name] for name in COSTS}

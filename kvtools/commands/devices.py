@@ -1,10 +1,15 @@
 """`kvtools devices`: labelled data and a network in, devices with their samples and delays out."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kvtools.options import Force, Output, Quiet, Seed, Stamp, Verbose, require
+from kvtools.options import Force, Output, Quiet, Seed, Stamp, Verbose, refuse_if
+
+if TYPE_CHECKING:
+    from kvtools.etree.data.labelled import Samples
+    from kvtools.etree.network.delay import Delays
+    from kvtools.etree.network.readers import Edges, Log
 
 EXAMPLES = [
     "kvtools devices --data digits.csv --partition shards:2 --graph edges.txt -o digits.devices",
@@ -13,7 +18,8 @@ EXAMPLES = [
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools kma-cluster", "kvtools info", "kvtools-stream(5)")
 
-_SCALES = {"ms": 1.0, "s": 1000.0, "km": 1 / 200}  # km: light in glass, see etree.network
+_SCALES = {"ms": 1.0, "s": 1000.0, "km": 1 / 200}  # km: light in glass, see etree/network/readers.py
+_LAST_MILE = (5.0, 2.0)  # mean and deviation in ms, where devices must share sites and --last-mile is not given
 
 
 def main(
@@ -28,27 +34,28 @@ def main(
         ),
     ] = "iid",
     devices: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="How many devices. Default: one a site, or a user.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Number of devices. Default: one for each site, or for each user of the data."),
     ] = None,
     delay: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A matrix of delays, or pings: a table, or WonderNetwork's file or folder."),
+        typer.Option(metavar="FILE", help="Matrix of delays, or pings: a table, or a file or folder of WonderNetwork's."),
     ] = None,
     graph: Annotated[str | None, typer.Option(metavar="FILE", help="Edges: lines `node node ms`, GML or GraphML.")] = None,
-    places: Annotated[
-        str | None,
-        typer.Option("--coordinates", metavar="FILE", help="CSV of latitudes and longitudes, or an .npy of positions."),
+    coordinates: Annotated[
+        str | None, typer.Option(metavar="FILE", help="CSV of latitudes and longitudes, or an .npy of positions.")
     ] = None,
-    unit: Annotated[Literal["ms", "s", "km"], typer.Option(help="Of the network's numbers; km at 200 a ms.")] = "ms",
+    unit: Annotated[Literal["ms", "s", "km"], typer.Option(help="Unit of the network's numbers; 200 km take 1 ms.")] = "ms",
     rtt: Annotated[bool, typer.Option("--rtt", help="The numbers are round trips: halve them.")] = False,
     symmetrize: Annotated[
-        bool, typer.Option("--symmetrize", help="Average both directions; fill what is missing by the shortest detour.")
+        bool,
+        typer.Option("--symmetrize", help="Average both directions of --delay; fill missing delays by the shortest detour."),
     ] = False,
     last_mile: Annotated[
         str | None,
         typer.Option(
             metavar="MEAN:SD",
-            help="Put so many ms between a device and its site. Default: none; 5:2 with more devices than sites.",
+            help="Delay in ms between a device and its site. Default: none, or 5:2 with more devices than sites.",
         ),
     ] = None,
     seed: Seed = 0,
@@ -58,114 +65,135 @@ def main(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Spread labelled data over the devices of a network: who holds which samples, and how far they are from one another.
+    """Spread labelled data over the devices of a network: which device holds which samples, and the delays between devices.
 
-    Every sample goes to one device and every device gets one at least; the partition is held to that and its digest is
-    written down. More devices than the network has sites are put at the same sites, each at the end of a random last mile:
-    such a network is extrapolated, and says so.
+    Every sample goes to one device, and every device gets at least one; the digest of the partition is stored. More devices
+    than the network has sites share the sites, each at the end of a random last mile: such a network is extrapolated, and the
+    output says so.
     """
-    import os
-    from functools import partial
-
     import numpy as np
 
     from kvtools.artifact.bag import write_bag
-    from kvtools.artifact.files import Sink, open_source, refuse_existing
+    from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.errors import Corrupt, Usage
-    from kvtools.etree.data import partition as partitions
-    from kvtools.etree.data.devices import Roster
+    from kvtools.errors import Usage, raising
+    from kvtools.etree.data.devices import Devices
     from kvtools.etree.data.labelled import read_labelled
-    from kvtools.etree.network import readers as network
+    from kvtools.etree.data.partition import digest, histogram, parse
+    from kvtools.etree.network.readers import spread
 
-    named = {"--delay": delay, "--graph": graph, "--coordinates": places}
-    given = {option: src for option, src in named.items() if src is not None}
-    if len(given) > 1:
-        raise Usage(f"{' and '.join(given)}: two networks found, one expected.")
-    if data is None and not given:
-        raise Usage(
-            "neither data nor a network: nothing to make devices of. Give --data, or one of --delay, --graph, --coordinates."
-        )
-    require(
-        bool(given) or not (rtt or symmetrize or last_mile), "--rtt, --symmetrize, --last-mile", "alone", "a network beside it"
+    options = {"--delay": delay, "--graph": graph, "--coordinates": coordinates}
+    networks = {option: src for option, src in options.items() if src is not None}
+    network_needed = "is about a network. Give one with --delay, --graph or --coordinates."
+    refuse_if(
+        (len(networks) > 1, f"{' and '.join(networks)} are two networks. Give one of them."),
+        (
+            data is None and not networks,
+            "there is nothing to make devices of. Give --data, or one of --delay, --graph and --coordinates.",
+        ),
+        (rtt and not networks, f"--rtt {network_needed}"),
+        (last_mile and not networks, f"--last-mile {network_needed}"),
+        (
+            symmetrize and delay is None,
+            "--symmetrize is about the matrix or the pings of --delay. Give --delay, or leave it out.",
+        ),
     )
-    require(not symmetrize or delay is not None, "--symmetrize", "alone", "--delay FILE beside it")
     mile = None if last_mile is None else _mean_and_deviation(last_mile)
     if not partition.startswith("file:"):
-        try:
-            partitions.parse(partition)
-        except ValueError as fault:
-            raise Usage(f"--partition {partition}: {fault}.") from None
+        with raising(Usage, f"--partition {partition}"):
+            parse(partition)
     refuse_existing(output, force=force)
 
     delays, edges = None, None
-    for option, src in given.items():
-        scale = _SCALES[unit] / (2 if rtt else 1)
-        tell = lambda words, src=src: ctx.obj.log(f"{src}: {words}.", quiet=quiet)
-        readers: dict[str, Any] = {
-            "--delay": partial(network.read_matrix, is_mended=symmetrize, tell=tell, name=src),
-            "--graph": partial(network.read_graph, tell=tell),
-            "--coordinates": network.read_coordinates,
-        }
-        try:
-            source = src if option == "--delay" and os.path.isdir(src) else open_source(src)
-            read = readers[option](source, scale=scale)
-        except (ValueError, EOFError) as fault:
-            raise Corrupt(f"{'stdin' if src == '-' else src}: {fault}.") from None
-        delays, edges = read if option == "--graph" else (read, None)
+    for option, src in networks.items():
+        log = lambda message, src=src: ctx.obj.log(f"{src}: {message}.", quiet=quiet)
+        delays, edges = _read_network(option, src, _SCALES[unit] / (2 if rtt else 1), log, is_repaired=symmetrize)
 
     fields: dict[str, Any] = {}
     labelled = None if data is None else read_labelled(data)
     n_sites = None if delays is None else delays.n_sites
-    n_devices = devices or n_sites or 0
     if labelled is None:
-        roster = Roster(np.zeros((n_devices, 0), np.int32), np.zeros(0, np.int64), np.zeros(n_devices + 1, np.int64))
+        n_devices = devices or n_sites or 0
+        index, offsets = np.zeros(0, np.int64), np.zeros(n_devices + 1, np.int64)
+        labels = np.zeros((n_devices, 0), np.int32)
     else:
-        train = labelled.train
-        try:
-            if partition.startswith("file:"):
-                src = partition.removeprefix("file:")
-                with open_source(src) as file:
-                    index, offsets = partitions.read_partition(file, len(train.y))
-                require(devices in (None, len(offsets) - 1), "--devices", devices, f"the {len(offsets) - 1} of {src}")
-            else:
-                n_users = len(np.unique(train.users)) if partition == "natural" and train.users is not None else None
-                count = devices or n_users or n_sites
-                if count is None:
-                    raise Usage("--devices: missing, and no network whose sites could be counted. Say how many.")
-                index, offsets = partitions.partition(partition, train.y, count, seed, train.users)
-        except ValueError as fault:
-            if partition.startswith("file:"):
-                raise Corrupt(f"{partition.removeprefix('file:')}: {fault}.") from None
-            raise Usage(f"--partition {partition}: {fault}.") from None
-        n_devices = len(offsets) - 1
-        labels = partitions.histogram(train.y, index, offsets, labelled.n_classes)
-        roster = Roster(labels, index, offsets)
-        sizes = np.diff(offsets)
-        fields["partition"] = {"form": partition, "digest": partitions.digest(index, offsets), "samples": len(index)}
+        index, offsets = _partitioned(partition, labelled.train, devices, n_sites, seed)
+        n_devices, sizes = len(offsets) - 1, np.diff(offsets)
+        labels = histogram(labelled.train.y, index, offsets, labelled.n_classes)
+        fields["partition"] = {"form": partition, "digest": digest(index, offsets), "samples": len(index)}
         fields["partition"] |= {"least": int(sizes.min()), "most": int(sizes.max())}
         fields["data"] = {"digest": labelled.digest, "classes": labelled.n_classes, "shape": list(labelled.shape)}
     if delays is not None:
         is_extrapolated = mile is not None or n_devices > delays.n_sites
-        delays = network.spread(delays, n_devices, (mile or (5.0, 2.0)) if is_extrapolated else None, seed)
+        delays = spread(delays, n_devices, (mile or _LAST_MILE) if is_extrapolated else None, seed)
         fields["network"] = {"metric": delays.metric, "sites": delays.n_sites, "extrapolated": is_extrapolated}
-        roster = Roster(roster.labels, roster.index, roster.offsets, delays, edges)
         if is_extrapolated and mile is None:
-            ctx.obj.log(f"{n_devices} devices at {delays.n_sites} sites: last miles of 5 ± 2 ms were made up.", quiet=quiet)
+            ctx.obj.log(f"{n_devices} devices share {delays.n_sites} sites; last miles of 5 ± 2 ms are random.", quiet=quiet)
     recipe = {"partition": partition if data else None, "unit": unit, "rtt": rtt, "symmetrize": symmetrize, "seed": seed}
     recipe |= {"devices": n_devices, "last_mile": last_mile}
     write_bag(
-        Sink(output, force=force), "device", roster.tensors(), config=recipe,
+        Sink(output, force=force), "device", Devices(labels, index, offsets, delays, edges).tensors(), config=recipe,
         history=extend("devices", ctx.obj.argv, inputs=[labelled.digest] if labelled else [], stamp=stamp), **fields,
     )  # fmt: skip
     return 0
 
 
-def _mean_and_deviation(words: str) -> tuple[float, float]:
-    mean, colon, deviation = words.partition(":")
+def _read_network(option: str, src: str, scale: float, log: "Log", *, is_repaired: bool) -> tuple["Delays", "Edges | None"]:
+    """Delays between sites, and the edges of a graph."""
+    import os
+
+    from kvtools.artifact.files import open_source
+    from kvtools.artifact.open import source_name
+    from kvtools.errors import Corrupt
+    from kvtools.etree.network import readers
+
+    name = source_name(src)
     try:
-        found = float(mean), float(deviation) if colon else 0.0
+        if option == "--graph":
+            return readers.read_graph(open_source(src), name, scale=scale, log=log)
+        if option == "--coordinates":
+            return readers.read_coordinates(open_source(src), name, scale=scale), None
+        source = src if os.path.isdir(src) else open_source(src)
+        return readers.read_matrix(source, name, scale=scale, is_repaired=is_repaired, log=log), None
+    except readers.AsymmetricDelays as fault:
+        raise Corrupt(
+            f"{name}: {fault}. Give --symmetrize to average both directions and fill missing delays by the shortest detour."
+        ) from None
+    except (ValueError, EOFError) as fault:
+        raise Corrupt(f"{name}: {fault}.") from None
+
+
+def _partitioned(form: str, train: "Samples", n_devices: int | None, n_sites: int | None, seed: int) -> Any:
+    """The samples of each device: index and offsets, as etree.data.partition has them."""
+    import numpy as np
+
+    from kvtools.artifact.files import open_source
+    from kvtools.artifact.open import source_name
+    from kvtools.errors import Corrupt, Usage, raising
+    from kvtools.etree.data import partition
+
+    if form.startswith("file:"):
+        src = form.removeprefix("file:")
+        with open_source(src) as file, raising(Corrupt, source_name(src)):
+            index, offsets = partition.read_partition(file, len(train.y))
+        n_found = len(offsets) - 1
+        sentence = f"--devices {n_devices} is not the number of devices in {src}, {n_found}. Leave it out, or give {n_found}."
+        refuse_if((n_devices not in (None, n_found), sentence))
+        return index, offsets
+    n_users = len(np.unique(train.users)) if form == "natural" and train.users is not None else None
+    count = n_devices or n_users or n_sites
+    if count is None:
+        raise Usage("the number of devices is unknown, since there is no network whose sites could be counted. Give --devices.")
+    with raising(Usage, f"--partition {form}"):
+        return partition.partition(form, train.y, count, seed, train.users)
+
+
+def _mean_and_deviation(text: str) -> tuple[float, float]:
+    mean, colon, deviation = text.partition(":")
+    try:
+        values = float(mean), float(deviation) if colon else 0.0
     except ValueError:
-        found = (-1.0, -1.0)
-    require(all(0 <= x < 1e6 for x in found), "--last-mile", words, "MEAN:SD in ms, as 5:2")
-    return found
+        values = (-1.0, -1.0)
+    is_good = all(0 <= value < 1e6 for value in values)
+    refuse_if((not is_good, f"--last-mile {text} is not a mean and a deviation in ms. Give MEAN:SD, as 5:2."))
+    return values

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kvtools.options import Config, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, is_given, require, to_toml
+from kvtools.options import Config, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, is_given, refuse_if, to_toml
 
 if TYPE_CHECKING:
     from kvtools.etree.tree.kma import Groups
@@ -24,13 +24,14 @@ GROUPS = {
 def main(
     ctx: typer.Context,
     devices: Annotated[str, typer.Argument(metavar="DEVICES", help="A device bag; - is stdin.")] = "-",
-    groups: Annotated[int, typer.Option("-k", "--groups", metavar="K", min=1, help="Groups of devices.")] = 10,
+    groups: Annotated[int, typer.Option("-k", "--groups", metavar="K", min=1, help="Number of groups of devices.")] = 10,
     method: Annotated[
         Literal["kma", "kma-code", "k-medoids", "accuracy-only", "balanced", "random", "contiguous"],
         typer.Option(help="How devices are grouped; see kvtools-kma-cluster(1)."),
     ] = "kma",
     delta: Annotated[
-        float, typer.Option(metavar="X", min=0, help="A group's mean accuracy may differ by less than X from all devices'.")
+        float,
+        typer.Option(metavar="X", min=0, help="A group's mean accuracy differs by less than X from that of all devices."),
     ] = 0.05,
     levels: Annotated[
         str | None, typer.Option(metavar="N,...,1", help="Aggregators on each level above the groups. Default: 1.")
@@ -39,24 +40,27 @@ def main(
         str | None,
         typer.Option(
             metavar="R,...,1",
-            help="Local epochs an upload, then aggregations of each level an upload to the next. Default: 1,5,…,1.",
+            help="Local epochs per upload, then aggregations of each level per upload to the next. Default: 1,5,…,1.",
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="SRC", help="The devices' labelled data, for kma and its like.")] = None,
-    pretrain: Annotated[int, typer.Option(metavar="N", min=1, help="Epochs that each device trains alone.")] = 10,
-    lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate of that.")] = 0.05,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Samples a step of that.")] = 10,
+    data: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Labelled data of the devices, for methods that need accuracies.")
+    ] = None,
+    pretrain: Annotated[int, typer.Option(metavar="N", min=1, help="Epochs of the local pre-training.")] = 10,
+    lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate of the local pre-training.")] = 0.05,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Samples per step of the local pre-training.")] = 10,
     label_weight: Annotated[
-        float, typer.Option(metavar="X", min=0, max=1, help="balanced: what labels weigh; delays weigh 1 - X.")
+        float, typer.Option(metavar="X", min=0, max=1, help="For balanced: weight of labels; delays have the weight 1 - X.")
     ] = 0.5,
     slack: Annotated[
-        float, typer.Option(metavar="X", min=0, help="balanced: sizes differ from even ones by a share of up to X.")
+        float, typer.Option(metavar="X", min=0, help="For balanced and --since: group sizes differ from n/K by up to X n/K.")
     ] = 0.2,
     public: Annotated[
-        float, typer.Option(metavar="X", min=0, max=1, help="Let up to this share of devices belong to all groups.")
+        float, typer.Option(metavar="X", min=0, max=1, help="Let up to this fraction of devices belong to all groups.")
     ] = 0.0,
     since: Annotated[
-        str | None, typer.Option(metavar="TREE", help="Let devices that this tree has not yet join it; no other group changes.")
+        str | None,
+        typer.Option(metavar="TREE", help="Add devices to this tree, which has the first of them; other groups stay."),
     ] = None,
     sweeps: Annotated[int, typer.Option(metavar="N", min=1, help="Sweeps over the devices, at most.")] = 100,
     seed: Seed = 0,
@@ -68,109 +72,115 @@ def main(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Group devices that are near one another, and alike in what they learned, into a tree of aggregators.
+    """Group devices that are near one another, and learn alike, into a tree of aggregators.
 
-    The middle of each group aggregates for it; the middles are grouped again, by delay alone, up to one root. A report says how
-    near and how alike the groups came out, in accuracy and in labels, which need not agree; kvtools info shows it. The ranks of
-    mpiexec or srun share the work, and the tree does not depend on how many there are.
+    The medoid of each group aggregates for it; the medoids are grouped again, by delay alone, up to one root. A report gives
+    the mean delay in the groups and how much they differ in accuracy and in labels, which need not agree; kvtools info shows
+    it. The ranks of mpiexec or srun share the work, and the tree does not depend on their number.
     """
     import numpy as np
 
+    from kvtools.artifact import source_name
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.digest import Digest
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.errors import Corrupt, Usage
-    from kvtools.etree.data.devices import read_roster
-    from kvtools.etree.train.local_accuracy import accuracies
+    from kvtools.errors import Usage, raising
+    from kvtools.etree.data.devices import delays_of, read_data_of, read_devices
+    from kvtools.etree.data.fleet import read_tree
+    from kvtools.etree.train.local import Trainer
+    from kvtools.etree.train.models import build
     from kvtools.etree.tree import balanced, kma
     from kvtools.etree.tree.regroup import joined
-    from kvtools.etree.tree.tree import counts, grow, read_tree
+    from kvtools.etree.tree.tree import grow
     from kvtools.progress import Ticker
+    from kvtools.train.device import n_cores
 
     world = ctx.obj.world
-    if since:
-        _refuse_shapes(ctx)
-    above = counts(levels, "--levels") if levels else ([1] if groups > 1 else [])
-    given = counts(ratios, "--ratios") if ratios else [1, *[5] * len(above), 1]
+    above = _counts(levels, "--levels") if levels else ([1] if groups > 1 else [])
+    ratio_list = _counts(ratios, "--ratios") if ratios else [1, *[5] * len(above), 1]
     recipe: dict[str, Any] = {
         "groups": groups, "method": method, "delta": delta, "levels": ",".join(map(str, above)) or None,
-        "ratios": ",".join(map(str, given)), "pretrain": pretrain, "lr": lr, "batch": batch, "label_weight": label_weight,
-        "slack": slack, "public": public, "since": since, "sweeps": sweeps, "seed": seed,
+        "ratios": ",".join(map(str, ratio_list)), "pretrain": pretrain, "lr": lr, "batch": batch,
+        "label_weight": label_weight, "slack": slack, "public": public, "since": since, "sweeps": sweeps, "seed": seed,
     }  # fmt: skip
     if print_config:
         typer.echo(to_toml(recipe), nl=False)
         return 0
-    is_falling = all(a >= b for a, b in zip([groups, *above], above, strict=False))
-    require(([groups, *above][-1]) == 1 and is_falling, "--levels", levels, f"counts that fall from {groups} groups to 1")
-    require(len(given) == len(above) + 2 and given[-1] == 1, "--ratios", ratios, f"{len(above) + 2} counts, the last of them 1")
-    needs_data = (method in ("kma", "kma-code", "accuracy-only") and not since) or bool(public)
-    if needs_data and data is None:
-        option = "--public" if public else f"--method {method}"
-        raise Usage(f"--data is missing: {option} measures how well each device learns alone. Give the devices' labelled data.")
+    sizes = [groups, *above]
+    needs_accuracy = public or (since is None and method in ("kma", "kma-code", "accuracy-only"))
+    refuse_if(
+        *(
+            (since and is_given(ctx, name), f"--{name} cannot be given with --since, whose tree has its own. Leave it out.")
+            for name in ("groups", "method", "levels", "ratios")
+        ),
+        (
+            sizes[-1] != 1 or sizes != sorted(sizes, reverse=True),
+            f"--levels {levels} does not fall from {groups} groups to 1 aggregator. Give counts such as {groups // 2 or 1},1.",
+        ),
+        (
+            len(ratio_list) != len(above) + 2 or ratio_list[-1] != 1,
+            f"--ratios {ratios} does not fit the levels. Give {len(above) + 2} counts, the last of them 1.",
+        ),
+        (
+            needs_accuracy and data is None,
+            f"{'--public' if public else f'--method {method}'} needs the accuracy of each device alone. Give --data.",
+        ),
+    )
     if world.is_root:
         refuse_existing(output, force=force)
-    roster, bag = read_roster(devices, world)
-    name = "stdin" if devices == "-" else devices
-    if roster.delays is None:
-        raise Corrupt(
-            f"{name}: devices without a network found, delays expected. Make it with kvtools devices --delay or --graph."
-        )
+    fleet, bag = read_devices(devices, world)
+    name = source_name(devices)
+    delays = delays_of(fleet, name)
+    old_tree, old_bag = read_tree(since, world) if since else (None, None)
     accuracy = None
-    grown, before = read_tree(since, world) if since else (None, None)
-    if needs_data and data is not None:
-        accuracy = accuracies(data, roster, bag, name, n_epochs=pretrain, rate=lr, batch=batch, seed=seed, peers=world)
+    if needs_accuracy and data is not None:
+        labelled = read_data_of(data, bag, name)
+        train, test = labelled.train, labelled.test
+        model = build("softmax", labelled.shape, labelled.n_classes)  # as the authors' simulator trains
+        threads = n_cores(world.local_size)
+        trainer = Trainer(model, train.x, train.y, fleet.index, fleet.offsets, batch, lr, seed, threads)
+        accuracy = trainer.local_accuracies(pretrain, test.x, test.y, world)
     tick = Ticker(total=sweeps, unit="sweeps", label="cluster", quiet=quiet or not world.is_root)
-    try:
-        if grown is not None:
-            tree = joined(grown, roster.delays, slack, seed)
+    with raising(Usage, name):
+        if old_tree is not None:
+            tree = joined(old_tree, delays, slack, seed, world)
             found = kma.Groups(tree.group.astype(np.int32), tree.device[tree.nodes(1)].astype(np.int64))
+            recipe |= {"groups": len(found.centre), "levels": None, "ratios": None, "method": "joined"}
         else:
-            found = balanced.grouped(
-                method, roster.delays, roster.labels, groups,
+            found = balanced.group_devices(
+                method, delays, fleet.labels, groups,
                 seed=seed, accuracy=accuracy, delta=delta, weight=label_weight, slack=slack, n_sweeps=sweeps,
-                peers=world, tell=tick,
+                world=world, log=tick,
             )  # fmt: skip
-            tree = grow(found, roster.delays, above, given, seed, world)
-    except ValueError as fault:
-        raise Usage(f"{name}: {fault}.") from None
+            tree = grow(found, delays, above, ratio_list, seed, world)
     if not world.is_root:
         return 0
     tensors = tree.tensors()
-    apart = roster.delays.elementwise(np.arange(len(roster)), found.centre[found.group])
-    made_of = str(Digest.of_bag(bag.tensors))
-    recipe |= {} if before is None else {"groups": len(found.centre), "levels": None, "ratios": None, "method": "joined"}
-    report: dict[str, Any] = {"k": len(found.centre), "devices": len(roster), "delay_ms": float(apart.mean())}
-    report |= {"method": recipe["method"], "made_of": made_of}
-    report |= {"sweeps": found.n_sweeps, "cycled": found.cycle > 0, "settled": found.is_settled}
-    report |= {"sizes": found.sizes.tolist(), "accuracy_gap": None, "label_gap_l1": None, "label_gap_js": None}
-    if words := _unsettled(found):
-        ctx.obj.log(words, quiet=quiet)
-    if roster.has_data:
-        l1, js = kma.label_gaps(found, roster.labels)
-        report |= {"label_gap_l1": float(l1.mean()), "label_gap_js": float(js.mean())}
     if accuracy is not None:
-        report["accuracy_gap"] = float(kma.accuracy_gaps(found, accuracy).mean())
-        report["accuracy"] = {"mean": float(accuracy.mean()), "deviation": float(accuracy.std())}
         tensors["accuracy"] = accuracy.astype(np.float32)
     if public and accuracy is not None:
-        tensors["public"] = kma.public_devices(found, roster.delays, accuracy, delta, public)
-    earlier = [each.history for each in (bag, before) if each is not None]
-    write_bag(
-        Sink(output, force=force), "tree", tensors, config=recipe,
-        history=extend("kma-cluster", ctx.obj.argv, before=earlier, inputs=[made_of], stamp=stamp), **report,
-    )  # fmt: skip
+        tensors["public"] = kma.public_devices(found, delays, accuracy, delta, public)
+    if reason := _why_not_last(found):
+        ctx.obj.log(reason, quiet=quiet)
+    made_of = str(Digest.of_bag(bag.tensors))
+    report = {"method": recipe["method"], "made_of": made_of, **kma.report(found, delays, fleet.labels, accuracy)}
+    earlier = [artifact.history for artifact in (bag, old_bag) if artifact is not None]
+    history = extend("kma-cluster", ctx.obj.argv, before=earlier, inputs=[made_of], stamp=stamp)
+    write_bag(Sink(output, force=force), "tree", tensors, config=recipe, history=history, **report)
     return 0
 
 
-def _unsettled(found: "Groups") -> str:
-    """Why the best sweep was not the last, empty where it was."""
-    if found.cycle:
-        return f"centres came back after {found.cycle} sweeps; the best of {found.n_sweeps} is taken."
-    return "" if found.is_settled else f"centres still moved after {found.n_sweeps} sweeps; the best of them is taken."
+def _counts(text: str, option: str) -> list[int]:
+    from kvtools.errors import Usage, raising
+    from kvtools.etree.tree.tree import parse_counts
+
+    with raising(Usage, f"{option} {text}"):
+        return parse_counts(text)
 
 
-def _refuse_shapes(ctx: typer.Context) -> None:
-    """Raise Usage for options that say how a tree is to be, where others only join one."""
-    for name in ("groups", "method", "levels", "ratios"):
-        require(not is_given(ctx, name), f"--{name}", "given with --since", "the tree's own, which others join,")
+def _why_not_last(groups: "Groups") -> str:
+    """Why the best sweep was not the last; empty where it was."""
+    if groups.cycle:
+        return f"the centres returned after {groups.cycle} sweeps; the best of {groups.n_sweeps} sweeps is taken."
+    return "" if groups.is_converged else f"the centres still moved after {groups.n_sweeps} sweeps; the best sweep is taken."

@@ -24,12 +24,17 @@ def resolve_device(device: str, dtype: str = "auto", *, rank: int = 0) -> tuple[
     return resolved, ("bfloat16" if is_cuda else "float32") if dtype == "auto" else dtype
 
 
+def n_cores(n_processes: int) -> int:
+    """This process's part of the machine's cores, where so many processes work on it; at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // n_processes)
+
+
 def limit_threads(n_processes: int) -> None:
     """Give torch an equal part of this machine's cores, where several processes work on it."""
     import torch
 
     if n_processes > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // n_processes))
+        torch.set_num_threads(n_cores(n_processes))
 
 
 def keep_freed_memory() -> None:

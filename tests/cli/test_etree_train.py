@@ -256,7 +256,7 @@ def test_repeated_messages_cost_bytes_and_leave_the_model_as_it_is(sh, fleet):
     a, b = (open_artifact(str(fleet / f"{name}.model")).tensors for name in "ab")
     assert all(np.array_equal(a[name], b[name]) for name in a)
     once, repeated = ([line["bytes"] for line in lines_of(fleet / f"{name}.jsonl")] for name in "ab")
-    # 19 devices send to the one that aggregates and hear from it; a repeated message arrives once more in its step and in the next
+    # 19 devices send to the server and receive from it; a repeated message arrives once more in its step and in the next
     a_round = 2 * 19 * 4 * (3 * 4 + 4)
     assert once == [a_round, 2 * a_round, 3 * a_round]
     assert repeated == [a_round, 3 * a_round, 5 * a_round]

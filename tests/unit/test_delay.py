@@ -40,14 +40,14 @@ METRICS = ["matrix", "euclidean", "sphere", "graph"]
 
 
 def slow(delays, sites):
-    full = sites[np.ix_(delays.site, delays.site)].astype(float) + delays.last[:, None] + delays.last
+    full = sites[np.ix_(delays.site, delays.site)].astype(float) + delays.last_mile[:, None] + delays.last_mile
     np.fill_diagonal(full, 0)
     return full
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("is_spread", [False, True])
-def test_rows_nearest_middle_and_hub_are_those_of_the_full_matrix(metric, is_spread):
+def test_rows_nearest_medoid_and_server_are_those_of_the_full_matrix(metric, is_spread):
     delays, sites = delays_of(metric, is_spread=is_spread)
     full = slow(delays, sites)
     everyone = np.arange(len(delays))
@@ -79,17 +79,17 @@ def buffered(text):
 
 
 def test_parallel_edges_count_once_and_loops_not_at_all():
-    delays, (ends, ms) = network.read_graph(buffered("a b 5\nb a 3\na a 1\nb c 2\n"))
+    delays, (ends, ms) = network.read_graph(buffered("a b 5\nb a 3\na a 1\nb c 2\n"), "edges.txt")
     assert delays.matrix.tolist() == [[0, 3, 5], [3, 0, 2], [5, 2, 0]]
     assert (ends.tolist(), ms.tolist()) == ([[0, 1], [1, 2]], [3, 2])
 
 
 def test_names_in_a_csv_matrix_are_left_aside():
-    delays = network.read_matrix(buffered("city,Rome,Oslo\nRome,0,40\nOslo,40,0\n"), scale=0.5)
+    delays = network.read_matrix(buffered("city,Rome,Oslo\nRome,0,40\nOslo,40,0\n"), "m.csv", scale=0.5)
     assert delays.matrix.tolist() == [[0, 20], [20, 0]]
 
 
-def test_places_are_as_far_apart_as_light_needs():
-    delays = network.read_coordinates(buffered("lat,lon\n0,0\n0,180\n90,0\n"))
+def test_coordinates_are_as_far_apart_as_light_needs():
+    delays = network.read_coordinates(buffered("lat,lon\n0,0\n0,180\n90,0\n"), "p.csv")
     around = np.pi * network.EARTH_KM / network.KM_PER_MS
     assert delays.between(np.array([0]), np.arange(3))[0] == pytest.approx([0, around, around / 2])

@@ -16,7 +16,8 @@ from kvtools.etree.train.models import build
 from kvtools.etree.tree import kma
 from kvtools.etree.tree.balanced import balanced, bounds
 from kvtools.etree.tree.regroup import joined
-from kvtools.etree.tree.tree import _tree, grow
+from kvtools.etree.tree.tree import from_tensors, grow
+from kvtools.world import World
 
 METHODS = ["kma", "kma-code", "k-medoids", "accuracy-only", "random", "contiguous"]
 
@@ -31,7 +32,7 @@ def delays_of(n, seed):
 @given(st.sampled_from(METHODS), st.integers(5, 40), st.integers(1, 5), st.integers(0, 5), st.sampled_from([0.001, 0.05, 1]))
 def test_groups_cover_every_device_once_and_hold_their_centres(method, n, k, seed, delta):
     delays, accuracy = delays_of(n, seed), np.random.default_rng(seed).random(n)
-    groups = kma.cluster(method, delays, k, seed=seed, accuracy=accuracy, delta=delta)
+    groups = kma.cluster(method, delays, k, seed=seed, world=World(), accuracy=accuracy, delta=delta)
     assert groups.group.shape == (n,)
     assert groups.sizes.min() >= 1
     assert np.array_equal(groups.group[groups.centre], np.arange(k))
@@ -44,8 +45,8 @@ def test_groups_cover_every_device_once_and_hold_their_centres(method, n, k, see
 def test_with_every_difference_allowed_kma_is_k_medoids():
     for seed in range(5):
         delays, accuracy = delays_of(60, seed), np.random.default_rng(seed).random(60)
-        wide = kma.cluster("kma-code", delays, 6, seed=seed, accuracy=accuracy, delta=math.inf)
-        plain = kma.cluster("k-medoids", delays, 6, seed=seed)
+        wide = kma.cluster("kma-code", delays, 6, seed=seed, world=World(), accuracy=accuracy, delta=math.inf)
+        plain = kma.cluster("k-medoids", delays, 6, seed=seed, world=World())
         assert np.array_equal(wide.group, plain.group)
 
 
@@ -76,14 +77,14 @@ def test_a_sweep_is_that_of_algorithm_1(seed):
     n, k, delta = 30, 6, 0.06
     delays, accuracy = delays_of(n, seed), np.random.default_rng(seed).random(n)
     order = np.random.default_rng(seed + 9).permutation(n)
-    first = kma.first_centres(n, k, seed)
+    first = kma.initial_centres(n, k, seed)
     apart = delays.matrix.astype(float)
     members, centre = slow_sweep(apart, first, accuracy, delta, order, is_listed=True)
-    group, moved = kma._listed(delays, first, accuracy, delta, order)
+    group, moved = kma._sweep_moving_centres(delays, first, accuracy, delta, order)
     assert [np.flatnonzero(group == place).tolist() for place in range(k)] == [sorted(some) for some in members]
     assert moved.tolist() == centre
     members, _ = slow_sweep(apart, first, accuracy, delta, order, is_listed=False)
-    group = kma._in_turn(delays, first, accuracy, delta, order, is_near=True, peers=kma.Alone())
+    group = kma._sweep_fixed_centres(delays, first, accuracy, delta, order, is_near=True, world=World())
     assert [np.flatnonzero(group == place).tolist() for place in range(k)] == [sorted(some) for some in members]
 
 
@@ -91,13 +92,13 @@ def test_centres_that_come_back_end_the_search_with_the_best_sweep():
     groups = [kma.Groups(np.zeros(3, np.int32), np.array([c])) for c in range(3)]
     turns = iter([groups[1], groups[2], groups[1], groups[2]])
     costs = {0: 3.0, 1: 2.0, 2: 1.0}
-    found = kma._settle(lambda _: next(turns), np.array([0]), 100, lambda g: costs[int(g.centre[0])], lambda _: None)
-    assert (found.cycle, found.n_sweeps, found.is_settled, found.centre.tolist()) == (2, 3, False, [2])
+    found = kma._until_converged(lambda _: next(turns), np.array([0]), 100, lambda g: costs[int(g.centre[0])], lambda _: None)
+    assert (found.cycle, found.n_sweeps, found.is_converged, found.centre.tolist()) == (2, 3, False, [2])
 
 
 def test_more_groups_than_devices_are_refused():
-    with pytest.raises(ValueError, match="9 groups found, from 1 to the 8 devices"):
-        kma.cluster("k-medoids", delays_of(8, 0), 9, seed=0)
+    with pytest.raises(ValueError, match="9 groups cannot be made of 8 devices"):
+        kma.cluster("k-medoids", delays_of(8, 0), 9, seed=0, world=World())
 
 
 def test_gaps_can_be_computed_by_hand():
@@ -110,7 +111,7 @@ def test_gaps_can_be_computed_by_hand():
 
 def test_public_devices_leave_every_group_within_delta():
     delays, accuracy = delays_of(60, 1), np.random.default_rng(1).normal(0.5, 0.05, 60)
-    groups = kma.cluster("k-medoids", delays, 4, seed=0)
+    groups = kma.cluster("k-medoids", delays, 4, seed=0, world=World())
     chosen = kma.public_devices(groups, delays, accuracy, 0.03, 0.5)
     assert 0 < len(chosen) <= 30
     for place in range(4):
@@ -124,7 +125,7 @@ def test_balanced_groups_keep_to_their_bounds_and_to_the_labels():
     labels = np.zeros((100, 10), np.int32)
     labels[np.arange(100), np.random.default_rng(0).permutation(np.arange(100) % 10)] = 20
     delays = delays_of(100, 3)
-    found = {weight: balanced(delays, labels, 10, seed=0, weight=weight) for weight in (0.0, 0.5, 0.9)}
+    found = {weight: balanced(delays, labels, 10, seed=0, world=World(), weight=weight) for weight in (0.0, 0.5, 0.9)}
     gaps = {weight: kma.label_gaps(groups, labels)[0].mean() for weight, groups in found.items()}
     for groups in found.values():
         low, high = bounds(100, 10, 0.2)
@@ -136,8 +137,8 @@ def test_balanced_groups_keep_to_their_bounds_and_to_the_labels():
 
 def test_trees_of_any_depth_have_their_centres_as_aggregators():
     delays = delays_of(80, 5)
-    groups = kma.cluster("k-medoids", delays, 12, seed=0)
-    tree = grow(groups, delays, [5, 2, 1], [1, 4, 4, 2, 1], 0, kma.Alone())
+    groups = kma.cluster("k-medoids", delays, 12, seed=0, world=World())
+    tree = grow(groups, delays, [5, 2, 1], [1, 4, 4, 2, 1], 0, World())
     assert [len(tree.nodes(level)) for level in range(5)] == [80, 12, 5, 2, 1]
     for node in range(80, len(tree.parent)):
         children = np.flatnonzero(tree.parent == node)
@@ -161,10 +162,12 @@ def test_on_real_data_kma_leaves_labels_as_k_medoids_does(data, form, least, mos
         labels = histogram(train.y, index, offsets, 10)
         model = build("softmax", labelled.shape, 10)
         trainer = Trainer(model, train.x, train.y, index, offsets, 10, 0.05, seed)
-        accuracy = trainer.accuracies(model.init(0), 10, np.arange(100), labelled.test.x[:2000], labelled.test.y[:2000])
+        accuracy = trainer.local_accuracies(10, labelled.test.x[:2000], labelled.test.y[:2000], World())
         if form == "classes:1":
             assert accuracy.mean() == pytest.approx(0.107, abs=0.02)
-        found = [kma.cluster(m, delays, 10, seed=seed, accuracy=accuracy) for m in ("k-medoids", "kma", "kma-code")]
+        found = [
+            kma.cluster(m, delays, 10, seed=seed, world=World(), accuracy=accuracy) for m in ("k-medoids", "kma", "kma-code")
+        ]
         gaps.append([kma.label_gaps(groups, labels)[0].mean() for groups in found])
     gaps = np.array(gaps)
     assert gaps.min() > least - 0.12, gaps
@@ -176,9 +179,9 @@ def test_on_real_data_kma_leaves_labels_as_k_medoids_does(data, form, least, mos
 def test_devices_that_join_change_only_the_groups_they_join(n_new, slack):
     delays = delays_of(80 + n_new, 5)
     old = delays.take(np.arange(80))
-    tree = grow(kma.cluster("k-medoids", old, 8, seed=0), old, [3, 1], [1, 4, 2, 1], 0, kma.Alone())
-    found = joined(tree, delays, slack, 0)
-    _tree(found.tensors())  # as strictly as a tree is read
+    tree = grow(kma.cluster("k-medoids", old, 8, seed=0, world=World()), old, [3, 1], [1, 4, 2, 1], 0, World())
+    found = joined(tree, delays, slack, 0, World())
+    from_tensors(found.tensors())  # as strictly as a tree is read
     nearest = delays.nearest(tree.device[tree.nodes(1)].astype(np.int64), np.arange(80, 80 + n_new))
     untouched = np.flatnonzero(~np.isin(tree.group, nearest))
     assert len(untouched) or n_new > 6
@@ -199,8 +202,8 @@ def test_devices_that_join_change_only_the_groups_they_join(n_new, slack):
 
 def test_nobody_joins_and_nothing_changes():
     delays = delays_of(40, 2)
-    tree = grow(kma.cluster("k-medoids", delays, 5, seed=0), delays, [1], [1, 4, 1], 0, kma.Alone())
-    found = joined(tree, delays, 0.2, 0)
+    tree = grow(kma.cluster("k-medoids", delays, 5, seed=0, world=World()), delays, [1], [1, 4, 1], 0, World())
+    found = joined(tree, delays, 0.2, 0, World())
     assert all(np.array_equal(array, found.tensors()[name]) for name, array in tree.tensors().items())
-    with pytest.raises(ValueError, match="39 devices found, at least the 40"):
-        joined(tree, delays.take(np.arange(39)), 0.2, 0)
+    with pytest.raises(ValueError, match="there are 39 devices, and the tree has 40"):
+        joined(tree, delays.take(np.arange(39)), 0.2, 0, World())

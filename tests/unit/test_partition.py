@@ -1,5 +1,7 @@
 """Partitions: every sample has one owner, and each form does what its name says."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,30 +27,30 @@ def y():
     return np.random.default_rng(0).permutation(np.arange(10_000) % 10)
 
 
-def shares(form, y, n=100):
+def histograms(form, y, n=100):
     index, offsets = partition(form, y, n, 0)
     return histogram(y, index, offsets, 10)
 
 
 def test_iid_devices_look_like_the_whole(y):
-    labels = shares("iid", y)
+    labels = histograms("iid", y)
     assert set(labels.sum(axis=1)) == {100}
     assert np.abs(labels / 100 - 0.1).sum(axis=1).mean() < 0.35
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_classes_are_as_many_as_asked_and_evenly_held(y, n):
-    labels = shares(f"classes:{n}", y)
+    labels = histograms(f"classes:{n}", y)
     assert set((labels > 0).sum(axis=1)) == {n}
     assert set((labels > 0).sum(axis=0)) == {10 * n}
 
 
 def test_shards_hold_few_classes(y):
-    assert (shares("shards:2", y) > 0).sum(axis=1).max() <= 4
+    assert (histograms("shards:2", y) > 0).sum(axis=1).max() <= 4
 
 
 def test_the_two_dirichlets_differ_in_sizes(y):
-    by_class, by_device = shares("dirichlet:0.1", y), shares("mixture:0.1", y)
+    by_class, by_device = histograms("dirichlet:0.1", y), histograms("mixture:0.1", y)
     assert by_class.sum(axis=1).std() > 30
     assert set(by_device.sum(axis=1)) == {100}
     # both are skewed: the commonest class of a device has most of its samples
@@ -58,12 +60,12 @@ def test_the_two_dirichlets_differ_in_sizes(y):
 
 def test_a_large_alpha_is_nearly_iid(y):
     for form in ("dirichlet:1000", "mixture:1000"):
-        labels = shares(form, y)
+        labels = histograms(form, y)
         assert np.abs(labels / labels.sum(axis=1, keepdims=True) - 0.1).sum(axis=1).mean() < 0.4
 
 
 def test_quantity_skews_sizes_and_not_labels(y):
-    labels = shares("quantity:1", y)
+    labels = histograms("quantity:1", y)
     sizes = labels.sum(axis=1)
     assert sizes.max() > 5 * np.median(sizes)
     large = labels[sizes > 200]
@@ -72,5 +74,7 @@ def test_quantity_skews_sizes_and_not_labels(y):
 
 @pytest.mark.parametrize("words", ["shards", "shards:0", "iid:3", "dirichlet:-1", "mixture:0", "classes:1.5", ""])
 def test_other_words_are_no_partition(words):
-    with pytest.raises(ValueError, match="expected"):
+    forms = "iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natural or file:FILE"
+    sentence = "the number of mixture is above 0 and up to 1e+06" if words == "mixture:0" else f"the forms are {forms}"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         parse(words)

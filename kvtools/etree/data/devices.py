@@ -76,6 +76,13 @@ def read_devices(src: str, world: World) -> tuple[Devices, Bag]:
         return _devices(bag.tensors, bag.fields.get("network") or {}), bag
 
 
+def delays_of(devices: Devices, name: str) -> Delays:
+    """The delays between devices. Raises Corrupt, with the bag's name, where they have none."""
+    if devices.delays is None:
+        raise Corrupt(f"{name}: these devices have no network. Make them with kvtools devices --delay or --graph.")
+    return devices.delays
+
+
 def read_data_of(src: str, bag: Bag, bag_name: str) -> LabelledData:
     """The labelled data that a `device` bag was made of. Raises Corrupt for other data."""
     made_of = (bag.fields.get("data") or {}).get("digest")

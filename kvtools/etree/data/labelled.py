@@ -92,7 +92,9 @@ def read_labelled(src: str) -> LabelledData:
         raise Corrupt(f"{src}: samples to test with have the shape {shapes}.")
     n_classes = int(train.y.max()) + 1
     if int(test.y.max()) >= n_classes:
-        raise Corrupt(f"{src}: label {int(test.y.max())} is in the test part alone; labels to train with are below {n_classes}.")
+        raise Corrupt(
+            f"{src}: label {int(test.y.max())} is in the test part alone; labels to train with are below {n_classes}."
+        )
     if train.x.ndim == 2:
         mean, deviation = train.x.mean(axis=0, dtype=np.float64), train.x.std(axis=0, dtype=np.float64)
         deviation[deviation == 0] = 1
@@ -172,7 +174,9 @@ def _hold_out(src: str, part: Samples) -> tuple[Samples, Samples]:
 def _idx(file: BinaryIO, n_axes: int) -> np.ndarray:
     head = file.read(4 + 4 * n_axes)
     if len(head) != 4 + 4 * n_axes or head[:4] != bytes([0, 0, 8, n_axes]):
-        raise ValueError(f"the file begins with {head[:4].hex(' ') or 'nothing'}; idx of bytes begins with 00 00 08 {n_axes:02x}")
+        raise ValueError(
+            f"the file begins with {head[:4].hex(' ') or 'nothing'}; idx of bytes begins with 00 00 08 {n_axes:02x}"
+        )
     shape = np.frombuffer(head, ">i4", offset=4).astype(np.int64)
     n_bytes = math.prod(shape.tolist())
     data = file.read(n_bytes + 1) if 0 <= n_bytes < 1 << 40 else b""

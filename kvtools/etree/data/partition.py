@@ -22,9 +22,7 @@ FORMS = "iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natur
 
 def parse(form: str) -> tuple[str, float]:
     """A partition's name and its number, 0 where it has none. Raises ValueError for other text."""
-    match = re.fullmatch(
-        r"(iid|natural)|(shards|classes):([1-9]\d*)|(dirichlet|mixture|quantity):(\d*\.?\d+(?:e-?\d+)?)", form
-    )
+    match = re.fullmatch(r"(iid|natural)|(shards|classes):([1-9]\d*)|(dirichlet|mixture|quantity):(\d*\.?\d+(?:e-?\d+)?)", form)
     if not match:
         raise ValueError(f"the forms are {FORMS}")
     name, number = match[1] or match[2] or match[4], float(match[3] or match[5] or 0)
@@ -185,7 +183,8 @@ def _mixture(y_N: np.ndarray, n_devices: int, alpha: float, rng: np.random.Gener
 
 
 def _counts(weight_n: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers in proportion to the weights that sum to `total`, int64 (n,): largest remainders, ties to the lower index."""
+    """Whole numbers in proportion to the weights that sum to `total`, int64 (n,): largest remainders, ties to the lower
+    index."""
     exact_n = weight_n / weight_n.sum() * total
     count_n: np.ndarray = np.floor(exact_n).astype(np.int64)
     rounded_up = np.argsort(count_n - exact_n, kind="stable")[: total - int(count_n.sum())]

@@ -52,7 +52,7 @@ class Delays:
         """Delays from a[i] to b[i], float64 (m,), ms. a, b: device numbers (m,). On a graph: one Dijkstra a site of b."""
         if self.metric == "matrix":
             assert self.matrix is not None
-            delay = self.matrix[self.site[a], self.site[b]].astype(np.float64)
+            delay: np.ndarray = self.matrix[self.site[a], self.site[b]].astype(np.float64)
         elif self.points is not None:
             delay = self._arc(np.sqrt(np.square(self.points[self.site[a]] - self.points[self.site[b]]).sum(axis=1)))
         else:
@@ -71,7 +71,9 @@ class Delays:
         Ties go to the lower index, and a centre is nearest to itself.
         """
         devices = np.arange(len(self)) if devices is None else devices
-        nearest = self._nearest_points(centres_K, devices) if self.points is not None else self._nearest_rows(centres_K, devices)
+        nearest = (
+            self._nearest_points(centres_K, devices) if self.points is not None else self._nearest_rows(centres_K, devices)
+        )
         index = {int(device): k for k, device in reversed(list(enumerate(centres_K.tolist())))}
         for row in np.flatnonzero(np.isin(devices, centres_K)).tolist():
             nearest[row] = index[int(devices[row])]
@@ -142,7 +144,8 @@ class Delays:
         return np.sort(sites[np.lexsort((sites, from_mean))[:_CANDIDATES]])
 
     def _sites(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Delays between two lists of sites, float64 (len(a), len(b)). A delay's bits do not depend on the rest of the lists."""
+        """Delays between two lists of sites, float64 (len(a), len(b)). A delay's bits do not depend on the rest of the
+        lists."""
         if self.matrix is not None:
             return np.asarray(self.matrix[np.ix_(a, b)], np.float64)
         if self.points is not None:

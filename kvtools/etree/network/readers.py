@@ -1,14 +1,14 @@
 """Delays from files: a matrix, pings, a list of edges, GML or GraphML, or positions; checked, and converted to ms.
 
-Delays are symmetric here. A matrix that is not is refused unless `is_repaired`: then both directions are averaged, and a missing
-delay becomes that of the shortest detour. Of a graph with up to 4,096 nodes all shortest paths are computed once, of a larger
-one only those that are needed. Latitudes and longitudes become positions on a sphere, at 200 km/ms, the speed of light in
-glass: no cable is straight, so real delays are longer.
+Delays are symmetric here. A matrix that is not is refused unless `is_repaired`: then both directions are averaged, and a
+missing delay becomes that of the shortest detour. Of a graph with up to 4,096 nodes all shortest paths are computed once, of a
+larger one only those that are needed. Latitudes and longitudes become positions on a sphere, at 200 km/ms, the speed of light
+in glass: no cable is straight, so real delays are longer.
 
 Not here: measurements. Delays of more devices than there are sites are extrapolated (`spread`), and the command says so.
 
-Legend: S sites, E edges, n devices. Functions that read raise ValueError for contents that make no network, and Corrupt for text
-that cannot be read. `log` takes a message about what was assumed or repaired.
+Legend: S sites, E edges, n devices. Functions that read raise ValueError for contents that make no network, and Corrupt for
+text that cannot be read. `log` takes a message about what was assumed or repaired.
 """
 
 from collections.abc import Callable, Iterable
@@ -261,7 +261,9 @@ def _require_connected(graph: Any, nodes: list[str]) -> None:
     n_parts, part = connected_components(graph, directed=False)
     if n_parts > 1:
         other = nodes[int(np.argmax(part != part[0]))]
-        raise ValueError(f"the graph has {n_parts} parts without an edge between them: {nodes[0]} and {other} are in two of them")
+        raise ValueError(
+            f"the graph has {n_parts} parts without an edge between them: {nodes[0]} and {other} are in two of them"
+        )
 
 
 def _edge_lines(file: BinaryIO, name: str, scale: float) -> tuple[list[str], np.ndarray, np.ndarray]:

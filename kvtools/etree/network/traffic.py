@@ -1,8 +1,8 @@
 """How long messages take that set out together: along shortest paths, or hop by hop with queues as in the authors' simulator.
 
 In the simulator's second model (branch dev, ETreeRouting) a hop costs 1 ms of propagation, 100 ms of transmission and 5 ms of
-processing. Each node that a message arrives at adds 100 ms for every two flows beyond two that pass through it at that level, so
-messages queue at a server with many children and where flows share a link. The lengths of edges only choose the path.
+processing. Each node that a message arrives at adds 100 ms for every two flows beyond two that pass through it at that level,
+so messages queue at a server with many children and where flows share a link. The lengths of edges only choose the path.
 
 In a network without edges every device is one hop from every other. Last miles are not hops. Not here: bandwidth, which
 etree/train/costs.py adds to either model. Legend: m messages, S sites.

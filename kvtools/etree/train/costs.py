@@ -81,7 +81,8 @@ class Meter:
     ) -> np.ndarray:  # fmt: skip
         """When the aggregators of a level have all models that they get, float64 (m,), seconds; counts the bytes.
 
-        ready_s: when each child sends, (c,). device_T: the device in each node's role. is_masked: updates take 64 bits a number.
+        ready_s: when each child sends, (c,). device_T: the device in each node's role. is_masked: updates take 64 bits a
+        number.
         """
         children, nodes = tree.nodes(aggregation.level - 1), tree.nodes(aggregation.level)
         index = tree.parent[children] - nodes[0]

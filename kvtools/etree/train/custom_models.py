@@ -1,15 +1,15 @@
 """Any model that devices train: layers as a recipe lists them, or a torch.nn.Module of the user's own.
 
-A recipe is a list of tables with a `kind` each; the output of the last layer goes through one more linear layer, to the classes.
-Nothing of a recipe is executed.
+A recipe is a list of tables with a `kind` each; the output of the last layer goes through one more linear layer, to the
+classes. Nothing of a recipe is executed.
 
 Gradients of all devices come from one vmap. Modules with convolutions train one device after another on CPUs, where a grouped
-convolution is slower than a loop. Modules with buffers, such as running means, are refused, since devices would share them, and
-so are modules with dropout, whose random numbers would depend on chunks. `linear` and `relu` alone train as models.Dense does, to
-rounding, from the same weights; but Dense is several times faster.
+convolution is slower than a loop. Modules with buffers, such as running means, are refused, since devices would share them,
+and so are modules with dropout, whose random numbers would depend on chunks. `linear` and `relu` alone train as models.Dense
+does, to rounding, from the same weights; but Dense is several times faster.
 
-Not here: files (etree/data/model_files.py). Legend: B devices, b samples of each, C classes, M models, P parameters. The weights
-of a model are one row, parameter after parameter.
+Not here: files (etree/data/model_files.py). Legend: B devices, b samples of each, C classes, M models, P parameters. The
+weights of a model are one row, parameter after parameter.
 """
 
 import copy

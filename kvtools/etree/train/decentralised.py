@@ -1,8 +1,8 @@
 """Training without a tree: each device has its own model, and models meet in pairs, along a ring, or never.
 
 `gossip`: in each step every device averages the model of another device, drawn at random, with its own, and trains (Hegedus et
-al. 2019, in rounds rather than at each device's own pace). `d-psgd`: every device trains, and then averages with both neighbours
-on a ring, in the order of their numbers, a third each (Lian et al. 2017). `individual`: devices never communicate.
+al. 2019, in rounds rather than at each device's own pace). `d-psgd`: every device trains, and then averages with both
+neighbours on a ring, in the order of their numbers, a third each (Lian et al. 2017). `individual`: devices never communicate.
 
 Each device waits for the models that it receives and for no others. Accuracy is the mean over at most 100 of the devices.
 Memory O(n P): each device has state. Legend: n devices, P parameters, M models.

@@ -13,8 +13,8 @@ sent to the failed one send again. A device that is back begins from its group's
 all of whose devices have failed counts for nothing until one is back. `repeat` and `reorder` never change a model: an
 aggregator takes each sender's update of a step once, in the order of the senders.
 
-Not here: new groups, see regroup.py. A subtree chooses its aggregators among its own devices and is never without a parent while
-one of them works. Legend: n devices, T nodes.
+Not here: new groups, see regroup.py. A subtree chooses its aggregators among its own devices and is never without a parent
+while one of them works. Legend: n devices, T nodes.
 """
 
 import re
@@ -159,7 +159,7 @@ def _drawn(text: str, match: re.Match[str], tree: Tree, rng: np.random.Generator
 def _aggregator(text: str, level: int, tree: Tree, rng: np.random.Generator) -> np.ndarray:
     if not 1 <= level <= tree.n_levels:
         raise ValueError(f"{text!r}: the tree has aggregators on levels 1 to {tree.n_levels}")
-    return tree.device[rng.permutation(tree.nodes(level))[:1]]
+    return np.asarray(tree.device[rng.permutation(tree.nodes(level))[:1]])
 
 
 def status_at(events: Sequence[Event], tree: Tree, step: int) -> Status:

@@ -1,9 +1,9 @@
 """Local training of many devices at once, each from the model of its group, streamed in chunks.
 
-Legend: J jobs (a device that trains from a model), G models to start from, B jobs of a chunk, b samples of a batch, n samples of
-the largest job of a chunk, M models, N samples, P parameters. Leaves have no state of their own in a synchronous tree: a job
-begins with a copy of a model and ends with a row of weights that is summed and dropped, so memory is O((G + chunk) P) whatever
-the number of devices.
+Legend: J jobs (a device that trains from a model), G models to start from, B jobs of a chunk, b samples of a batch, n samples
+of the largest job of a chunk, M models, N samples, P parameters. Leaves have no state of their own in a synchronous tree: a
+job begins with a copy of a model and ends with a row of weights that is summed and dropped, so memory is O((G + chunk) P)
+whatever the number of devices.
 
 The invariant: the result of a job depends on the model it starts from, its samples, the seed, and `when`; not on its chunk,
 thread or rank. The order of samples comes from a hash of (seed, when, epoch, device, position), which needs no state. A chunk's

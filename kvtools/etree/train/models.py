@@ -4,9 +4,9 @@ Legend: B devices, b samples of each, D features, I in, O out, C classes, P para
 float32; `layers` are views of stacked rows, so that an update in place is an update of the rows.
 
 `Dense` is softmax regression (no hidden layer) or an MLP, with gradients written out: the update of a layer is one product
-added into its weights, and no gradient is ever stored. `Conv` is a small CNN of LeNet's shape, through autograd; its convolutions
-are unrolled into products, since one grouped convolution for all devices is slower than a loop on CPUs. Neither has state that
-batches share, such as running means: devices must not influence one another. Other models: custom_models.py.
+added into its weights, and no gradient is ever stored. `Conv` is a small CNN of LeNet's shape, through autograd; its
+convolutions are unrolled into products, since one grouped convolution for all devices is slower than a loop on CPUs. Neither
+has state that batches share, such as running means: devices must not influence one another. Other models: custom_models.py.
 """
 
 import math

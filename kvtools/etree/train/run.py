@@ -93,6 +93,11 @@ class Run:
         """Steps in all, whole rounds."""
         return self.plan.rounds * self.simulation.round_steps
 
+    @property
+    def n_rounds(self) -> int:
+        """Rounds done so far."""
+        return self.simulation.costs.steps // self.simulation.round_steps
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (line for line in self.rounds() if line is not None)
 
@@ -101,20 +106,18 @@ class Run:
 
         Raises ValueError for a model that has diverged, and for updates too large to mask.
         """
-        per_round = self.simulation.round_steps
         start = time.monotonic()
         baseline = iter(self._baseline) if self._baseline else None
         while self.simulation.costs.steps < self.n_steps:
-            for _ in range(per_round):
+            for _ in range(self.simulation.round_steps):
                 self._step()
             self._wall_s = self._earlier_s + time.monotonic() - start
-            n_rounds = self.simulation.costs.steps // per_round
-            if n_rounds % self.plan.every and n_rounds != self.plan.rounds:
+            if self.n_rounds % self.plan.every and self.n_rounds != self.plan.rounds:
                 yield None
                 continue
             line = self.line()
             if not np.isfinite(line["loss"]):
-                raise ValueError(f"the loss is not finite after round {n_rounds}; the learning rate may be too high")
+                raise ValueError(f"the loss is not finite after round {self.n_rounds}; try a lower learning rate")
             if baseline:  # its rounds are as long, and are evaluated as often
                 paused = time.monotonic()
                 other = next(baseline)
@@ -137,7 +140,7 @@ class Run:
         accuracy, loss = self._trainer.evaluate(models, *self._test)
         costs = self.simulation.costs
         return {
-            "algorithm": self.plan.algorithm, "round": costs.steps // self.simulation.round_steps,
+            "algorithm": self.plan.algorithm, "round": self.n_rounds,
             "local_epochs": costs.epochs, "bytes": costs.n_bytes, "wan_bytes": costs.wan_bytes,
             "simulated_s": round(costs.seconds, 6), "wall_s": round(self._wall_s, 3),
             "accuracy": float(accuracy @ weight / weight.sum()), "loss": float(loss @ weight / weight.sum()),

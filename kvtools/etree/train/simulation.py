@@ -2,8 +2,8 @@
 
 Schedule (the authors' simulator, arXiv 2008.01553): in each step every leaf makes r0 passes over its samples, its aggregator
 averages what arrived, and every r_l-th aggregation of level l is followed by one of level l + 1. The level that averaged last
-sends the mean down to all leaves below. A root round is r1 ... r_(L-1) steps. Between steps all members of a group hold the same
-weights, so the models of the groups are the only state.
+sends the mean down to all leaves below. A root round is r1 ... r_(L-1) steps. Between steps all members of a group hold the
+same weights, so the models of the groups are the only state.
 
 Means are weighted by samples, or uniform as the paper has them; a mean of uniform means of unequal groups is not the mean of
 all. Sums are float64, in the order of the senders and one update a sender, so that repeated and reordered messages change no
@@ -191,7 +191,8 @@ class TreeSimulation:
         return self._on_all_ranks(means_GP), weight_G
 
     def _jobs(self, is_training: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """This rank's jobs: device, group whose model it trains, and the fraction of its weight that counts there, (J,) each."""
+        """This rank's jobs: device, group whose model it trains, and the fraction of its weight that counts there, (J,)
+        each."""
         tree, groups = self.current, self._own_groups.tolist()
         jobs = np.flatnonzero(is_training & np.isin(tree.group, self._own_groups))
         group_J = tree.group[jobs]
@@ -261,7 +262,9 @@ class _GroupSums:
         groups, index = np.unique(group_B, return_inverse=True)
         weight = np.zeros((len(groups), len(group_B)))
         weight[index, np.arange(len(group_B))] = weight_B
-        self.sum_GP[torch.from_numpy(groups).to(self.sum_GP.device)] += torch.from_numpy(weight).to(self.sum_GP.device) @ rows_BP
+        self.sum_GP[torch.from_numpy(groups).to(self.sum_GP.device)] += (
+            torch.from_numpy(weight).to(self.sum_GP.device) @ rows_BP
+        )
         np.add.at(self.weight_G, group_B, weight_B)
 
     def set(self, group: int, sum_P: np.ndarray, weight: float) -> None:

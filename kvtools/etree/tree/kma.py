@@ -19,7 +19,7 @@ Legend: n devices, K groups, C classes. Not here: training, and the balanced met
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -75,6 +75,26 @@ def label_gaps(groups: Groups, labels_nC: np.ndarray) -> tuple[np.ndarray, np.nd
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(p_KC > 0, p_KC * np.log(p_KC / middle_KC), 0) + np.where(q_C > 0, q_C * np.log(q_C / middle_KC), 0)
     return np.abs(p_KC - q_C).sum(axis=1), terms.sum(axis=1) / 2
+
+
+def report(groups: Groups, delays: Delays, labels_nC: np.ndarray, accuracy: np.ndarray | None) -> dict[str, Any]:
+    """How near the devices of a group are, and how much groups differ from all devices, under the names of a `tree` bag.
+
+    labels_nC: int (n, C), C = 0 where devices hold no data. accuracy: float64 (n,), of each device alone.
+    """
+    delay = delays.elementwise(np.arange(len(delays)), groups.centre[groups.group])
+    fields: dict[str, Any] = {
+        "k": len(groups.centre), "devices": len(delays), "delay_ms": float(delay.mean()),
+        "sweeps": groups.n_sweeps, "cycled": groups.cycle > 0, "settled": groups.is_converged,
+        "sizes": groups.sizes.tolist(), "accuracy_gap": None, "label_gap_l1": None, "label_gap_js": None,
+    }  # fmt: skip
+    if labels_nC.shape[1]:
+        l1, js = label_gaps(groups, labels_nC)
+        fields |= {"label_gap_l1": float(l1.mean()), "label_gap_js": float(js.mean())}
+    if accuracy is not None:
+        fields["accuracy_gap"] = float(accuracy_gaps(groups, accuracy).mean())
+        fields["accuracy"] = {"mean": float(accuracy.mean()), "deviation": float(accuracy.std())}
+    return fields
 
 
 def initial_centres(n_devices: int, n_groups: int, seed: int) -> np.ndarray:
@@ -274,8 +294,8 @@ def _sweep_moving_centres(
 
 
 def _refilled(group: np.ndarray, centre: np.ndarray, delays: Delays) -> np.ndarray:
-    """The groups without empty ones, int32 (n,). An empty group takes its centre back or, where the centre is alone in its group
-    or the centre of it, the device of the largest group that is farthest from its centre."""
+    """The groups without empty ones, int32 (n,). An empty group takes its centre back or, where the centre is alone in its
+    group or the centre of it, the device of the largest group that is farthest from its centre."""
     sizes = np.bincount(group, minlength=len(centre))
     for k in np.flatnonzero(sizes == 0).tolist():
         device = int(centre[k])

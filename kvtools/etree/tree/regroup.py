@@ -1,9 +1,9 @@
 """Groups in which too few devices work are dissolved for as long; devices that join a tree later.
 
 `regrouped`: the devices left in a dissolved group join the nearest group that continues. Only the groups concerned change: the
-dissolved ones and those that take devices in. All other devices keep group, aggregator and succession. The result depends on the
-tree and on who has failed now, not on earlier steps: a device that is back finds its group again as soon as enough of it works,
-and a run can be repeated to the bit.
+dissolved ones and those that take devices in. All other devices keep group, aggregator and succession. The result depends on
+the tree and on who has failed now, not on earlier steps: a device that is back finds its group again as soon as enough of it
+works, and a run can be repeated to the bit.
 
 `joined`: devices that a tree does not have yet join it for good, and again only the groups that they join change.
 
@@ -77,9 +77,7 @@ def joined(tree: Tree, delays: Delays, slack: float, seed: int, world: Ranks) ->
     return _with_groups(tree, group, origin, new_centre, order_n)
 
 
-def _split(
-    group: np.ndarray, k: int, centre: int, largest: int, n_groups: int, delays: Delays, seed: int, world: Ranks
-) -> int:
+def _split(group: np.ndarray, k: int, centre: int, largest: int, n_groups: int, delays: Delays, seed: int, world: Ranks) -> int:
     """Split group k, in place, into parts of about `largest` devices, and return how many parts there are.
 
     The part of the centre keeps the number k; the others are numbered from n_groups.

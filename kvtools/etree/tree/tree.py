@@ -1,13 +1,13 @@
 """A tree over devices: leaves with data, aggregators above them that are devices themselves, one root.
 
-Legend: n devices, T nodes, L levels of aggregators. Nodes 0 to n-1 are the leaves, device i at node i; aggregators follow, level
-by level, the root last. An aggregator is one of the devices below it, so one device may have a node on every level.
+Legend: n devices, T nodes, L levels of aggregators. Nodes 0 to n-1 are the leaves, device i at node i; aggregators follow,
+level by level, the root last. An aggregator is one of the devices below it, so one device may have a node on every level.
 
 `order` is each node's position in the succession of its parent: the device at position 0 has the parent's role, and when it
 fails the next that works takes the role over, which every device can tell without communication. `ratios` r0, r1, …, rL: local
 epochs between two uploads, then aggregations of a level between two uploads to the next; the last is 1.
 
-Not here: files (etree/data/trees.py).
+Not here: files (etree/data/fleet.py).
 """
 
 from collections.abc import Mapping

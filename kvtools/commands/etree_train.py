@@ -122,8 +122,8 @@ def main(
         return 0
     with_aggregators = "Choose etree, fedavg, hierfavg or grouped."
     options.refuse_if(
-        (tree is None, "--tree is missing. Name the tree that kvtools kma-cluster wrote."),
-        (data is None, "--data is missing. Name the labelled data that the devices were made of."),
+        (tree is None, "--tree is missing. See --help."),
+        (data is None, "--data is missing. See --help."),
         (tree == devices == "-", "--tree and DEVICES cannot both come from stdin. Name a file for one of them."),
         (
             secure and late == "carry",
@@ -149,7 +149,7 @@ def main(
     trained_tree = algorithm_tree(algorithm, given_tree, delays)
     with raising(Usage, f"--epochs {epochs}"):
         n_rounds = rounds if epochs is None else rounds_of(epochs, trained_tree)
-    with raising(Usage, f"--fail {fail}"):
+    with raising(Usage, f"--fail {fail or repr(fail)}"):
         events = () if fail is None else tuple(read_script(fail, trained_tree, seed))
     held, n_threads = fleet.devices, n_cores(world.local_size)
     trainer = Trainer(built, train.x, train.y, held.index, held.offsets, batch, lr, seed, n_threads, chunk, torch_device)

@@ -1,4 +1,4 @@
-"""Training over a tree, as a user types it: the model, the log, stopping and going on, what is refused."""
+"""Training over a tree, as a user types it: the model, the log, stopping and resuming, refusals."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_chunk(sh, fleet):
     )
 
 
-def test_a_stopped_run_goes_on_to_the_same_end(sh, fleet):
+def test_a_stopped_run_continues_to_the_same_end(sh, fleet):
     long = [*TRAIN.split()[1:], "--rounds", "300", "--model", "mlp:20"]
     assert sh(f"{TRAIN} --rounds 300 --model mlp:20 -o whole.model --log whole.jsonl", timeout=200).code == 0
     process = subprocess.Popen(
@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(sh, fleet):
         os.sched_yield()
     process.send_signal(signal.SIGUSR2)
     words = process.communicate()[1]
-    assert (process.returncode, words) == (75, "kvtools etree-train: stopped; run the same command again to go on.\n")
+    assert (process.returncode, words) == (75, "kvtools etree-train: stopped; run the same command again to continue.\n")
     assert not (fleet / "part.model").exists()
     done = sh(f"{TRAIN} --rounds 300 --model mlp:20 -o part.model --log part.jsonl", timeout=200)
     assert done.code == 0
@@ -171,58 +171,101 @@ def test_failures_change_the_run_and_it_ends(sh, fleet):
     done = sh(f"{TRAIN} --rounds 3 --fail {script} --late carry --quorum 0.3 -o a.model --log a.jsonl")
     assert done.code == 0
     assert sh(f"{TRAIN} --rounds 3 -o b.model --log b.jsonl").code == 0
-    ill, well = (lines_of(fleet / f"{name}.jsonl")[-1] for name in "ab")
-    assert ill["simulated_s"] > well["simulated_s"]
-    assert ill["accuracy"] > well["accuracy"] - 0.3
+    failed, healthy = (lines_of(fleet / f"{name}.jsonl")[-1] for name in "ab")
+    assert failed["simulated_s"] > healthy["simulated_s"]
+    assert failed["accuracy"] > healthy["accuracy"] - 0.3
 
 
+MODELS = "models are softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml and FILE.py:NAME, with widths up to 1048576."
+EVENTS = (
+    "events are leaf:10%@5, aggregator:1@8, root@12, late:5@3-4, partition@15-18, join:3@4, repeat:10%@5 and reorder@5-8, "
+    "between commas."
+)
+COUNTS = "counts from 1 to 1048576 between commas are needed, as 4,1."
+NO_AGGREGATORS = "needs aggregators, and gossip has none. Choose etree, fedavg, hierfavg or grouped."
 BAD = {
     "no tree": ("kvtools etree-train --data digits.csv f.devices", 2, "--tree is missing. See --help."),
     "no data": ("kvtools etree-train --tree f.tree f.devices", 2, "--data is missing. See --help."),
-    "a tree of others": (TRAIN.replace("f.devices", "few.devices"), 65, "5 devices found, the 20 of f.tree"),
-    "devices for a tree": (TRAIN.replace("f.tree", "f.devices"), 65, "device found, tree expected"),
-    "other data": (f"{TRAIN.replace('digits.csv', 'other.csv')}", 65, "of which f.devices was made"),
-    "no such model": (f"{TRAIN} --model resnet", 2, "softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml or FILE.py:NAME expected"),
-    "no such recipe": (f"{TRAIN} --model none.toml", 66, "--model none.toml: no such file"),
-    "a recipe of nothing": (f"{TRAIN} --model digits.toml", 2, "layers alone expected"),
-    "no images": (f"{TRAIN} --model cnn", 2, "samples of (3,) found"),
-    "no such failure": (f"{TRAIN} --fail fire@3", 2, "'fire@3' found"),
-    "no failures to compare with": (f"{TRAIN} --compare", 2, "--compare without --fail found"),
-    "a join of a range": (f"{TRAIN} --fail join:2@3-5", 2, "one step expected, from which they are there"),
-    "failures without a tree": (f"{TRAIN} --fail root@3 --algorithm gossip", 2, "failures with gossip found"),
-    "too many ratios": (f"{TRAIN} --ratios 1,2,3,1", 2, "3 counts, the last of them 1"),
-    "a tree of other devices": (TRAIN.replace("f.devices", "alike.devices"), 65, "other devices than those that f.tree"),
-    "epochs that are no rounds": (f"{TRAIN} --epochs 7", 2, "7 epochs with etree found, whose rounds have 5; 5 or 10 expected"),
-    "a script without a word": (f"{TRAIN} --fail ''", 2, "--fail without a word found"),
-    "more than all of them": (f"{TRAIN} --fail leaf:200%@1", 2, "100% at most expected"),
+    "stdin twice": (
+        "kvtools etree-train --tree - --data digits.csv -", 2,
+        "--tree and DEVICES cannot both come from stdin. Name a file for one of them.",
+    ),
+    "late updates of masks": (
+        f"{TRAIN} --secure --late carry", 2,
+        "--late carry cannot be combined with --secure: late updates are not masked twice. Use --late drop.",
+    ),
+    "no failures to compare with": (
+        f"{TRAIN} --compare", 2, "--compare is about failures. Give them with --fail, or leave it out.",
+    ),
+    "failures without a tree": (f"{TRAIN} --fail root@3 --algorithm gossip", 2, f"--fail {NO_AGGREGATORS}"),
+    "masks without a tree": (f"{TRAIN} --secure --algorithm gossip", 2, f"--secure {NO_AGGREGATORS}"),
+    "a tree of others": (
+        TRAIN.replace("f.devices", "few.devices"), 65,
+        "few.devices: there are 5 devices, and f.tree has 20. Make a tree of this bag.",
+    ),
+    "a tree of other devices": (
+        TRAIN.replace("f.devices", "alike.devices"), 65,
+        "alike.devices: f.tree was made of other devices. Give those, or make a tree of this bag.",
+    ),
+    "devices for a tree": (
+        TRAIN.replace("f.tree", "f.devices"), 65,
+        "f.devices: this is a bag of kind device, and kind tree is needed. Make one with kvtools kma-cluster.",
+    ),
+    "other data": (
+        TRAIN.replace("digits.csv", "other.csv"), 65,
+        "other.csv: these data have the digest 3756b015b1d4, and f.devices was made of data with 0126f090bd64. "
+        "Give the same data, or make the devices again.",
+    ),
+    "no such model": (f"{TRAIN} --model resnet", 2, f"--model resnet: {MODELS}"),
+    "a layer without end": (f"{TRAIN} --model mlp:999999999", 2, f"--model mlp:999999999: {MODELS}"),
+    "no such recipe": (f"{TRAIN} --model none.toml", 66, "--model none.toml: no such file or directory."),
+    "a recipe of nothing": (
+        f"{TRAIN} --model digits.toml", 2,
+        "--model digits.toml: a recipe holds `layers` alone, and this one holds depth.",
+    ),
+    "no images": (
+        f"{TRAIN} --model cnn", 2,
+        "--model cnn: cnn takes images of 16 by 16 or more, and these samples have the shape (3,).",
+    ),
+    "no such failure": (f"{TRAIN} --fail fire@3", 2, f"--fail fire@3: 'fire@3' is no event; {EVENTS}"),
+    "a script without a word": (f"{TRAIN} --fail ''", 2, f"--fail '': the script is empty; {EVENTS}"),
+    "too many ratios": (
+        f"{TRAIN} --ratios 1,2,3,1", 2, "--ratios 1,2,3,1: the tree has 3 ratios, the last of them 1.",
+    ),
+    "a ratio that is no number": (f"{TRAIN} --ratios 1,²,1", 2, f"--ratios 1,²,1: {COUNTS}"),
+    "a ratio without end": (f"{TRAIN} --ratios 1,10000000000,1", 2, f"--ratios 1,10000000000,1: {COUNTS}"),
+    "epochs that are no rounds": (
+        f"{TRAIN} --epochs 7", 2, "--epochs 7: a round has 5 local epochs; the nearest whole rounds make 5 or 10.",
+    ),
     "an infinite number": (f"{TRAIN} --deadline inf", 2, "--deadline inf: give a finite number."),
-    "a rate too high": (f"{TRAIN} --model mlp:9 --lr 1e6 --log run.jsonl", 1, "a loss that is not finite found"),
-    "updates too large to mask": (f"{TRAIN} --secure --lr 1e30", 1, "too large for sums in 64 bits"),
-    "a ratio that is no number": (f"{TRAIN} --ratios 1,²,1", 2, "counts between commas"),
-    "a ratio without end": (f"{TRAIN} --ratios 1,10000000000,1", 2, "counts between commas"),
-    "a layer without end": (f"{TRAIN} --model mlp:999999999", 2, "mlp:WIDTH"),
-    "stdin twice": ("kvtools etree-train --tree - --data digits.csv -", 2, "one input from stdin"),
+    "a learning rate too high": (
+        f"{TRAIN} --model mlp:9 --lr 1e6 --log run.jsonl", 1,
+        "training with --lr 1e+06: the loss is not finite after round 1; try a lower learning rate.",
+    ),
+    "updates too large to mask": (
+        f"{TRAIN} --secure --lr 1e30", 1,
+        "training with --lr 1e+30: an update of 4.83333e+29 is too large for sums in 64 bits; try a lower learning rate.",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_makes_no_sense_is_refused_in_one_line(sh, fleet, name):
-    line, code, words = BAD[name]
+def test_refusals_say_what_is_wrong_and_what_to_do(sh, fleet, name):
+    line, code, message = BAD[name]
     text = (fleet / "digits.csv").read_text()
     (fleet / "other.csv").write_text(text.replace(",3\n", ",2\n", 1))
     (fleet / "digits.toml").write_text("depth = 3\n")
     sh("kvtools devices --data digits.csv --coordinates p.npy --devices 5 -o few.devices")
     sh("kvtools devices --data digits.csv --coordinates p.npy --seed 9 -o alike.devices")
     done = sh(f"{line} -o out.model", pipefail=False)
-    assert (done.code, done.err.count("\n")) == (code, 1), done.err
-    assert words in done.err
+    assert (done.code, done.err) == (code, f"kvtools etree-train: {message}\n")
     assert not (fleet / "out.model").exists()
 
 
-def test_what_is_never_to_happen_is_told(sh, fleet):
+def test_events_after_the_last_step_are_reported(sh, fleet):
     done = sh(f"{TRAIN} --rounds 1 --fail root@99 -o a.model")
-    assert (done.code, done.err.count("\n")) == (0, 1)
-    assert "--fail: step 99 is after the last, 5: what is to happen then never does." in done.err
+    message = "--fail: step 99 comes after the last step, 5, so that event never happens."
+    assert (done.code, done.err) == (0, f"kvtools etree-train: {message}\n")
 
 
 def test_a_run_into_a_pipe_that_is_told_to_end_ends_as_any_program_does(fleet):
@@ -240,8 +283,8 @@ def test_what_failures_cost_is_logged_against_the_run_without(sh, fleet):
     done = sh(f"{TRAIN} --rounds 3 --fail {script} --regroup 0.7 --compare -o a.model --log a.jsonl")
     assert done.code == 0
     assert sh(f"{TRAIN} --rounds 3 -o b.model --log b.jsonl").code == 0
-    ill, well = (lines_of(fleet / f"{name}.jsonl") for name in "ab")
-    for one, other in zip(ill, well, strict=True):
+    failed, healthy = (lines_of(fleet / f"{name}.jsonl") for name in "ab")
+    for one, other in zip(failed, healthy, strict=True):
         assert one["accuracy_lost"] == pytest.approx(other["accuracy"] - one["accuracy"], abs=1e-6)
         assert one["simulated_s_lost"] == pytest.approx(one["simulated_s"] - other["simulated_s"], abs=1e-5)
     assert done.err.splitlines()[-1].startswith("kvtools etree-train: failures cost ")

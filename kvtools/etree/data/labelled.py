@@ -76,6 +76,7 @@ def read_labelled(src: str) -> LabelledData:
     """All samples of a file or folder. Raises Missing where there are none, Corrupt for damage, naming the file."""
     try:
         paths = sorted(entry.path for entry in os.scandir(src) if entry.is_file()) if os.path.isdir(src) else [src]
+        os.stat(src)  # a name without a known ending is not opened below
         train, test = (
             _join(src, list(_read_all([path for path in paths if _is_test(path) is is_test]))) for is_test in (False, True)
         )
@@ -230,6 +231,9 @@ def _read_tar(file: BinaryIO) -> Samples:
 
 
 def _read_npz(file: BinaryIO) -> Samples:
+    if not zipfile.is_zipfile(file):
+        raise ValueError("this is not an .npz file of plain arrays")
+    file.seek(0)
     with np.load(file, allow_pickle=False) as arrays:
         if not {"x", "y"} <= set(arrays.files):
             raise ValueError(f"the arrays are {', '.join(arrays.files) or 'none'}, and x and y are needed")

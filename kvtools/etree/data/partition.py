@@ -92,12 +92,12 @@ def read_partition(file: BinaryIO, n_samples: int) -> tuple[np.ndarray, np.ndarr
     """
     try:
         lists = json.load(file)
-    except RecursionError:
+    except (RecursionError, json.JSONDecodeError):
         lists = None
     lists = list(lists.values()) if isinstance(lists, dict) else lists
     is_list = isinstance(lists, list) and bool(lists) and all(isinstance(numbers, list) for numbers in lists)
     if not is_list or not all(type(number) is int for numbers in lists for number in numbers):
-        raise ValueError("this is not a list of sample numbers for each device")
+        raise ValueError("this is not JSON with a list of sample numbers for each device")
     offsets = np.cumsum([0, *map(len, lists)])
     return checked(np.array([number for numbers in lists for number in numbers], np.int64), offsets, n_samples)
 

@@ -11,6 +11,7 @@ Legend: S sites, E edges, n devices. Functions that read raise ValueError for co
 text that cannot be read. `log` takes a message about what was assumed or repaired.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from io import BytesIO
@@ -28,6 +29,7 @@ EARTH_KM = 6371.0
 _ALL_PATHS = 4096  # nodes
 _ASYMMETRIC = 0.01  # of the larger of two directions
 _WEIGHTS = ("delay", "latency", "ms", "weight", "dist", "distance", "LinkLength")
+_COMMENTS = re.compile(rb"(?m)^[ \t]*#.*$\n?")  # GML and lists of edges both have them
 
 Log = Callable[[str], None]
 Edges = tuple[np.ndarray, np.ndarray]  # int32 (E, 2) sites, float32 (E,) ms
@@ -73,7 +75,7 @@ def read_graph(file: BinaryIO, name: str, *, scale: float = 1.0, log: Log = lamb
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import dijkstra
 
-    is_marked_up = _peek(file, 512).lstrip().startswith((b"<", b"graph", b"Creator", b"#", b"Version"))
+    is_marked_up = _COMMENTS.sub(b"", _peek(file, 4096)).lstrip().startswith((b"<", b"graph", b"Creator", b"Version"))
     nodes, ends, weights = _networkx(file, scale, log) if is_marked_up else _edge_lines(file, name, scale)
     if not len(ends):
         raise ValueError("there are no edges in it")
@@ -261,9 +263,7 @@ def _require_connected(graph: Any, nodes: list[str]) -> None:
     n_parts, part = connected_components(graph, directed=False)
     if n_parts > 1:
         other = nodes[int(np.argmax(part != part[0]))]
-        raise ValueError(
-            f"the graph has {n_parts} parts without an edge between them: {nodes[0]} and {other} are in two of them"
-        )
+        raise ValueError(f"the graph has {n_parts} parts that no edge connects; {nodes[0]} and {other} are in two of them")
 
 
 def _edge_lines(file: BinaryIO, name: str, scale: float) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -58,7 +58,7 @@ def joined(tree: Tree, delays: Delays, slack: float, seed: int, world: Ranks) ->
     """
     n_old, n = tree.n_devices, len(delays)
     if n < n_old:
-        raise ValueError(f"there are {n} devices, and the tree has {n_old}")
+        raise ValueError(f"there are {n} devices, and the tree has {n_old}, which must come first")
     centre = tree.device[tree.nodes(1)].astype(np.int64)
     group = np.concatenate([tree.group, delays.nearest(centre, np.arange(n_old, n))])
     touched = np.unique(group[n_old:]).tolist()

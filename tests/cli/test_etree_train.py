@@ -182,6 +182,7 @@ EVENTS = (
     "between commas."
 )
 COUNTS = "counts from 1 to 1048576 between commas are needed, as 4,1."
+MADE_OF = "f.devices was made of data with 0126f090bd64"
 NO_AGGREGATORS = "needs aggregators, and gossip has none. Choose etree, fedavg, hierfavg or grouped."
 BAD = {
     "no tree": ("kvtools etree-train --data digits.csv f.devices", 2, "--tree is missing. See --help."),
@@ -213,8 +214,7 @@ BAD = {
     ),
     "other data": (
         TRAIN.replace("digits.csv", "other.csv"), 65,
-        "other.csv: these data have the digest 3756b015b1d4, and f.devices was made of data with 0126f090bd64. "
-        "Give the same data, or make the devices again.",
+        f"other.csv: these data have the digest 3756b015b1d4, and {MADE_OF}. Give the same data, or make the devices again.",
     ),
     "no such model": (f"{TRAIN} --model resnet", 2, f"--model resnet: {MODELS}"),
     "a layer without end": (f"{TRAIN} --model mlp:999999999", 2, f"--model mlp:999999999: {MODELS}"),

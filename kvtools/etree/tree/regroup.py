@@ -68,7 +68,7 @@ def joined(tree: Tree, delays: Delays, slack: float, seed: int, world: Ranks) ->
         n_groups = len(origin)
         n_parts = _split(group, k, int(centre[k]), largest, n_groups, delays, seed, world)
         touched += range(n_groups, n_groups + n_parts - 1)
-        origin = np.concatenate([origin, [k] * (n_parts - 1)])
+        origin = np.concatenate([origin, np.full(n_parts - 1, k)])
     new_centre = np.concatenate([centre, np.zeros(len(origin) - len(centre), np.int64)])
     order_n = np.concatenate([tree.order[:n_old], np.zeros(n - n_old, np.int32)])
     for k in touched:

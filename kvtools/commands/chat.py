@@ -107,8 +107,7 @@ def main(
 
 def _split(words: list[str]) -> tuple[list[str], str | None]:
     """The files, and the question: "-" for questions on stdin, None for a conversation."""
-    from kvtools.video.inputs import VIDEO_SUFFIXES
-    from kvtools.video.order import IMAGE_SUFFIXES
+    from kvtools.video.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
     if words and (words[-1] == "-" or not os.path.exists(words[-1])):
         if " " not in words[-1] and os.path.splitext(words[-1])[1].lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, ".kvs"):

@@ -93,8 +93,8 @@ def main(
     from kvtools.skipped import SkippedRows
     from kvtools.video.inputs import find_clips
     from kvtools.video.patch import Budget
-    from kvtools.video.recipe import Recipe
-    from kvtools.video.sample import Want
+    from kvtools.video.recipe import VideoRecipe
+    from kvtools.video.sample import FrameSampling
 
     tasks = list(dict.fromkeys(task.split(",")))
     refuse_if(
@@ -109,7 +109,7 @@ def main(
     )
     if labels is None:
         _refuse_unaskable(tasks, form, frames, choices)
-    recipe = Recipe(Want(fps=4.0, max_frames=256), Budget(24_576, *parse_range(frame_tokens, "--frame-tokens")))
+    recipe = VideoRecipe(FrameSampling(fps=4.0, max_frames=256), Budget(24_576, *parse_range(frame_tokens, "--frame-tokens")))
     inputs = clips or ["-"]
     if any(is_same_file(src, output) for src in inputs):
         raise Usage(f"{output}: this is both an input and the output. Name another output.")

@@ -109,8 +109,8 @@ def main(
     from kvtools.train.device import resolve_device
     from kvtools.video.inputs import find_clips, read_list
     from kvtools.video.patch import Budget
-    from kvtools.video.recipe import Recipe
-    from kvtools.video.sample import Want
+    from kvtools.video.recipe import VideoRecipe
+    from kvtools.video.sample import FrameSampling
     from kvtools.video.spread import spread
     from kvtools.world import Stop
     from kvtools.world import shard as take_shard
@@ -121,7 +121,7 @@ def main(
         (start is not None and end is not None and start > end, f"--start {start} is after --end {end}. Give a later --end."),
     )
     budget = Budget(max_tokens, *parse_range(frame_tokens, "--frame-tokens"))
-    recipe = Recipe(Want(fps, frames, min(min_frames, max_frames), max_frames, start, end), budget, pick, decoder)
+    recipe = VideoRecipe(FrameSampling(fps, frames, min(min_frames, max_frames), max_frames, start, end), budget, pick, decoder)
     config_fields, embedder = recipe.to_json(), None
     world = ctx.obj.world
     if encoder is not None:

@@ -1,6 +1,6 @@
-"""One clip into one `video` record: index it, choose frames, fit them to the budget, decode, resize, cut, encode.
+"""A clip to one `video` record: index it, choose frames, fit them to the budget, decode, resize, cut, encode.
 
-Memory: one frame at a time, whatever the clip's length; the record leaves in pieces.
+Memory: one frame at a time, whatever the length of the clip; the record is yielded in pieces.
 """
 
 import hashlib
@@ -12,34 +12,37 @@ from typing import Any
 import numpy as np
 
 from kvtools.artifact import blob
-from kvtools.video import decode, patch, sample
-from kvtools.video.recipe import Recipe
+from kvtools.video import decode, frame_index, patch, pictures, sample
+from kvtools.video.frame_index import FrameIndex
+from kvtools.video.recipe import VideoRecipe
 
 Read = Callable[[Sequence[int]], Iterator[np.ndarray]]
 
 
-def tokenize(path: str, key: str, recipe: Recipe, *, n_threads: int = 1, by_decoding: bool = False) -> Iterator[memoryview]:
+def tokenize(
+    path: str, key: str, recipe: VideoRecipe, *, n_threads: int = 1, by_decoding: bool = False
+) -> Iterator[memoryview]:
     """The encoded `video` record of a video file or a folder of frames, in pieces: its header first, then a frame at a time.
 
-    by_decoding: learn the frames' times by decoding them, for the containers whose packets do not tell. Raises
-    decode.FramesMissing where that is called for, ValueError where the record cannot be made right.
+    by_decoding: take the times of frames from the decoder, for containers whose packets do not tell them. Raises FramesMissing
+    where that is needed, ValueError where the clip cannot be read or does not fit.
     """
     if Path(path).is_dir():
-        pictures = decode.list_frames(path)
-        index = decode.open_frames(pictures, recipe.want.fps)
-        return _encode(path, key, recipe, index, lambda positions: decode.read_frames(pictures, positions))
-    index = decode.open_index(path, by_decoding=by_decoding)
+        paths = pictures.list_frames(path)
+        index = pictures.open_frames(paths, recipe.sampling.fps)
+        return _encode(path, key, recipe, index, lambda positions: pictures.read_frames(paths, positions))
+    index = frame_index.open_index(path, by_decoding=by_decoding)
     if recipe.decoder == "decord":
         return _encode(path, key, recipe, index, lambda positions: decode.read_decord(path, index, positions))
     return _encode(path, key, recipe, index, lambda positions: decode.read_pyav(path, index, positions, n_threads=n_threads))
 
 
-def _encode(path: str, key: str, recipe: Recipe, index: decode.Index, read: Read) -> Iterator[memoryview]:
+def _encode(path: str, key: str, recipe: VideoRecipe, index: FrameIndex, read: Read) -> Iterator[memoryview]:
     positions, height, width = _plan(index, recipe, is_video=index.codec != "pictures")
     frames = read(positions)
     frame = next(frames)
     if (frame.shape[0] < frame.shape[1]) != (index.height < index.width) and index.height != index.width:
-        height, width = width, height  # rotation metadata; the budget does not care which side is which
+        height, width = width, height  # rotation metadata; the budget is the same for both
     seconds = np.array([index.seconds(position) for position in positions])
     grid = np.array([len(positions), height // patch.PATCH, width // patch.PATCH], np.int32)
     shape_P3HW = (int(grid.prod()), 3, patch.PATCH, patch.PATCH)
@@ -57,30 +60,30 @@ def _encode(path: str, key: str, recipe: Recipe, index: decode.Index, read: Read
     assert n_given == len(positions), "a reader gives every frame asked for, or raises"
 
 
-def _plan(index: decode.Index, recipe: Recipe, *, is_video: bool) -> tuple[Sequence[int], int, int]:
+def _plan(index: FrameIndex, recipe: VideoRecipe, *, is_video: bool) -> tuple[Sequence[int], int, int]:
     """Positions of the frames to take, and the size to give them."""
-    span = sample.within(index.times, index.time_base, recipe.want)
+    span = sample.within(index.times, index.time_base, recipe.sampling)
     times = index.times[span.start : span.stop]
     candidates: Sequence[int] = range(len(span))
     if recipe.pick != "any" and is_video:
         allowed = index.keys if recipe.pick == "key" else index.references
         candidates = [position - span.start for position in allowed if position in span]
         if not candidates:
-            raise ValueError(f"no {recipe.pick} frame in the span asked for; --pick any takes any frame")
-    if is_video or recipe.want.n_frames is not None:
+            raise ValueError(f"it has no {recipe.pick} frame between --start and --end; --pick any takes any frame")
+    if is_video or recipe.sampling.n_frames is not None:
         span_s = index.duration_s * len(span) / len(index.times)
-        n_frames = sample.count(len(span), span_s, recipe.want)
+        n_frames = sample.count(len(span), span_s, recipe.sampling)
     else:
-        n_frames = len(span)  # a folder of frames was sampled by whoever made it
-    n_frames = min(n_frames, recipe.want.max_frames, len(candidates))
+        n_frames = len(span)  # the frames of a folder are sampled already
+    n_frames = min(n_frames, recipe.sampling.max_frames, len(candidates))
     n_frames, height, width = recipe.budget.fit(n_frames, index.height, index.width)
     chosen = sample.choose(times, candidates, n_frames)
     return [position + span.start for position in chosen], height, width
 
 
-def _fields(path: str, index: decode.Index, seconds: np.ndarray, recipe: Recipe, shape: tuple[int, ...]) -> dict[str, Any]:
-    # the rate that was got, not the one asked for: intervals over the time they span
-    fps = (len(seconds) - 1) / (seconds[-1] - seconds[0]) if len(seconds) > 1 else recipe.want.fps
+def _fields(path: str, index: FrameIndex, seconds: np.ndarray, recipe: VideoRecipe, shape: tuple[int, ...]) -> dict[str, Any]:
+    # the rate of the frames taken, not the one asked for: intervals over the time they span
+    fps = (len(seconds) - 1) / (seconds[-1] - seconds[0]) if len(seconds) > 1 else recipe.sampling.fps
     source: dict[str, Any] = {
         "width": shape[1],
         "height": shape[0],

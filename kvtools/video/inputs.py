@@ -1,7 +1,7 @@
-"""From what the user names to clips: (key, path) pairs, in one order on every machine.
+"""The clips that files and folders stand for: (key, path) pairs, in the same order on every machine.
 
-A key names a clip in the stream: the path below the folder that was given, or the file's name; where two would be equal,
-as many parent folders are put before them as tell them apart. Keys hold no absolute path.
+A key names a clip in the stream: its path below the given folder, or its file name; where two would be equal, with as many
+parent folders as make them differ. Keys hold no absolute path.
 """
 
 from collections import Counter
@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 from kvtools.artifact import source_name
 from kvtools.artifact.delimited import read_lines
 from kvtools.artifact.files import open_source
-from kvtools.video.order import IMAGE_SUFFIXES, natural_order
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mts", ".m2ts",
     ".mpg", ".mpeg", ".wmv", ".3gp", ".ogv", ".gif",
@@ -20,7 +20,7 @@ VIDEO_SUFFIXES = (
 
 
 def read_list(src: str) -> list[str]:
-    """Paths from a file or stdin, one a line; empty lines are passed over."""
+    """Paths from a file or stdin, one a line; blank lines are left out."""
     with open_source(src) as file:
         return read_lines(file, source_name(src))
 
@@ -28,8 +28,8 @@ def read_list(src: str) -> list[str]:
 def find_clips(inputs: Sequence[str]) -> list[tuple[str, str]]:
     """(key, path) of every clip: files as given, folders searched through; a folder of pictures is one clip.
 
-    A path given twice counts once. Nothing is opened, and a file that does not exist is still a clip: it is told later,
-    beside the others.
+    A path given twice counts once. No file is opened, and one that does not exist is still a clip, which is reported when it is
+    read.
     """
     clips: dict[str, PurePath] = {}
     for name in inputs:
@@ -62,7 +62,22 @@ def _distinct(clips: Iterable[tuple[str, PurePath]]) -> list[str]:
         for i, key in enumerate(keys):
             if key in repeated:
                 depth = len(PurePath(key).parts) + 1
-                if depth >= len(paths[i]):  # the whole path but its root: nothing left to tell them apart by
+                if depth >= len(paths[i]):  # no parent folder is left that differs
                     return [f"{key}#{number}" if key in repeated else key for number, key in enumerate(keys)]
                 keys[i] = PurePath(*paths[i][-depth:]).as_posix()
     return keys
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A sort key by which frame2 comes before frame10."""
+    words: list[tuple[int, int, str]] = []
+    digits = ""
+    for letter in name + "\0":
+        if letter.isascii() and letter.isdigit():
+            digits += letter
+            continue
+        if digits:
+            words.append((0, int(digits), ""))
+            digits = ""
+        words.append((1, 0, letter))
+    return words

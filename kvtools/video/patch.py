@@ -1,9 +1,9 @@
 """Frame sizes under a token budget, and frames cut into patches.
 
 A token is a square of 28 pixels: 2 x 2 patches of 14. `smart_resize` (keye-vl-utils 1.0.0) and `smart_resize_processor`
-(the Keye image processor) are two published rules that differ on thin pictures; the tool uses the first. `budget` keeps
-the cap that the published pipeline breaks (spec: it doubles the budget for a merging of frame pairs that Keye does not
-do). Normalisation, (x / 255 - 0.5) / 0.5, is the model's first step: patches stay uint8, a quarter of the size.
+(the Keye image processor) are two published rules that differ on thin pictures; kvtools uses the first. `Budget` never exceeds
+its cap; the published pipeline does, since it doubles the budget for a merging of frame pairs that Keye does not do.
+Normalisation, (x / 255 - 0.5) / 0.5, is the model's first step: patches stay uint8, a quarter of the size.
 """
 
 import math
@@ -56,7 +56,7 @@ def smart_resize_processor(
 
 @dataclass(frozen=True)
 class Budget:
-    """Tokens a clip may cost, and the band a frame should lie in; `max_tokens` is never exceeded."""
+    """The most tokens of a clip, which are never exceeded, and the range of tokens that a frame should have."""
 
     max_tokens: int = 24_576
     min_frame_tokens: int = 128
@@ -65,26 +65,26 @@ class Budget:
     def fit(self, n_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """(frames, height, width) of a clip of n_frames pictures of the given shape.
 
-        Resolution gives way first, down to the lower end of the band, then the number of frames. Frames * tokens a
-        frame <= max_tokens always; a frame may miss the band where its shape or the cap leaves no choice. Raises
-        ValueError where not even one frame fits.
+        The resolution is reduced first, down to the lower end of the band, then the number of frames. Always frames * tokens a
+        frame <= max_tokens; a frame may lie outside of the band where its shape or the cap leaves no choice. Raises ValueError
+        where not one frame fits.
         """
         n_frames = min(n_frames, max(1, self.max_tokens // self.min_frame_tokens))
-        share = min(self.max_frame_tokens, self.max_tokens // n_frames)
-        h, w = self._size(height, width, share)
+        most = min(self.max_frame_tokens, self.max_tokens // n_frames)
+        h, w = self._size(height, width, most)
         tokens = h * w // PIXELS_A_TOKEN
         n_frames = min(n_frames, self.max_tokens // tokens)
         if n_frames == 0:
-            raise ValueError(f"a frame of {width}x{height} costs at least {tokens} tokens; {self.max_tokens} allowed")
+            raise ValueError(f"a frame of {width}x{height} costs {tokens} tokens or more, and {self.max_tokens} are allowed")
         return n_frames, h, w
 
-    def _size(self, height: int, width: int, share: int) -> tuple[int, int]:
-        # rounding up to the lower end may overshoot a tight share; then the largest size below it is taken instead
+    def _size(self, height: int, width: int, most: int) -> tuple[int, int]:
+        # rounding up to the lower end may exceed the most tokens allowed; then the largest size below is taken
         for lowest in (self.min_frame_tokens, 1):
-            h, w = smart_resize(height, width, min(lowest, share) * PIXELS_A_TOKEN, share * PIXELS_A_TOKEN)
-            if h * w <= share * PIXELS_A_TOKEN:
+            h, w = smart_resize(height, width, min(lowest, most) * PIXELS_A_TOKEN, most * PIXELS_A_TOKEN)
+            if h * w <= most * PIXELS_A_TOKEN:
                 return h, w
-        scale = math.sqrt(share * PIXELS_A_TOKEN / (height * width))
+        scale = math.sqrt(most * PIXELS_A_TOKEN / (height * width))
         return tuple(max(FACTOR, math.floor(side * scale / FACTOR) * FACTOR) for side in (height, width))  # type: ignore[return-value]
 
 
@@ -107,4 +107,4 @@ def cut(frame_HWC: np.ndarray) -> np.ndarray:
 
 def _check_ratio(height: int, width: int) -> None:
     if max(height, width) > MAX_RATIO * min(height, width):
-        raise ValueError(f"picture of {width}x{height}, sides at most {MAX_RATIO}-fold apart expected")
+        raise ValueError(f"it is {width}x{height}, and one side may be at most {MAX_RATIO} times the other")

@@ -1,7 +1,7 @@
-"""Clips through isolated worker processes, results in the order of the clips.
+"""Clips decoded by isolated worker processes, results in the order of the clips.
 
-A decoder may hang, crash or leak: each worker is a process with a time limit a clip, replaced when it dies. At most two
-results a worker wait for their turn, and they wait in spools, so memory grows neither with clips nor with their length.
+A decoder may hang, crash or leak memory: each worker is a process with a time limit a clip, replaced when it dies. At most two
+results a worker are held, in spools, so that memory grows neither with the number of clips nor with their length.
 """
 
 import json
@@ -18,16 +18,16 @@ from select import select
 from typing import Any, Self
 
 from kvtools.artifact.files import Spool, widen_pipe
-from kvtools.video.recipe import Recipe
+from kvtools.video.recipe import VideoRecipe
 
-_CLIPS_A_WORKER = 256  # then a fresh process: decoders leak (dmlc/decord#197, #208)
+_CLIPS_A_WORKER = 256  # then a new process: decoders leak memory (dmlc/decord#197, #208)
 _CHUNK_BYTES = 1 << 20
-_GLANCE_S = 0.05  # how often the wait for a result looks whether to stop
+_POLL_S = 0.05  # how often a stop is looked for while a result is awaited
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a clip: its encoded record, or the fault that kept it from one; neither if stopped before it."""
+    """The result of a clip: its encoded record, or a fault; neither where the run was stopped before it."""
 
     key: str
     record: Spool | None = None
@@ -36,13 +36,14 @@ class Outcome:
 
     @property
     def is_done(self) -> bool:
+        """Whether the clip was tried."""
         return self.record is not None or self.fault is not None
 
 
 class Pool:
-    """`n_jobs` workers; use as a context manager and call `run` for the outcomes."""
+    """`n_jobs` workers, each with `n_threads` decoder threads and `timeout_s` seconds a clip; a context manager."""
 
-    def __init__(self, recipe: Recipe, *, n_jobs: int, n_threads: int, timeout_s: float) -> None:
+    def __init__(self, recipe: VideoRecipe, *, n_jobs: int, n_threads: int, timeout_s: float) -> None:
         self._recipe = recipe.to_json()
         self._n_jobs = n_jobs
         self._n_threads = n_threads
@@ -52,7 +53,7 @@ class Pool:
         self._workers: list[_Worker] = []
 
     def run(self, clips: Iterable[tuple[str, str]], *, stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
-        """The outcome of each (key, path), in their order. Once `stop` says so, the rest come back not done."""
+        """The outcome of each (key, path), in order. Once `stop` is true, the rest is not done."""
         waiting: deque[tuple[str, Future[Outcome]]] = deque()
         todo = iter(clips)
         for key, path in todo:
@@ -73,7 +74,7 @@ class Pool:
     def _await(self, key: str, future: "Future[Outcome]", stop: Callable[[], bool]) -> Outcome:
         while not stop():
             try:
-                return future.result(timeout=_GLANCE_S)
+                return future.result(timeout=_POLL_S)
             except TimeoutError:
                 continue
         future.cancel()
@@ -100,39 +101,40 @@ class Pool:
 
 
 class _Failure(Exception):
-    """The worker is gone or must go."""
+    """A worker died, or must be killed."""
 
 
 class _Worker:
     """One process, and the pipe to it."""
 
     def __init__(self) -> None:
-        # numeric libraries must not start threads of their own: the pool already fills the cores
+        # numeric libraries must not start threads of their own: the workers use all cores already
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         for name in [n for n in environment if n.startswith(("PMI_", "PMIX_", "MPI_"))]:
-            del environment[name]  # the worker is nobody's rank
+            del environment[name]  # the worker is no rank
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kvtools.video.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            start_new_session=True,  # a Ctrl-C at the terminal is the parent's to answer
+            start_new_session=True,  # a Ctrl-C at the terminal is handled by the parent
             bufsize=0,
         )
         widen_pipe(self._process.stdout.fileno())  # type: ignore[union-attr]
         self._n_clips = 0
-        self._ahead = b""  # received, not yet read
+        self._ahead = b""  # bytes received and not yet read
 
     @property
     def is_fit(self) -> bool:
+        """Whether the worker is alive and not yet due for replacement."""
         return self._process.poll() is None and self._n_clips < _CLIPS_A_WORKER
 
     def ask(self, job: dict[str, object], timeout_s: float, record: Spool) -> dict[str, Any]:
-        """The worker's last word on a clip, its record filled in. Raises _Failure on a crash or past the time limit."""
+        """The final answer of the worker for a clip, after its record is appended. Raises _Failure for a crash or a timeout."""
         self._n_clips += 1
         self._deadline = time.monotonic() + timeout_s
-        self._too_late = f"not decoded within {timeout_s:g} s; --timeout gives it longer"
+        self._too_late = f"it was not decoded within {timeout_s:g} s; --timeout sets another limit"
         try:
             self._process.stdin.write(json.dumps(job).encode() + b"\n")  # type: ignore[union-attr]
         except BrokenPipeError:
@@ -150,6 +152,7 @@ class _Worker:
                     record.append(data)
 
     def kill(self) -> None:
+        """End the process and close its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

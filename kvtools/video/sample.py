@@ -1,9 +1,9 @@
-"""Which frames of a clip to take: how many, at which times, and which decoded frame is nearest to each.
+"""Which frames of a clip to take: how many, at which times, and which frame is nearest to each time.
 
-Times are integers in the clip's own time base throughout, so that a choice never hangs on rounding. `smart_nframes` and
-`linspace_indices` are keye-vl-utils 1.0.0's rules as spec'd by their behaviour (goldens in tests); `choose` applies them to
-real presentation times and differs on purpose in two ways: a clip of one frame gives that frame, and on clips of variable
-frame rate the wanted times are spread evenly in time, not in frame numbers.
+Times are integers in the clip's own time base, so that no choice depends on rounding. `smart_nframes` and
+`linspace_indices` are the rules of keye-vl-utils 1.0.0 (goldens in tests); `choose` applies them to real presentation times
+and differs on purpose in two ways: a clip of one frame gives that frame, and where the frame rate varies the times are evenly
+spread in time, not in frame numbers.
 """
 
 import math
@@ -25,7 +25,7 @@ def smart_nframes(
     min_frames: int = MIN_FRAMES,
     max_frames: int = MAX_FRAMES,
 ) -> int:
-    """The reference's number of frames: even, between 2 and n_total; ValueError where that cannot be (one frame)."""
+    """The number of frames that keye-vl-utils takes: even, 2 to n_total. Raises ValueError where there is only one frame."""
     if n_frames is not None:
         count = round(n_frames / FRAME_FACTOR) * FRAME_FACTOR
     else:
@@ -33,7 +33,7 @@ def smart_nframes(
         highest = min(max_frames, n_total) // FRAME_FACTOR * FRAME_FACTOR
         count = math.floor(min(max(n_total / video_fps * fps, lowest), highest, n_total) / FRAME_FACTOR) * FRAME_FACTOR
     if not FRAME_FACTOR <= count <= n_total:
-        raise ValueError(f"{count} frames found, {FRAME_FACTOR} to {n_total} expected")
+        raise ValueError(f"{count} frames are to be taken, which is not between {FRAME_FACTOR} and {n_total}")
     return count
 
 
@@ -45,8 +45,8 @@ def linspace_indices(begin: int, end: int, n_frames: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Want:
-    """What the user asks of every clip: see the options of `tokenize-video` with the same names."""
+class FrameSampling:
+    """Which frames to take of every clip: see the options of `tokenize-video` with the same names."""
 
     fps: float = 2.0
     n_frames: int | None = None
@@ -56,39 +56,43 @@ class Want:
     end_s: float | None = None
 
 
-def count(n_total: int, span_s: float, want: Want) -> int:
-    """How many of n_total frames covering span_s seconds to take; at least one, never more than there are."""
+def count(n_total: int, span_s: float, sampling: FrameSampling) -> int:
+    """How many of n_total frames of span_s seconds to take: 1 to n_total."""
     if n_total < FRAME_FACTOR:
         return n_total
-    if want.n_frames is not None:
-        return min(want.n_frames, n_total)
-    # the reference divides by a nominal rate; the frames' own span keeps it true where the rate varies
-    rate = n_total / span_s if span_s > 0 else want.fps
+    if sampling.n_frames is not None:
+        return min(sampling.n_frames, n_total)
+    # keye-vl-utils divides by a nominal rate; the span of the frames is right where the rate varies, too
+    rate = n_total / span_s if span_s > 0 else sampling.fps
     return smart_nframes(
-        n_total, rate, fps=want.fps, min_frames=min(want.min_frames, n_total), max_frames=max(FRAME_FACTOR, want.max_frames)
+        n_total,
+        rate,
+        fps=sampling.fps,
+        min_frames=min(sampling.min_frames, n_total),
+        max_frames=max(FRAME_FACTOR, sampling.max_frames),
     )
 
 
-def within(times: Sequence[int], time_base: Fraction, want: Want) -> range:
-    """Positions of the frames shown in [start, end] seconds after the first; ValueError where there is none."""
+def within(times: Sequence[int], time_base: Fraction, sampling: FrameSampling) -> range:
+    """Positions of the frames from start to end, in seconds after the first frame. Raises ValueError where there is none."""
     origin = times[0]
     begin, end = 0, len(times)
-    if want.start_s is not None:
-        begin = bisect_left(times, origin + math.ceil(Fraction(want.start_s) / time_base))
-    if want.end_s is not None:
-        end = bisect_left(times, origin + math.floor(Fraction(want.end_s) / time_base) + 1)
+    if sampling.start_s is not None:
+        begin = bisect_left(times, origin + math.ceil(Fraction(sampling.start_s) / time_base))
+    if sampling.end_s is not None:
+        end = bisect_left(times, origin + math.floor(Fraction(sampling.end_s) / time_base) + 1)
     if begin >= end:
         last = float((times[-1] - origin) * time_base)
-        upto = last if want.end_s is None else want.end_s
-        raise ValueError(f"no frame between {want.start_s or 0:g} s and {upto:g} s; the last is at {last:.3f} s")
+        upto = last if sampling.end_s is None else sampling.end_s
+        raise ValueError(f"it has no frame between {sampling.start_s or 0:g} s and {upto:g} s; the last is at {last:.3f} s")
     return range(begin, end)
 
 
 def choose(times: Sequence[int], candidates: Sequence[int], n_frames: int) -> list[int]:
-    """Positions of the candidates nearest to n_frames moments spread evenly from the first time to the last.
+    """Positions of the candidates nearest to n_frames times, evenly spread from the first frame to the last.
 
-    times: rising presentation times of all frames in the span. candidates: positions into times that may be taken. Ties
-    go to the even position, as the reference's rounding does. A candidate is taken once, so fewer may come back.
+    times: rising presentation times of all frames in the span. candidates: positions in times that may be taken. Ties go to the
+    even position, as in keye-vl-utils. A candidate is taken once, so that fewer than n_frames may be returned.
     """
     if n_frames >= len(candidates):
         return list(candidates)

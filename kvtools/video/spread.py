@@ -1,8 +1,8 @@
-"""Clips over all ranks, outcomes in the order of the clips on rank 0.
+"""Clips tokenized by all ranks, outcomes in the order of the clips on rank 0.
 
-Rank r works on clips r, r + size, …; rank 0 gathers one outcome at a time, in order, so it never holds more than one. A stop is
-agreed between blocks: a rank that was asked to stop answers "not done" for what is left of its block, and no rank begins
-another.
+Rank r takes clips r, r + size, …; rank 0 receives one outcome at a time, in order, and never holds more than one. Ranks
+agree on a stop between blocks: a rank that was asked to stop answers "not done" for the rest of its block, and no rank
+starts another.
 """
 
 import json
@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from kvtools.artifact.files import Spool
 from kvtools.video.pool import Outcome, Pool
-from kvtools.video.recipe import Recipe
+from kvtools.video.recipe import VideoRecipe
 from kvtools.world import Stop, World
 
-_BLOCK = 8  # clips a worker between two agreements; the wait at its end is a clip's time at most
+_BLOCK = 8  # clips a worker between two agreements; ranks wait at its end for the time of one clip at most
 
 Clips = Sequence[tuple[str, str]]
 Finish = Callable[[Iterator[Outcome]], Iterator[Outcome]]
@@ -22,7 +22,7 @@ Finish = Callable[[Iterator[Outcome]], Iterator[Outcome]]
 
 def spread(
     clips: Clips,
-    recipe: Recipe,
+    recipe: VideoRecipe,
     world: World,
     stop: Stop,
     *,
@@ -30,10 +30,10 @@ def spread(
     timeout_s: float,
     finish: Finish | None = None,
 ) -> Iterator[Outcome]:
-    """On rank 0 the outcome of every clip, in order; the other ranks work and yield nothing. All ranks must call it.
+    """On rank 0 the outcome of every clip, in order; other ranks yield nothing. Collective: all ranks must call it.
 
-    n_jobs: workers on this rank, by default the cores it has; where clips are fewer than cores, decoders get threads.
-    finish: what each rank does with its own outcomes once they are decoded; it keeps their order.
+    n_jobs: workers on this rank, by default its cores; where clips are fewer than cores, decoders get more threads. finish:
+    applied by each rank to the outcomes of its own clips, in order.
     """
     n_cores = max(1, len(os.sched_getaffinity(0)) // world.local_size)
     n_jobs = n_jobs or n_cores

@@ -208,9 +208,9 @@ def test_an_answer_that_is_cut_is_noted(ask):
         (
             "--model keye.safetensors bad.mp4 Well?",
             65,
-            "bad.mp4: not a readable video (invalid data found when processing input).",
+            "bad.mp4: this is not a readable video (invalid data found when processing input).",
         ),
-        ("--model keye.safetensors bad.png Well?", 65, "bad.png: cannot identify it as a picture."),
+        ("--model keye.safetensors bad.png Well?", 65, "bad.png cannot be read as a picture."),
         (
             "--model keye.safetensors cut.kvs Well?",
             65,

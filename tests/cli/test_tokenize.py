@@ -121,7 +121,7 @@ def test_a_worker_that_hangs_is_given_up_and_replaced(sh, clip, tmp_path):
     begun = time.monotonic()
     done = sh("cp clip.mp4 z.mp4; kvtools tokenize-video --timeout 2 --jobs 1 clip.mp4 hang.mp4 z.mp4 -o a.kvs")
     assert done.code == 65
-    assert "hang.mp4: not decoded within 2 s" in done.err
+    assert "hang.mp4: it was not decoded within 2 s; --timeout sets another limit." in done.err
     assert time.monotonic() - begun < 15
     assert sh("kvtools info --json a.kvs").out.count(b'"records": 2') == 1
 
@@ -130,7 +130,7 @@ def test_a_worker_that_crashes_is_told_and_replaced(sh, clip, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, os\n"
         "if 'kvtools.video.worker' in ' '.join(sys.orig_argv):\n"
-        "    import kvtools.video.decode as d\n"
+        "    import kvtools.video.frame_index as d\n"
         "    real = d.open_index\n"
         "    d.open_index = lambda path, **k: os.kill(os.getpid(), 11) if 'crash' in path else real(path, **k)\n"
     )

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from kvtools.video import clip as clips_module
-from kvtools.video import decode, patch
-from kvtools.video.recipe import Recipe
-from kvtools.video.sample import Want
+from kvtools.video import decode, frame_index, patch
+from kvtools.video.recipe import VideoRecipe
+from kvtools.video.sample import FrameSampling
 
 
 def names():
@@ -39,7 +39,7 @@ def positions_of(index):
 @pytest.mark.parametrize("name", names())
 def test_every_sampled_frame_is_the_one_shown_then(data, name):
     path = str(data / "video" / "clips" / name)
-    index = decode.open_index(path)
+    index = frame_index.open_index(path)
     positions = positions_of(index)
     for n_threads in (1, 2):
         found = dict(zip(positions, decode.read_pyav(path, index, positions, n_threads=n_threads), strict=True))
@@ -52,7 +52,7 @@ def test_every_sampled_frame_is_the_one_shown_then(data, name):
 @pytest.mark.parametrize("name", names())
 def test_decord_gives_the_same_frames_or_refuses(data, name):
     path = str(data / "video" / "clips" / name)
-    index = decode.open_index(path)
+    index = frame_index.open_index(path)
     positions = positions_of(index)
     if name == "av1_video.mkv":  # decord's wheel has no AV1
         with pytest.raises(ValueError, match="decord"):
@@ -69,7 +69,7 @@ def test_decord_gives_the_same_frames_or_refuses(data, name):
 @pytest.mark.parametrize("name", names())
 def test_picked_frames_are_the_ones_shown_then(data, name, pick):
     path = str(data / "video" / "clips" / name)
-    index = decode.open_index(path)
+    index = frame_index.open_index(path)
     allowed = list(index.keys if pick == "key" else index.references)
     positions = allowed[:: max(1, len(allowed) // 5)]
     found = dict(zip(positions, decode.read_pyav(path, index, positions, n_threads=1), strict=True))
@@ -83,7 +83,7 @@ def test_rotated_clips_come_out_as_decord_turns_them(data):
 
     for n in (0, 90, 180, 270):
         path = str(data / "video" / "clips" / f"rot_{n}.mov")
-        (ours,) = decode.read_pyav(path, decode.open_index(path), [0], n_threads=1)
+        (ours,) = decode.read_pyav(path, frame_index.open_index(path), [0], n_threads=1)
         assert difference(ours, decord.VideoReader(path)[0].asnumpy()) <= 3
 
 
@@ -96,7 +96,7 @@ def test_patches_equal_those_of_the_transformers_processor(data, name):
 
     processor = PaddleOCRVLImageProcessorPil(min_pixels=3136, max_pixels=1_003_520, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     path = str(data / "video" / "clips" / name)
-    index = decode.open_index(path)
+    index = frame_index.open_index(path)
     for frame in decode.read_pyav(path, index, [0, len(index.times) // 2], n_threads=1):
         expected = processor(images=[Image.fromarray(frame)], return_tensors="np")
         size = patch.smart_resize_processor(*frame.shape[:2])
@@ -112,11 +112,11 @@ def test_the_record_holds_exactly_these_patches(data):
     from kvtools.artifact import blob
 
     path = str(data / "video" / "clips" / "fire2_vfr_rot180.mp4")
-    raw = b"".join(clips_module.tokenize(path, "k", Recipe(Want(n_frames=5))))
+    raw = b"".join(clips_module.tokenize(path, "k", VideoRecipe(FrameSampling(n_frames=5))))
     tensors, _ = blob.decode(raw)
     n_frames, rows, cols = tensors["grid"]
     shown = list(all_frames(path))
-    times = [decode.open_index(path).seconds(i) for i in range(len(shown))]
+    times = [frame_index.open_index(path).seconds(i) for i in range(len(shown))]
     for i, seconds in enumerate(tensors["seconds"]):
         frame = np.ascontiguousarray(shown[times.index(seconds)])
         pixels = tensors["pixels"].reshape(n_frames, rows * cols, 3, 14, 14)[i]
@@ -125,8 +125,8 @@ def test_the_record_holds_exactly_these_patches(data):
 
 def test_containers_without_believable_times_are_read_in_order(data):
     path = str(data / "video" / "clips" / "mllm_2_cooking.avi")
-    index = decode.open_index(path)
+    index = frame_index.open_index(path)
     assert index.packets is None
     assert not index.is_seekable
-    assert decode.open_index(str(data / "video" / "clips" / "h265_video.mp4")).is_seekable is False
-    assert decode.open_index(str(data / "video" / "clips" / "yoga.mp4")).is_seekable is True
+    assert frame_index.open_index(str(data / "video" / "clips" / "h265_video.mp4")).is_seekable is False
+    assert frame_index.open_index(str(data / "video" / "clips" / "yoga.mp4")).is_seekable is True

@@ -133,7 +133,7 @@ def test_a_picture_may_be_written_out():
         ),
         (
             {"type": "image", "image": "data:image/png;base64,AAAA"},
-            "data:image/png;base64,AAAA: the base64 picture: cannot",
+            "data:image/png;base64,AAAA: the base64 picture cannot be read as a picture",
         ),
         ({"type": "image", "image": "data:image/png;base64,A*"}, "data:image/png;base64,A*: "),
         (
@@ -149,7 +149,7 @@ def test_a_picture_may_be_written_out():
         ),
         ({"type": "video", "video": "cut.mp4"}, "cut.mp4: "),
         ({"type": "video", "video": "cut.mp4", "seconds": [1]}, "cut.mp4: "),
-        ({"type": "image", "image": "cut.mp4"}, "cut.mp4: cannot identify"),
+        ({"type": "image", "image": "cut.mp4"}, "cut.mp4: cut.mp4 cannot be read as a picture"),
         ({"type": "video", "video": 3}, "3: the source is not a string, and a path or a key is needed"),
         ({"type": "video"}, "null: the source is not a string, and a path or a key is needed"),
         ({**VIDEO, "seconds": []}, "a: seconds is empty, and needs at least one"),

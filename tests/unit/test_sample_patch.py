@@ -33,9 +33,9 @@ def test_smart_resize_goldens(shape, expected):
 
 
 def test_sides_more_than_200_fold_apart_are_refused():
-    with pytest.raises(ValueError, match="200-fold"):
+    with pytest.raises(ValueError, match="^it is (5601x28|28x5601), and one side may be at most 200 times the other$"):
         patch.smart_resize(28, 5601)
-    with pytest.raises(ValueError, match="200-fold"):
+    with pytest.raises(ValueError, match="^it is (5601x28|28x5601), and one side may be at most 200 times the other$"):
         patch.smart_resize_processor(5601, 28)
 
 
@@ -47,9 +47,9 @@ def test_smart_nframes_goldens(n_total, rate, expected):
 
 
 def test_smart_nframes_refuses_one_frame_and_the_tool_takes_it():
-    with pytest.raises(ValueError, match="2 to 1"):
+    with pytest.raises(ValueError, match="^0 frames are to be taken, which is not between 2 and 1$"):
         sample.smart_nframes(1, 30)
-    assert sample.count(1, 0.04, sample.Want()) == 1
+    assert sample.count(1, 0.04, sample.FrameSampling()) == 1
 
 
 def test_indices_are_spread_evenly_and_halves_go_to_even():
@@ -127,6 +127,6 @@ def test_patches_are_in_raster_order():
 def test_the_span_is_cut_in_seconds_after_the_first_frame():
     times = list(range(1000, 1100))
     base = Fraction(1, 10)
-    assert sample.within(times, base, sample.Want(start_s=1, end_s=2)) == range(10, 21)
+    assert sample.within(times, base, sample.FrameSampling(start_s=1, end_s=2)) == range(10, 21)
     with pytest.raises(ValueError, match="the last is at 9.900 s"):
-        sample.within(times, base, sample.Want(start_s=50))
+        sample.within(times, base, sample.FrameSampling(start_s=50))

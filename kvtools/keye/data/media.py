@@ -30,11 +30,12 @@ from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Fault
 from kvtools.keye.data.frames import as_kind, nearest, of_pictures, resized, spliced, take, with_times
 from kvtools.keye.model.inputs import Visual
-from kvtools.video import decode, patch
-from kvtools.video.order import IMAGE_SUFFIXES
+from kvtools.video import decode, frame_index, patch, pictures
+from kvtools.video.container import FramesMissing
+from kvtools.video.inputs import IMAGE_SUFFIXES
 from kvtools.video.pool import Pool
-from kvtools.video.recipe import Recipe
-from kvtools.video.sample import Want, linspace_indices
+from kvtools.video.recipe import VideoRecipe
+from kvtools.video.sample import FrameSampling, linspace_indices
 
 Item = Mapping[str, Any]
 
@@ -70,7 +71,7 @@ class Media:
         self._streams = [_open_stream(src) for src in sources if src not in self.folders]
         self.budget, self._fps, self._cache_bytes = budget or patch.Budget(), fps, cache_bytes
         self._image_pixels = tuple(n * patch.PIXELS_A_TOKEN for n in image_tokens)
-        self._pools: OrderedDict[Recipe, Pool] = OrderedDict()
+        self._pools: OrderedDict[VideoRecipe, Pool] = OrderedDict()
         self._cache: OrderedDict[tuple[Any, ...], Visual] = OrderedDict()
         self._n_bytes = 0
         self._lock = threading.RLock()
@@ -129,18 +130,18 @@ class Media:
         seconds = item.get("seconds", [item["second"]] if "second" in item else None)
         if seconds is not None and os.path.isfile(path):
             return as_kind(item["type"], self._cached(("frames", path, *seconds), lambda: self._frames_at(path, seconds)))
-        recipe = Recipe(self._want(item), self.budget)
+        recipe = VideoRecipe(self._want(item), self.budget)
         whole = self._cached(("file", path, recipe), lambda: self._decoded(name, path, recipe))
         return whole if seconds is None else _select(whole, item)
 
-    def _want(self, item: Item) -> Want:
+    def _want(self, item: Item) -> FrameSampling:
         n_frames = item.get("frames")
         fps = float(item.get("fps", self._fps))
         if not (math.isfinite(fps) and fps > 0):
             raise ValueError(f"fps is {fps}, and must be a finite number above 0")
         if n_frames is not None and (type(n_frames) is not int or n_frames < 1):
             raise ValueError(f"frames is {n_frames!r}, and must be a whole number of 1 or more")
-        return Want(fps, n_frames, max_frames=_MAX_FRAMES)
+        return FrameSampling(fps, n_frames, max_frames=_MAX_FRAMES)
 
     def _within_budget(self, visual: Visual) -> Visual:
         n_frames, rows, cols = visual.grid.tolist()
@@ -159,7 +160,7 @@ class Media:
         raise ValueError(f"no record of that key, and no such file in {where}")
 
     def _picture(self, source: str | BinaryIO) -> Visual:
-        frame_HWC = decode.read_picture(source, Path(source).name if isinstance(source, str) else "the base64 picture")
+        frame_HWC = pictures.read_picture(source, Path(source).name if isinstance(source, str) else "the base64 picture")
         height, width = patch.smart_resize(*frame_HWC.shape[:2], *self._image_pixels)
         return of_pictures([frame_HWC], height, width, np.zeros(1), is_video=False)
 
@@ -168,11 +169,11 @@ class Media:
             raise ValueError("this is a picture, and a video is needed")
         try:
             return self._read_at(path, seconds, by_decoding=False)
-        except decode.FramesMissing:
+        except FramesMissing:
             return self._read_at(path, seconds, by_decoding=True)
 
     def _read_at(self, path: str, seconds: Sequence[float], *, by_decoding: bool) -> Visual:
-        index = decode.open_index(path, by_decoding=by_decoding)
+        index = frame_index.open_index(path, by_decoding=by_decoding)
         indices = nearest(np.array([float(t * index.time_base) for t in index.times]), seconds)
         rising = sorted(set(indices))
         frames = dict(zip(rising, decode.read_pyav(path, index, rising, n_threads=1), strict=True))
@@ -180,7 +181,7 @@ class Media:
         times = np.array([index.seconds(frame) for frame in indices])
         return of_pictures([frames[frame] for frame in indices], height, width, times, is_video=True)
 
-    def _decoded(self, name: str, path: str, recipe: Recipe) -> Visual:
+    def _decoded(self, name: str, path: str, recipe: VideoRecipe) -> Visual:
         with self._lock:
             if recipe not in self._pools:
                 if len(self._pools) >= _MAX_POOLS:

@@ -22,7 +22,7 @@ from kvtools.errors import Corrupt
 from kvtools.skipped import SkippedRows
 from kvtools.video.patch import PATCH
 from kvtools.video.pool import Pool
-from kvtools.video.recipe import Recipe
+from kvtools.video.recipe import VideoRecipe
 
 UNREADABLE = "clips that cannot be read left out"
 _SIDE = 8  # pixels a side of the thumbnails by which frames are compared
@@ -134,7 +134,7 @@ def clips_of(reader: Reader, src: str) -> Iterator[Clip]:
         yield Clip.of_record(record.key, record.tensors)
 
 
-def clips_of_files(paths: Sequence[tuple[str, str]], recipe: Recipe, skipped: SkippedRows) -> Iterator[Clip]:
+def clips_of_files(paths: Sequence[tuple[str, str]], recipe: VideoRecipe, skipped: SkippedRows) -> Iterator[Clip]:
     """The clips of video files, (key, path) each; files that cannot be decoded are skipped."""
     with Pool(recipe, n_jobs=len(os.sched_getaffinity(0)), n_threads=1, timeout_s=60.0) as pool:
         for outcome in pool.run(paths):

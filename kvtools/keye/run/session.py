@@ -21,7 +21,7 @@ from kvtools.keye.data.processor import Processor
 from kvtools.keye.model.generate import VisualCache, generate
 from kvtools.keye.model.keye import Keye
 from kvtools.train.loop import DTYPES
-from kvtools.video.order import IMAGE_SUFFIXES
+from kvtools.video.inputs import IMAGE_SUFFIXES
 from kvtools.video.patch import Budget
 
 _INCOMPLETE = "\ufffd"  # how a letter is decoded while some of its bytes are missing

@@ -27,22 +27,22 @@ mkdir -p "$out"
 # once FILE COMMAND...: run a command that makes the file, unless the file exists; kvtools writes a file whole or not at all
 once() { [ -e "$1" ] || { echo "$ ${*:2}" >&2; "${@:2}"; }; }
 
-# Interactions, checked and put in order. Columns with other names: add --column user=... --column item=...
+# Interactions, checked and sorted. Columns with other names: add --column user=... --column item=...
 once "$out/clicks.kvs" kvtools convert "$clicks" -o "$out/clicks.kvs"
 
-# Vectors from what is said of items; pairs from what is taken together, training part only.
+# Vectors from item text; pairs of items that users took together, from the training part.
 once "$out/items.kvs" kvtools embed "$items" "${text[@]}" --dim 64 -o "$out/items.kvs"
 once "$out/pairs.kvs" kvtools pairs "$out/clicks.kvs" -o "$out/pairs.kvs"
 
-# IDs: items that go together begin alike. Should many share one, see kvtools info, and --codes, --levels and --collisions.
+# IDs: items that go together share first codes. If many share an ID, see kvtools info, --codes, --levels and --collisions.
 once "$out/items.ids" kvtools semid-build --pairs "$out/pairs.kvs" --codes "${CODES:-64}" --collisions nearest \
   "$out/items.kvs" -o "$out/items.ids"
 
-# The generator. --verbose tells which pathways are on, and the validation after each epoch.
+# The generator. --verbose prints which pathways are on, and the validation after each epoch.
 once "$out/model.safetensors" kvtools pretrain onerec "$out/clicks.kvs" --items "$out/items.ids" ${users:+--users "$users"} \
   --near 20 --steps "${STEPS:-12ep}" --log "$out/curve.jsonl" --verbose -o "$out/model.safetensors"
 
-# How often each user's last item is found among all items: by counting, by the generator, and by both.
+# How often each user's last item is found among all items: by baselines, by the generator, and by a blend.
 table=(${users:+--table "$users"})
 for row in popular co-occurrence generator blend; do
   case $row in
@@ -54,7 +54,7 @@ for row in popular co-occurrence generator blend; do
   kvtools recgen --evaluate test --beam 128 "${who[@]}" "$out/clicks.kvs" || [ $? = 65 ] # what was left out above is reported again
 done
 
-# Ten items for everybody, as records for a program, and three users to look at. Their whole history counts now.
+# Ten items per user, as records for a program, and three users to look at. Now the whole history counts.
 once "$out/recommendations.kvs" kvtools recgen --model "$out/model.safetensors" "${table[@]}" "$out/clicks.kvs" \
   -o "$out/recommendations.kvs"
 kvtools cat --json --limit 3 "$out/recommendations.kvs"

@@ -116,7 +116,7 @@ def test_users_without_history_get_what_is_popular_and_it_is_said(shop, capfd):
     done = say(f"{ASK} -k 4 --beam 32 --users nobody,u3,noone --json", capfd)
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert done.code == 0
-    assert done.err == "kvtools recgen: clicks.csv: 2 users have no known item and get popular items (nobody, noone).\n"
+    assert done.err == "kvtools recgen: clicks.csv: users without a known item get popular items: 2 (nobody, noone).\n"
     assert [line.get("fallback") for line in lines] == ["popular", None, "popular"]
     assert lines[0]["items"] == sorted(counts, key=lambda item: (-counts[item], int(item[1:])))[:4] == lines[2]["items"]
     say(f"{ASK} -k 4 --beam 32 --users nobody,u3 -o r.kvs")
@@ -203,7 +203,7 @@ def test_who_may_have_missed_something_for_want_of_memory_is_counted(shop, capfd
     done = say(f"{ASK} -k 4 --beam 4 --sure {options}", capfd)
     assert done.code == 0
     told = re.fullmatch(
-        r"kvtools recgen: --sure: (\d+) of 30 users may have missed better items, "
+        r"kvtools recgen: --sure: better items may be missing for (\d+) of 30, "
         r"since memory limits the beam\. Use --exact\.\n",
         done.err,
     )
@@ -305,7 +305,7 @@ def test_a_baseline_too_gives_a_stranger_what_is_popular(shop, capfd, name):
     done = say(counting, capfd)
     assert (done.code, done.err) == (
         0,
-        "kvtools recgen: clicks.csv: 1 users have no known item and get popular items (nobody).\n",
+        "kvtools recgen: clicks.csv: users without a known item get popular items: 1 (nobody).\n",
     )
     (line,) = map(json.loads, done.out.splitlines())
     counts = np.zeros(40)
@@ -405,7 +405,7 @@ def test_items_outside_the_catalogue_are_counted_and_lose_nothing_else(shop, cap
     assert done.code == 65
     assert done.err.splitlines() == [
         "kvtools recgen: clicks.csv: items that m.safetensors does not have, left out with their 3 interactions: 2 (x1, x2).",
-        "kvtools recgen: clicks.csv: 1 users have no known item and get popular items (new).",
+        "kvtools recgen: clicks.csv: users without a known item get popular items: 1 (new).",
     ]
     found = {record.key: record for record in open_artifact("r.kvs")}
     for record in open_artifact("clean.kvs"):

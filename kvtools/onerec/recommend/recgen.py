@@ -103,7 +103,7 @@ class RecgenRun:
         start = time.monotonic()
         longest = evaluation.LONGEST
         k = max(longest, *(n for n in evaluation.PASS_AT if n <= max(self._options.beam, longest)))
-        source = self._source(model, baseline, _asking_for(self._options, k=k, certify=longest), calibrate=calibrate)
+        source = self._source(model, baseline, _with_k(self._options, k=k, certify=longest), calibrate=calibrate)
         if calibrate and part != "test":
             self._log("--blend auto: the weight was chosen by the users that are evaluated, which flatters it. "
                       "Use --evaluate test.")  # fmt: skip
@@ -130,7 +130,7 @@ class RecgenRun:
         cold = np.flatnonzero(query.lengths == 0)
         if len(cold):
             some = ", ".join(names[n] for n in cold[:3]) + ", …" * (len(cold) > 3)
-            self._log(f"{self._name}: {len(cold)} users have no known item and get popular items ({some}).")
+            self._log(f"{self._name}: users without a known item get popular items: {len(cold)} ({some}).")
         return self._recommendations(source, query, names)
 
     def _recommendations(self, source: _Source, query: Query, names: list[str]) -> Iterator[UserRecommendations]:
@@ -239,7 +239,7 @@ class RecgenRun:
         sample = np.sort(rng_for(options.seed, "calibration").permutation(len(query))[:_N_CALIBRATION])
         weight = 0.0
         if self._world.is_root:
-            recommender = Recommender(checkpoint, batcher, _asking_for(options, k=10), self._device, self._dtype)
+            recommender = Recommender(checkpoint, batcher, _with_k(options, k=10), self._device, self._dtype)
             weight = evaluation.calibrate(query.take(sample), targets[sample], recommender)
             self._log(f"--blend auto: {weight:g} by NDCG@10 of {len(sample)} users of the validation part.")
         return float(self._world.broadcast(weight))
@@ -257,10 +257,10 @@ class RecgenRun:
 
     def _log_unproven(self, n_unproven: int, n_users: int) -> None:
         if self._options.widen and n_unproven:
-            self._log(f"--sure: {n_unproven} of {n_users} users may have missed better items, since memory limits the beam. "
+            self._log(f"--sure: better items may be missing for {n_unproven} of {n_users}, since memory limits the beam. "
                       "Use --exact.")  # fmt: skip
 
 
-def _asking_for(options: SearchOptions, **changes: Any) -> SearchOptions:
+def _with_k(options: SearchOptions, **changes: Any) -> SearchOptions:
     """The same options with another k, and a beam at least as wide."""
     return replace(options, **changes, beam=max(options.beam, changes["k"]))

@@ -423,6 +423,8 @@ def test_an_option_that_cannot_be_meant_is_told_on_one_line(shop, capfd, options
     line = TRAIN.replace("clicks.csv", "") if options.endswith(" -") else TRAIN
     done = say(f"{line} --steps 2 {options} -o m.safetensors", capfd)
     assert (done.code, done.out, done.err.count("\n")) == (2, b"", 1), done.err
+    if USAGE[options].startswith("--") and USAGE[options].endswith("."):
+        assert done.err == f"kvtools pretrain onerec: {USAGE[options]}\n"
     assert USAGE[options] in done.err
     assert sorted(os.listdir(shop)) == before
 
@@ -433,7 +435,7 @@ REFUSED = [
     ("kvtools pretrain onerec clicks.csv --items nothing -o m", 66, "nothing: no such file"),
     ("kvtools pretrain onerec clicks.csv --items items.ids --users nothing -o m", 66, "nothing: no such file"),
     ("kvtools pretrain onerec clicks.csv --items items.ids --config nothing -o m", 66, "nothing: no such file"),
-    ("kvtools pretrain onerec clicks.csv --items clicks.csv -o m", 65, "clicks.csv: neither a stream nor a bag"),
+    ("kvtools pretrain onerec clicks.csv --items clicks.csv -o m", 65, "clicks.csv: this is neither a stream nor a bag"),
     (
         "kvtools pretrain onerec clicks.csv --items foreign -o m",
         65,
@@ -476,6 +478,8 @@ def test_bad_input_and_bad_output_are_one_line_with_their_code(shop, capfd, line
     before = sorted(os.listdir(shop))
     done = say(line, capfd)
     assert (done.code, done.out, done.err.count("\n")) == (code, b"", 1), done.err
+    if words.endswith("."):
+        assert done.err == f"kvtools pretrain onerec: {words}\n"
     assert words in done.err
     assert sorted(os.listdir(shop)) == before
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvtools.options import Compress, Force, KeysFile, Output, Quiet, ReportFile, Seed, Stamp, Strict, Verbose
+from kvtools.options import Compress, Force, KeysFile, Output, Quiet, ReportFile, Seed, Stamp, Strict, Verbose, refuse_if
 
 EXAMPLES = [
     "kvtools embed --dim 16 keywords.json -o words.kvs",
@@ -21,7 +21,7 @@ def main(
         str, typer.Argument(metavar="ITEMS", help="JSON, RecBole .item, CSV, TSV, .npy or stream; - is stdin.")
     ] = "-",
     dim: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Dimensions made of text. Default: 128; vectors keep their own.")
+        int | None, typer.Option(metavar="N", min=1, help="Dimensions of text. Default: 128; vectors keep their own.")
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option(metavar="FIELD", help="Take text from that field or column; may be repeated.")
@@ -30,15 +30,15 @@ def main(
         list[str] | None, typer.Option(metavar="COL", help="Append the numbers of that column; may be repeated.")
     ] = None,
     key: Annotated[
-        str | None, typer.Option("--id", metavar="COL", help="The column that names the item. Default: item_id or id.")
+        str | None, typer.Option("--id", metavar="COL", help="Column of the item's key. Default: item_id or id.")
     ] = None,
     keys: KeysFile = None,
-    words: Annotated[bool, typer.Option("--words", help="Cut terms into words too: hair-mask says hair, and mask.")] = False,
+    words: Annotated[bool, typer.Option("--words", help="Cut terms into words too: hair-mask becomes hair and mask.")] = False,
     power_iterations: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, help="Decompose coarsely, by N power iterations. Default: until it converges."),
+        typer.Option(metavar="N", min=0, help="Compute a coarse SVD by N power iterations. Default: converged."),
     ] = None,
-    normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Make every vector unit norm.")] = True,
+    normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale every vector to unit norm.")] = True,
     seed: Seed = 0,
     report: ReportFile = None,
     output: Output = "-",
@@ -49,45 +49,42 @@ def main(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Turn what is said of items into a stream of `embedding` records: vectors, and the key of each.
+    """Embed item text as vectors (TF-IDF and SVD), in a stream of `embedding` records with the key of each.
 
-    Terms and text become TF-IDF, then a truncated SVD, then unit norm. Vectors that are there already, as .npy with --keys,
-    as an `embedding` stream or as `video` records with an embedding, are checked, put into batches and made unit norm.
-    Items of which nothing is said, and vectors that are zero, NaN or infinite, are told and left out; the exit code is
-    then 65.
+    Terms and text become TF-IDF, then a truncated SVD, then unit norm. Vectors in an .npy with --keys, in an `embedding`
+    stream or in `video` records are checked, put into batches and made unit norm. Items without text, and vectors that are
+    zero, NaN or infinite, are reported and left out; the exit code is then 65.
     """
-    from kvtools.artifact import is_stream
-    from kvtools.artifact.files import Sink, is_same_file, open_source, refuse_existing
+    from kvtools.artifact import source_name
+    from kvtools.artifact.files import Sink, is_same_file, open_source, refuse_existing, write_line
     from kvtools.artifact.history import extend
-    from kvtools.artifact.stream import Head, Reader, Writer
+    from kvtools.artifact.stream import Head, Writer
     from kvtools.artifact.strings import pack
     from kvtools.errors import Corrupt, Usage
     from kvtools.onerec.items import lsa, vectors
     from kvtools.onerec.items.catalogue import read_catalogue
     from kvtools.skipped import SkippedRows
 
-    if is_same_file(items, output):
-        raise Usage(f"{items}: both input and output. Name another output.")
+    name = source_name(items)
+    refuse_if((is_same_file(items, output), f"{name} is both input and output. Name another output."))
     for dst in (output, report):
         refuse_existing(dst or "-", force=force)
-    name = "stdin" if items == "-" else items
     file = open_source(items)
-    skipped, told, before = SkippedRows(), {}, []
+    skipped, figures = SkippedRows(), {}
+    history: list[dict[str, Any]] = []
     config: dict[str, Any] = {"normalize": normalize, "seed": seed}
-    if vectors.is_npy(file) or is_stream(file):
-        for option, value in (("--dim", dim), ("--text", text), ("--numeric", numeric), ("--id", key), ("--words", words)):
-            if value:
-                raise Usage(f"{option}: {name} holds vectors, which keep their width and have no fields. Leave it out.")
-        if is_stream(file):
-            reader = Reader(file, name)
-            if reader.head.kind not in ("embedding", "video"):
-                raise Corrupt(f"{name}: {reader.head.kind} records found, embedding or video expected.")
-            before = [reader.head.history]
-            blocks = vectors.read_stream(reader, name, skipped)
-        elif keys is None:
-            raise Usage(f"{name}: no names for its rows. Give them with --keys FILE.")
-        else:
-            blocks = vectors.read_npy(file, name, vectors.read_keys(keys))
+    if vectors.is_vectors(file):
+        given = {"--dim": dim, "--text": text, "--numeric": numeric, "--id": key, "--words": words}
+        refuse_if(
+            *(
+                (
+                    value,
+                    f"{option} cannot be used with {name}, whose vectors keep their width and have no fields. Leave it out.",
+                )
+                for option, value in given.items()
+            )
+        )
+        blocks, history = vectors.open_vectors(items, file, keys, skipped)
         blocks = vectors.skip_bad(blocks, name, skipped)
         if normalize:
             blocks = ((batch, lsa.unit(x_nD.astype("float64")).astype("float32")) for batch, x_nD in blocks)
@@ -102,20 +99,17 @@ def main(
                 is_unit=normalize, n_powers=power_iterations, seed=seed,
             )  # fmt: skip
         except ValueError as fault:
-            raise Usage(f"--dim {dim or 128}: {fault}. Give a smaller --dim.") from None
-        silent = sorted(set(range(len(catalogue.keys))) - {*made.kept.tolist(), *made.lonely.tolist()})
-        skipped.add("items of which nothing is said left out", len(silent), (catalogue.keys[row] for row in silent))
+            raise Usage(f"{name}: {fault}. Give a smaller --dim.") from None
+        lonely = [catalogue.keys[row] for row in made.lonely]
+        silent = [catalogue.keys[row] for row in sorted({*range(len(terms))} - {*made.kept.tolist(), *made.lonely.tolist()})]
+        skipped.add("items of which nothing is said left out", len(silent), silent)
         fate = "given a random direction each" if normalize else "left out"
-        skipped.add(
-            f"items whose terms lie outside of the dimensions kept, {fate}",
-            len(made.lonely),
-            (catalogue.keys[row] for row in made.lonely),
-            is_skipped=not normalize,
-        )
-        told = {"terms": made.n_terms, "explained_share": made.explained_share}
+        reason = f"items whose terms lie outside of the dimensions kept, {fate}"
+        skipped.add(reason, len(lonely), lonely, is_skipped=not normalize)
+        figures = {"terms": made.n_terms, "explained_share": made.explained_share}
         blocks = iter([([catalogue.keys[row] for row in made.kept], made.vectors)])
         skipped.report(name, lambda _: None, strict=strict)
-    head = Head("embedding", extend("embed", ctx.obj.argv, before=before, stamp=stamp), config)
+    head = Head("embedding", extend("embed", ctx.obj.argv, before=[history], stamp=stamp), config)
     n_items = width = 0
     with Writer(Sink(output, force=force), head, level=compress) as writer:
         for batch, x_nD in vectors.batches(blocks):
@@ -123,10 +117,8 @@ def main(
             n_items, width = n_items + len(batch), x_nD.shape[1]
         code = skipped.report(name, ctx.obj.log, strict=strict)
         if not n_items:
-            raise Corrupt(f"{name}: no item left to write.")
+            raise Corrupt(f"{name}: there is no item left to write. Look at the input.")
     if report:
-        line = {"items": n_items, "dim": width, **told, "findings": skipped.to_json()}
-        sink = Sink(report, force=force)
-        sink.write([json.dumps(line, ensure_ascii=False).encode() + b"\n"])
-        sink.commit()
+        line = {"items": n_items, "dim": width, **figures, "findings": skipped.to_json()}
+        write_line(report, json.dumps(line, ensure_ascii=False), force=force)
     return code

@@ -1,4 +1,4 @@
-"""`kvtools semid-build`: items become semantic IDs."""
+"""`kvtools semid-build`: embeddings in, semantic IDs out."""
 
 import json
 import time
@@ -39,31 +39,35 @@ def main(
     embeddings: Annotated[
         str, typer.Argument(metavar="EMBEDDINGS", help="A stream of embeddings, or an .npy with --keys; - is stdin.")
     ] = "-",
-    levels: Annotated[int, typer.Option(metavar="N", min=1, max=16, help="Codes an ID is made of.")] = 3,
-    codes: Annotated[int, typer.Option(metavar="K", min=1, max=1 << 24, help="Codes to choose from on each level.")] = 8192,
-    iterations: Annotated[int, typer.Option(metavar="N", min=1, help="Lloyd iterations a level, at most.")] = 25,
+    levels: Annotated[int, typer.Option(metavar="N", min=1, max=16, help="Codes per ID.")] = 3,
+    codes: Annotated[int, typer.Option(metavar="K", min=1, max=1 << 24, help="Size of each level's codebook.")] = 8192,
+    iterations: Annotated[int, typer.Option(metavar="N", min=1, help="Lloyd iterations per level, at most.")] = 25,
     method: Annotated[
-        Literal["rq-kmeans", "balanced", "rq-vae"], typer.Option(help="How codebooks are fitted; the report's is rq-kmeans.")
+        Literal["rq-kmeans", "balanced", "rq-vae"],
+        typer.Option(help="How codebooks are fitted; the OneRec report has rq-kmeans."),
     ] = "rq-kmeans",
     epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Epochs of rq-vae.")] = 200,
     init: Annotated[
-        Literal["k-means++", "random"], typer.Option(help="How the first codes of a level are drawn.")
+        Literal["k-means++", "random"], typer.Option(help="Initial centroids of a level: by k-means++, or random rows.")
     ] = "k-means++",
     collisions: Annotated[
         Literal["keep", "extend", "nearest"],
-        typer.Option(help="Items with one ID: keep it, tell them apart by one more token, or move to the nearest free code."),
+        typer.Option(help="Items that share an ID: keep it, add one more token, or move to the nearest free code."),
     ] = "keep",
     pairs: Annotated[
-        str | None, typer.Option(metavar="PAIRS", help="Align the items by these pairs first, from kvtools pairs.")
+        str | None, typer.Option(metavar="PAIRS", help="Align the items by these pairs first; see kvtools pairs.")
     ] = None,
     captions: Annotated[
-        str | None, typer.Option(metavar="ITEMS", help="With --pairs: keep to what is said there of each item.")
+        str | None, typer.Option(metavar="ITEMS", help="With --pairs: a caption loss on the item text in ITEMS.")
     ] = None,
     align_steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Steps of alignment. Default: 1000.")] = None,
     codebook: Annotated[
-        str | None, typer.Option("--codebook", metavar="IDS", help="Fit nothing: give new items IDs by these codebooks.")
+        str | None,
+        typer.Option("--codebook", metavar="IDS", help="Assign IDs to new items by the codebooks of IDS; nothing is fitted."),
     ] = None,
-    append: Annotated[bool, typer.Option("--append", help="Write the items of --codebook too, first and unchanged.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Write the items of --codebook before the new ones, unchanged.")
+    ] = False,
     keys: KeysFile = None,
     report: ReportFile = None,
     as_json: AsJson = False,

@@ -15,6 +15,9 @@ FILMS = """item_id:token\ttitle:token_seq\tyear:float\tclass:token_seq
 4\tHeat\t\tAction Drama
 5\tAnimation Heat\t1990\tAnimation
 """
+OBJECTS = "Array can't be memory-mapped: Python objects in dtype"
+SAVE = "Save the vectors as float32 with numpy.save."
+EXISTS = "t.csv: exists already. Give --force to overwrite it."
 KEYWORDS = {"a": ["Hair-Mask", "citrus"], "b": ["citrus", "soap"], "c": ["soap", "hair-mask"], "d": ["soap", "salt"]}
 
 
@@ -185,28 +188,52 @@ def test_terms_without_company_get_a_direction_of_their_own(sh, top):
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "words"),
+    ("line", "code", "sentence"),
     [
-        ("kvtools embed keywords.json", 2, "--dim 128: 128 dimensions found, at most 3 expected of 4 items with 4 terms"),
-        ("kvtools embed nothing.json", 66, "no such file"),
-        ("kvtools embed bad.json", 65, "one JSON object of items expected"),
-        ("kvtools embed list.json", 65, "a JSON list found, one object {id: ...} expected"),
+        (
+            "kvtools embed keywords.json",
+            2,
+            "keywords.json: 128 dimensions are too many for 4 items with 4 terms. Give a smaller --dim.",
+        ),
+        ("kvtools embed nothing.json", 66, "nothing.json: no such file or directory."),
+        (
+            "kvtools embed bad.json",
+            65,
+            "bad.json: this is not one JSON object of items (Expecting value: line 1 column 8 (char 7)).",
+        ),
+        ("kvtools embed list.json", 65, "list.json: this is a JSON list. Give one JSON object {id: text or terms or fields}."),
         ("kvtools embed empty.json", 65, "empty.json: this is empty. Give a table."),
-        ("kvtools embed none.json", 65, "no item left"),
-        ("kvtools embed t.csv", 2, "--text"),
-        ("kvtools embed t.csv --text y", 2, "no column 'y' among id, x"),
-        ("kvtools embed t.csv --text x --id n", 65, "no column 'n'"),
-        ("kvtools embed keywords.json --text y", 2, "no field 'y'"),
-        ("kvtools embed x.npy", 2, "--keys"),
-        ("kvtools embed x.npy --keys t.csv", 65, "3 rows and 2 keys"),
-        ("kvtools embed x.npy --keys t.csv --dim 3", 2, "--dim"),
-        ("kvtools embed pickle.npy --keys t.csv", 65, "pickle"),
-        ("kvtools embed keywords.json --dim 2 -o keywords.json --force", 2, "both input and output"),
-        ("kvtools embed keywords.json --dim 2 -o t.csv", 73, "--force"),
-        ("kvtools embed keywords.json --dim 2 --report t.csv", 73, "--force"),
+        ("kvtools embed none.json", 65, "none.json: there is no item left to write. Look at the input."),
+        ("kvtools embed t.csv", 2, "t.csv: no column holds text by its type. Name some of id, x with --text."),
+        ("kvtools embed t.csv --text y", 2, "t.csv: there is no column 'y' among id, x. Name another."),
+        ("kvtools embed t.csv --text x --id n", 65, "t.csv: no column 'n' among id, x. Name the right one."),
+        ("kvtools embed keywords.json --text y", 2, "keywords.json: no item has a field 'y'. There are none."),
+        ("kvtools embed x.npy", 2, "x.npy: an .npy file does not name its rows. Give their keys with --keys FILE."),
+        ("kvtools embed x.npy --keys t.csv", 65, "x.npy: there are 3 rows and 2 keys. Give one key per row with --keys."),
+        (
+            "kvtools embed x.npy --keys t.csv --dim 3",
+            2,
+            "--dim cannot be used with x.npy, whose vectors keep their width and have no fields. Leave it out.",
+        ),
+        (
+            "kvtools embed p.kvs",
+            65,
+            "p.kvs: this is a stream of kind pair, and kind embedding or video is needed. Make one with kvtools embed.",
+        ),
+        ("kvtools embed pickle.npy --keys t.csv", 65, f"pickle.npy: numpy cannot read it ({OBJECTS}). {SAVE}"),
+        (
+            "kvtools embed keywords.json --dim 2 -o keywords.json --force",
+            2,
+            "keywords.json is both input and output. Name another output.",
+        ),
+        ("kvtools embed keywords.json --dim 2 -o t.csv", 73, EXISTS),
+        ("kvtools embed keywords.json --dim 2 --report t.csv", 73, EXISTS),
     ],
 )
-def test_errors_are_one_line_with_their_code(sh, top, line, code, words):
+def test_errors_are_one_line_with_their_code(sh, top, line, code, sentence):
+    from kvtools.artifact.files import Sink
+    from kvtools.artifact.stream import Head, Writer
+
     (top / "bad.json").write_text('{"a": [')
     (top / "empty.json").write_text("")
     (top / "list.json").write_text('[{"id": 1, "text": "soap"}]')
@@ -214,10 +241,10 @@ def test_errors_are_one_line_with_their_code(sh, top, line, code, words):
     (top / "t.csv").write_text("id,x\n1,soap\n")
     np.save(top / "x.npy", np.ones((3, 2)))
     np.save(top / "pickle.npy", np.array([{}, []], object))
+    with Writer(Sink(str(top / "p.kvs")), Head("pair")):
+        pass
     done = sh(line)
-    assert (done.code, done.out) == (code, b""), done.err
-    assert words in done.err
-    assert done.err.count("\n") == 1
+    assert (done.code, done.out, done.err) == (code, b"", f"kvtools embed: {sentence}\n")
 
 
 def test_beauty_is_embedded_whole(sh, top, data):

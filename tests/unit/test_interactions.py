@@ -77,7 +77,7 @@ def test_columns_are_named_by_the_caller():
     })  # fmt: skip
     assert sequences(found) == {"u": [("a", 1577836800.0), ("b", 1577923200.0)]}
     assert found.ratings.tolist() == [2.5, 4.0]
-    with pytest.raises(Corrupt, match="no user column among who, what. Name it with --column user=COL"):
+    with pytest.raises(Corrupt, match="^x: there is no user column among who, what. Name it with --column user=COL.$"):
         read("who,what\nu,a\n")
     with pytest.raises(Corrupt, match="no column 'whom'"):
         read("who,what\nu,a\n", columns={"user": "whom", "item": "what"})
@@ -161,13 +161,13 @@ def test_a_repetition_without_times_is_no_copy():
     [
         ("", r"x: this is empty\. Give a table\.$"),
         ("\n", r"x: this is not text\. Give a table\.$"),
-        ("user_id,item_id\n", "no interactions left"),
-        ("user_id,item_id,timestamp\n", "no interactions left"),
-        ("user_id,item_id,timestamp\nu,i,12/04/1997\n", "no interactions left"),
-        ("user_id item_id timestamp\n1 2 3\n", "columns with ' ' between them found"),
-        ("user;item\n1;2\n", "columns with ';' between them found"),
-        ("1::1193::5::978300760\n", "columns with '::' between them found"),
-        ("u\n", "no interactions left"),
+        ("user_id,item_id\n", "no interactions are left to use"),
+        ("user_id,item_id,timestamp\n", "no interactions are left to use"),
+        ("user_id,item_id,timestamp\nu,i,12/04/1997\n", "no interactions are left to use"),
+        ("user_id item_id timestamp\n1 2 3\n", "columns are separated by ' '. Use tabs or commas, as tr ' ' '.t' makes them"),
+        ("user;item\n1;2\n", "columns are separated by ';'. Use tabs or commas, as tr ';' '.t' makes them"),
+        ("1::1193::5::978300760\n", "columns are separated by '::'. Use tabs or commas, as tr ':' '.t' makes them"),
+        ("u\n", "no interactions are left to use"),
         ("user_id,item_id\nu,\udcff\n", r"x: line 2 is not UTF-8 text\. Convert the file, for example with iconv\.$"),
         ("PK\x03\x04\0\0", r"x: this is not text\. Give a table\.$"),
     ],
@@ -183,7 +183,7 @@ def test_words_may_have_marks_in_them():
 
 
 def test_lines_of_words_have_no_columns_to_name():
-    with pytest.raises(Usage, match="--column: x has lines of words"):
+    with pytest.raises(Usage, match="^--column cannot be used with x, which has lines of words and no columns. Leave it out.$"):
         read("u a b\n", columns={"user": "who"})
 
 

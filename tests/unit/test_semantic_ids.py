@@ -6,8 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvtools.artifact.files import Sink
+from kvtools.artifact.strings import pack
+from kvtools.errors import Corrupt
 from kvtools.onerec.semantic_ids import collisions, quality
 from kvtools.onerec.semantic_ids.balanced import Balanced, balanced
+from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.onerec.semantic_ids.nearest import Backend
 from kvtools.onerec.semantic_ids.vector_store import VectorStore
 from kvtools.world import World
@@ -90,6 +94,41 @@ def test_a_balanced_fit_reports_the_error_of_its_own_codes():
     list(fit.fit(rows, Backend(torch.device("cpu"), torch.float32), World()))
     whole = sum(fit.codebooks[level][fit.codes_NL[:, level]].astype(np.float64) for level in range(2))
     assert fit.mse == pytest.approx(np.square(x - whole).mean(), rel=1e-6)
+
+
+def test_ids_are_saved_and_opened_whole_and_by_the_same_bytes(tmp_path):
+    rng = np.random.default_rng(3)
+    keys = np.array(["a", "ü", "c"], np.dtypes.StringDType())
+    codes = np.array([[0, 1, 0], [2, 2, 0], [2, 2, 1]], np.int32)
+    books = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    report = quality.describe(codes, 2, 3)
+    weights = {"encoder.align.queries": rng.normal(size=(4, 4)).astype(np.float32)}
+    made = SemanticIds(keys, codes, books, {"levels": 2}, report, weights, {"n_queries": 4})
+    made.save(Sink(str(tmp_path / "a.ids")), history=[])
+    again = SemanticIds.open(str(tmp_path / "a.ids"))
+    again.save(Sink(str(tmp_path / "b.ids")), history=again.history)
+    assert (tmp_path / "a.ids").read_bytes() == (tmp_path / "b.ids").read_bytes()
+    assert (again.keys.tolist(), again.codes_NS.tolist()) == (keys.tolist(), codes.tolist())
+    assert (again.config, again.report, again.encoder) == ({"levels": 2}, report, {"n_queries": 4})
+    assert np.array_equal(again.weights["encoder.align.queries"], weights["encoder.align.queries"])
+    assert (again.digest, again.vocab_sizes) == (made.digest, (3, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"codes": np.array([[0, 3, 0]], np.int32)}, "codes run from 0 to 3, and a level has 3."),
+        ({"codes": np.array([[0, -1, 0]], np.int32)}, "codes run from -1 to 0, and a level has 3."),
+        ({"codes": np.array([[0, 1, 9]], np.int32)}, "code 9 is too large for 1 items."),
+        ({"codes": np.zeros((2, 3), np.int32)}, "1 keys belong to the codes of 2 items."),
+        ({"codebooks": np.full((2, 3, 4), np.nan, np.float32)}, "a codebook holds NaN or infinity."),
+        ({"codes": np.zeros((2, 3), np.int32), **pack("keys", ["a", "a"])}, "key 'a' names two items."),
+    ],
+)
+def test_ids_that_contradict_themselves_are_refused(change, sentence):
+    tensors = {"codes": np.zeros((1, 3), np.int32), "codebooks": np.zeros((2, 3, 4), np.float32), **pack("keys", ["a"])}
+    with pytest.raises(Corrupt, match=f"^x: {sentence} Make the IDs again with kvtools semid-build.$"):
+        SemanticIds.from_tensors({**tensors, **change}, "x")
 
 
 def test_the_report_of_known_ids():

@@ -55,7 +55,7 @@ def test_blocks_change_nothing(monkeypatch):
 def test_nearest_are_the_best_with_ties_to_the_lower_number(log, top):
     users, items, _ = flat(log)
     similar = swing.swing(swing.clicks(users, items, len(log), 8), alpha=1.0)
-    pairs, scores = swing.nearest(similar, top)
+    pairs, scores = swing.neighbours(similar, top)
     dense = similar.toarray().astype(np.float32)
     expected = []
     for i in range(8):

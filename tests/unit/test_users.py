@@ -153,11 +153,15 @@ def test_users_are_found_by_key_and_strangers_are_unknown():
     ("text", "options", "words"),
     [
         ("", {}, r"x: this is empty\. Give a table\.$"),
-        ("u a b\n", {}, "no table with a header"),
-        ("who,gender\nu,f\n", {}, "no user column among who, gender. Name it user_id"),
+        ("u a b\n", {}, "^x: this is no table of users. Give one with a header and more than one column.$"),
+        ("who,gender\nu,f\n", {}, "^x: there is no user column among who, gender. Rename it user_id.$"),
         ("user_id,gender\nu,f\n", {"columns": ["sex"]}, "no column 'sex'"),
-        ("user_id,gender\n", {}, "nothing left that tells of a user"),
-        ("user_id,name\nu,Ann\nv,Bob\n", {}, "nothing left .* half as many categories as users left out: 1 .name."),
+        ("user_id,gender\n", {}, "^x: no feature of any user is left to use. columns without a value left out: 1 .gender..$"),
+        (
+            "user_id,name\nu,Ann\nv,Bob\n",
+            {},
+            "no feature of any user is left to use. .* half as many categories as users left out: 1 .name.",
+        ),
     ],
 )
 def test_what_tells_of_no_user_is_refused(text, options, words):
@@ -180,7 +184,7 @@ def test_what_tells_of_no_user_is_refused(text, options, words):
     ],
 )
 def test_a_vocabulary_that_is_none_is_refused(words):
-    with pytest.raises(ValueError, match="a name with distinct words or with ascending edges expected"):
+    with pytest.raises(ValueError, match="is no vocabulary: a name with distinct words, or with rising edges$"):
         Vocabulary.of(words)
 
 

@@ -1,4 +1,4 @@
-"""Who did what with which item, in order: one reader for all files of interactions, and the split into parts.
+"""Interactions of users with items, in time order: one reader for all text files of them, and the split into parts.
 
 Legend: n interactions, U users, I items. The invariant: the interactions of a user lie together and in time order; equal
 times keep the order of the file. Users and items are numbered as they first appear in the file.
@@ -19,14 +19,14 @@ from kvtools.skipped import SkippedRows
 
 TRAIN, VALID, TEST = 0, 1, 2
 
-# what columns are called where the caller does not say: the first that is there is taken
+# the names that the column of a role may have, where the caller names none: the first that the file has is taken
 NAMES: Mapping[str, tuple[str, ...]] = {
     "user": ("user_id", "user", "userId", "uid"),
     "item": ("item_id", "item", "itemId", "movieId", "iid"),
     "time": ("timestamp", "time", "t"),
     "rating": ("rating", "label"),
     "part": ("part",),
-    # what a model takes as further features where it is there; a cell that is empty or bad is unknown, and loses no row
+    # further features; a cell that is empty or bad is unknown, and its row is kept
     "author": ("author_id", "author", "aid"),
     "tag": ("tag", "category"),
     "playtime": ("playtime", "play_time_ms", "play_time", "watch_time"),
@@ -45,19 +45,21 @@ class Interactions:
     item_keys: np.ndarray  # strings (I,)
     offsets: np.ndarray  # int64 (U+1,): user u has offsets[u]:offsets[u+1]
     items: np.ndarray  # int32 (n,): into item_keys
-    times: np.ndarray  # int64 or float64 (n,), as in the file (dates: seconds since 1970); the place where there is none
+    times: (
+        np.ndarray
+    )  # int64 or float64 (n,), as in the file (dates: seconds since 1970); the position in the history where it has none
     ratings: np.ndarray | None = None  # float32 (n,)
     parts: np.ndarray | None = None  # int8 (n,): TRAIN, VALID or TEST, where the file says
     has_times: bool = True  # whether times are the file's
-    extras: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,): playtime, duration float64, NaN where unknown;
-    words: Mapping[str, np.ndarray] = field(default_factory=dict)  # author, tag int32 into their words, "" where unknown
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,): playtime, duration float64, NaN where unknown; …
+    words: Mapping[str, np.ndarray] = field(default_factory=dict)  # … author, tag int32 into these, "" where unknown
 
     def users(self) -> np.ndarray:
         """int32 (n,): the user of each interaction."""
         return np.repeat(np.arange(len(self.user_keys), dtype=np.int32), np.diff(self.offsets))
 
     def keep(self, mask: np.ndarray) -> "Interactions":
-        """Those interactions where the mask, bool (n,), is set; users and items keep their numbers."""
+        """The interactions where the mask, bool (n,), is set; users and items keep their numbers."""
         counts = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
         return replace(
             self,
@@ -93,30 +95,31 @@ def read_interactions(
     columns: Mapping[str, str | None] | None = None,
     encoding: str = "utf-8",
 ) -> tuple[Interactions, SkippedRows]:
-    """Interactions from an open, buffered file, and what was found wrong with it.
+    """Interactions from an open, buffered file, and the rows that were skipped or repaired.
 
-    columns: the names of the columns of each role in NAMES, where they are not among those.
-    Lost: ragged rows, rows without user or item, with a bad or empty time, rating or part. Mended: rows out of time order,
-    and copies of a row (same user, item and time), of which one stays. In a file without times the order of the rows is
-    that of time, and a repetition is no copy. Raises Corrupt where there is no user or item column, or nothing is left.
+    columns: role → the name of its column, where that is not one of NAMES. Skipped: ragged rows, rows without user or item,
+    with a bad or empty time, rating or part. Repaired: rows out of time order, and copies of a row (same user, item and time),
+    of which one stays. In a file without times the order of the rows is that of time, and a repetition is no copy. Raises
+    Corrupt where there is no user or item column, or nothing is left.
     """
     text = ColumnReader(file, name, form=form, encoding=encoding)
     if text.form == "sequence":
         _refuse_table(text.first_line, name)
         if columns:
-            raise Usage(f"--column: {name} has lines of words, which are no columns. Leave it out.")
+            raise Usage(f"--column cannot be used with {name}, which has lines of words and no columns. Leave it out.")
     read = _read_sequences(text) if text.form == "sequence" else _read_rows(text, name, columns or {})
     if not len(read[0].items):
-        raise Corrupt(f"{name}: no interactions left of what was read. {' '.join(read[1].lines(skipped=True))}".strip())
+        reasons = "".join(f" {line}." for line in read[1].lines(skipped=True))
+        raise Corrupt(f"{name}: no interactions are left to use.{reasons}")
     return read
 
 
 def _refuse_table(line: str, name: str) -> None:
-    """Raise Corrupt for a first line that is that of a table between whose columns stands neither a tab nor a comma."""
+    """Raise Corrupt for the first line of a table whose columns are separated by neither tabs nor commas."""
     first, *others = line.split()
     mark = next((mark for mark in ("::", ";", "|") if mark in first and not others), " ")
     if mark != " " or first.lower() in NAMES["user"]:
-        raise Corrupt(f"{name}: columns with {mark!r} between them found, tabs or commas expected. Try: tr {mark[0]!r} '\\t'.")
+        raise Corrupt(f"{name}: columns are separated by {mark!r}. Use tabs or commas, as tr {mark[0]!r} '\\t' makes them.")
 
 
 def _read_sequences(text: ColumnReader) -> tuple[Interactions, SkippedRows]:
@@ -137,25 +140,25 @@ def _read_sequences(text: ColumnReader) -> tuple[Interactions, SkippedRows]:
 
 
 def _read_rows(text: ColumnReader, name: str, columns: Mapping[str, str | None]) -> tuple[Interactions, SkippedRows]:
-    there = text.types
+    there = list(text.types)
     chosen = {role: columns.get(role) or next((n for n in NAMES[role] if n in there), None) for role in NAMES}
     for role in ("user", "item"):
         if chosen[role] is None:
-            raise Corrupt(f"{name}: no {role} column among {', '.join(there)}. Name it with --column {role}=COL.")
+            raise Corrupt(f"{name}: there is no {role} column among {', '.join(there)}. Name it with --column {role}=COL.")
     wanted = {role: column for role, column in chosen.items() if column is not None}
     read = text.table(wanted.values())
     cells = {role: read.columns[column] for role, column in wanted.items()}
     good = np.ones(read.n_rows, bool)
     for role in (role for role in wanted if role in _CORE):
-        _drop(f"rows without {role} left out", cells[role].is_empty, good, read)
+        _skip(f"rows without {role} left out", cells[role].is_empty, good, read)
     numbers: dict[str, np.ndarray] = {}
     for role in ("time", "rating"):
         if role in cells:
             numbers[role], bad = cells[role].numbers()
-            _drop(f"rows whose {role} cannot be read left out", bad, good, read)
+            _skip(f"rows whose {role} cannot be read left out", bad, good, read)
     if "part" in cells:
         numbers["part"], bad = _parts(cells["part"])
-        _drop(f"rows whose part is none of {', '.join(_PARTS)} left out", bad, good, read)
+        _skip(f"rows whose part is none of {', '.join(_PARTS)} left out", bad, good, read)
     words: dict[str, np.ndarray] = {}
     for role in (role for role in wanted if role not in _CORE):
         if role in _WORDS:
@@ -169,15 +172,15 @@ def _read_rows(text: ColumnReader, name: str, columns: Mapping[str, str | None])
     numbers = {role: array if is_whole else array[good] for role, array in numbers.items()}
     order = np.argsort(users, kind="stable")
     if "time" in numbers:
-        order = _by_time(order, users, items, numbers["time"], np.flatnonzero(good), read)
+        order = _sort_by_time(order, users, items, numbers["time"], np.flatnonzero(good), read)
     numbers = {role: array[order] for role, array in numbers.items()}
     return _arrange(users[order], user_keys, items[order], item_keys, numbers, words), read.skipped
 
 
-def _drop(what: str, bad: np.ndarray, good: np.ndarray, read: Table) -> None:
-    """Count the rows that are bad and not yet left out, and leave them out."""
+def _skip(reason: str, bad: np.ndarray, good: np.ndarray, read: Table) -> None:
+    """Count the rows that are bad and still good, and make them not good."""
     fresh = np.flatnonzero(bad & good)
-    read.skipped.add(what, len(fresh), map(read.row, fresh.tolist()))
+    read.skipped.add(reason, len(fresh), map(read.row, fresh.tolist()))
     good[fresh] = False
 
 
@@ -188,11 +191,13 @@ def _parts(cells: Column) -> tuple[np.ndarray, np.ndarray]:
     return parts, parts < 0
 
 
-def _by_time(
+def _sort_by_time(
     order: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray, rows: np.ndarray, read: Table
 ) -> np.ndarray:
-    """The rows that are no copies, by user and time. order: the rows by user. Counts copies, and rows earlier than the row of
-    the same user before them; rows: where each row is in the table."""
+    """The rows by user and time, without copies. Counts copies, and rows earlier than the row of the same user before them.
+
+    order: the rows by user. rows: the index of each row in the table.
+    """
     if not len(order):
         return order
     late = order[1:][_equal(users, order) & (np.diff(times[order]) < 0)]
@@ -224,18 +229,18 @@ def _arrange(
     numbers: Mapping[str, np.ndarray],
     words: Mapping[str, np.ndarray],
 ) -> Interactions:
-    """Interactions that come in the order of the invariant; users and items without any go, and the others are renumbered."""
+    """Interactions of columns in the invariant's order; users and items without any are left out, the others renumbered."""
     users, user_keys = _renumber(users, user_keys)
     items, item_keys = _renumber(items, item_keys)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_keys)), dtype=np.int64)])
-    place = np.arange(len(users), dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
+    positions = np.arange(len(users), dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
     ratings, parts = numbers.get("rating"), numbers.get("part")
     return Interactions(
         user_keys,
         item_keys,
         offsets,
         items,
-        numbers.get("time", place),
+        numbers.get("time", positions),
         None if ratings is None else ratings.astype(np.float32),
         parts,
         "time" in numbers,

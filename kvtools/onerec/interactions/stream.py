@@ -1,8 +1,8 @@
-"""Interactions as a stream of kind `interaction`, and the one way in for commands, be it a stream or text.
+"""Interactions as a stream of kind `interaction`, and the reader that commands use, for streams and for text.
 
 A record holds a batch of whole users; no user is in two. It numbers its own items, authors and tags, so that each record, and
 any part of a stream, stands alone. The invariant: items, authors and tags are numbered by their first appearance, user after
-user, from text as from a stream; so whatever is made of either is the same, ties included.
+user, from text as from a stream, so that both give the same results, ties included.
 
 All is held in memory. A million interactions of 50,000 users with 100,000 items took 0.4 s to write and 0.7 s to read on one
 core, mostly for keys, which every record names anew; 10 MB on disk, where the CSV has 33.
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kvtools.artifact import is_stream, kinds, source_name
+from kvtools.artifact import is_stream, kinds, open_stream, source_name
 from kvtools.artifact.blob import Tensors
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
@@ -32,52 +32,51 @@ _EXTRAS = ("author", "tag", "playtime", "duration")
 
 
 def roles(words: Sequence[str]) -> dict[str, str]:
-    """{role: column} of what `--column ROLE=COL`, once or more often, says. Raises Usage where there is no such role."""
-    found = {}
+    """{role: column} of the values of `--column ROLE=COL`. Raises Usage where there is no such role."""
+    columns = {}
     for word in words:
         role, _, column = word.partition("=")
         if role not in NAMES or not column:
-            raise Usage(f"--column {word}: ROLE=COL with ROLE one of {', '.join(NAMES)} expected.")
-        found[role] = column
-    return found
+            raise Usage(f"--column {word} is not ROLE=COL. Give one of the roles {', '.join(NAMES)}, and a column.")
+        columns[role] = column
+    return columns
 
 
 def open_interactions(
     src: str, *, columns: Mapping[str, str | None] | None = None, file: BinaryIO | None = None
 ) -> tuple[Interactions, SkippedRows, list[Step]]:
-    """Interactions from a path or `-`, what was found wrong with them, and the history that they bring: that of a
-    stream's first part; text has none.
+    """Interactions from a path or `-`, the rows that were skipped, and the history that they bring, of which text has none.
 
-    columns: as read_interactions takes them; with a stream, which has names for its own, they are a Usage fault.
-    file: src already open.
+    columns: as read_interactions takes them. file: src already open. Raises Usage for columns with a stream, Corrupt for a
+    stream of another kind.
     """
-    file = file or open_source(src)
-    name = source_name(src)
+    file, name = file or open_source(src), source_name(src)
     if not is_stream(file):
-        found, skipped = read_interactions(file, name, columns=columns)
-        return _in_order(found), skipped, []
+        interactions, skipped = read_interactions(file, name, columns=columns)
+        return _in_order(interactions), skipped, []
     if columns:
-        raise Usage(f"--column: {name} is a stream, whose columns need no names. Leave it out.")
-    reader = Reader(file, name)
-    if reader.head.kind != "interaction":
-        raise Corrupt(f"{name}: {reader.head.kind} records found, interaction expected.")
+        raise Usage(f"--column cannot be used with {name}, a stream, whose columns have fixed names. Leave it out.")
+    reader = open_stream(src, "interaction", made_by="kvtools convert", file=file)
     return read_stream(reader, name), SkippedRows(), reader.head.history
 
 
-def write_interactions(found: Interactions, writer: Writer) -> None:
-    """Append all interactions; items that nobody took up are not kept. Raises Corrupt for a user with more interactions than
-    a record of 128 MiB can hold, which are millions."""
-    n_users = len(found.user_keys)
+def write_interactions(interactions: Interactions, writer: Writer) -> None:
+    """Append all interactions; items without any are not kept. Raises Corrupt for a user with more interactions than a record
+    of 128 MiB can hold, which are millions."""
+    n_users = len(interactions.user_keys)
     # users count too, lest many without interactions make a record too large
-    blocks = (found.offsets[:-1] + np.arange(n_users)) // _BATCH
+    blocks = (interactions.offsets[:-1] + np.arange(n_users)) // _BATCH
     cuts = [*np.flatnonzero(np.diff(blocks, prepend=-1)).tolist(), n_users]
-    columns = {"items": found.items, "times": found.times if found.has_times else None}
-    columns |= {"ratings": found.ratings, "parts": found.parts, **found.extras}
-    strings = {"items": found.item_keys, **found.words}
+    columns = {"items": interactions.items, "times": interactions.times if interactions.has_times else None}
+    columns |= {"ratings": interactions.ratings, "parts": interactions.parts, **interactions.extras}
+    strings = {"items": interactions.item_keys, **interactions.words}
     for first, last in pairwise(cuts):
-        begin, end = found.offsets[[first, last]].tolist()
+        begin, end = interactions.offsets[[first, last]].tolist()
         tensors = {name: column[begin:end] for name, column in columns.items() if column is not None}
-        tensors |= {"offsets": found.offsets[first : last + 1] - begin, **pack("users", found.user_keys[first:last].tolist())}
+        tensors |= {
+            "offsets": interactions.offsets[first : last + 1] - begin,
+            **pack("users", interactions.user_keys[first:last].tolist()),
+        }
         for name, words in strings.items():
             tensors[name], used = _by_appearance(tensors[name])
             tensors |= pack(_STRINGS[name], words[used].tolist())
@@ -85,14 +84,14 @@ def write_interactions(found: Interactions, writer: Writer) -> None:
             writer.write(f"{writer.n_records:08d}", tensors)
         except ValueError as fault:
             busiest = first + int(np.diff(tensors["offsets"]).argmax())
-            raise Corrupt(f"user {found.user_keys[busiest]!r}: {fault}. Leave out some of the interactions.") from None
+            raise Corrupt(f"user {interactions.user_keys[busiest]!r}: {fault}. Leave out some of the interactions.") from None
 
 
 def read_stream(reader: Reader, name: str) -> Interactions:
     """The interactions of a stream of that kind, to its end.
 
-    Raises Corrupt, with the record's number, for what the kind does not allow, and for numbers that cannot be meant: items
-    that are not among the keys, times that go back, users who were there before, columns that other records do not have.
+    Raises Corrupt, with the record's number, for what the kind does not allow and for contradictions: items that are not
+    among the keys, times that go back, users of an earlier record, columns that other records do not have.
     """
     gathered = _Gathered()
     for record in reader:
@@ -101,10 +100,10 @@ def read_stream(reader: Reader, name: str) -> Interactions:
             gathered.add(record.tensors)
         except ValueError as fault:
             raise Corrupt(f"{name}: record {record.number}: {fault}.") from None
-    found = gathered.all()
-    if not len(found.items):
-        raise Corrupt(f"{name}: no interactions in it. Look at the stage before this one.")
-    return found
+    interactions = gathered.all()
+    if not len(interactions.items):
+        raise Corrupt(f"{name}: there are no interactions in it. Look at the stage before this one.")
+    return interactions
 
 
 class _Gathered:
@@ -118,16 +117,16 @@ class _Gathered:
         self._dtypes: dict[str, str] = {}
 
     def add(self, tensors: Tensors) -> None:
-        """Take in a record that is of its kind. Raises ValueError for the first thing in it that cannot be meant."""
+        """Append a record that is of its kind. Raises ValueError for the first contradiction in it."""
         columns = _columns(tensors)
         dtypes = {name: str(column.dtype) for name, column in columns.items()}
         self._dtypes = self._dtypes or dtypes
         if dtypes != self._dtypes:
-            found, expected = (", ".join(" ".join(pair) for pair in names.items()) for names in (dtypes, self._dtypes))
-            raise ValueError(f"{found} found, {expected} expected, as in the records before")
+            own, before = (", ".join(" ".join(pair) for pair in names.items()) for names in (dtypes, self._dtypes))
+            raise ValueError(f"its columns are {own}, and those of the records before are {before}")
         for user in unpack("users", tensors):
             if user in self._users:
-                raise ValueError(f"users: {user!r} found a second time, each user in one place expected")
+                raise ValueError(f"user {user!r} has interactions elsewhere too; a user's interactions must lie together")
             self._users[user] = None
         for name, column in columns.items():
             if name in _STRINGS:
@@ -138,7 +137,7 @@ class _Gathered:
         self._counts.append(np.diff(tensors["offsets"]))
 
     def all(self) -> Interactions:
-        """What has been taken in."""
+        """The interactions of all records."""
         columns = {name: np.concatenate(pieces) for name, pieces in self._columns.items()}
         strings = {name: np.array(list(numbers), np.dtypes.StringDType()) for name, numbers in self._numbers.items()}
         counts = np.concatenate([np.empty(0, np.int64), *self._counts])
@@ -162,52 +161,52 @@ class _Gathered:
 
 
 def _columns(tensors: Tensors) -> dict[str, np.ndarray]:
-    """What a record says of each interaction, as Interactions holds it, numbers still the record's own; copies, so that the
-    record can go."""
+    """A record's columns as Interactions has them, with the record's own numbers; copies, so that the record can go. Raises
+    ValueError for values that are out of range."""
     offsets, n = tensors["offsets"], len(tensors["items"])
     if offsets[0] != 0 or offsets[-1] != n or (np.diff(offsets) < 0).any():
-        raise ValueError("offsets: they do not run from 0 to the end of the items")
+        raise ValueError("offsets do not run from 0 to the end of the items")
     columns = {name: np.array(tensors[name]) for name in ("items", "times", "ratings", "parts", *_EXTRAS) if name in tensors}
     for name, column in columns.items():
         if name in _STRINGS:
             if f"{_STRINGS[name]}.offsets" not in tensors:
-                raise ValueError(f"{name}: numbers without the {_STRINGS[name]} that they stand for")
+                raise ValueError(f"{name} are numbers, and the {_STRINGS[name]} that they stand for are missing")
             n_words = len(tensors[f"{_STRINGS[name]}.offsets"]) - 1
-            _require(name, (column >= 0) & (column < n_words), column, f"numbers below {n_words}")
+            _require(name, (column >= 0) & (column < n_words), column, f"and must be 0 to {n_words - 1}")
         elif name == "parts":
-            _require(name, (column >= TRAIN) & (column <= TEST), column, "0 train, 1 valid or 2 test")
+            _require(name, (column >= TRAIN) & (column <= TEST), column, "and must be 0 (train), 1 (valid) or 2 (test)")
             columns[name] = column.astype(np.int8)
         elif name in _EXTRAS:
-            _require(name, ~np.isinf(column), column, "finite numbers, or NaN where it is unknown")
+            _require(name, ~np.isinf(column), column, "and must be finite, or NaN where it is unknown")
         else:
-            _require(name, np.isfinite(column), column, "finite numbers")
+            _require(name, np.isfinite(column), column, "and must be finite")
     if "times" in columns:
         is_good = np.diff(columns["times"]) >= 0
         is_good[offsets[(offsets > 0) & (offsets < n)] - 1] = True  # the next user begins when it will
-        _require("times", is_good, columns["times"], "none earlier after it")
+        _require("times", is_good, columns["times"], "and the time after it is earlier")
     return columns
 
 
-def _require(name: str, is_good: np.ndarray, column: np.ndarray, expected: str) -> None:
+def _require(name: str, is_good: np.ndarray, column: np.ndarray, rule: str) -> None:
     if not is_good.all():
-        place = int(is_good.argmin())
-        raise ValueError(f"{name}: {column[place]} found at {place}, {expected} expected")
+        index = int(is_good.argmin())
+        raise ValueError(f"{name}[{index}] is {column[index]}, {rule}")
 
 
-def _in_order(found: Interactions) -> Interactions:
-    """The same, with items, authors and tags numbered by their first appearance, and those left out that do not appear."""
-    items, used = _by_appearance(found.items)
-    extras, words = dict(found.extras), dict(found.words)
+def _in_order(interactions: Interactions) -> Interactions:
+    """The same, with items, authors and tags numbered by their first appearance, and without those that do not appear."""
+    items, used = _by_appearance(interactions.items)
+    extras, words = dict(interactions.extras), dict(interactions.words)
     for name in words:
         extras[name], mine = _by_appearance(extras[name])
         words[name] = words[name][mine]
-    return replace(found, items=items, item_keys=found.item_keys[used], extras=extras, words=words)
+    return replace(interactions, items=items, item_keys=interactions.item_keys[used], extras=extras, words=words)
 
 
 def _by_appearance(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int32 (n,): other numbers for the same things, 0 for what comes first; and what number each had before."""
-    used, first, sorted_places = np.unique(numbers, return_index=True, return_inverse=True)
+    """int32 (n,): the numbers renumbered by first appearance; and the old number of each new one."""
+    used, first, sorted_n = np.unique(numbers, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    places = np.empty(len(used), np.int32)
-    places[order] = np.arange(len(used), dtype=np.int32)
-    return places[sorted_places], used[order]
+    renumbered = np.empty(len(used), np.int32)
+    renumbered[order] = np.arange(len(used), dtype=np.int32)
+    return renumbered[sorted_n], used[order]

@@ -1,7 +1,7 @@
-"""Who the users are: a table of what is known of each, as numbers of categories. CSV, TSV and RecBole's `.user`.
+"""Features of users as numbers of categories, from a table: CSV, TSV and RecBole's `.user`.
 
-Legend: U users, F columns. A code is 0 where a cell is empty or its category unknown, else 1, 2, ...: the place of the cell
-among the column's sorted words, or, in a column of many numbers, of its bucket. The invariant: read with the same
+Legend: U users, F columns. A code is 0 where a cell is empty or its category unknown, else 1, 2, …: the position of the
+cell among the column's sorted words, or, in a column of many numbers, of its bucket. The invariant: read with the same
 vocabularies, a cell has the same code in every table. Users are numbered as they first appear in the file.
 
 Not here: sequences within a cell, which are one category; the user's own name as a feature; what the model makes of codes.
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from kvtools.artifact import source_name
 from kvtools.artifact.columns import Column, ColumnReader, Table
 from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt
@@ -26,7 +27,7 @@ _N_BUCKETS = 10
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the codes of one column stand for: its words, sorted, or else the edges between buckets of numbers."""
+    """The meaning of the codes of one column: its words, sorted, or else the edges between buckets of numbers."""
 
     name: str
     words: tuple[str, ...] = ()
@@ -42,25 +43,23 @@ class Vocabulary:
         return {"name": self.name, **({"edges": list(self.edges)} if self.edges else {"words": list(self.words)})}
 
     @classmethod
-    def of(cls, words: Any) -> "Vocabulary":
+    def of(cls, fields: Any) -> "Vocabulary":
         """The vocabulary that to_json gave. Raises ValueError for anything else."""
         try:
-            found = cls(words["name"], tuple(words.get("words", ())), tuple(words.get("edges", ())))
-            is_sound = all(isinstance(word, str) for word in (found.name, *found.words)) and not (found.words and found.edges)
-            is_sound &= len(set(found.words)) == len(found.words) and bool((np.diff(found.edges) > 0).all())
-            is_sound &= bool(np.isfinite(found.edges).all())
+            made = cls(fields["name"], tuple(fields.get("words", ())), tuple(fields.get("edges", ())))
+            is_sound = all(isinstance(word, str) for word in (made.name, *made.words)) and not (made.words and made.edges)
+            is_sound &= len(set(made.words)) == len(made.words) and bool((np.diff(made.edges) > 0).all())
+            is_sound &= bool(np.isfinite(made.edges).all())
         except (TypeError, KeyError, AttributeError):
             is_sound = False
         if not is_sound:
-            raise ValueError(
-                f"vocabulary: {str(words)[:80]} found, a name with distinct words or with ascending edges expected"
-            )
-        return found
+            raise ValueError(f"{str(fields)[:80]} is no vocabulary: a name with distinct words, or with rising edges")
+        return made
 
 
 @dataclass(frozen=True)
 class Users:
-    """What is known of users, in codes."""
+    """The features of users, in codes."""
 
     keys: np.ndarray  # strings (U,)
     codes: np.ndarray  # int32 (U, F)
@@ -73,9 +72,9 @@ class Users:
 
     def codes_of(self, keys: Iterable[str]) -> np.ndarray:
         """int32 (n, F): the codes of the users of these keys, all 0 for those who are not in the table."""
-        places = {key: place for place, key in enumerate(self.keys.tolist())}
-        nobody = np.zeros((1, self.codes.shape[1]), np.int32)
-        return np.asarray(np.concatenate([self.codes, nobody])[[places.get(str(key), -1) for key in keys]])
+        row_of = {key: row for row, key in enumerate(self.keys)}
+        unknown = np.zeros((1, self.codes.shape[1]), np.int32)
+        return np.asarray(np.concatenate([self.codes, unknown])[[row_of.get(str(key), -1) for key in keys]])
 
 
 def read_users(
@@ -86,25 +85,25 @@ def read_users(
     vocabularies: Sequence[Vocabulary] | None = None,
     key: str | None = None,
 ) -> tuple[Users, SkippedRows]:
-    """Users from an open, buffered file, and what was found wrong with it.
+    """Users from an open, buffered file, and the rows that were skipped or repaired.
 
-    columns: what to take; by default every column except the user's, those without a value, and those with more than half
-    as many categories as there are users, which name users rather than tell of them. vocabularies: those of another table;
-    its columns are taken, and coded as they were there. key: the user's column, where it is not one of the usual names.
+    columns: those to read; by default every column except the user's, those without a value, and those with more than half
+    as many categories as there are users, which name users rather than describe them. vocabularies: those of another table,
+    whose columns are read and coded as they were there. key: the user's column, where it has none of the usual names.
 
-    A column is one of numbers where it is declared `float`, or every cell is a number and none begins with a 0 that says
-    nothing (007). One with more than 20 distinct numbers becomes 10 buckets of about as many users each; fewer where many
-    have the same. Lost: ragged rows, and rows without user. Mended: rows of a user who has a later one; columns left out;
-    cells that are no number among numbers, or lie outside of the vocabulary, which are unknown. Raises Corrupt where there is
-    no user column, no such column, or nothing is left.
+    A column holds numbers where it is declared `float`, or where every cell is a number without leading zeros (007). One with
+    more than 20 distinct numbers becomes 10 buckets of about as many users each; fewer where many have the same. Skipped:
+    ragged rows, and rows without user. Repaired: rows of a user who has a later one; columns left out; cells that are no
+    number among numbers, or lie outside of the vocabulary, which are unknown. Raises Corrupt where there is no user column, no
+    such column, or nothing is left.
     """
     assert columns is None or vocabularies is None, "a vocabulary names its column"
     text = ColumnReader(file, name)
     if text.form == "sequence":
-        raise Corrupt(f"{name}: no table with a header and more than one column; users expected.")
+        raise Corrupt(f"{name}: this is no table of users. Give one with a header and more than one column.")
     key = key or next((column for column in NAMES["user"] if column in text.types), None)
     if key is None:
-        raise Corrupt(f"{name}: no user column among {', '.join(text.types)}. Name it {NAMES['user'][0]}.")
+        raise Corrupt(f"{name}: there is no user column among {', '.join(text.types)}. Rename it {NAMES['user'][0]}.")
     if vocabularies is not None:
         columns = [vocabulary.name for vocabulary in vocabularies]
     wanted = list(dict.fromkeys(columns if columns is not None else (column for column in text.types if column != key)))
@@ -116,15 +115,15 @@ def read_users(
     if columns is None:
         vocabularies = _worthwhile(vocabularies, len(keys), read.skipped)
     if not len(keys) or not vocabularies:
-        told = " ".join([*read.skipped.lines(skipped=True), *read.skipped.lines(skipped=False)])
-        raise Corrupt(f"{name}: nothing left that tells of a user. {told}".strip())
+        reasons = "".join(f" {line}." for line in [*read.skipped.lines(skipped=True), *read.skipped.lines(skipped=False)])
+        raise Corrupt(f"{name}: no feature of any user is left to use.{reasons}")
     codes = [_encode(vocabulary, cells[vocabulary.name], read, rows) for vocabulary in vocabularies]
     return Users(keys, np.stack(codes, axis=1), tuple(vocabularies)), read.skipped
 
 
 def open_users(src: str | None, vocabularies: Sequence[Vocabulary] | None = None) -> tuple[Users | None, SkippedRows]:
-    """Users from a path or `-`; none, and nothing found, where src is None."""
-    return (None, SkippedRows()) if src is None else read_users(open_source(src), src, vocabularies=vocabularies)
+    """Users from a path or `-`, and the rows that were skipped; None where src is None."""
+    return (None, SkippedRows()) if src is None else read_users(open_source(src), source_name(src), vocabularies=vocabularies)
 
 
 def _latest(read: Table, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +152,7 @@ def _vocabulary(name: str, cells: Column, *, is_float: bool) -> Vocabulary:
 
 
 def _worthwhile(vocabularies: Sequence[Vocabulary], n_users: int, skipped: SkippedRows) -> list[Vocabulary]:
-    """Those that tell users apart without naming each."""
+    """The vocabularies that tell users apart without naming each."""
     empty = [vocabulary.name for vocabulary in vocabularies if vocabulary.n_codes == 1]
     naming = [vocabulary.name for vocabulary in vocabularies if 2 * len(vocabulary.words) > n_users and len(vocabulary.words)]
     skipped.add("columns without a value left out", len(empty), empty, is_skipped=False)

@@ -1,8 +1,8 @@
-"""Items as people keep them, read as terms and numbers: JSON, RecBole's `.item`, CSV and TSV.
+"""Items as people keep them, read as terms, numbers and titles: JSON, RecBole's `.item`, CSV and TSV.
 
 JSON is one object, {id: [term, …]}, {id: text} or {id: {field: text or terms or number}}. Terms that come as a list, and the
-words of a `token_seq`, are taken whole; a `token` is one term; other text, and all of it where that is asked, is cut into
-words of two or more letters or digits. All are lower-cased. Not here: languages written without spaces, stop words, stems.
+words of a `token_seq`, are taken whole; a `token` is one term; other text is cut into words of two or more letters or digits.
+All are lower-cased. Not here: languages written without spaces, stop words, stems.
 """
 
 import json
@@ -13,13 +13,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from kvtools.artifact import source_name
 from kvtools.artifact.columns import ColumnReader
 from kvtools.artifact.delimited import as_utf8
+from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt, Usage
+from kvtools.onerec.interactions.log import NAMES
+from kvtools.options import refuse_if
 from kvtools.skipped import SkippedRows
 
 _WORD = re.compile(r"\w\w+")
 _ID_NAMES = ("item_id", "item", "id", "itemId", "movieId")
+_TITLE_NAMES = ("title", "movie_title", "item_title", "name")
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Catalogue:
     """Items in file order."""
 
     keys: list[str]  # N
-    terms: list[list[str]]  # N lists; empty where nothing is said of an item
+    terms: list[list[str]]  # N lists; empty where an item has no text
     numbers: np.ndarray  # float64 (N, C), NaN where a cell is empty
 
     def words(self) -> list[list[str]]:
@@ -38,17 +43,18 @@ class Catalogue:
 def read_catalogue(
     file: BinaryIO, name: str, *, text: Sequence[str] = (), numeric: Sequence[str] = (), key: str | None = None
 ) -> tuple[Catalogue, SkippedRows]:
-    """Items from an open, buffered file, and what was found wrong with it.
+    """Items from an open, buffered file, and the rows that were skipped.
 
     text: fields or columns to take terms from; by default every field of JSON that is no number, and every `token_seq`
-    column of an atomic file. numeric: those to take numbers from. key: the column that names the item, where it is not
-    one of the usual names. Lost: items without a key, items named before, and those with a cell that is no number.
+    column of an atomic file. numeric: those to take numbers from. key: the column of the item's key, where it has none of
+    the usual names. Skipped: items without a key, with a key that came before, and with a cell that is no number. Raises
+    Usage for fields and columns that are missing, Corrupt for other files.
     """
     file = as_utf8(file, name)
     # JSON alone begins with a brace or a bracket; a table's header that does is not worth guessing at
     begin = bytes(file.peek(1)).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]  # type: ignore[attr-defined]
     if begin == b"[":
-        raise Corrupt(f"{name}: a JSON list found, one object {{id: ...}} expected.")
+        raise Corrupt(f"{name}: this is a JSON list. Give one JSON object {{id: text or terms or fields}}.")
     if begin == b"{":
         return _read_json(file, name, text, numeric)
     return _read_table(file, name, text, numeric, key)
@@ -60,30 +66,30 @@ def _read_json(file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence
         # as pairs, since a dict would hide that an item is named twice
         pairs = json.loads(file.read(), object_pairs_hook=_Pairs)
     except ValueError as fault:
-        raise Corrupt(f"{name}: {fault}; one JSON object of items expected.") from None
-    seen: dict[str, Any] = {}
+        raise Corrupt(f"{name}: this is not one JSON object of items ({fault}).") from None
+    fields_of: dict[str, Any] = {}
     again, unlike, bad = [], [], []
     for key, value in pairs:
         fields = dict(value) if isinstance(value, _Pairs) else {"": value}
-        if key in seen:
+        if key in fields_of:
             again.append(key)
         elif not all(_is_field(field) for field in fields.values()):
             unlike.append(key)
         elif any(_number(fields.get(column)) is None for column in numeric):
             bad.append(key)
         else:
-            seen[key] = fields
+            fields_of[key] = fields
     skipped.add("items that came before left out", len(again), again)
     skipped.add("items that are not text, terms or fields of these left out", len(unlike), unlike)
     skipped.add("items with a cell that is no number left out", len(bad), bad)
-    known = {field for fields in seen.values() for field in fields}
+    known = {field for fields in fields_of.values() for field in fields}
     for field in (*text, *numeric):
         if field not in known:
-            raise Usage(f"{name}: no field {field!r} in any item; there are {', '.join(sorted(known - {''})) or 'none'}.")
-    wanted = [[fields.get(field) for field in text or fields if text or field not in numeric] for fields in seen.values()]
+            raise Usage(f"{name}: no item has a field {field!r}. There are {', '.join(sorted(known - {''})) or 'none'}.")
+    wanted = [[fields.get(field) for field in text or fields if text or field not in numeric] for fields in fields_of.values()]
     terms = [[term for value in values for term in _terms(value)] for values in wanted]
-    numbers = [[_number(fields.get(column)) for column in numeric] for fields in seen.values()]
-    return Catalogue(list(seen), terms, np.array(numbers, np.float64).reshape(len(seen), len(numeric))), skipped
+    numbers = [[_number(fields.get(column)) for column in numeric] for fields in fields_of.values()]
+    return Catalogue(list(fields_of), terms, np.array(numbers, np.float64).reshape(len(fields_of), len(numeric))), skipped
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -119,42 +125,40 @@ def _read_table(
     if table.form == "sequence":
         raise Corrupt(f"{name}: this is neither JSON nor a table with a header. Give the items as one of the two.")
     types = table.types
+    there = ", ".join(types)
     key = key or next((column for column in _ID_NAMES if column in types), None)
-    if key is None:
-        raise Usage(f"{name}: no item column among {', '.join(types)}. Name it with --id.")
     text = text or [column for column, kind in types.items() if kind == "token_seq" and column not in numeric]
-    if not text and not numeric:
-        raise Usage(f"{name}: no column to take text from. Name some of {', '.join(types)} with --text.")
-    for column in (*text, *numeric):
-        if column not in types:
-            raise Usage(f"{name}: no column {column!r} among {', '.join(types)}.")
-    read = table.table([key, *text, *numeric])
-    skipped = read.skipped
-    keys = read.columns[key].to_list()
-    values = [read.columns[column].numbers() for column in numeric]
-    numbers = np.full((len(keys), len(numeric)), np.nan)
-    is_bad = np.zeros(len(keys), bool)
-    for c, (column, (array, bad)) in enumerate(zip(numeric, values, strict=True)):
-        is_bad |= bad
-        numbers[:, c] = np.where(read.columns[column].is_empty, np.nan, array)
-    first: dict[str, int] = {}
-    nameless, again, wrong = [], [], []
-    for row, item in enumerate(keys):
+    missing = next((column for column in (*text, *numeric) if column not in types), None)
+    refuse_if(
+        (key is None, f"{name}: no column is named as item keys usually are, among {there}. Name it with --id."),
+        (not text and not numeric, f"{name}: no column holds text by its type. Name some of {there} with --text."),
+        (missing, f"{name}: there is no column {missing!r} among {there}. Name another."),
+    )
+    read = table.table([key or "", *text, *numeric])
+    numbers = np.full((read.n_rows, len(numeric)), np.nan)
+    is_bad = np.zeros(read.n_rows, bool)
+    for c, column in enumerate(numeric):
+        values, is_bad_here = read.columns[column].numbers()
+        is_bad |= is_bad_here
+        numbers[:, c] = np.where(read.columns[column].is_empty, np.nan, values)
+    row_of: dict[str, int] = {}
+    nameless, again, bad = [], [], []
+    for row, item in enumerate(read.columns[key or ""].to_list()):
         if item is None:
             nameless.append(read.row(row))
-        elif item in first:
+        elif item in row_of:
             again.append(item)
         elif is_bad[row]:
-            wrong.append(item)
+            bad.append(item)
         else:
-            first[item] = row
-    skipped.add("rows without an item left out", len(nameless), nameless)
-    skipped.add("items that came before left out", len(again), again)
-    skipped.add("items with a cell that is no number left out", len(wrong), wrong)
-    rows = list(first.values())
+            row_of[item] = row
+    read.skipped.add("rows without an item left out", len(nameless), nameless)
+    read.skipped.add("items that came before left out", len(again), again)
+    read.skipped.add("items with a cell that is no number left out", len(bad), bad)
+    rows = list(row_of.values())
     columns = [(types[column], read.columns[column].to_list()) for column in text]
     terms = [[term for kind, cells in columns for term in _terms_of_cell(kind, cells[row])] for row in rows]
-    return Catalogue(list(first), terms, numbers[rows]), skipped
+    return Catalogue(list(row_of), terms, numbers[rows]), read.skipped
 
 
 def _terms_of_cell(kind: str, cell: str | None) -> list[str]:
@@ -163,3 +167,25 @@ def _terms_of_cell(kind: str, cell: str | None) -> list[str]:
     if kind == "token_seq":
         return cell.lower().split()
     return [cell.lower()] if kind == "token" else _WORD.findall(cell.lower())
+
+
+def read_titles(src: str) -> tuple[dict[str, str], SkippedRows]:
+    """{item: title} from CSV, TSV or a RecBole `.item`, the first title of each item, and the rows that were skipped.
+
+    Raises Corrupt where the column of the item or of the title is missing.
+    """
+    text = ColumnReader(open_source(src), source_name(src))
+    item, title = (
+        next((name for name in names if name in text.types), None) for names in ((*NAMES["item"], "id"), _TITLE_NAMES)
+    )
+    if item is None or title is None:
+        there = ", ".join(text.types) or "none"
+        raise Corrupt(f"{source_name(src)}: the columns are {there}, and item_id and title are needed. Rename them.")
+    read = text.table([item, title])
+    titles: dict[str, str] = {}
+    for key, words in zip(read.columns[item].to_list(), read.columns[title].to_list(), strict=True):
+        if key is None:
+            read.skipped.skip("titles without an item left out", words or "")
+        elif titles.setdefault(key, words or "") != (words or ""):
+            read.skipped.skip("other titles of an item that had one left out", key)
+    return titles, read.skipped

@@ -2,7 +2,7 @@
 
 Legend: N items, V terms, D dimensions, C numeric columns, S = D + 20 directions sketched. The SVD is ARPACK's, which
 converges; power iterations are as fast here and leave noise that depends on the seed, which a quantiser takes for
-differences between items. They are offered because published figures rest on them. Algebra runs on one thread, so that
+differences between items. They are offered because published figures rest on them. Linear algebra runs on one thread, so that
 the bytes do not depend on how many there are; they may differ between machines in the last bits.
 """
 
@@ -23,9 +23,9 @@ _NOTHING = 1e-6  # of a row's norm: what is left below this is rounding, measure
 
 @dataclass(frozen=True)
 class Embedded:
-    """Vectors, of which items, and how they came out."""
+    """Vectors, the items they belong to, and how much they explain."""
 
-    kept: np.ndarray  # int64 (n,): rows of the input; a row of which nothing is said is not among them
+    kept: np.ndarray  # int64 (n,): rows of the input; a row without terms and numbers is not among them
     vectors: np.ndarray  # float32 (n, D+C)
     lonely: np.ndarray  # int64: rows whose terms lie outside of the dimensions kept
     n_terms: int
@@ -49,11 +49,11 @@ def embed(
     random direction of its own (`direction`). Otherwise the parts are put side by side as they are, and such a row is
     left out. Raises ValueError as `project_terms` does.
     """
-    is_said = np.array([bool(words) for words in terms], bool) | ~np.isnan(x_NC).all(axis=1)
-    kept = np.flatnonzero(is_said)
-    said = [words for words, is_kept in zip(terms, is_said, strict=True) if is_kept]
-    n_terms = len({term for words in said for term in words})
-    x_ND, share = project_terms(said, n_dims, n_powers, seed) if n_terms else (np.empty((len(kept), 0)), 1.0)
+    is_described = np.array([bool(words) for words in terms], bool) | ~np.isnan(x_NC).all(axis=1)
+    kept = np.flatnonzero(is_described)
+    kept_terms = [terms[row] for row in kept.tolist()]
+    n_terms = len({term for words in kept_terms for term in words})
+    x_ND, share = project_terms(kept_terms, n_dims, n_powers, seed) if n_terms else (np.empty((len(kept), 0)), 1.0)
     numbers_NC = standardise(x_NC[kept])
     if is_unit:
         x_ND = unit(np.concatenate([unit(x_ND), numbers_NC / np.sqrt(max(1, x_NC.shape[1]))], axis=1))
@@ -77,12 +77,9 @@ def project_terms(terms: Sequence[Sequence[str]], n_dims: int, n_powers: int | N
     vectors have their largest component positive. Raises ValueError unless 0 < D < min(N, V). Costs O(D) products with a
     sparse (N, V) matrix, and 2 D (N + V) numbers.
     """
-    x_NV = TfidfVectorizer(analyzer=_as_it_is).fit_transform(terms)
-    limit = min(x_NV.shape) - 1
-    if not 0 < n_dims <= limit:
-        raise ValueError(
-            f"{n_dims} dimensions found, at most {limit} expected of {x_NV.shape[0]} items with {x_NV.shape[1]} terms"
-        )
+    x_NV = TfidfVectorizer(analyzer=list).fit_transform(terms)
+    if not 0 < n_dims < min(x_NV.shape):
+        raise ValueError(f"{n_dims} dimensions are too many for {x_NV.shape[0]} items with {x_NV.shape[1]} terms")
     with threadpool_limits(1):
         if n_powers is None:
             x_ND = TruncatedSVD(n_dims, algorithm="arpack", random_state=seed).fit_transform(x_NV)
@@ -106,7 +103,7 @@ def _sketch(x_NV: Any, n_dims: int, n_powers: int, seed: int) -> np.ndarray:
 
 
 def standardise(x_NC: np.ndarray) -> np.ndarray:
-    """Columns of mean 0 and variance 1; NaN, an empty cell, becomes the mean; a constant column becomes 0."""
+    """float64 (N, C): columns of mean 0 and variance 1; NaN, an empty cell, becomes the mean; a constant column becomes 0."""
     is_known = ~np.isnan(x_NC)
     n_C = np.maximum(1, is_known.sum(axis=0))
     x_NC = np.where(is_known, x_NC, 0)
@@ -116,7 +113,7 @@ def standardise(x_NC: np.ndarray) -> np.ndarray:
 
 
 def unit(x_ND: np.ndarray) -> np.ndarray:
-    """Rows divided by their norm; rows of 0 stay 0."""
+    """float64 (N, D): rows divided by their norm; rows of 0 stay 0."""
     norm_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
     return np.asarray(x_ND / np.where(norm_N1 > 0, norm_N1, 1))
 
@@ -125,7 +122,3 @@ def direction(key: str, n_dims: int, seed: int) -> np.ndarray:
     """float64 (D,): a random unit vector that depends on the key and the seed alone."""
     x_D = rng_for(seed, "direction", key).standard_normal(n_dims)
     return np.asarray(x_D / np.linalg.norm(x_D))
-
-
-def _as_it_is(terms: Sequence[str]) -> Sequence[str]:
-    return terms

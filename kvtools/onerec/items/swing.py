@@ -1,7 +1,7 @@
-"""Which items go together: Swing similarity from who clicked what, and the pairs to be taken from it.
+"""Items that go together: Swing similarity from clicks, and pairs of items chosen by it.
 
 Swing (Yang et al. 2020, "Large Scale Product Graph Construction for Recommendation in E-commerce", arXiv 2010.05525): two
-items are alike where many pairs of users clicked both, and the more so the less else these two users have in common.
+items are similar where many pairs of users clicked both, and the more so the fewer other items these two users share.
 
 Legend: U users, I items, P pairs of users, n clicks. Costs as many steps as there are pairs of users for each item, and for
 each pair of users that shares c items c^2 more; so a few items that everybody clicked decide it (`cap`). 98,114 clicks of
@@ -30,8 +30,8 @@ def clicks(users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> 
 def cap(
     users: np.ndarray, items: np.ndarray, keys: Sequence[str], *, max_users: int, max_items: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which clicks are left, bool (n,), when each user keeps the latest max_items, and then each item a sample of max_users;
-    and which users and which items lost some, int.
+    """Bool (n,): the clicks that are left when each user keeps the latest max_items, and then each item a sample of max_users;
+    and the numbers of the users and of the items that lost some, int64.
 
     users, items: int (n,), the clicks of a user in time order. keys: I names; the sample depends on the name of the item
     and the seed alone, so that other items do not change it.
@@ -80,9 +80,9 @@ def swing(clicks_UI: sparse.csr_array, *, alpha: float, is_weighted: bool = Fals
     return similar_II
 
 
-def nearest(similar_II: sparse.csr_array, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """int32 (n, 2): each item with the `top` items most like it, best first; and float32 (n,): how alike. Ties to the lower
-    number, told apart in float32, so that rounding in the sums does not order equals."""
+def neighbours(similar_II: sparse.csr_array, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """int32 (n, 2): each item with the `top` items most similar to it, best first; and float32 (n,), the similarity. Ties go to
+    the lower number, and are compared in float32, so that rounding in the sums does not order equals."""
     pairs = similar_II.tocoo()
     scores = pairs.data.astype(np.float32)
     order = np.lexsort((pairs.col, -scores, pairs.row))
@@ -93,28 +93,28 @@ def nearest(similar_II: sparse.csr_array, top: int) -> tuple[np.ndarray, np.ndar
 
 
 def targets(offsets: np.ndarray, items: np.ndarray, similar_II: sparse.csr_array, latest: int) -> tuple[np.ndarray, np.ndarray]:
-    """int32 (n, 2): each click's item with the one most like it among the `latest` clicks of the same user before it, each
-    such pair once; and float32 (n,): how alike. Clicks like nothing before them make no pair; ties to the later click.
+    """int32 (n, 2): each click's item with the most similar one among the `latest` clicks of the same user before it, each such
+    pair once; and float32 (n,), the similarity. Clicks similar to none before them make no pair; ties go to the later click.
 
     offsets: int64 (U+1,) into items, int32 (clicks,), in time order. Costs `latest` look-ups a click.
     """
-    place = np.arange(len(items)) - np.repeat(offsets[:-1], np.diff(offsets))
+    position = np.arange(len(items)) - np.repeat(offsets[:-1], np.diff(offsets))
     best, source = np.zeros(len(items), np.float32), np.zeros(len(items), np.int32)
-    for lag in range(1, min(latest, int(place.max(initial=0))) + 1):
-        here = np.flatnonzero(place >= lag)
+    for lag in range(1, min(latest, int(position.max(initial=0))) + 1):
+        here = np.flatnonzero(position >= lag)
         before = items[here - lag]
         score = np.asarray(similar_II[items[here], before], np.float32)
         better = score > best[here]
         best[here[better]], source[here[better]] = score[better], before[better]
-    found = best > 0
-    pairs, first = np.unique(np.stack([items[found], source[found]], axis=1), axis=0, return_index=True)
-    return pairs.astype(np.int32), best[found][first]
+    is_pair = best > 0
+    pairs, first = np.unique(np.stack([items[is_pair], source[is_pair]], axis=1), axis=0, return_index=True)
+    return pairs.astype(np.int32), best[is_pair][first]
 
 
-def union(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (n, 2) of several makers and their scores (n,), each pair once, by first item, then best first."""
-    pairs, first = np.unique(np.concatenate([pairs for pairs, _ in found]), axis=0, return_index=True)
-    scores = np.concatenate([scores for _, scores in found])[first]
+def union(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """int32 (n, 2) and float32 (n,): pairs and scores of several methods, each pair once, by first item, then best first."""
+    pairs, first = np.unique(np.concatenate([pairs for pairs, _ in parts]), axis=0, return_index=True)
+    scores = np.concatenate([scores for _, scores in parts])[first]
     order = np.lexsort((pairs[:, 1], -scores, pairs[:, 0]))
     return pairs[order], scores[order]
 

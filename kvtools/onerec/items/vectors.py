@@ -132,7 +132,8 @@ def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
         # numpy reads real files and file-likes; a pipe's descriptor is neither, and is read whole
         matrix: Any = np.load(file.name, mmap_mode="r") if _has_path(file) else np.load(io.BytesIO(file.read()))
     except (ValueError, EOFError) as fault:  # a pickle is a ValueError too: none is ever opened
-        raise Corrupt(f"{name}: {str(fault).splitlines()[0].rstrip('.')}.") from None
+        reason = str(fault).splitlines()[0].rstrip(".")
+        raise Corrupt(f"{name}: numpy cannot read it ({reason}). Save the vectors as float32 with numpy.save.") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
         raise Corrupt(f"{name}: this is {matrix.dtype} {list(matrix.shape)}, and float16, float32 or float64 (N, D) is needed.")
     if len(matrix) != len(keys):

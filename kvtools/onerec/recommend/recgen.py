@@ -23,7 +23,7 @@ from kvtools.onerec.interactions.log import TEST, TRAIN, VALID
 from kvtools.onerec.interactions.stream import open_interactions
 from kvtools.onerec.interactions.user_list import read_user_list
 from kvtools.onerec.interactions.users import Users, Vocabulary, open_users
-from kvtools.onerec.items.titles import read_titles
+from kvtools.onerec.items.catalogue import read_titles
 from kvtools.onerec.model.batching import Batcher
 from kvtools.onerec.recommend import evaluate as evaluation
 from kvtools.onerec.recommend.evaluate import Recommend

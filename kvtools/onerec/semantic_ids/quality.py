@@ -1,6 +1,6 @@
-"""Whether semantic IDs are any good: the figures of Table 11 of the OneRec report, and what users of such IDs stumble over.
+"""The quality of semantic IDs: the figures of Table 11 of the OneRec report, and how many items share an ID.
 
-Entropy is in nats over the histogram of a level's codes (at most ln K); utilisation is the share of codes used at all.
+Entropy is in nats over the histogram of a level's codes (at most ln K); utilisation is the fraction of codes used at all.
 A bucket is all items with one ID. Source: arXiv 2506.13695 v4 section 4.4; the bucket figures as in TorchEasyRec's report.
 """
 
@@ -10,8 +10,8 @@ import numpy as np
 
 
 def describe(codes_NL: np.ndarray, n_levels: int, n_codes: int) -> dict[str, Any]:
-    """The figures of the IDs alone. codes_NL: int (N, L), or (N, L + 1) with a further token; the first n_levels columns
-    are codes below n_codes. Shares are in 0..1."""
+    """The quality report of IDs, but for the error. codes_NL: int (N, L), or (N, L + 1) with a further token; the first
+    n_levels columns are codes below n_codes. Shares are in 0…1."""
     levels = [np.bincount(codes_NL[:, level], minlength=n_codes) for level in range(n_levels)]
     entropies = [entropy(counts) for counts in levels]
     buckets = bucket_sizes(codes_NL)
@@ -29,18 +29,18 @@ def describe(codes_NL: np.ndarray, n_levels: int, n_codes: int) -> dict[str, Any
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Shannon's entropy of a histogram, in nats."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    """The Shannon entropy, in nats, of a histogram, int (K,)."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
 
 
 def bucket_sizes(codes_NL: np.ndarray) -> np.ndarray:
-    """How many items share each ID that is in use."""
+    """int64 (IDs in use,): how many items share each."""
     return np.unique(codes_NL, axis=0, return_counts=True)[1]
 
 
 def gini(sizes: np.ndarray) -> float:
-    """Gini's coefficient: 0 where all are equal, towards 1 where one has all."""
+    """The Gini coefficient of counts, int (n,): 0 where all are equal, near 1 where one has all."""
     ranked = np.sort(sizes.astype(np.float64))
     n = len(ranked)
     return float((2 * (np.arange(1, n + 1) * ranked).sum() / ranked.sum() - (n + 1)) / n)

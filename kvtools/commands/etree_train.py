@@ -100,7 +100,7 @@ def main(
     from kvtools.errors import Fault, Stopped, Usage, raising
     from kvtools.etree.data.fleet import read_fleet
     from kvtools.etree.data.model_files import build_model
-    from kvtools.etree.network.traffic import Queues, ShortestPaths
+    from kvtools.etree.network.traffic import Queues
     from kvtools.etree.train.costs import CostModel
     from kvtools.etree.train.failures import read_script
     from kvtools.etree.train.local import Trainer
@@ -154,14 +154,14 @@ def main(
     held, n_threads = fleet.devices, n_cores(world.local_size)
     trainer = Trainer(built, train.x, train.y, held.index, held.offsets, batch, lr, seed, n_threads, chunk, torch_device)
     cost_model = CostModel(bandwidth * 1e6, compute / 1000, deadline, barrier)
-    traffic = Queues(delays, held.edges) if routing == "queues" else ShortestPaths(delays)
+    queues = Queues(delays, held.edges) if routing == "queues" else None
     plan = Plan(algorithm, n_rounds, every, weights, quorum, late, events, secure, regroup, compare)
 
     def note(message: str) -> None:
         ctx.obj.log(message, quiet=is_quiet)
 
     with raising(Usage, f"--algorithm {algorithm}"):
-        run = Run(plan, given_tree, delays, trainer, cost_model, (test.x, test.y), world, note, traffic)
+        run = Run(plan, given_tree, delays, trainer, cost_model, (test.x, test.y), world, note, queues)
     for begin in sorted({event.begin for event in events if event.begin > run.n_steps}):
         note(f"--fail: step {begin} comes after the last step, {run.n_steps}, so that event never happens.")
     folder, architecture = state or state_folder(output), getattr(built, "architecture", model)

@@ -90,7 +90,8 @@ def main(
     from kvtools.etree.data.fleet import read_tree
     from kvtools.etree.train.local import Trainer
     from kvtools.etree.train.models import build
-    from kvtools.etree.tree import balanced, kma
+    from kvtools.etree.tree import kma
+    from kvtools.etree.tree.balanced import balanced
     from kvtools.etree.tree.regroup import joined
     from kvtools.etree.tree.tree import grow
     from kvtools.progress import Ticker
@@ -147,12 +148,13 @@ def main(
             tree = joined(old_tree, delays, slack, seed, world)
             found = kma.Groups(tree.group.astype(np.int32), tree.device[tree.nodes(1)].astype(np.int64))
             recipe |= {"groups": len(found.centre), "levels": None, "ratios": None, "method": "joined"}
+        elif method == "balanced":
+            options: dict[str, Any] = {"weight": label_weight, "slack": slack, "n_sweeps": sweeps, "log": tick}
+            found = balanced(delays, fleet.labels, groups, seed=seed, world=world, **options)
+            tree = grow(found, delays, above, ratio_list, seed, world)
         else:
-            found = balanced.group_devices(
-                method, delays, fleet.labels, groups,
-                seed=seed, accuracy=accuracy, delta=delta, weight=label_weight, slack=slack, n_sweeps=sweeps,
-                world=world, log=tick,
-            )  # fmt: skip
+            options = {"accuracy": accuracy, "delta": delta, "n_sweeps": sweeps, "log": tick}
+            found = kma.cluster(method, delays, groups, seed=seed, world=world, **options)
             tree = grow(found, delays, above, ratio_list, seed, world)
     if not world.is_root:
         return 0

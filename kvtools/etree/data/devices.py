@@ -5,7 +5,7 @@ Legend: n devices, C classes, S sites, E edges. `labels` is (n, 0) where there a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,10 +14,8 @@ from kvtools.artifact.open import open_bag, source_name
 from kvtools.errors import Corrupt, raising
 from kvtools.etree.data import partition
 from kvtools.etree.data.labelled import LabelledData, read_labelled
-from kvtools.etree.network.delay import Delays, checked
+from kvtools.etree.network.delay import Delays, Metric, checked, graph_of
 from kvtools.world import World
-
-METRICS = ("matrix", "euclidean", "sphere", "graph")
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,8 @@ def _devices(tensors: Mapping[str, np.ndarray], network: Mapping[str, Any]) -> D
 def _delays(tensors: Mapping[str, np.ndarray], metric: Any, n_devices: int) -> Delays | None:
     if metric is None:
         return None
-    if metric not in METRICS:
-        raise ValueError(f"network: metric {metric!r} is none of {', '.join(METRICS)}")
+    if metric not in get_args(Metric):
+        raise ValueError(f"network: metric {metric!r} is none of {', '.join(get_args(Metric))}")
     site = tensors["site"].astype(np.int64) if "site" in tensors else np.arange(n_devices)
     last_mile = tensors["last_mile"].astype(np.float64) if "last_mile" in tensors else np.zeros(n_devices)
     if len(site) != n_devices or len(last_mile) != n_devices:
@@ -126,17 +124,11 @@ def _delays(tensors: Mapping[str, np.ndarray], metric: Any, n_devices: int) -> D
         if name not in tensors:
             raise ValueError(f"{name} is missing, and the metric is {metric}")
     if metric == "graph":
-        return checked(Delays("graph", site, last_mile, graph=_graph(tensors["edges"], tensors["edge_ms"])))
+        ends = tensors["edges"]
+        if (ends < 0).any():
+            raise ValueError("edges: a node has a negative number")
+        graph = graph_of(ends, tensors["edge_ms"], int(ends.max(initial=0)) + 1)
+        return checked(Delays("graph", site, last_mile, graph=graph))
     if metric == "matrix":
         return checked(Delays("matrix", site, last_mile, matrix=tensors["delay"]))
     return checked(Delays(metric, site, last_mile, points=tensors["coordinates"].astype(np.float64)))
-
-
-def _graph(ends: np.ndarray, ms: np.ndarray) -> Any:
-    from scipy.sparse import coo_array
-
-    if (ends < 0).any():
-        raise ValueError("edges: a node has a negative number")
-    n_nodes = int(ends.max(initial=0)) + 1
-    weights = np.maximum(ms.astype(np.float64), 1e-12)
-    return coo_array((weights, (ends[:, 0], ends[:, 1])), shape=(n_nodes, n_nodes)).tocsr()

@@ -224,6 +224,15 @@ def _unique(sites: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return unique, index
 
 
+def graph_of(ends: np.ndarray, ms: np.ndarray, n_sites: int) -> Any:
+    """An undirected graph as a scipy CSR array (S, S) of lengths in ms. ends: sites, int (E, 2). ms: float (E,)."""
+    from scipy.sparse import coo_array
+
+    # scipy drops zeros from sparse graphs; a femtosecond is as good
+    lengths = np.maximum(ms.astype(np.float64), 1e-12)
+    return coo_array((lengths, (ends[:, 0], ends[:, 1])), shape=(n_sites, n_sites)).tocsr()
+
+
 def checked(delays: Delays) -> Delays:
     """The same delays. Raises ValueError for sites out of range, and for delays that are negative or not finite."""
     if len(delays.site) and not (delays.site.min() >= 0 and delays.site.max() < delays.n_sites):

@@ -22,7 +22,7 @@ import numpy as np
 
 from kvtools.artifact.delimited import Rows, is_number, read_rows
 from kvtools.chance import rng_for
-from kvtools.etree.network.delay import Delays, checked
+from kvtools.etree.network.delay import Delays, checked, graph_of
 
 KM_PER_MS = 200.0  # the speed of light in vacuum over the index of refraction of fibre, about 1.5
 EARTH_KM = 6371.0
@@ -72,7 +72,6 @@ def read_graph(file: BinaryIO, name: str, *, scale: float = 1.0, log: Log = lamb
     neither is there, each edge has one unit, which is logged. Nodes are numbered in the order of their names, numbers by value.
     Raises ValueError where the graph is not connected or an edge is negative.
     """
-    from scipy.sparse import coo_array
     from scipy.sparse.csgraph import dijkstra
 
     is_marked_up = _COMMENTS.sub(b"", _peek(file, 4096)).lstrip().startswith((b"<", b"graph", b"Creator", b"Version"))
@@ -83,16 +82,15 @@ def read_graph(file: BinaryIO, name: str, *, scale: float = 1.0, log: Log = lamb
     if is_bad.any():
         edge = int(np.argmax(is_bad))
         raise ValueError(f"edge {edge + 1} has a delay of {weights[edge]:g} ms, which is negative or not finite")
-    # scipy drops zeros from sparse graphs; a femtosecond is as good
-    lengths = np.maximum(weights, 1e-12)
     low, high = ends.min(axis=1), ends.max(axis=1)
-    order = np.lexsort((lengths, high, low))
+    order = np.lexsort((np.maximum(weights, 1e-12), high, low))
     is_first = np.ones(len(order), bool)
     is_first[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
     kept = order[is_first]  # of parallel edges the shortest
-    graph = coo_array((lengths[kept], (low[kept], high[kept])), shape=(len(nodes), len(nodes))).tocsr()
+    pairs = np.stack([low[kept], high[kept]], axis=1)
+    graph = graph_of(pairs, weights[kept], len(nodes))
     _require_connected(graph, nodes)
-    edges = (np.stack([low[kept], high[kept]], axis=1).astype(np.int32), weights[kept].astype(np.float32))
+    edges = (pairs.astype(np.int32), weights[kept].astype(np.float32))
     site, none = np.arange(len(nodes)), np.zeros(len(nodes))
     if len(nodes) > _ALL_PATHS:
         return checked(Delays("graph", site, none, graph=graph)), edges

@@ -1,33 +1,20 @@
-"""How long messages take that set out together: along shortest paths, or hop by hop with queues as in the authors' simulator.
+"""How long messages take that set out together, hop by hop with queues, as in the second model of the authors' simulator.
 
-In the simulator's second model (branch dev, ETreeRouting) a hop costs 1 ms of propagation, 100 ms of transmission and 5 ms of
+In that model (branch dev, ETreeRouting) a hop costs 1 ms of propagation, 100 ms of transmission and 5 ms of
 processing. Each node that a message arrives at adds 100 ms for every two flows beyond two that pass through it at that level,
 so messages queue at a server with many children and where flows share a link. The lengths of edges only choose the path.
 
 In a network without edges every device is one hop from every other. Last miles are not hops. Not here: bandwidth, which
-etree/train/costs.py adds to either model. Legend: m messages, S sites.
+etree/train/costs.py adds to any delay. Legend: m messages, S sites.
 """
-
-from typing import Any
 
 import numpy as np
 
-from kvtools.etree.network.delay import Delays
+from kvtools.etree.network.delay import Delays, graph_of
 
 HOP_MS = 1 + 100 + 5
 _QUEUE_MS = 100
 _N_FREE = 2  # flows through a node that do not wait
-
-
-class ShortestPaths:
-    """Messages take the delay of the shortest path, whatever other messages are on their way."""
-
-    def __init__(self, delays: Delays) -> None:
-        self._delays = delays
-
-    def travel_ms(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Time from source[i] to target[i], float64 (m,), ms. source, target: device numbers (m,)."""
-        return self._delays.elementwise(source, target)
 
 
 class Queues:
@@ -36,13 +23,7 @@ class Queues:
     def __init__(self, delays: Delays, edges: tuple[np.ndarray, np.ndarray] | None) -> None:
         """edges: sites int32 (E, 2) and lengths float32 (E,), ms; None where every site is one hop from every other."""
         self._delays = delays
-        self._graph: Any = None
-        if edges is not None:
-            from scipy.sparse import coo_array
-
-            weights = np.maximum(edges[1].astype(np.float64), 1e-12)
-            ends, n_sites = edges[0], delays.n_sites
-            self._graph = coo_array((weights, (ends[:, 0], ends[:, 1])), shape=(n_sites, n_sites)).tocsr()
+        self._graph = None if edges is None else graph_of(*edges, delays.n_sites)
 
     def travel_ms(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Time of each message, all of which set out together, float64 (m,), ms; 0 to oneself.

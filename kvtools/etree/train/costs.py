@@ -1,9 +1,9 @@
 """What training costs: bytes of messages, and simulated seconds until every device has its next model.
 
-How long messages travel is said by etree/network/traffic.py. Two terms are our own: `bandwidth`, since a device's link carries
-one model at a time, and `compute`, the local work on a sample. A model sent to oneself is free. Bytes are those of float32
-weights. Wide-area bytes are those of messages between devices of different accounting groups: the groups of the tree that was
-given, whatever the algorithm.
+How long messages travel comes from the delays, or from etree/network/traffic.py. Two terms are our own: `bandwidth`, since a
+device's link carries one model at a time, and `compute`, the local work on a sample. A model sent to oneself is free. Bytes
+are those of float32 weights. Wide-area bytes are those of messages between devices of different accounting groups: the groups
+of the tree that was given, whatever the algorithm.
 
 Not here: models. The costs of a step follow from the list of its aggregations (`Aggregation`) alone.
 
@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from kvtools.etree.network.traffic import Queues, ShortestPaths
+from kvtools.etree.network.delay import Delays
+from kvtools.etree.network.traffic import Queues
 from kvtools.etree.train.failures import Status
 from kvtools.etree.tree.tree import Tree
 
@@ -54,12 +55,13 @@ class Meter:
     """Adds up the costs of a run, message by message."""
 
     def __init__(
-        self, model: CostModel, traffic: ShortestPaths | Queues, accounting_group_n: np.ndarray, n_parameters: int
+        self, model: CostModel, delays: Delays, queues: Queues | None, accounting_group_n: np.ndarray, n_parameters: int
     ) -> None:
-        """accounting_group_n: int (n,), the group of each device that wide-area bytes are counted by."""
+        """queues: None where messages take the delay of the shortest path, whatever other messages are on their way.
+        accounting_group_n: int (n,), the group of each device that wide-area bytes are counted by."""
         self.model, self.costs = model, Costs()
         self.model_bytes = 4 * n_parameters
-        self._traffic, self._group_n = traffic, accounting_group_n
+        self._travel_ms, self._group_n = queues.travel_ms if queues else delays.elementwise, accounting_group_n
 
     @property
     def send_s(self) -> float:
@@ -73,7 +75,7 @@ class Meter:
 
     def travel_s(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """How long models take from source[i] to target[i] that set out together, float64 (m,), seconds."""
-        return self._traffic.travel_ms(source, target) / 1000
+        return self._travel_ms(source, target) / 1000
 
     def upload(
         self, tree: Tree, aggregation: Aggregation, ready_s: np.ndarray, status: Status, device_T: np.ndarray,

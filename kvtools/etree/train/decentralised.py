@@ -16,7 +16,7 @@ import torch
 
 from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays
-from kvtools.etree.network.traffic import Queues, ShortestPaths
+from kvtools.etree.network.traffic import Queues
 from kvtools.etree.train.costs import CostModel, Costs, Meter
 from kvtools.etree.train.local import Trainer
 from kvtools.etree.tree.ranks import Ranks, own_range
@@ -37,13 +37,13 @@ class DecentralisedSimulation:
     cost_model: CostModel
     accounting_group_n: np.ndarray  # int (n,), the group of each device that wide-area bytes are counted by
     world: Ranks
-    traffic: ShortestPaths | Queues | None = None  # None: along shortest paths
+    queues: Queues | None = None  # None: messages take the delay of the shortest path
 
     def __post_init__(self) -> None:
         """Raises ValueError where the models of all devices would take more than 4 GiB."""
         n = len(self.delays)
-        traffic = self.traffic or ShortestPaths(self.delays)
-        self.meter = Meter(self.cost_model, traffic, self.accounting_group_n, self.trainer.model.n_parameters)
+        n_parameters = self.trainer.model.n_parameters
+        self.meter = Meter(self.cost_model, self.delays, self.queues, self.accounting_group_n, n_parameters)
         if n * self.meter.model_bytes > LARGEST_BYTES:
             raise ValueError(
                 f"{n} models of {self.meter.model_bytes} bytes are more than the 4 GiB that {self.algorithm} may hold"

@@ -57,6 +57,7 @@ class Dense:
 
     @property
     def n_parameters(self) -> int:
+        """Numbers in a row of weights."""
         return sum(i * o + o for i, o in pairwise(self.sizes))
 
     def init(self, seed: int) -> np.ndarray:
@@ -140,6 +141,7 @@ class Conv:
 
     @property
     def n_parameters(self) -> int:
+        """Numbers in a row of weights."""
         return sum(map(math.prod, self._shapes))
 
     def init(self, seed: int) -> np.ndarray:

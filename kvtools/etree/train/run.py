@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kvtools.etree.network.delay import Delays
-from kvtools.etree.network.traffic import Queues, ShortestPaths
+from kvtools.etree.network.traffic import Queues
 from kvtools.etree.train.costs import CostModel
 from kvtools.etree.train.decentralised import DecentralisedSimulation
 from kvtools.etree.train.failures import Event, status_at
@@ -65,7 +65,7 @@ class Run:
     def __init__(
         self, plan: Plan, tree: Tree, delays: Delays, trainer: Trainer, cost_model: CostModel,
         test: tuple[np.ndarray, np.ndarray], world: Ranks, log: Callable[[str], None],
-        traffic: ShortestPaths | Queues | None = None,
+        queues: Queues | None = None,
     ) -> None:  # fmt: skip
         """test: x float32 (N, ...) and y int64 (N,). Raises ValueError where the models of all devices do not fit."""
         self.plan, self._trainer = plan, trainer
@@ -73,17 +73,17 @@ class Run:
         self._baseline: Run | None = None
         if plan.is_compared:
             without = replace(plan, events=(), is_compared=False)
-            self._baseline = Run(without, tree, delays, trainer, cost_model, test, world, lambda _: None, traffic)
+            self._baseline = Run(without, tree, delays, trainer, cost_model, test, world, lambda _: None, queues)
         self.simulation: TreeSimulation | DecentralisedSimulation
         if plan.algorithm in ("gossip", "d-psgd", "individual"):
             self.simulation = DecentralisedSimulation(
-                plan.algorithm, int(tree.ratios[0]), tree.round_steps, delays, trainer, cost_model, tree.group, world, traffic
+                plan.algorithm, int(tree.ratios[0]), tree.round_steps, delays, trainer, cost_model, tree.group, world, queues
             )
         else:
             self.simulation = TreeSimulation(
                 algorithm_tree(plan.algorithm, tree, delays), delays, trainer, cost_model, plan.weights, tree.group, world,
                 has_root=plan.algorithm != "grouped", quorum=plan.quorum, late_updates=plan.late_updates,
-                regroup=plan.regroup, is_secure=plan.is_secure, log=log, traffic=traffic,
+                regroup=plan.regroup, is_secure=plan.is_secure, log=log, queues=queues,
             )  # fmt: skip
         self._earlier_s = 0.0  # computed before this run was resumed
         self._wall_s = 0.0

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from kvtools.etree.network.delay import Delays
-from kvtools.etree.network.traffic import Queues, ShortestPaths
+from kvtools.etree.network.traffic import Queues
 from kvtools.etree.train.costs import Aggregation, CostModel, Costs, Meter
 from kvtools.etree.train.failures import HEALTHY, Status
 from kvtools.etree.train.local import Trainer
@@ -53,7 +53,7 @@ class TreeSimulation:
     regroup: float = 0.0  # fraction of a group that must work, else the group is dissolved
     is_secure: bool = False  # aggregators of level 1 see masked sums alone
     log: Callable[[str], None] = lambda _: None
-    traffic: ShortestPaths | Queues | None = None  # None: along shortest paths
+    queues: Queues | None = None  # None: messages take the delay of the shortest path
 
     def __post_init__(self) -> None:
         tree, n = self.tree, self.tree.n_devices
@@ -68,8 +68,8 @@ class TreeSimulation:
         n_models = np.ones(n)
         n_models[tree.public] = len(tree.nodes(1))
         self._work_n = sizes * self.cost_model.compute * int(tree.ratios[0]) * n_models
-        traffic = self.traffic or ShortestPaths(self.delays)
-        self.meter = Meter(self.cost_model, traffic, self.accounting_group_n, self.trainer.model.n_parameters)
+        n_parameters = self.trainer.model.n_parameters
+        self.meter = Meter(self.cost_model, self.delays, self.queues, self.accounting_group_n, n_parameters)
         self.current = tree  # the tree of this step, in which groups may be dissolved
         self._own_groups = _own_groups(np.bincount(tree.group, weights=sizes, minlength=len(self.models_GP)), self.world)
 

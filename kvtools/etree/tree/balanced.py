@@ -17,11 +17,11 @@ import numpy as np
 from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays, blocks
 from kvtools.etree.tree.bounded_assignment import assign
-from kvtools.etree.tree.kma import Groups, Method, cluster, initial_centres, medoids
+from kvtools.etree.tree.kma import Groups, initial_centres, medoids
 from kvtools.etree.tree.ranks import Ranks
 
 LARGEST = 100_000_000  # devices times groups
-_N_SWEEPS = 20
+_LARGEST_N_SWEEPS = 20
 _N_PASSES = 20
 _LEAST_GAIN = 1e-9
 
@@ -34,11 +34,12 @@ def bounds(n_devices: int, n_groups: int, slack: float) -> tuple[int, int]:
 
 def balanced(
     delays: Delays, labels_nC: np.ndarray, n_groups: int, *, seed: int, world: Ranks, weight: float = 0.5, slack: float = 0.2,
-    n_sweeps: int = _N_SWEEPS, log: Callable[[int], None] = lambda _: None,
+    n_sweeps: int = _LARGEST_N_SWEEPS, log: Callable[[int], None] = lambda _: None,
 ) -> Groups:  # fmt: skip
     """Groups by the objective above. labels_nC: int (n, C), samples of each label; C = 0, or weight = 0, leaves labels out.
 
-    log: called with the number of each sweep. Raises ValueError for more groups than devices, and for more than 1e8 distances.
+    n_sweeps: at most, and never more than 20. log: called with the number of each sweep. Raises ValueError for more groups
+    than devices, and for more than 1e8 distances.
     """
     n_devices = len(delays)
     if n_devices * n_groups > LARGEST:
@@ -51,6 +52,7 @@ def balanced(
         group, _ = k_means(delays.points[delays.site], n_groups, low, high, seed=seed)
         centre = medoids(delays, group, centre, world)
     best, least = None, np.inf
+    n_sweeps = min(n_sweeps, _LARGEST_N_SWEEPS)
     for number in range(1, n_sweeps + 1):
         cost_nK = _costs(delays, centre)
         scale = float(np.median(cost_nK)) or 1.0
@@ -72,19 +74,6 @@ def balanced(
         centre = moved
     assert best is not None, "the first sweep costs less than infinity"
     return Groups(best.group, best.centre, number, 0, number < n_sweeps)
-
-
-def group_devices(
-    method: Method, delays: Delays, labels_nC: np.ndarray, n_groups: int, *, seed: int, accuracy: np.ndarray | None,
-    delta: float, weight: float, slack: float, n_sweeps: int, world: Ranks, log: Callable[[int], None],
-) -> Groups:  # fmt: skip
-    """Groups by any method, with the arguments of `balanced` and of kma.cluster; `balanced` makes 20 sweeps at most."""
-    if method == "balanced":
-        n_sweeps = min(_N_SWEEPS, n_sweeps)
-        return balanced(
-            delays, labels_nC, n_groups, seed=seed, weight=weight, slack=slack, n_sweeps=n_sweeps, world=world, log=log
-        )
-    return cluster(method, delays, n_groups, seed=seed, accuracy=accuracy, delta=delta, n_sweeps=n_sweeps, world=world, log=log)
 
 
 def k_means(

@@ -1,11 +1,11 @@
-"""`kvtools plot`: what people would rather look at than read."""
+"""`kvtools plot`: training logs and semantic-ID statistics as pictures."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from kvtools.options import Force, Output, Quiet, Verbose, require
+from kvtools.options import Force, Output, Quiet, Verbose, refuse_if
 
 EXAMPLES = ["kvtools plot items.ids -o items.png", "kvtools semid-build --codes 64 items.kvs | kvtools plot - -o items.svg"]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
@@ -23,60 +23,59 @@ def main(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Draw an artifact, or a log.
+    """Plot training logs, or the statistics of semantic IDs.
 
-    Of semantic IDs it shows how evenly each level uses its codes, and how many items share an ID; of training over a tree,
-    accuracy against rounds, local epochs, bytes and simulated seconds; of pretraining, loss and accuracy against steps, several
-    logs one after the other. The name of the output tells the form: .png, .svg or
-    .pdf; on stdout it is PNG. The same input gives the same bytes.
+    Of semantic IDs: how evenly each level uses its codes, and how many items share an ID. They are read from a bag, a
+    safetensors file with a kind. Of etree-train: accuracy against rounds, local epochs, bytes and simulated seconds. Of
+    pretraining: loss and accuracy against steps, several logs one after the other. The suffix of the output is the format:
+    .png, .svg or .pdf; on stdout it is PNG. The same input gives the same bytes.
     """
-    from kvtools.artifact import Bag, open_artifact
+    from kvtools.artifact import open_bag, source_name
     from kvtools.artifact.files import Sink, open_source
     from kvtools.draw.codes import draw_codes
-    from kvtools.draw.curves import NEEDED, draw_curves
-    from kvtools.draw.losses import draw_losses, parts_of
     from kvtools.draw.page import FORMATS, image
     from kvtools.errors import Corrupt
 
-    form = output.rpartition(".")[2].lower() if output != "-" and "." in output else "png"
-    require(form in FORMATS, "-o", output, "a name that ends in .png, .svg or .pdf")
-    names = inputs or ["-"]
-    src, name = names[0], "stdin" if names[0] == "-" else names[0]
-    file = open_source(src)
+    suffix = output.rpartition(".")[2].lower() if output != "-" and "." in output else "png"
+    sources = inputs or ["-"]
+    refuse_if((suffix not in FORMATS, f"-o {output} does not end in .png, .svg or .pdf. Give such a name."))
+    file = open_source(sources[0])
     if bytes(file.peek(1)[:1]) == b"{":  # type: ignore[attr-defined]
-        logs = {name: _lines(file, name), **{other: _lines(open_source(other), other) for other in names[1:]}}
-        if all("loss" in line and "step" in line for lines in logs.values() for line in lines[:1]):
-            try:
-                figure = draw_losses([part for of, lines in logs.items() for part in parts_of(lines, of)])
-            except ValueError as fault:
-                raise Corrupt(f"{', '.join(logs)}: {fault}.") from None
-        else:
-            lines = [line for each in logs.values() for line in each]
-            missing = next((key for line in lines for key in NEEDED if key not in line), None)
-            if missing:
-                raise Corrupt(f"{name}: lines without {missing!r} found, the log of etree-train or of pretrain expected.")
-            figure = draw_curves(lines)
+        logs = {source_name(src): file if src == sources[0] else open_source(src) for src in sources}
+        figure = _draw_logs({name: _read_log(log, name) for name, log in logs.items()})
     else:
-        require(len(names) == 1, "INPUT", f"{len(names)} of them", "one where it is no log")
-        bag = open_artifact(src, file)
-        if not isinstance(bag, Bag) or bag.kind != "semantic-id" or "quality" not in bag.fields:
-            kind = (bag.kind if isinstance(bag, Bag) else bag.head.kind) or "foreign bag"
-            raise Corrupt(f"{name}: {kind} found, semantic-id with its report expected. There is no picture of others yet.")
+        refuse_if((len(sources) > 1, f"{len(sources)} inputs are given, and only logs are plotted together. Give one bag."))
+        bag = open_bag(sources[0], "semantic-id", made_by="kvtools semid-build", file=file)
+        if "quality" not in bag.fields:
+            raise Corrupt(f"{source_name(sources[0])}: it has no quality report. Make one with kvtools semid-build.")
         n_levels, n_codes, _ = bag.tensors["codebooks"].shape
         figure = draw_codes(bag.tensors["codes"], n_levels, n_codes, bag.fields["quality"])
     sink = Sink(output, force=force)
-    sink.write([image(figure, form)])
+    sink.write([image(figure, suffix)])
     sink.commit()
     return 0
 
 
-def _lines(file: Any, name: str) -> list[dict[str, Any]]:
+def _draw_logs(logs: dict[str, list[dict[str, Any]]]) -> Any:
+    from kvtools.draw.curves import draw_curves
+    from kvtools.draw.losses import draw_losses, split_stages
+    from kvtools.errors import Corrupt
+
+    try:
+        if all("loss" in lines[0] and "step" in lines[0] for lines in logs.values()):
+            return draw_losses([stage for name, lines in logs.items() for stage in split_stages(lines, name)])
+        return draw_curves([line for lines in logs.values() for line in lines])
+    except ValueError as fault:
+        raise Corrupt(f"{', '.join(logs)}: {fault}. Give logs of kvtools pretrain, or of kvtools etree-train.") from None
+
+
+def _read_log(file: BinaryIO, name: str) -> list[dict[str, Any]]:
     from kvtools.errors import Corrupt
 
     try:
         lines = [json.loads(line) for line in file if line.strip()]
     except ValueError as fault:
-        raise Corrupt(f"{name}: {fault}; JSON Lines expected.") from None
+        raise Corrupt(f"{name}: this is not JSON Lines ({fault}). Give the log of a training.") from None
     if not lines or not all(isinstance(line, dict) for line in lines):
-        raise Corrupt(f"{name}: no lines of JSON objects found, the log of a training expected.")
+        raise Corrupt(f"{name}: its lines are not JSON objects. Give the log of a training.")
     return lines

@@ -1,1 +1,1 @@
-"""Pictures: arrays in, the bytes of an image out. Not here: what the arrays mean to a model."""
+"""Figures: arrays and logs in, an image out. Not here: what the numbers mean to a model."""

@@ -6,27 +6,27 @@ import numpy as np
 
 from kvtools.draw.page import page
 
-_LINE = 300  # codes; beyond, single bars would be thinner than a pixel
+_MOST_BARS = 300  # of codes; more bars would be thinner than a pixel
 
 
 def draw_codes(codes_NS: np.ndarray, n_levels: int, n_codes: int, report: dict[str, Any]) -> Any:
-    """A figure: for each level the items of its codes, most used first, beside an even spread; and the sizes of buckets.
+    """A figure with, for each level, the number of items of each code, most used first, and the number of IDs by items.
 
-    codes_NS: int (N, S), the first n_levels columns below n_codes. report: utilisation, entropy_share, mse of `semid-build`.
+    codes_NS: int (N, S), the first n_levels columns below n_codes. report: the quality report of `semid-build`.
     """
     n_panels = n_levels + 1
     figure, axes = page(-(-n_panels // 2), 2, f"{len(codes_NS):,} items, {n_levels} levels of {n_codes:,} codes")
     for level in range(n_levels):
         axis = axes.flat[level]
         counts = np.sort(np.bincount(codes_NS[:, level], minlength=n_codes))[::-1]
-        if n_codes > _LINE:
+        if n_codes > _MOST_BARS:
             axis.fill_between(np.arange(n_codes), counts, step="post", color="tab:blue", linewidth=0)
         else:
             axis.bar(np.arange(n_codes), counts, width=1.0, align="edge", color="tab:blue")
         axis.axhline(len(codes_NS) / n_codes, color="black", linewidth=1, linestyle="--", label="even spread")
         axis.set(xlabel="codes, most used first", ylabel="items", xlim=(0, n_codes), ylim=(0, None))
-        share, used = report["entropy_share"][level], report["utilisation"][level]
-        axis.set_title(f"level {level + 1}: {used:.1%} used, entropy {share:.1%} of ln K", fontsize="medium")
+        evenness, used = report["entropy_share"][level], report["utilisation"][level]
+        axis.set_title(f"level {level + 1}: {used:.1%} used, entropy {evenness:.1%} of ln K", fontsize="medium")
         axis.legend(frameon=False, loc="upper right")
     axis = axes.flat[n_levels]
     sizes = np.unique(codes_NS, axis=0, return_counts=True)[1]

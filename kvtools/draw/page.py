@@ -1,4 +1,4 @@
-"""One page of panels, made the same way everywhere: no display, no date, the same bytes for the same numbers."""
+"""A figure of panels as an image: no display, no date, the same bytes for the same numbers."""
 
 import io
 from typing import Any
@@ -7,7 +7,7 @@ FORMATS = ("png", "svg", "pdf")
 
 
 def page(n_rows: int, n_columns: int, title: str) -> tuple[Any, Any]:
-    """A figure with a title and its axes, an array (n_rows, n_columns)."""
+    """A matplotlib figure with a title, and its axes as an array (n_rows, n_columns)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * n_columns, 3.4 * n_rows + 0.4), layout="constrained")
@@ -19,7 +19,7 @@ def page(n_rows: int, n_columns: int, title: str) -> tuple[Any, Any]:
 
 
 def image(figure: Any, form: str) -> bytes:
-    """The picture in one of FORMATS."""
+    """The figure in one of FORMATS."""
     import matplotlib as mpl
 
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None, "Producer": None}}

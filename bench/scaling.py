@@ -23,7 +23,6 @@ import torch
 from onerec import Work
 from ours import histories, n_parameters
 
-from kvtools.artifact.state import RunState
 from kvtools.chance import seed_for
 from kvtools.onerec.interactions.log import VALID
 from kvtools.onerec.model.config import ModelConfig
@@ -33,7 +32,7 @@ from kvtools.onerec.run.objective import NextItemTask
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.train.device import keep_freed_memory
 from kvtools.train.loop import Plan, Trainer
-from kvtools.train.resume import TRAIN_STATE
+from kvtools.train.resume import train_state
 from kvtools.world import World
 
 
@@ -63,7 +62,7 @@ def train(log, encoder, ids, width, seed, given):
     rate = given["rate"] * (128 / width) ** 0.5
     plan = Plan(epochs=given["epochs"] + 1, n_steps=n_steps, lr=rate, warmup=n_steps // 20, seed=seed)
     begun = time.perf_counter()
-    for _ in Trainer(task, plan, RunState(None, TRAIN_STATE, {}), World()).run(stop=False):
+    for _ in Trainer(task, plan, train_state(None, {}), World()).run(stop=False):
         pass
     seconds = time.perf_counter() - begun
     loss, levels = valid_loss(model, made.batcher, log.parts == VALID)

@@ -22,7 +22,6 @@ from generate_peers import DTYPES, SEED, Work, asked, catalogue
 from ours import CLICKS, Peer, histories, n_parameters, of_rounds, of_size, random_ids, verdict
 from train_peers import N_CODES, N_LEVELS, Settings
 
-from kvtools.artifact.state import RunState
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.onerec import VocabularySizes
 from kvtools.onerec.run.dataset import build_training_set
@@ -30,7 +29,7 @@ from kvtools.onerec.run.objective import NextItemTask
 from kvtools.train.device import keep_freed_memory
 from kvtools.train.loop import Plan, Trainer
 from kvtools.train.peak_flops import measured_peak
-from kvtools.train.resume import TRAIN_STATE
+from kvtools.train.resume import train_state
 from kvtools.world import World
 
 TURN_S = 5.0
@@ -71,7 +70,7 @@ class Ours:
         )
         plan = Plan(epochs=1 << 30, n_steps=1 << 40, warmup=0, lr_schedule="constant", weight_decay=0.01, dtype=name, seed=SEED)
         peak = measured_peak("cpu", DTYPES[name])
-        self._steps = Trainer(self.task, plan, RunState(None, TRAIN_STATE, {}), World(), peak=peak).run(stop=False)
+        self._steps = Trainer(self.task, plan, train_state(None, {}), World(), peak=peak).run(stop=False)
         self.n_steps, self.mfu = 0, []
         self.turn()
         self.n_steps, self.task.n_samples, self.mfu = 0, 0, []

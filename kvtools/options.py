@@ -1,4 +1,4 @@
-"""Option types that mean the same in every command, and what a command is told about its invocation.
+"""Option types that mean the same in every command, and what a command knows of its invocation.
 
 One declaration serves parsing, `--help`, `--describe` and the man pages. Imports nothing heavy: every `--help` loads it.
 """

@@ -111,15 +111,14 @@ def main(
     stop = Stop() if state or output != "-" else False
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.artifact.state import RunState, lock_folder, state_folder
+    from kvtools.artifact.state import lock_folder, state_folder
     from kvtools.keye.checkpoint import weights as checkpoint
     from kvtools.keye.run import setup
     from kvtools.keye.run.recipe import TrainingRecipe, default_length
     from kvtools.keye.run.training_data import open_training_data
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
-    from kvtools.train.loop import DTYPES, Trainer, log_run, resume_run
-    from kvtools.train.peak_flops import measured_peak
-    from kvtools.train.resume import TRAIN_STATE
+    from kvtools.train.loop import Trainer, log_run, resume_run
+    from kvtools.train.resume import train_state
 
     recipe = TrainingRecipe(
         stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens,
@@ -157,19 +156,14 @@ def main(
         task = stack.enter_context(closing(setup.make_task(recipe, start, opened, world, torch_device)))
         plan = recipe.plan(setup.epoch_length(recipe, task), start.config, precision)
         made_of = {**recipe.to_json(), "start": start.digest, "input": opened.digest, "dtype": precision}
-        kept = RunState(folder, TRAIN_STATE, made_of)
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
-        peak_flops = peak or measured_peak(torch_device, DTYPES[precision])
-        run = Trainer(task, plan, kept, world, device=torch_device, peak=peak_flops)
+        run = Trainer(task, plan, train_state(folder, made_of), world, device=torch_device, peak=peak)
         about = f"{recipe.objective.summary}: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
-        resume_run(
-            run, folder, start_over=force, log=log_once, summary=about if verbose else "", is_peak_given=peak is not None
-        )
+        resume_run(run, folder, start_over=force, log=log_once, summary=about if verbose else "")
         opened.report(**report)
         log_run(
-            run, opened.strictly(run.run(stop)) if strict else run.run(stop), label="pretrain keye",
-            log_file=log if world.is_root else None, log=log_once, quiet=quiet or not world.is_root, verbose=verbose,
-            stage=stage,
+            run, opened.strictly(run.run(stop)) if strict else run.run(stop), label="pretrain keye", log_file=log,
+            log=log_once, quiet=quiet, verbose=verbose, stage=stage,
         )  # fmt: skip
         code: int = world.max(opened.report(**report))
     if not world.is_root:

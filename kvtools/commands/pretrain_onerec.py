@@ -94,7 +94,7 @@ def main(
     from kvtools.artifact import source_name
     from kvtools.artifact.files import Sink, refuse_existing
     from kvtools.artifact.history import extend
-    from kvtools.artifact.state import RunState, lock_folder, state_folder
+    from kvtools.artifact.state import lock_folder, state_folder
     from kvtools.chance import seed_for
     from kvtools.errors import Corrupt
     from kvtools.onerec.interactions.features import join_catalogue
@@ -107,9 +107,8 @@ def main(
     from kvtools.onerec.semantic_ids.ids import SemanticIds
     from kvtools.skipped import SkippedRows
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
-    from kvtools.train.loop import DTYPES, Trainer, log_run, resume_run
-    from kvtools.train.peak_flops import measured_peak
-    from kvtools.train.resume import TRAIN_STATE
+    from kvtools.train.loop import Trainer, log_run, resume_run
+    from kvtools.train.resume import train_state
 
     recipe = OneRecRecipe(
         size, decoder, near, without or [], architecture or [], steps, lr, batch=batch, training=training or [], seed=seed
@@ -156,16 +155,12 @@ def main(
     )  # fmt: skip
     plan = recipe.plan(task.n_steps(), task.n_tokens(), precision)
     run_of = {**recipe.to_json(), "items": ids.digest, "input": data.digest, "dtype": precision}
-    flops_per_s = peak or measured_peak(torch_device, DTYPES[precision])
-    run = Trainer(task, plan, RunState(folder, TRAIN_STATE, run_of), world, device=torch_device, peak=flops_per_s)
+    run = Trainer(task, plan, train_state(folder, run_of), world, device=torch_device, peak=peak)
     n_parameters = sum(p.numel() for p in model.parameters())
     summary = f"{n_parameters:,} parameters, {plan.n_steps} steps; {data.pathways}." if verbose else ""
     with lock_folder(folder, is_root=world.is_root):
-        resume_run(run, folder, start_over=force, log=log, summary=summary, is_peak_given=peak is not None)
-        log_run(
-            run, run.run(stop), label="pretrain onerec", log_file=log_file if world.is_root else None, log=log,
-            quiet=quiet or not world.is_root, verbose=verbose,
-        )  # fmt: skip
+        resume_run(run, folder, start_over=force, log=log, summary=summary)
+        log_run(run, run.run(stop), label="pretrain onerec", log_file=log_file, log=log, quiet=quiet, verbose=verbose)
     if not world.is_root:
         return 0
     checkpoint = Checkpoint(model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json())

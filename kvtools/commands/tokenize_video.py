@@ -141,10 +141,10 @@ def main(
     if dry_run:
         return 0
     if encoder is not None:
-        from kvtools.keye.run.video_embedder import Encoder
+        from kvtools.keye.run.video_embedder import VideoEmbedder
 
-        embedder = Encoder.open(encoder, device=compute_device, dtype=compute_dtype)
-        most = embedder.most_tokens
+        embedder = VideoEmbedder.open(encoder, device=compute_device, dtype=compute_dtype)
+        most = embedder.max_tokens
         too_many = f"--max-tokens {max_tokens} is more than a record holds with --encoder. Give at most {most}."
         refuse_if((max_tokens > most, too_many))
     stop = Stop()

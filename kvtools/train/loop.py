@@ -26,6 +26,7 @@ from kvtools.chance import seed_for
 from kvtools.errors import Fault, Stopped
 from kvtools.progress import Ticker
 from kvtools.train.lr_schedule import LrSchedule
+from kvtools.train.peak_flops import measured_peak
 from kvtools.train.resume import Progress, restore, state_tensors
 from kvtools.world import World
 
@@ -106,12 +107,19 @@ class TrainStep:
 
 
 class Trainer:
-    """A run over a task; iterate `run` for its steps. Afterwards the model has the best weights found."""
+    """A run over a task; iterate `run` for its steps. Afterwards the model has the best weights found.
+
+    peak: FLOP/s of the device, for mfu; None: measured here; 0: no mfu.
+    """
 
     def __init__(
-        self, task: Task[Any], plan: Plan, state: RunState, world: World, *, device: str = "cpu", peak: float = 0.0
+        self, task: Task[Any], plan: Plan, state: RunState, world: World, *, device: str = "cpu", peak: float | None = 0.0
     ) -> None:
-        self.task, self.plan, self.peak, self._state, self._world, self._device = task, plan, peak, state, world, device
+        self.task, self.plan, self.is_root, self._state, self._world, self._device = (
+            task, plan, world.is_root, state, world, device,
+        )  # fmt: skip
+        self.peak = measured_peak(device, DTYPES[plan.dtype]) if peak is None else peak
+        self.is_peak_measured = peak is None
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         groups = _parameter_groups(task.model, plan)
@@ -254,15 +262,13 @@ class Trainer:
         return lost
 
 
-def resume_run(
-    run: Trainer, folder: str | None, *, start_over: bool, log: Callable[[str], None], summary: str, is_peak_given: bool
-) -> None:
+def resume_run(run: Trainer, folder: str | None, *, start_over: bool, log: Callable[[str], None], summary: str) -> None:
     """Resume a run from its state, if there is one, and log that; else log the summary of a new run, unless it is empty."""
     if run.resume(start_over=start_over):
         log(f"{folder}: resumes after step {run.progress.step}.")
     elif summary:
         log(summary)
-        source = "given" if is_peak_given else f"measured here in {run.plan.dtype}"
+        source = f"measured here in {run.plan.dtype}" if run.is_peak_measured else "given"
         log(f"mfu: FLOPs of the model's products / (seconds * {run.peak:.3g} FLOP/s {source}).")
 
 
@@ -270,12 +276,13 @@ def log_run(
     run: Trainer, steps: Iterable[TrainStep], *, label: str, log_file: str | None, log: Callable[[str], None], quiet: bool,
     verbose: bool, **fields: object,
 ) -> None:  # fmt: skip
-    """Go through the steps of a run, with progress unless `quiet`, and validations logged if `verbose`.
+    """Go through the steps of a run; rank 0 shows progress unless `quiet`, and logs validations if `verbose`.
 
     log_file: gets a line of JSON per step and per epoch, each with `fields`.
     """
-    ticker = Ticker(total=run.plan.n_steps - run.progress.step, unit="steps", label=label, quiet=quiet)
-    with open_log(log_file) as curve:
+    n_left = run.plan.n_steps - run.progress.step
+    ticker = Ticker(total=n_left, unit="steps", label=label, quiet=quiet or not run.is_root)
+    with open_log(log_file if run.is_root else None) as curve:
         for step in steps:
             if step.validation is None:
                 ticker()

@@ -4,7 +4,9 @@ The invariant: a run resumed from it does what the uninterrupted one would have 
 file and whose it is (artifact/state.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +14,15 @@ from torch import nn
 
 from kvtools.artifact import Bag
 from kvtools.artifact.casts import to_numpy, to_torch
+from kvtools.artifact.state import RunState
 
-TRAIN_STATE = "train-state"  # the kind of the file
 _ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def train_state(folder: str | None, made_of: Mapping[str, Any]) -> RunState:
+    """The state of a training run, kept in a folder or nowhere. made_of: its options and inputs, which must be the same to
+    resume it."""
+    return RunState(folder, "train-state", made_of)
 
 
 @dataclass

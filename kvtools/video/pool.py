@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from select import select
 from typing import Any, Self
 
+import numpy as np
+
+from kvtools.artifact import blob
 from kvtools.artifact.files import Spool, widen_pipe
 from kvtools.video.recipe import VideoRecipe
 
@@ -33,6 +36,12 @@ class Outcome:
     record: Spool | None = None
     fault: str | None = None
     code: int = 65
+
+    def decoded(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The tensors and JSON fields of the record, which is closed."""
+        assert self.record is not None, "the caller looks first"
+        with self.record as record:
+            return blob.decode(bytearray(b"".join(record)))
 
     @property
     def is_done(self) -> bool:

@@ -1,12 +1,16 @@
 """Models that answer questions, as a user asks them: how many are right, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import cinema
 import pytest
 from cinema import TRAIN, conversation
 from shop import say
 
+from kvtools.artifact.files import Sink
+from kvtools.keye.checkpoint import weights as checkpoint
+from kvtools.keye.model.keye import Keye
 from kvtools.keye.quiz.multiple_choice import score
 
 
@@ -45,6 +49,39 @@ def test_right_answers_are_counted_a_line_a_model(sh, top):
     table = sh(f"cd {top}; cat questions.jsonl | kvtools answer - --media clips.kvs --model yes.model").out.splitlines()
     assert table[0].split() == b"model task right of share 95 % chance".split()
     assert table[1].split()[:5] == b"yes.model fair 6 8 0.75".split()
+
+
+def test_a_model_reads_videos_with_its_own_tokens_per_second(top, monkeypatch, capfd):
+    monkeypatch.chdir(top)
+    model, weights = checkpoint.load("yes.model")
+    model.config = replace(model.config, tokens_per_second=8)
+    checkpoint.save(
+        Sink("fast.model", force=True), model, tokenizer_json=weights.files["tokenizer.json"], fields={}, history=[]
+    )
+    times = []
+
+    def hidden(self, tokens_S, positions_3S, *rest):
+        times.append(positions_3S[0][tokens_S == self.config.video_token].unique().diff().tolist())
+        return whole(self, tokens_S, positions_3S, *rest)
+
+    whole = Keye.hidden
+    monkeypatch.setattr(Keye, "hidden", hidden)
+    cinema.write(top / "one.jsonl", [asked_of(0, "yes", "yes", "check", ["yes", "no"])])
+    for command in ("answer one.jsonl --media clips.kvs", "chat clips.kvs Well? --max-new 1 -q"):
+        assert say(f"kvtools {command} --model fast.model", capfd).code == 0
+    of_answer, of_chat = times[0], times[1]
+    assert of_answer == [4], "frames of clip c0 are half a second apart"
+    assert set(of_chat) >= {4}
+
+
+def test_a_question_that_cannot_be_read_is_named_and_the_others_are_answered(top, monkeypatch, capfd):
+    monkeypatch.chdir(top)
+    (top / "torn.jsonl").write_text((top / "questions.jsonl").read_text() + '{"id": \n')
+    done = say("kvtools answer torn.jsonl --media clips.kvs --model yes.model --json", capfd)
+    assert (done.code, json.loads(done.out)["n"]) == (65, 8)
+    assert done.err.startswith(
+        "kvtools answer: torn.jsonl: conversations that cannot be understood left out: 1 (line 9: not JSON"
+    )
 
 
 def test_an_interval_is_over_clips_not_questions():

@@ -46,14 +46,13 @@ import numpy as np
 sys.path[:0] = sys.argv[1:]
 from test_keye_training import loader_of, task_of, talk, weights
 from kvtools.train.loop import Plan, Trainer
-from kvtools.artifact.state import RunState
-from kvtools.train.resume import TRAIN_STATE
+from kvtools.train.resume import train_state
 from kvtools.world import World
 
 world = World.open()
 source = loader_of([talk(n) for n in range(30)])
 task = task_of(source=source, world=world, batch_tokens=1024)
-run = Trainer(task, Plan(epochs=4, n_steps=4, warmup=0, lr=1e-2, n_microbatches=3), RunState(None, TRAIN_STATE, {}), world)
+run = Trainer(task, Plan(epochs=4, n_steps=4, warmup=0, lr=1e-2, n_microbatches=3), train_state(None, {}), world)
 losses = [step.metrics["loss"] for step in run.run(False)]
 task.close()
 told = hashlib.sha256(b"".join(x.numpy().tobytes() for x in weights(task).values()) + repr(losses).encode())

@@ -68,13 +68,12 @@ import numpy as np
 sys.path.insert(0, sys.argv[1])
 from test_loop import Toy, plan
 from kvtools.train.loop import Trainer
-from kvtools.artifact.state import RunState
-from kvtools.train.resume import TRAIN_STATE
+from kvtools.train.resume import train_state
 from kvtools.world import World
 
 world = World.open()
 task = Toy(dropout=0.5)
-run = Trainer(task, plan(), RunState(None, TRAIN_STATE, {}), world)
+run = Trainer(task, plan(), train_state(None, {}), world)
 losses = [step.metrics["loss"] for step in run.run(False) if step.metrics]
 told = hashlib.sha256(b"".join(x.numpy().tobytes() for x in task.model.state_dict().values()) + repr(losses).encode())
 everyone = world.gather_array(np.frombuffer(told.digest(), np.uint8)[None])

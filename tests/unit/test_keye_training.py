@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kvtools.artifact.files import Sink, open_source
-from kvtools.artifact.state import RunState
 from kvtools.artifact.stream import Head, Writer
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Usage
@@ -34,7 +33,7 @@ from kvtools.keye.run.stages import PARTS, STAGES
 from kvtools.keye.run.training_data import mix
 from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Plan, Trainer
-from kvtools.train.resume import TRAIN_STATE
+from kvtools.train.resume import train_state
 from kvtools.world import World
 
 CHAT = ChatTemplate.open(None)
@@ -96,7 +95,7 @@ def task_of(stage="multitask", source=None, *, world=None, seed=0, **named):
 def train(task, n_steps=2, **named):
     plan = Plan(epochs=n_steps, n_steps=n_steps, warmup=0, lr=1e-2, **named)
     try:
-        return list(Trainer(task, plan, RunState(None, TRAIN_STATE, {}), World()).run(stop=False))
+        return list(Trainer(task, plan, train_state(None, {}), World()).run(stop=False))
     finally:
         task.close()
 

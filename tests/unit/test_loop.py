@@ -10,11 +10,10 @@ from torch import nn
 
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
-from kvtools.artifact.state import RunState
 from kvtools.errors import Corrupt, Fault, Stopped, Usage
 from kvtools.train.loop import Loss, Plan, Trainer
 from kvtools.train.lr_schedule import LrSchedule
-from kvtools.train.resume import TRAIN_STATE
+from kvtools.train.resume import train_state
 from kvtools.world import World
 
 N_ROWS, N_BATCH = 48, 12
@@ -82,7 +81,7 @@ def plan(n_steps=10, **changed):
 
 def train(task, folder=None, *, stop=False, start_over=False, config=CONFIG, **changed):
     """The run, and the lines it told until it ended or was stopped."""
-    run = Trainer(task, plan(**changed), RunState(folder, TRAIN_STATE, config), World())
+    run = Trainer(task, plan(**changed), train_state(folder, config), World())
     run.resume(start_over=start_over)
     lines = []
     try:
@@ -139,7 +138,7 @@ def test_a_run_stopped_at_every_step_equals_the_whole_too(tmp_path):
 
 
 def test_a_stopped_run_with_nowhere_to_be_kept_does_not_promise_to_go_on():
-    run = Trainer(Toy(), plan(), RunState(None, TRAIN_STATE, {}), World())
+    run = Trainer(Toy(), plan(), train_state(None, {}), World())
     with pytest.raises(Stopped, match="stopped after step 3, and nothing is saved. Run again with --state DIR") as found:
         list(run.run(After(3)))
     assert found.value.code == 143
@@ -149,7 +148,7 @@ def test_a_stopped_run_with_nowhere_to_be_kept_does_not_promise_to_go_on():
 def test_a_run_killed_after_any_step_goes_on_from_its_last_state(tmp_path, at):
     folder, whole, second = str(tmp_path / "state"), Toy(dropout=0.3), Toy(dropout=0.3)
     _, told = train(whole, save_every=3)
-    run = Trainer(Toy(dropout=0.3), plan(save_every=3), RunState(folder, TRAIN_STATE, CONFIG), World())
+    run = Trainer(Toy(dropout=0.3), plan(save_every=3), train_state(folder, CONFIG), World())
     steps = run.run(stop=False)
     for step in steps:
         if step.step == at:
@@ -281,11 +280,11 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_leaves_the_last_epoch(tmp_
         train(poisoned(), folder)
     assert found.value.code == 1
     kept = poisoned()
-    run = Trainer(kept, plan(), RunState(folder, TRAIN_STATE, CONFIG), World())
+    run = Trainer(kept, plan(), train_state(folder, CONFIG), World())
     assert run.resume(start_over=False)
     assert (run.progress.epoch, run.progress.batch, run.progress.step) == (1, 0, AN_EPOCH)
     whole = poisoned()
-    for _ in Trainer(whole, plan(epochs=1), RunState(None, TRAIN_STATE, {}), World()).run(stop=False):
+    for _ in Trainer(whole, plan(epochs=1), train_state(None, {}), World()).run(stop=False):
         pass
     assert_same(weights(kept), weights(whole))
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from kvtools.artifact import blob, kinds
+from kvtools.artifact import kinds
 from kvtools.artifact.files import open_source
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Fault
@@ -191,8 +191,7 @@ class Media:
             (outcome,) = self._pools[recipe].run([(name, path)])
         if outcome.record is None:
             raise ValueError(outcome.fault)
-        with outcome.record as record:
-            tensors, _ = blob.decode(bytearray(b"".join(record)))
+        tensors, _ = outcome.decoded()
         return Visual(tensors["pixels"], tensors["grid"], tensors["seconds"], is_video=True)
 
     def _cached(self, key: tuple[Any, ...], read: Callable[[], Visual]) -> Visual:

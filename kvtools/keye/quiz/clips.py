@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from kvtools.artifact import is_stream, kinds
-from kvtools.artifact.blob import decode
 from kvtools.artifact.delimited import read_rows
 from kvtools.artifact.files import open_source
 from kvtools.artifact.open import open_stream, source_name
@@ -140,10 +139,8 @@ def clips_of_files(paths: Sequence[tuple[str, str]], recipe: VideoRecipe, skippe
         for outcome in pool.run(paths):
             if outcome.record is None:
                 skipped.skip(UNREADABLE, f"{outcome.key}: {outcome.fault}")
-                continue
-            with outcome.record as record:
-                tensors, _ = decode(bytearray(b"".join(record)))
-            yield Clip.of_record(outcome.key, tensors)
+            else:
+                yield Clip.of_record(outcome.key, outcome.decoded()[0])
 
 
 def in_groups(clips: Sequence[Clip], table: Table | None) -> list[Clip]:

@@ -17,7 +17,7 @@ from kvtools.errors import Corrupt, Missing
 from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.media import Media, Unreadable
-from kvtools.keye.data.processor import Processor
+from kvtools.keye.data.processor import Processor, require_patch_size
 from kvtools.keye.model.generate import VisualCache, generate
 from kvtools.keye.model.keye import Keye
 from kvtools.train.loop import DTYPES
@@ -124,6 +124,10 @@ def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> t
     config = weights.format.config
     if config is None:
         raise Corrupt(f"{src}: this is a {weights.format.layout}, which cannot answer. Give a whole Keye-VL.")
+    try:
+        require_patch_size(config.vision)
+    except ValueError as fault:
+        raise Corrupt(f"{src}: {fault}.") from None
     template = ChatTemplate.open(tokenizer) if tokenizer is not None else ChatTemplate.of_model(src, weights.files)
     template.require_fits(config.language.vocabulary, config.image_token, config.video_token)
     model = checkpoint.build(weights, dtype=DTYPES[dtype])

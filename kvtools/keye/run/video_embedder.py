@@ -1,18 +1,17 @@
-"""What a model sees in a clip: its visual tokens, and one vector for the whole of it, put into `video` records.
+"""Embeds clips: adds a model's visual tokens, and one vector for the whole clip, to `video` records.
 
-A Keye-VL gives its projected tokens, and their mean as the vector; a model of stage 0 gives what its pooling head says, which
-was learnt against texts, and no tokens, since it has no language model to read them. Vectors have length 1.
+A Keye-VL gives its projected tokens, and their mean as the vector; a model of stage 0 gives the vector of its pooling head,
+which was trained against texts, and no tokens, since it has no language model to read them. Vectors have length 1.
 
-One clip at a time, on one core each, several beside one another: the last bits of a product depend on how many rows it has and
-on how many cores share it, and a record must not depend on its neighbours or on the machine. A clip alone has patches enough
-to keep a GPU busy. Legend: P patches, M visual tokens, D width.
+Each clip is encoded alone, on one core, several at the same time: the last bits of a matrix product depend on its number of
+rows and on the number of cores, and a record must not depend on its neighbours or on the machine. A clip alone has patches
+enough to keep a GPU busy. Legend: P patches, M visual tokens, D width.
 """
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -27,57 +26,41 @@ from kvtools.artifact.files import Spool
 from kvtools.artifact.frame import MAX_RAW_BYTES
 from kvtools.errors import Corrupt
 from kvtools.keye.checkpoint import weights as checkpoint
+from kvtools.keye.data.processor import require_patch_size
+from kvtools.keye.model.config import MERGE
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
 from kvtools.train.loop import DTYPES
-from kvtools.video import patch
+from kvtools.video.patch import PIXELS_A_TOKEN
 from kvtools.video.pool import Outcome
 
-_PATCHES_A_TOKEN = (patch.FACTOR // patch.PATCH) ** 2
-_PIXEL_BYTES = 3 * patch.PIXELS_A_TOKEN  # of a token
 _OTHER_BYTES = 1 << 20  # of a record: JSON, times, and the vector
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """tokens: bfloat16 (M, D), or None; embedding: float32 (D,), of length 1."""
-
-    tokens: np.ndarray | None
-    embedding: np.ndarray
-
-
-class Encoder:
-    """A model's eyes; `digest` is that of their weights, `pooling` says where the vector comes from."""
+class VideoEmbedder:
+    """The visual part of a model. `digest` is of its weights; `pooling`, mean or head, says where the vector comes from."""
 
     def __init__(self, model: Keye | Siglip, history: list[dict[str, Any]], device: str) -> None:
-        """Raises ValueError for a model whose patches or tokens are not of the size that videos are cut into."""
-        self.history, self._device = history, device
-        seen = model.config.vision if isinstance(model, Keye) else model.vision_model.config
-        merge = model.config.merge if isinstance(model, Keye) else patch.FACTOR // patch.PATCH
-        if seen.patch != patch.PATCH or merge * seen.patch != patch.FACTOR:
-            raise ValueError(
-                f"patches of {seen.patch} pixels, {merge} a side of a token found, {patch.PATCH} and "
-                f"{patch.FACTOR // patch.PATCH} expected"
-            )
-        self.pooling = "mean" if isinstance(model, Keye) else "head"
-        self.token_width = model.config.language.width if isinstance(model, Keye) else 0
-        self._patch_bytes = 4 * (seen.hidden + 10 * seen.width)  # a layer's, in float32: rough, and enough
-        parts: dict[str, nn.Module] = (
-            {"visual": model.visual, "mlp_AR": model.mlp_AR}
-            if isinstance(model, Keye)
-            else {"vision_model": model.vision_model}
-        )
+        """Raises ValueError for a model whose patches are not of the size that videos are cut into."""
+        self.history, self._device, self._model = history, device, model
+        parts: dict[str, nn.Module]
+        if isinstance(model, Keye):
+            vision, self.pooling, self._token_width = model.config.vision, "mean", model.config.language.width
+            parts = {"visual": model.visual, "mlp_AR": model.mlp_AR}
+            del model.model  # the decoder is not used
+        else:
+            vision, self.pooling, self._token_width = model.vision_model.config, "head", 0
+            parts = {"vision_model": model.vision_model}
+        require_patch_size(vision)
+        self._patch_bytes = 4 * (vision.hidden + 10 * vision.width)  # of a layer, in float32: a rough upper bound
         weights = {f"{part}.{name}": x for part, module in parts.items() for name, x in module.state_dict().items()}
         self.digest = str(Digest.of_bag({name: to_numpy(x) for name, x in weights.items()}))
         for module in parts.values():
             module.to(device)
-        if isinstance(model, Keye):
-            del model.model  # the decoder is not asked
-        self._model = model
 
     @classmethod
     def open(cls, src: str, *, device: str, dtype: str) -> Self:
-        """The eyes of a `model` bag or a Hugging Face directory. Raises Corrupt for what has none, Missing for nothing."""
+        """The embedder of a `model` bag or a Hugging Face directory. Raises Missing and Corrupt as checkpoint.load."""
         model, weights = checkpoint.load(src, dtype=DTYPES[dtype])
         try:
             return cls(model, weights.history, device)
@@ -85,34 +68,37 @@ class Encoder:
             raise Corrupt(f"{src}: {fault}.") from None
 
     @property
-    def most_tokens(self) -> int:
-        """How many tokens a clip may have, so that its record is not longer than records may be."""
-        return (MAX_RAW_BYTES - _OTHER_BYTES) // (_PIXEL_BYTES + 2 * self.token_width)
+    def max_tokens(self) -> int:
+        """How many tokens a clip may have, so that its record is not larger than records may be."""
+        return (MAX_RAW_BYTES - _OTHER_BYTES) // (3 * PIXELS_A_TOKEN + 2 * self._token_width)
 
     @torch.inference_mode()
-    def encode(self, pixels_P3HW: np.ndarray, grid: np.ndarray) -> Encoded:
-        """Of one clip: uint8 patches in raster order, and frames, rows and columns. Raises ValueError where the result is not
-        finite."""
-        pixels = torch.tensor(pixels_P3HW, device=self._device)
-        grids = [(int(grid[0]), int(grid[1]), int(grid[2]))]
-        if isinstance(self._model, Siglip):
-            tokens, pooled = None, self._model.encode_images(pixels, grids)[0]
-        else:
-            seen_MD = self._model.encode_images(pixels, grids)
-            tokens, pooled = to_numpy(seen_MD.bfloat16()), nf.normalize(seen_MD.float().mean(0), dim=0)
-        if not bool(pooled.isfinite().all()):
-            raise ValueError("the encoder gives numbers that are not finite; look at its training")
-        return Encoded(tokens, to_numpy(pooled))
+    def embed(self, pixels_P3HW: np.ndarray, grid: np.ndarray) -> dict[str, np.ndarray]:
+        """`embedding` float32 (D,) of length 1 and, of a Keye-VL, `tokens` bfloat16 (M, D), of one clip.
 
-    def finish(self, most_tokens: int, stop: Callable[[], bool]) -> Callable[[Iterator[Outcome]], Iterator[Outcome]]:
-        """What to do with the outcomes of decoding, clips of at most so many tokens: `video` records get `tokens` and
-        `embedding`, in their JSON `encoder` {digest, pooling}, and stay in order. Once `stop` says so, none is begun."""
-        n_at_once = 1
+        pixels_P3HW: uint8 patches in raster order; grid: frames, rows, columns. Raises ValueError where it is not finite.
+        """
+        pixels, grids = torch.tensor(pixels_P3HW, device=self._device), [tuple(grid.tolist())]
+        encoded = self._model.encode_images(pixels, grids)
+        tensors = {}
+        if isinstance(self._model, Keye):
+            tensors["tokens"] = to_numpy(encoded.bfloat16())
+            pooled_D = nf.normalize(encoded.float().mean(0), dim=0)
+        else:
+            pooled_D = encoded[0]
+        if not bool(pooled_D.isfinite().all()):
+            raise ValueError("the encoder gives numbers that are not finite; look at its training")
+        return {**tensors, "embedding": to_numpy(pooled_D)}
+
+    def finish(self, max_tokens: int, stop: Callable[[], bool]) -> Callable[[Iterator[Outcome]], Iterator[Outcome]]:
+        """Embeds the outcomes of decoding, clips of at most max_tokens tokens, in order: `video` records get the tensors of
+        `embed`, and in their JSON `encoder` {digest, pooling}. Once `stop` is true, no further clip is embedded."""
+        n_parallel = 1
         if self._device == "cpu":
-            clip_bytes = most_tokens * _PATCHES_A_TOKEN * self._patch_bytes
+            clip_bytes = max_tokens * MERGE**2 * self._patch_bytes
             free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-            n_at_once = max(1, min(len(os.sched_getaffinity(0)), free // clip_bytes))
-        return lambda outcomes: _in_order(outcomes, lambda outcome: self._finished(outcome, stop), n_at_once)
+            n_parallel = max(1, min(len(os.sched_getaffinity(0)), free // clip_bytes))
+        return lambda outcomes: _in_order(outcomes, lambda outcome: self._finished(outcome, stop), n_parallel)
 
     def _finished(self, outcome: Outcome, stop: Callable[[], bool]) -> Outcome:
         if outcome.record is None:
@@ -120,32 +106,25 @@ class Encoder:
         if stop():
             outcome.record.close()
             return Outcome(outcome.key)
-        raw = bytearray()
-        with outcome.record as record:
-            for piece in record:
-                raw += piece
-        tensors, fields = blob.decode(raw)
+        tensors, fields = outcome.decoded()
         try:
-            made = self.encode(tensors["pixels"], tensors["grid"])
+            tensors |= self.embed(tensors["pixels"], tensors["grid"])
         except ValueError as fault:
             return Outcome(outcome.key, None, str(fault))
-        tensors["embedding"] = made.embedding
-        if made.tokens is not None:
-            tensors["tokens"] = made.tokens
-        whole = Spool()
+        record = Spool()
         for piece in blob.encode(tensors, {**fields, "encoder": {"digest": self.digest, "pooling": self.pooling}}):
-            whole.append(piece)
-        return Outcome(outcome.key, whole)
+            record.append(piece)
+        return Outcome(outcome.key, record)
 
 
-def _in_order(outcomes: Iterator[Outcome], finish: Callable[[Outcome], Outcome], n_at_once: int) -> Iterator[Outcome]:
-    """Each outcome finished, in order, so many beside one another, and one waiting."""
-    pool = ThreadPoolExecutor(n_at_once, initializer=lambda: torch.set_num_threads(1))  # what is set is set for a thread
+def _in_order(outcomes: Iterator[Outcome], finish: Callable[[Outcome], Outcome], n_parallel: int) -> Iterator[Outcome]:
+    """Each outcome finished, in order, n_parallel at the same time, and one more waiting."""
+    pool = ThreadPoolExecutor(n_parallel, initializer=lambda: torch.set_num_threads(1))  # it is set for each thread
     waiting: deque[Future[Outcome]] = deque()
     try:
         for outcome in outcomes:
             waiting.append(pool.submit(finish, outcome))
-            if len(waiting) > n_at_once:
+            if len(waiting) > n_parallel:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -22,7 +22,7 @@ from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
-from kvtools.keye.run.video_embedder import Encoder
+from kvtools.keye.run.video_embedder import VideoEmbedder
 from kvtools.video.pool import Outcome
 
 EYES = VisionConfig(width=16, hidden=32, layers=1, heads=2, table_side=4)
@@ -151,7 +151,9 @@ def test_a_run_that_is_asked_to_stop_begins_no_clip(here):
             yield Outcome(record.key, whole)
         yield Outcome("late")
 
-    finish = Encoder.open("keye.safetensors", device="cpu", dtype="float32").finish(1 << 50, stop)  # too much for two at once
+    finish = VideoEmbedder.open("keye.safetensors", device="cpu", dtype="float32").finish(
+        1 << 50, stop
+    )  # too much for two at once
     done = list(finish(decoded()))
     assert [(outcome.key, outcome.is_done) for outcome in done] == [
         ("c0.mp4", True), ("c1.mp4", True), ("c3.mp4", False), ("c4.mp4", False), ("late", False),
@@ -197,10 +199,14 @@ def test_bfloat16_sees_nearly_the_same(here, capfd):
         ("--encoder absent.safetensors", 66, "absent.safetensors: no such file or directory"),
         ("--encoder cut.safetensors", 65, "cut.safetensors: "),
         ("--encoder shop.safetensors", 65, "shop.safetensors: this is a model of onerec, and a model of keye is needed"),
-        ("--encoder c1.mp4", 65, "c1.mp4: neither a stream nor a bag"),
+        ("--encoder c1.mp4", 65, "c1.mp4: this is neither a stream nor a bag of kvtools. See kvtools convert for other files."),
         ("--encoder clips.kvs", 65, "clips.kvs: this is a stream of kind video, and kind model is needed"),
-        ("--encoder sixteen.safetensors", 65, "sixteen.safetensors: patches of 16 pixels"),
-        ("--encoder wide.safetensors", 2, "--max-tokens 24576: at most 12629, what a record holds with --encoder, expected"),
+        (
+            "--encoder sixteen.safetensors",
+            65,
+            "sixteen.safetensors: the model's patches have 16 pixels a side, and pictures are cut into patches of 14.",
+        ),
+        ("--encoder wide.safetensors", 2, "--max-tokens 24576 is more than a record holds with --encoder. Give at most 12629."),
         ("--encoder nan.safetensors", 65, "c0.mp4: the encoder gives numbers that are not finite"),
     ],
 )

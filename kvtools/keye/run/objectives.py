@@ -8,6 +8,7 @@ Legend: S tokens, B pairs of a picture or video and a text, D width.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,13 +76,10 @@ class Task:
     def epoch(self, number: int) -> Iterator[StepRows]:
         """The rows of each step of an epoch."""
         self._epoch, self._next = number, []
-        for rows in steps(self.loader.epoch(number), self._batch_tokens):
+        for rows in chain(steps(self.loader.epoch(number), self._batch_tokens), [[]]):
             due, self._next = self._next, rows
             if due:
                 yield due
-        due, self._next = self._next, []
-        if due:
-            yield due
 
     def n_steps(self) -> int:
         """Steps of the first epoch, which stands for all. Measures every conversation."""

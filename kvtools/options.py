@@ -183,9 +183,3 @@ def refuse_if(*rules: tuple[object, str]) -> None:
     for is_wrong, sentence in rules:
         if is_wrong:
             raise Usage(sentence)
-
-
-def require(condition: bool, option: str, found: object, expected: str) -> None:
-    """Raise Usage in the house form unless the condition holds."""
-    if not condition:
-        raise Usage(f"{option} {found}: {expected} expected.")

@@ -214,7 +214,7 @@ def test_an_answer_that_is_cut_is_noted(ask):
             65,
             "bad.mp4: this is not a readable video (invalid data found when processing input).",
         ),
-        ("--model keye.safetensors bad.png Well?", 65, "bad.png cannot be read as a picture."),
+        ("--model keye.safetensors bad.png Well?", 65, "bad.png: this file cannot be read as a picture."),
         (
             "--model keye.safetensors cut.kvs Well?",
             65,

@@ -119,8 +119,8 @@ def main(
     world, sources = ctx.obj.world, [interactions, items, users]
     refuse_if(
         (items is None, "--items is missing. Give semantic IDs, from kvtools semid-build."),
-        ("-" in sources and world.size > 1, f"An input is -, and {world.size} ranks cannot share stdin. Give a file."),
-        (sources.count("-") > 1, "Several inputs are -, and stdin can be read only once. Give files for the others."),
+        ("-" in sources and world.size > 1, f"an input is -, and {world.size} ranks cannot share stdin. Give a file."),
+        (sources.count("-") > 1, "several inputs are -, and stdin can be read only once. Give files for the others."),
     )
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
     refuse_existing(output, force=force)

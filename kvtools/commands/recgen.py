@@ -122,8 +122,8 @@ def main(
     of_models = {"--table": table is not None, "--sure": sure, **alone}
     not_evaluated = {"--users": users, "--shard": shard, "--titles": titles, "-o": None if output == "-" else output}
     refuse_if(
-        (bool(models) == (baseline is not None), "Give either --model or --baseline, and not both."),
-        (len(models or []) > 1 and evaluate is None, "Several --model are allowed only with --evaluate."),
+        (bool(models) == (baseline is not None), "give either --model or --baseline, and not both."),
+        (len(models or []) > 1 and evaluate is None, "several --model are allowed only with --evaluate."),
         (baseline is not None and items is None, f"--baseline {baseline} needs a catalogue. Give --items IDS."),
         (
             k > n_beams and not (exact or baseline or evaluate),
@@ -144,8 +144,8 @@ def main(
             (baseline is not None and is_given, f"{name} is allowed only with --model, and not with --baseline.")
             for name, is_given in of_models.items()
         ),
-        (sources.count("-") > 1, "Several inputs are -, and stdin can be read only once. Give files for the others."),
-        ("-" in sources and world.size > 1, f"An input is -, and {world.size} ranks cannot share stdin. Give a file."),
+        (sources.count("-") > 1, "several inputs are -, and stdin can be read only once. Give files for the others."),
+        ("-" in sources and world.size > 1, f"an input is -, and {world.size} ranks cannot share stdin. Give a file."),
     )
     weight = _blend_weight(blend or "0")
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)

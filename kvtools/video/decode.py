@@ -20,9 +20,7 @@ from kvtools.video.frame_index import FrameIndex
 from kvtools.video.nal import LEADING, REFERENCE, START
 
 
-def read_pyav(
-    path: str, index: FrameIndex, positions: Sequence[int], *, n_threads: int, skip: bool = True
-) -> Iterator[np.ndarray]:
+def read_pyav(path: str, index: FrameIndex, positions: Sequence[int], *, n_threads: int) -> Iterator[np.ndarray]:
     """Upright RGB frames, uint8 (H, W, 3), at rising positions of the index, by PyAV.
 
     skip: do not decode what no wanted frame needs. Raises FramesMissing where a frame did not come out, ValueError for damage.
@@ -34,15 +32,15 @@ def read_pyav(
             frames: Any = enumerate(container.decode(stream))
             wanted = list(positions)
         else:
-            is_needed = _needed(index, positions) if skip else None
-            frames = ((frame.pts, frame) for frame in _decode_packets(container, stream, is_needed))
+            decoded = _decode_packets(container, stream, _needed(index, positions))
+            frames = ((frame.pts, frame) for frame in decoded)
             wanted = [index.times[position] for position in positions]
         n_given, last = 0, None
         for name, frame in frames:
             if n_given == len(wanted):
                 return
             if name is None or (last is not None and name <= last):
-                raise FramesMissing("the order of its frames is not that of their times")
+                raise FramesMissing("frames are shown in another order than their times tell")
             last = name
             if name == wanted[n_given]:
                 yield _upright(frame)
@@ -96,14 +94,13 @@ def _needed(index: FrameIndex, positions: Sequence[int]) -> bytearray:
     return is_needed
 
 
-def _decode_packets(container: Any, stream: Any, is_needed: bytearray | None) -> Iterator[Any]:
-    number = -1
-    last = len(is_needed) if is_needed is None else is_needed.rfind(1)  # type: ignore[arg-type]
+def _decode_packets(container: Any, stream: Any, is_needed: bytearray) -> Iterator[Any]:
+    number, last = -1, is_needed.rfind(1)
     for packet in container.demux(stream):
         if packet.size == 0:
             break
         number += 1
-        if is_needed is None or is_needed[number]:
+        if is_needed[number]:
             yield from stream.codec_context.decode(packet)
         if number == last:
             break

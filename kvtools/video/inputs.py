@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from kvtools.artifact import source_name
 from kvtools.artifact.delimited import read_lines
 from kvtools.artifact.files import open_source
+from kvtools.errors import Missing
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEO_SUFFIXES = (
@@ -29,7 +30,7 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, str]]:
     """(key, path) of every clip: files as given, folders searched through; a folder of pictures is one clip.
 
     A path given twice counts once. No file is opened, and one that does not exist is still a clip, which is reported when it is
-    read.
+    read. Raises Missing where there is no clip at all.
     """
     clips: dict[str, PurePath] = {}
     for name in inputs:
@@ -39,6 +40,8 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, str]]:
                 clips.setdefault(str(path), path.relative_to(root) if path != root else PurePath(root.resolve().name))
         else:
             clips.setdefault(str(root), PurePath(root.name))
+    if not clips:
+        raise Missing(f"{', '.join(inputs)}: no video and no picture lies there. Name another folder.")
     return list(zip(_distinct(clips.items()), clips, strict=True))
 
 
@@ -70,14 +73,14 @@ def _distinct(clips: Iterable[tuple[str, PurePath]]) -> list[str]:
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """A sort key by which frame2 comes before frame10."""
-    parts: list[tuple[int, int, str]] = []
+    words: list[tuple[int, int, str]] = []
     digits = ""
     for letter in name + "\0":
         if letter.isascii() and letter.isdigit():
             digits += letter
             continue
         if digits:
-            parts.append((0, int(digits), ""))
+            words.append((0, int(digits), ""))
             digits = ""
-        parts.append((1, 0, letter))
-    return parts
+        words.append((1, 0, letter))
+    return words

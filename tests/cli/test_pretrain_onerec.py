@@ -410,7 +410,7 @@ USAGE = {
     "--column colour=red": "--column colour=red: ROLE=COL",
     "--config odd.toml": "has no option colour",
     "--config clicks.csv": "this is not TOML",
-    "--users - -": "Several inputs are -, and stdin can be read only once. Give files for the others.",
+    "--users - -": "several inputs are -, and stdin can be read only once. Give files for the others.",
     "extra.csv": "extra.csv",
     "--speed 3": "--speed",
 }

@@ -490,10 +490,10 @@ def test_a_model_of_another_version_is_refused(shop, capfd):
 MADE_BY = "Make one with kvtools pretrain onerec."
 BY_SEMID = "Make one with kvtools semid-build."
 REFUSED = [
-    ("kvtools recgen clicks.csv", 2, "Give either --model or --baseline, and not both."),
-    (f"{ASK} --baseline popular --items items.ids --json", 2, "Give either --model or --baseline, and not both."),
+    ("kvtools recgen clicks.csv", 2, "give either --model or --baseline, and not both."),
+    (f"{ASK} --baseline popular --items items.ids --json", 2, "give either --model or --baseline, and not both."),
     ("kvtools recgen --baseline popular clicks.csv --json", 2, "--baseline popular needs a catalogue. Give --items IDS."),
-    (f"{ASK} --model b.safetensors --json", 2, "Several --model are allowed only with --evaluate."),
+    (f"{ASK} --model b.safetensors --json", 2, "several --model are allowed only with --evaluate."),
     (f"{ASK} -k 20 --beam 4 --json", 2, "-k 20 is larger than --beam 4. Raise --beam or lower -k."),
     (f"{ASK} --exact --no-trie --json", 2, "--exact cannot be combined with --no-trie. Drop one of them."),
     (f"{ASK} --sure --exact --json", 2, "--sure cannot be combined with --exact. Drop one of them."),
@@ -520,7 +520,7 @@ REFUSED = [
     (
         "kvtools recgen --model - -",
         2,
-        "Several inputs are -, and stdin can be read only once. Give files for the others.",
+        "several inputs are -, and stdin can be read only once. Give files for the others.",
     ),
     (
         "kvtools recgen --model items.ids clicks.csv -o r.kvs",

@@ -147,6 +147,14 @@ def test_strict_stops_at_the_first_bad_clip_and_nothing_bad_alone_leaves_a_file(
     assert not [name for name in os.listdir(tmp_path) if name in ("a.kvs", "b.kvs")]
 
 
+def test_a_folder_without_videos_is_refused_and_an_empty_shard_is_not(sh, clip, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = sh("kvtools tokenize-video empty")
+    message = "kvtools tokenize-video: empty: no video and no picture lies there. Name another folder.\n"
+    assert (done.code, done.out, done.err) == (66, b"", message)
+    assert sh("kvtools tokenize-video --shard 0/2 clip.mp4 | kvtools info -").code == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_stopped_run_resumes_to_the_same_bytes(sh, tmp_path, number):
     for i in range(12):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 __all__ = [
-    "cache", "cut", "hot", "index", "keye", "model", "np", "processor", "row", "segments", "template", "texts", "torch",
-    "vision", "writer",
+    "cache", "cut", "delays", "frames", "hot", "index", "keye", "model", "np", "processor", "row", "segments", "template",
+    "texts", "torch", "vision", "world", "writer",
 ]  # fmt: skip
 
 
@@ -89,6 +89,27 @@ def cache():
     kept = KVCache()
     kept.begin(segments(0), torch.device("cpu"))
     return kept
+
+
+def delays(n):
+    """Delays between n devices on a line."""
+    from kvtools.etree.network.delay import Delays
+
+    return Delays("euclidean", np.arange(n), np.zeros(n), points=np.arange(n, dtype=float)[:, None])
+
+
+def world():
+    """The world of one rank."""
+    from kvtools.world import World
+
+    return World()
+
+
+def frames(src, **options):
+    """The index of the frames of a video."""
+    from kvtools.video.frame_index import open_index
+
+    return open_index(src, **options)
 
 
 def hot():

@@ -56,7 +56,8 @@ def labelled():
         "parts/train.csv": "a,b,label\n1,2,0\n3,4,1\n",
         "parts/test.csv": "a,b,c,label\n1,2,3,0\n3,4,5,1\n",
         "labels/train.csv": "a,b,label\n1,2,0\n3,4,1\n",
-        "other.csv": "a,b,c,label\n1,2,3,0\n3,4,5,1\n4,4,4,0\n",
+        "other.csv": "a,b,c,label\n" + "1,2,3,0\n3,4,5,1\n" * 9,
+        "text.npz": "no archive\n",
         "whole.json": json.dumps([[*range(192)]]),
         "labels/test.csv": "a,b,label\n1,2,7\n3,4,1\n",
         "idx/train-images-idx3-ubyte": b"\0\0\x08\x03" + struct.pack(">3i", 2, 2, 2) + bytes(8),
@@ -166,6 +167,7 @@ def trees():
         d for d in range(12) if t["parent"][d] != 12)))  # fmt: skip
     edited("fleet.tree", "ratios.tree", put("ratios", -1, 3))
     edited("fleet.tree", "order.tree", lambda t, f: t.__setitem__("order", t["order"][:-1]))
+    edited("fleet.tree", "public.tree", lambda t, f: t.__setitem__("public", np.array([99], np.int32)))
     edited("fleet.tree", "made-of.tree", lambda t, f: f.__setitem__("made_of", "kvs1_other"))
 
 
@@ -212,6 +214,7 @@ kvtools devices --data leaf-broken.json --devices 1
 kvtools devices --data leaf-other.json --devices 1
 kvtools devices --data other.npz --devices 1
 kvtools devices --data shapes.npz --devices 1
+kvtools devices --data text.npz --devices 1
 kvtools devices --data sizes.tar --devices 1
 kvtools devices --data broken.tar --devices 1
 kvtools devices --delay empty.txt
@@ -277,6 +280,8 @@ kvtools etree-train --tree childless.tree --data digits.csv fleet.devices
 kvtools etree-train --tree stranger.tree --data digits.csv fleet.devices
 kvtools etree-train --tree ratios.tree --data digits.csv fleet.devices
 kvtools etree-train --tree order.tree --data digits.csv fleet.devices
+kvtools etree-train --tree public.tree --data digits.csv fleet.devices
+kvtools etree-train --tree fleet.tree --data digits.csv small.devices
 kvtools etree-train --tree made-of.tree --data digits.csv fleet.devices
 kvtools etree-train --tree fleet.tree --data digits.csv no-network.devices
 kvtools etree-train --tree fleet.tree --data other.csv fleet.devices
@@ -313,5 +318,9 @@ kvtools {TRAIN} --model own.py:dropping
 kvtools {TRAIN} --model own.py:empty
 kvtools {TRAIN} --model mlp:60000,60000 --algorithm gossip
 SLURM_JOB_END_TIME=1 kvtools {TRAIN} -o stopped.model
-# later: kvtools {TRAIN} --lr 0.1 -o stopped.model
+kvtools {TRAIN} --lr 0.1 -o stopped.model
+kvtools.etree.tree.balanced.balanced(delays(10_001), np.zeros((10_001, 0), np.int32), 10_000, seed=0, world=world())
+kvtools.etree.tree.kma.cluster("kma", delays(20_001), 3, seed=0, world=world())
+kvtools.etree.tree.bounded_assignment.assign(np.zeros((5, 2)), 3, 4)
+kvtools.etree.train.secure_aggregation.to_units(np.full(3, 1e30), 1.0, 2)
 """

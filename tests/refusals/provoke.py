@@ -5,7 +5,6 @@ or an expression that calls a library function. Each becomes one line: `case => 
 """
 
 import ast
-import builtins
 import importlib
 import os
 import re
@@ -120,9 +119,6 @@ def messages(node):
                 if isinstance(part, ast.Tuple) and len(part.elts) == 2:
                     yield from texts(part.elts[1])
                     break
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "require" and len(node.args) == 4:
-        option, found, expected = (next(texts(argument), "{}") or "{}" for argument in node.args[1:])
-        yield f"{option} {found}: {expected} expected."
 
 
 def texts(node):
@@ -159,12 +155,7 @@ def style_faults(line):
         yield f"{case}: {message}"
     if code.isdecimal() and not message.endswith("."):
         yield f"{case}: does not end with a full stop: {message}"
-    if (
-        not code.isdecimal()
-        and code != "Unreadable"
-        and issubclass(getattr(builtins, code, Exception), ValueError)
-        and message.endswith(".")
-    ):
+    if code == "ValueError" and re.search(r"[^.]\.$", message):
         yield f"{case}: the command adds the full stop: {message}"
     first = re.match(r"[A-Z][a-z]+\b(?![.:/-])", message)
     if first and first[0] not in PROPER_NAMES:

@@ -41,7 +41,7 @@ def furnish():
 CASES = """
 kvtools tokenize-video
 kvtools tokenize-video nowhere.mp4
-# later: kvtools tokenize-video empty
+kvtools tokenize-video empty
 kvtools tokenize-video --list names.txt
 kvtools tokenize-video --list nowhere.txt
 kvtools tokenize-video text.mp4
@@ -74,6 +74,11 @@ kvtools tokenize-video --encoder keye.safetensors --max-tokens 57000 videos
 kvtools tokenize-video videos -o clips.kvs
 kvtools tokenize-video --device cuda --encoder keye.safetensors videos
 kvtools.video.sample.smart_nframes(1, 25.0)
+kvtools.video.pictures.open_frames([], 2.0)
+list(kvtools.video.decode.read_pyav("videos/a.mp4", frames("videos/b.mp4", by_decoding=True), [34], n_threads=1))
+list(kvtools.video.decode.read_decord("videos/a.mp4", frames("videos/b.mp4"), [0]))
+list(kvtools.video.decode.read_decord("nowhere.mp4", frames("videos/a.mp4"), [0]))
+kvtools.video.decode._checked(np.zeros((2, 2, 3)), frames("videos/a.mp4"))
 SLURM_JOB_END_TIME=1 kvtools tokenize-video --jobs 1 videos
 kvtools tokenize-video --fps 3 videos -o stopped.kvs
 """

@@ -117,8 +117,6 @@ def _delays(tensors: Mapping[str, np.ndarray], metric: Any, n_devices: int) -> D
         raise ValueError(f"network: metric {metric!r} is none of {', '.join(get_args(Metric))}")
     site = tensors["site"].astype(np.int64) if "site" in tensors else np.arange(n_devices)
     last_mile = tensors["last_mile"].astype(np.float64) if "last_mile" in tensors else np.zeros(n_devices)
-    if len(site) != n_devices or len(last_mile) != n_devices:
-        raise ValueError(f"site, last_mile: there are not {n_devices} of each, one a device")
     required = {"matrix": ("delay",), "graph": ("edges", "edge_ms")}.get(metric, ("coordinates",))
     for name in required:
         if name not in tensors:

@@ -113,7 +113,7 @@ def decode(memory: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
-    """The memory of a contiguous array, byte by byte."""
+    """The memory of a contiguous array of any shape, byte by byte."""
     return array.reshape(-1).view(np.uint8).data
 
 

@@ -14,7 +14,10 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def to_torch(array: np.ndarray, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A tensor on the CPU with memory of its own, because mapped files cannot be written to. dtype: None keeps the array's."""
+    """A tensor of the same shape on the CPU with memory of its own, because mapped files cannot be written to.
+
+    dtype: None keeps the array's.
+    """
     import torch
 
     if array.dtype == BFLOAT16:

@@ -60,7 +60,7 @@ def round_robin(n_items: int, n: int) -> list[list[int]]:
 
 
 def max_over_mean(costs: Sequence[float] | np.ndarray, parts: Sequence[Sequence[int]]) -> float:
-    """The largest sum of a part over the mean of all: 1 where no worker waits for another."""
+    """The largest sum of costs (n,) over a part, divided by the mean of all parts: 1 where no worker waits for another."""
     sums = [float(sum(costs[index] for index in part)) for part in parts]
     mean = sum(sums) / len(sums)
     return max(sums) / mean if mean else 1.0

@@ -50,7 +50,7 @@ def read_pyav(path: str, index: FrameIndex, positions: Sequence[int], *, n_threa
 
 
 def read_decord(path: str, index: FrameIndex, positions: Sequence[int]) -> Iterator[np.ndarray]:
-    """The same frames by decord, for comparison and for files that newer FFmpeg may refuse.
+    """The same frames, uint8 (H, W, 3), by decord, for comparison and for files that newer FFmpeg may refuse.
 
     Its random access is used only where `is_seekable`, because it silently gives other frames in AVI and HEVC files; elsewhere
     it reads in order. Raises ValueError where its number of frames differs from the index.

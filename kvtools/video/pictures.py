@@ -29,7 +29,7 @@ def open_frames(paths: Sequence[str], fps: float) -> FrameIndex:
 
 
 def read_frames(paths: Sequence[str], positions: Sequence[int]) -> Iterator[np.ndarray]:
-    """The pictures at these positions; see `read_picture`."""
+    """The pictures at these positions, uint8 (H, W, 3) each; see `read_picture`."""
     for position in positions:
         yield read_picture(paths[position], Path(paths[position]).name)
 

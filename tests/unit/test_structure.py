@@ -1,7 +1,6 @@
 """The rules of the house: who may import what, who owns a foreign library, how long files and functions may be.
 
-Each rule is a function that yields its offences. EXCEPTIONS says what is allowed all the same, with the reason; KNOWN lists
-offences that are still to be mended, and may only get shorter.
+Each rule is a function that yields its offences. EXCEPTIONS says what is allowed all the same.
 """
 
 import ast
@@ -31,18 +30,6 @@ EXCEPTIONS = {
     "onerec/model may import the histories": ("onerec/model/", "kvtools.onerec.interactions.histories"),
 }
 LINES, FUNCTION_LINES, COMMAND_LINES = 350, 60, 200
-
-KNOWN: dict[str, set[str]] = {
-    "libraries_that_belong_to_another": {
-        "onerec/interactions/log imports pyarrow",
-        "onerec/interactions/users imports pyarrow",
-    },
-    "files_over_budget": {
-        "artifact/stream has more than 350 lines",
-        "video/decode has more than 350 lines",
-    },
-    "functions_over_budget": set(),
-}
 
 
 class Module:
@@ -195,12 +182,7 @@ RULES = [
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_house_is_in_order(rule):
-    offences = {*rule()}
-    assert sorted(offences - KNOWN.get(rule.__name__, set())) == []
-
-
-def test_every_exception_and_known_offence_names_a_rule_that_is_there():
-    assert {*KNOWN} <= {rule.__name__ for rule in RULES}
+    assert sorted({*rule()}) == []
 
 
 def test_the_map_in_contributing_names_what_is_there():

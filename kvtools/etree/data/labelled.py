@@ -45,7 +45,7 @@ class Samples:
     users: np.ndarray | None = None  # strings (N,)
 
     def take(self, rows: np.ndarray) -> "Samples":
-        """Some of the samples, by index."""
+        """The samples of these numbers, int (m,)."""
         return Samples(self.x[rows], self.y[rows], None if self.users is None else self.users[rows])
 
 

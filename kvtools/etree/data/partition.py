@@ -71,7 +71,10 @@ def partition(
 
 
 def checked(index: np.ndarray, offsets: np.ndarray, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same arrays as int64. Raises ValueError unless every sample has one owner and every device a sample."""
+    """The same index (N,) and offsets (n+1,), int64.
+
+    Raises ValueError unless every sample has one owner and every device a sample.
+    """
     is_bad = (index < 0) | (index >= n_samples)
     if is_bad.any():
         raise ValueError(f"sample {int(index[is_bad][0])} does not exist: the samples are 0 to {n_samples - 1}")
@@ -88,7 +91,7 @@ def checked(index: np.ndarray, offsets: np.ndarray, n_samples: int) -> tuple[np.
 def read_partition(file: BinaryIO, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
     """A partition from JSON: a list of sample numbers for each device, or {device: [numbers]} in the order written.
 
-    Returns index and offsets as `partition`. Raises ValueError for other JSON, and as `checked`.
+    Returns index, int64 (N,), and offsets, int64 (n+1,), as `partition`. Raises ValueError for other JSON, and as `checked`.
     """
     try:
         lists = json.load(file)
@@ -103,7 +106,8 @@ def read_partition(file: BinaryIO, n_samples: int) -> tuple[np.ndarray, np.ndarr
 
 
 def digest(index: np.ndarray, offsets: np.ndarray) -> str:
-    """32 hex digits that differ between partitions; the order of a device's samples counts. index, offsets: int."""
+    """32 hex digits that differ between partitions; the order of a device's samples counts. index: int (N,).
+    offsets: int (n+1,)."""
     return hashlib.blake2b(np.int64(offsets).tobytes() + np.int64(index).tobytes(), digest_size=16).hexdigest()
 
 

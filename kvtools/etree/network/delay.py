@@ -80,7 +80,7 @@ class Delays:
         return nearest.astype(np.int32)
 
     def succession(self, members: np.ndarray) -> np.ndarray:
-        """Members of a group in the order in which they would be its centre, the same dtype and length.
+        """Members of a group, int (m,), in the order in which they would be its centre, int (m,).
 
         First the medoid, which has the least total delay to the others, then the others by their totals; ties to the lower
         number. In groups at more than 256 sites the medoid is the best of a few central ones, and the others follow by their
@@ -94,7 +94,7 @@ class Delays:
         return members[np.lexsort((members, delay))]
 
     def medoid(self, members: np.ndarray) -> int:
-        """The first of `succession`, without the cost of ordering the others."""
+        """The first of `succession`, without the cost of ordering the others. members: int (m,)."""
         own = self.site[members]
         is_apart = bool((np.diff(own) > 0).all())  # every member at a site of its own, in the order of the sites
         sites, count = (own, np.ones(len(own))) if is_apart else np.unique(own, return_counts=True)
@@ -106,7 +106,7 @@ class Delays:
         return int(candidates[np.lexsort((candidates, self._totals(candidates, central, sites, count)))[0]])
 
     def take(self, devices: np.ndarray) -> "Delays":
-        """The delays between a subset of the devices, which are numbered from 0 in the order given."""
+        """The delays between some devices, int (m,), which are numbered from 0 in the order given."""
         return replace(self, site=self.site[devices], last_mile=self.last_mile[devices])
 
     def server(self) -> int:

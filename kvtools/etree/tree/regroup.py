@@ -43,7 +43,7 @@ def regrouped(tree: Tree, delays: Delays, failed_n: np.ndarray, device_T: np.nda
 
 
 def changed_groups(before: Tree, after: Tree) -> np.ndarray:
-    """The groups whose members differ between two trees over the same devices and groups, int64, sorted."""
+    """The groups whose members differ between two trees over the same devices and groups, int64 (m,), sorted."""
     n = before.n_devices
     moved = np.flatnonzero(before.parent[:n] != after.parent[:n])
     return np.unique(np.concatenate([before.group[moved], after.group[moved]]))

@@ -54,7 +54,7 @@ class Tree:
         return int(np.prod(self.ratios[1:-1], dtype=np.int64))
 
     def nodes(self, level: int) -> np.ndarray:
-        """The nodes of a level, int64, in order."""
+        """The nodes of a level, int64 (m,), in order."""
         return np.flatnonzero(self.level == level)
 
     def with_ratios(self, ratios: list[int]) -> "Tree":

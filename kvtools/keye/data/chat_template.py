@@ -99,7 +99,7 @@ class ChatTemplate:
         return self.tokenizer.to_bytes()
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_control: bool = False) -> str:
-        """The text of tokens; skip_control leaves out control tokens, such as those of turns, pads and stops."""
+        """The text of tokens (S,); skip_control leaves out control tokens, such as those of turns, pads and stops."""
         return self.tokenizer.decode(ids, skip_control=skip_control)
 
     def require_fits(self, vocabulary: int, image_token: int, video_token: int) -> None:

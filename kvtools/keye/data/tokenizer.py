@@ -101,7 +101,7 @@ class Tokenizer:
         return tokens
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_control: bool = False) -> str:
-        """The text of token ids, special tokens by their names; unknown ids give nothing. skip_control leaves out CONTROL."""
+        """The text of token ids (S,), special tokens by name; unknown ids give nothing. skip_control leaves out CONTROL."""
         texts: list[str] = []
         for is_special, run in groupby(map(int, ids), self._special.__contains__):
             if is_special:

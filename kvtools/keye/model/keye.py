@@ -112,5 +112,5 @@ class Keye(nn.Module):
 
 
 def to_tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
-    """The array on a device. A read-only array, as records have, is copied: torch could not keep from writing to it."""
+    """The array on a device, the same shape. Read-only arrays, as records have, are copied: torch could write to them."""
     return torch.from_numpy(np.require(array, requirements="W")).to(device)

@@ -151,7 +151,7 @@ class Batcher:
             yield rows.take(batches[number])
 
     def by_length(self, rows: HistoryRows, n_rows: int) -> Iterator[np.ndarray]:
-        """Numbers of the rows, int64, n_rows at a time; rows with contexts of similar length come together."""
+        """Numbers of the rows, int64 (n_rows,) at a time; rows with contexts of similar length come together."""
         order = np.argsort(np.minimum(rows.ends, 2 * self.config.short), kind="stable")
         return (order[begin : begin + n_rows] for begin in range(0, len(order), n_rows))
 

@@ -76,7 +76,10 @@ class Cooccurrence:
 
 
 def fit(offsets: np.ndarray, items: np.ndarray, n_items: int, settings: Settings) -> Cooccurrence:
-    """The counts of these users, divided by the popularity that the items have with them."""
+    """The counts of these users, divided by the popularity that the items have with them.
+
+    offsets: int64 (U+1,) into items, int32 (n,), user after user.
+    """
     counts_II = counts(offsets, items, n_items, settings)
     return Cooccurrence(_damped(counts_II, popularity(items, n_items)[counts_II.indices], settings), settings)
 

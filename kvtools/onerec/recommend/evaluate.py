@@ -83,7 +83,7 @@ def spread(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def calibrate(query: Query, targets: np.ndarray, recommender: Recommender) -> float:
-    """The weight of a blend with the best NDCG@10 on these targets: those of validation, never of test. Runs on one rank."""
+    """The weight of a blend with the best NDCG@10. targets: int32 (B,), of validation, never of test. Runs on one rank."""
     weights = np.linspace(0, 1, _N_WEIGHTS).round(3).tolist()
     gains = np.zeros(len(weights))
     done = 0

@@ -59,7 +59,7 @@ class Recommendations:
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """The arrays, which all have a row per query."""
+        """The arrays, (B, ...) each."""
         return self.items, self.scores, self.ids, self.is_proven
 
     @classmethod
@@ -70,7 +70,7 @@ class Recommendations:
         return cls(items, scores, ids, is_proven, n_legal, n_beams)
 
     def replaced(self, rows: np.ndarray, others: "Recommendations") -> "Recommendations":
-        """The same with others in place of some rows, int64; beams of both are counted."""
+        """The same with others in place of some rows, int64 (m,); beams of both are counted."""
         items, scores, ids, is_proven = arrays = [array.copy() for array in self.arrays]
         for array, other in zip(arrays, others.arrays, strict=True):
             array[rows] = other

@@ -56,7 +56,7 @@ class Rounding:
         return (values + self._magic) - self._magic
 
     def round_(self, values: torch.Tensor) -> torch.Tensor:
-        """The float64 tensor itself, rounded in place."""
+        """The float64 tensor itself, of any shape, rounded in place."""
         return values.add_(self._magic).sub_(self._magic)
 
 
@@ -108,5 +108,5 @@ class CellSums:
 
 
 def parts(array: np.ndarray) -> list[np.ndarray]:
-    """The array in pieces of 4096 rows, of which float64 copies are small."""
+    """The array (N, ...) in pieces of 4096 rows, of which float64 copies are small."""
     return [array[begin : begin + _PART_ROWS] for begin in range(0, len(array), _PART_ROWS)]

@@ -35,7 +35,7 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def bucket_sizes(codes_NL: np.ndarray) -> np.ndarray:
-    """int64 (IDs in use,): how many items share each."""
+    """How many items share each ID that is in use, int64 (m,)."""
     return np.unique(codes_NL, axis=0, return_counts=True)[1]
 
 

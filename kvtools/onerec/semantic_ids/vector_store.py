@@ -50,7 +50,7 @@ class VectorStore:
         return self._file is not None
 
     def append(self, first: int, vectors_ND: np.ndarray) -> None:
-        """Add a copy of vectors, float32, whose row numbers are first, first + 1, …; not after `subtract`."""
+        """Add a copy of vectors, float32 (n, D), whose row numbers are first, first + 1, …; not after `subtract`."""
         assert not self._subtracted, "vectors are complete before codes are subtracted from them"
         self._row_numbers.append(np.arange(first, first + len(vectors_ND), dtype=np.int64))
         done = 0
@@ -73,7 +73,7 @@ class VectorStore:
             begin += len(filled_BD)
 
     def subtract(self, codes_N: np.ndarray, codebook_KD: np.ndarray) -> None:
-        """Subtract from each vector its code's: from now on the vectors are the residuals. codes_N: int32."""
+        """Subtract from each vector its code's: from now on the vectors are the residuals. codes_N: int32 (N,)."""
         if self._file is not None:
             self._subtracted.append((codes_N, codebook_KD))
             return

@@ -122,7 +122,7 @@ def _parse_header(view: memoryview) -> tuple[dict[str, Any], int]:
         raise ValueError(f"it is cut short after {len(view)} bytes")
     n_bytes = int.from_bytes(view[:8], "little")
     if n_bytes > MAX_HEADER_BYTES or 8 + n_bytes > len(view):
-        raise ValueError(f"its header of {n_bytes} bytes is longer than the {len(view)} bytes there are")
+        raise ValueError(f"its header of {n_bytes} bytes does not fit into its {len(view)} bytes")
     try:
         entries = json.loads(bytes(view[8 : 8 + n_bytes]), object_pairs_hook=_unique)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

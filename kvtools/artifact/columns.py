@@ -62,7 +62,7 @@ class ColumnReader:
         titles = {}
         for column in columns:
             if column not in self.types:
-                raise Corrupt(f"{self._name}: no column {column!r} among {', '.join(self.types)}. Name the right one.")
+                raise Corrupt(f"{self._name}: there is no column {column!r} among {', '.join(self.types)}. Name the right one.")
             titles[column] = f"{column}:{self.types[column]}" if self.types[column] else column
             if self._header.count(titles[column]) > 1:
                 raise Corrupt(f"{self._name}: column {column!r} is there twice. Rename one of the two.")
@@ -141,7 +141,8 @@ class ColumnReader:
             )
         except pa.ArrowInvalid as fault:
             self._refuse()
-            raise Corrupt(f"{self._name}: {str(fault).splitlines()[0].rstrip('.')}. Repair the file.") from None
+            reason = "a row is longer than 8 MiB" if "straddl" in str(fault) else str(fault).splitlines()[0].rstrip(".")
+            raise Corrupt(f"{self._name}: {reason}. Repair the file.") from None
         if not is_quoted:
             return read
         if not len(read) or any(column[-1].as_py() != _SEPARATOR for column in read.columns):

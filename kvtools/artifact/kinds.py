@@ -127,17 +127,17 @@ def check(kind: str, form: str, tensors: Mapping[str, np.ndarray], fields: Mappi
         raise ValueError(f"its kind is {fields.get('kind')!r}, and {kind!r} is needed")
     for name in declared.fields:
         if name not in fields:
-            raise ValueError(f"it has no JSON field {name}, which a {kind} has")
+            raise ValueError(f"it has no JSON field {name}, which kind {kind} has")
     sizes: dict[str, int] = {}
     names = {name.rstrip("?"): name for name in declared.tensors}
     for name, declaration in names.items():
         if name in tensors:
             _check_tensor(name, tensors[name], declared.tensors[declaration], sizes)
         elif declaration == name:
-            raise ValueError(f"it has no tensor {name}, which a {kind} has")
+            raise ValueError(f"it has no tensor {name}, which kind {kind} has")
     foreign = sorted(name for name in set(tensors) - set(names) if not name.startswith(declared.open_prefix or "\0"))
     if foreign and not declared.is_open:
-        raise ValueError(f"it has a tensor {foreign[0]}, which a {kind} does not have")
+        raise ValueError(f"it has a tensor {foreign[0]}, which kind {kind} does not have")
     for axis, (name, divisor) in declared.products.items():
         expected = math.prod(int(n) for n in tensors[name]) // divisor
         if sizes[axis] != expected or int(tensors[name][0]) != sizes.get("T", expected):

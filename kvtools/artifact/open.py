@@ -30,10 +30,10 @@ def open_artifact(src: str, file: BinaryIO | None = None) -> Reader | Bag:
     if is_stream(file):
         return Reader(file, name)
     if not file.peek(1):  # type: ignore[attr-defined]
-        raise Corrupt(f"{name}: closed before any record arrived; look at the stage before this one.")
+        raise Corrupt(f"{name}: closed before any record arrived. Look at the stage before this one.")
     begin = file.peek(9)  # type: ignore[attr-defined]
     if begin[8:9] != b"{" or int.from_bytes(begin[:8], "little") > MAX_HEADER_BYTES:
-        raise Corrupt(f"{name}: this is neither a stream nor a bag of kvtools. See kvtools convert for other files.")
+        raise Corrupt(f"{name}: this is neither a stream nor a bag of kvtools. Give one, or see kvtools convert.")
     return read_bag(file, name)
 
 

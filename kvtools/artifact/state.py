@@ -81,8 +81,10 @@ class RunState:
             return None
         try:
             bag = open_artifact(self.path)
-        except Corrupt as fault:
-            raise Corrupt(f"{str(fault).rstrip('.')}. The stopped run cannot be resumed. Give --force to start over.") from None
+        except Corrupt:
+            raise Corrupt(
+                f"{self.path}: the file is damaged. The stopped run cannot be resumed. Give --force to start over."
+            ) from None
         if not isinstance(bag, Bag) or bag.kind != self._kind:
             raise Corrupt(f"{self.path}: this is not the state of a stopped run of this command. Give --force to start over.")
         refuse_other_options(self.path, bag.fields["config"], self._config)

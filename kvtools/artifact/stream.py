@@ -165,7 +165,7 @@ class Reader:
         try:
             return read(*arguments)
         except Torn as fault:
-            raise Corrupt(f"{self._name}: {fault}.") from None
+            raise Corrupt(f"{self._name}: {fault}") from None
 
 
 def _last_step(head: Head) -> dict[str, Any]:

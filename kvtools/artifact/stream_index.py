@@ -33,14 +33,16 @@ class Index:
         parts = []
         try:
             if end == 0:
-                raise Torn("the file is empty. Make it again")
+                raise Torn("the file is empty")
             while end > 0:  # parts of a concatenated file are found from the last to the first
                 parts.append(self._locate(end))
                 end = parts[-1][0]
             for start, sizes in reversed(parts):
                 self._add(start, sizes)
-        except (Torn, ValueError, struct.error) as fault:
-            raise Corrupt(f"{self._name}: {fault}.") from None
+        except Torn as fault:
+            raise Corrupt(f"{self._name}: {fault}") from None
+        except (ValueError, struct.error) as fault:
+            raise Corrupt(f"{self._name}: {fault}. Make it again.") from None
 
     @property
     def name(self) -> str:
@@ -77,9 +79,9 @@ class Index:
             part = Part(io.BufferedReader(io.BytesIO(data)), number - in_part, head=self.heads[0])
             record, stored_crc = part.one_record(in_part)
         except Torn as fault:
-            raise Corrupt(f"{self._name}: {fault}.") from None
+            raise Corrupt(f"{self._name}: {fault}") from None
         if crc is not None and stored_crc != crc:
-            raise Corrupt(f"{self._name}: record {number}: its stored bytes changed since they were written.")
+            raise Corrupt(f"{self._name}: record {number}: its stored bytes changed since they were written. Make it again.")
         return record
 
     def _pread(self, offset: int, n_bytes: int) -> bytes:
@@ -94,7 +96,7 @@ class Index:
         n_frames = int.from_bytes(footer[:4], "little")
         n_bytes = frame.PREFIX_BYTES + 8 * n_frames + 9
         if int.from_bytes(footer[-4:], "little") != frame.SEEK_MAGIC or n_bytes > end or n_frames < 2:
-            raise Torn("it has no end mark; the producer died or the disk filled. Make it again")
+            raise Torn("it has no end mark; the producer died or the disk filled")
         table = self._pread(end - n_bytes, n_bytes)
         sizes = np.frombuffer(table[frame.PREFIX_BYTES : -9], "<u4").reshape(-1, 2).astype(np.int64)
         start = end - n_bytes - int(sizes[:, 0].sum())

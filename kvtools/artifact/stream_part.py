@@ -50,7 +50,10 @@ class Record:
 
 
 class Torn(ValueError):
-    """A fault in the bytes of a part; the message has the record's number, and no full stop."""
+    """A fault in the bytes of a part; the message has the number of the record, and ends with what to do."""
+
+    def __init__(self, fault: str, remedy: str = "Make it again.") -> None:
+        super().__init__(f"{fault}. {remedy}")
 
 
 class Part:
@@ -93,10 +96,10 @@ class Part:
     def _read_head(self) -> Head:
         prefix = self._file.read(frame.PREFIX_BYTES)
         if not prefix:
-            raise Torn("closed before any record arrived; look at the stage before this one")
+            raise Torn("closed before any record arrived", "Look at the stage before this one.")
         n_bytes = int.from_bytes(prefix[4:], "little")
         if int.from_bytes(prefix[:4], "little") != frame.HEAD or len(prefix) != 8 or not 8 < n_bytes <= _MAX_HEAD_BYTES:
-            raise Torn("this is not a kvtools stream: it has no head")
+            raise Torn("this is not a kvtools stream: it has no head", "See kvtools convert for other files.")
         payload = self._file.read(n_bytes)
         if len(payload) != n_bytes or payload[-4:] != checksum(payload[:-4]):
             raise Torn("the head is cut short or damaged")
@@ -113,9 +116,7 @@ class Part:
     def _read_magic(self, number: int) -> int:
         magic = self._file.read(4)
         if len(magic) < 4:
-            raise Torn(
-                f"stream ends {self._after(number)} without its end mark; the producer died or the disk filled. Make it again"
-            )
+            raise Torn(f"stream ends {self._after(number)} without its end mark; the producer died or the disk filled")
         return int.from_bytes(magic, "little")
 
     def _after(self, number: int) -> str:
@@ -141,7 +142,7 @@ class Part:
             if not isinstance(fields.get("key"), str):
                 raise ValueError("it has no key")
         except EOFError:
-            raise Torn(f"stream ends within {where}; the producer died or the disk filled. Make it again") from None
+            raise Torn(f"stream ends within {where}; the producer died or the disk filled") from None
         except ValueError as fault:
             raise Torn(f"{where}: {fault}") from None
         self.index.add_record(fields["key"], n_stored, n_raw, stored_crc)
@@ -160,8 +161,8 @@ class Part:
         """Which record the key index disagrees with, or that its own crc32 fails."""
         try:
             crcs, _ = parse_keys(frame.skippable(frame.KEYS, rest))
-        except Torn as fault:
-            return f"{self._after(number)}: {fault}"
+        except Torn:
+            return f"{self._after(number)}: the key index is cut short or damaged"
         changed = [i for i, (a, b) in enumerate(zip(crcs, self.index.crcs, strict=False)) if a != b]
         if changed:
             return f"record {self._first + changed[0]}: its stored bytes changed since they were written"

@@ -46,7 +46,7 @@ def main(
 
     names = inputs or []
     refuse_if(
-        (len(names) < 2, f"{len(names)} models are given. Give two or more."),
+        (len(names) < 2, "fewer than two models are given. Give two or more."),
         (names.count("-") > 1, "- is given more than once. Name each model once."),
         (
             any(is_same_file(src, output) for src in names),
@@ -90,6 +90,9 @@ def _parse_weights(text: str | None, n_models: int) -> list[float]:
         parts = []
     is_wrong = len(parts) != n_models or not all(0 <= part < math.inf for part in parts) or not sum(parts)
     refuse_if(
-        (is_wrong, f"--weights {text} is not one weight of 0 or more for each of {n_models} models, not all 0, as in 1,1,2.")
+        (
+            is_wrong,
+            f"--weights {text} does not fit {n_models} models. Give one of 0 or more for each, not all 0, as 1,1,2.",
+        )
     )
     return parts

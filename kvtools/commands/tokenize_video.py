@@ -118,7 +118,7 @@ def main(
     refuse_if(
         (fps <= 0, f"--fps {fps:g} is not above 0. Give a rate such as 2."),
         (max_tokens > 57_000, f"--max-tokens {max_tokens} is more than a record of 128 MiB holds. Give at most 57000."),
-        (start is not None and end is not None and start > end, f"--start {start} is after --end {end}. Give a later --end."),
+        (end is not None and (start or 0) > end, f"--start {start or 0:g} is after --end {end or 0:g}. Give a later --end."),
     )
     budget = Budget(max_tokens, *parse_range(frame_tokens, "--frame-tokens"))
     recipe = VideoRecipe(FrameSampling(fps, frames, min(min_frames, max_frames), max_frames, start, end), budget, pick, decoder)

@@ -75,7 +75,7 @@ class Budget:
         tokens = h * w // PIXELS_A_TOKEN
         n_frames = min(n_frames, self.max_tokens // tokens)
         if n_frames == 0:
-            raise ValueError(f"a frame of {width}x{height} costs {tokens} tokens or more, and {self.max_tokens} are allowed")
+            raise ValueError(f"a frame of {width}x{height} costs {tokens} tokens or more, and the budget is {self.max_tokens}")
         return n_frames, h, w
 
     def _size(self, height: int, width: int, most: int) -> tuple[int, int]:

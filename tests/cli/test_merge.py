@@ -94,13 +94,13 @@ def test_models_of_another_shape_are_refused_in_one_line(kv, tmp_path, models, c
     assert not (tmp_path / "m").exists()
 
 
-WEIGHTS = "is not one weight of 0 or more for each of 2 models, not all 0, as in 1,1,2."
+WEIGHTS = "does not fit 2 models. Give one of 0 or more for each, not all 0, as 1,1,2."
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("a -o m", "1 models are given. Give two or more."),
+        ("a -o m", "fewer than two models are given. Give two or more."),
         ("a b - - -o m", "- is given more than once. Name each model once."),
         ("--weights 1 a b -o m", f"--weights 1 {WEIGHTS}"),
         ("--weights 1,-1 a b -o m", f"--weights 1,-1 {WEIGHTS}"),

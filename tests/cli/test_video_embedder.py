@@ -199,7 +199,7 @@ def test_bfloat16_sees_nearly_the_same(here, capfd):
         ("--encoder absent.safetensors", 66, "absent.safetensors: no such file or directory"),
         ("--encoder cut.safetensors", 65, "cut.safetensors: "),
         ("--encoder shop.safetensors", 65, "shop.safetensors: this is a model of onerec, and a model of keye is needed"),
-        ("--encoder c1.mp4", 65, "c1.mp4: this is neither a stream nor a bag of kvtools. See kvtools convert for other files."),
+        ("--encoder c1.mp4", 65, "c1.mp4: this is neither a stream nor a bag of kvtools. Give one, or see kvtools convert."),
         ("--encoder clips.kvs", 65, "clips.kvs: this is a stream of kind video, and kind model is needed"),
         (
             "--encoder sixteen.safetensors",

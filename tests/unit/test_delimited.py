@@ -70,7 +70,7 @@ def test_titles_may_hold_commas_and_line_ends():
 
 
 def test_a_column_that_is_missing_or_there_twice_is_refused():
-    assert refusal(columns, "a,b\n1,2\n", "c") == "x: no column 'c' among a, b. Name the right one."
+    assert refusal(columns, "a,b\n1,2\n", "c") == "x: there is no column 'c' among a, b. Name the right one."
     assert refusal(columns, "a,b,a\n1,2,3\n", "a") == "x: column 'a' is there twice. Rename one of the two."
     assert columns("a,b,a\n1,2,3\n", "b") == {"b": ["2"]}
 

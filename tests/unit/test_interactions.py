@@ -79,7 +79,7 @@ def test_columns_are_named_by_the_caller():
     assert found.ratings.tolist() == [2.5, 4.0]
     with pytest.raises(Corrupt, match="^x: there is no user column among who, what. Name it with --column user=COL.$"):
         read("who,what\nu,a\n")
-    with pytest.raises(Corrupt, match="no column 'whom'"):
+    with pytest.raises(Corrupt, match="there is no column 'whom' among"):
         read("who,what\nu,a\n", columns={"user": "whom", "item": "what"})
 
 

@@ -40,7 +40,7 @@ def read_pyav(path: str, index: FrameIndex, positions: Sequence[int], *, n_threa
             if n_given == len(wanted):
                 return
             if name is None or (last is not None and name <= last):
-                raise FramesMissing("frames are shown in another order than their times tell")
+                raise FramesMissing("the order of its frames is not that of their times")
             last = name
             if name == wanted[n_given]:
                 yield _upright(frame)

@@ -171,7 +171,7 @@ class Column:
 
     @property
     def is_empty(self) -> np.ndarray:
-        """Bool (n,): which cells are null."""
+        """Which cells are null, bool (n,)."""
         return np.asarray(self._cells.is_null().to_numpy())
 
     def take(self, rows: np.ndarray) -> "Column":
@@ -184,7 +184,7 @@ class Column:
         return cells
 
     def matches(self, pattern: str) -> np.ndarray:
-        """Bool (n,): the cells in which a regular expression (RE2) is found; null is no match."""
+        """Which cells match a regular expression (RE2) somewhere, bool (n,); null does not."""
         return np.asarray(pc.fill_null(pc.match_substring_regex(self._cells, pattern), fill_value=False).to_numpy())
 
     def encode(self) -> tuple[np.ndarray, np.ndarray]:
@@ -193,7 +193,7 @@ class Column:
             return np.empty(0, np.int32), np.empty(0, np.dtypes.StringDType())
         cells = pc.fill_null(self._cells, "") if self._cells.null_count else self._cells
         chunks = cells.dictionary_encode().chunks
-        # the chunks of one column share one dictionary, which grows: the last chunk's is whole
+        # the chunks of a column share one dictionary, which grows: that of the last chunk is complete
         words = np.array(chunks[-1].dictionary.to_pylist(), dtype=np.dtypes.StringDType())
         return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).astype(np.int32, copy=False), words
 
@@ -202,7 +202,7 @@ class Column:
         number, or not finite. Bad and empty cells are 0. Dates in ISO 8601 are seconds since 1970, in UTC."""
         values = self._cast(self._cells)
         if values is None:
-            # some cells are bad: what most look like is what all should be
+            # some cells are bad: the type that most cells look like is that of the column
             look = max((self.matches(pattern) for pattern in (_NUMBER, _DATE)), key=np.count_nonzero)
             values = self._cast(pc.if_else(pa.array(look), self._cells, None))
         if values is None:

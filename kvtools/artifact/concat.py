@@ -25,7 +25,7 @@ class Concat:
         strict: bool = False,
         log: Callable[[str], None],
     ) -> None:
-        """keys: only the records of these keys. limit: at most so many records. strict: raise the first fault. log: is told
+        """keys: only the records of these keys. limit: at most so many records. strict: raise the first fault. log: called with
         the others."""
         self.heads: list[Head] = []
         self._keys = keys

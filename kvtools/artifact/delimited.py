@@ -44,9 +44,9 @@ class Rows:
         first that is no number."""
         values = np.empty((len(self), len(columns)))
         for row, (line, fields) in enumerate(self):
-            for place, column in enumerate(columns):
+            for i, column in enumerate(columns):
                 try:
-                    values[row, place] = float(fields[column]) if fields[column].strip() else np.nan
+                    values[row, i] = float(fields[column]) if fields[column].strip() else np.nan
                 except ValueError:
                     raise Corrupt(f"{self.name}: line {line}: {fields[column]!r} is not a number.") from None
         return values
@@ -119,7 +119,7 @@ def is_number(text: str) -> bool:
 
 
 def _encoding(head: bytes, encoding: str) -> str:
-    """The encoding that a byte-order mark tells, or else the one that was given, by Python's name for it."""
+    """The encoding of a byte-order mark, or else the given one, by Python's name for it."""
     if head.startswith(codecs.BOM_UTF8):
         return "utf-8"
     is_utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -23,7 +23,7 @@ PREFIX_BYTES = 8  # magic and length of a skippable frame
 _MAGIC = 0xFD2FB528
 _BLOCK = 128 << 10
 _STORED, _COMPRESSED = 0xA0, 0x84  # frame header descriptor: content size in 4 bytes; 0x20 single segment, 4 checksum
-_WINDOW_LOG = 20  # 1 MiB: what compressing and decompressing a record of any length hold of it
+_WINDOW_LOG = 20  # 1 MiB: the part of a record that compression and decompression keep in memory
 _MAX_HEADER_BYTES = 14
 
 

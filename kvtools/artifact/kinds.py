@@ -4,8 +4,8 @@ A tensor is declared as "DTYPES SHAPE": dtypes separated by `|`, axes by commas,
 a letter that stands for one size throughout a record (legend: P patches, T frames, M visual tokens, N items, D width,
 L levels, K codes, S tokens). `?` after a name: may be absent. A string column `x` is x.bytes and x.offsets, as in Arrow.
 
-Not here: what the numbers mean to a model. Tensors that are not declared are refused, except in kinds whose names belong to
-somebody else (`is_open`: model weights).
+Not here: what the numbers mean to a model. Tensors that are not declared are refused, except in kinds whose names are those
+of a public checkpoint (`is_open`: model weights).
 """
 
 import math
@@ -27,7 +27,7 @@ class Kind:
     fields: tuple[str, ...] = ()  # JSON fields every record must have
     products: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # axis → (tensor whose product it is, divisor)
     is_open: bool = False
-    open_prefix: str | None = None  # tensors of that prefix are somebody else's
+    open_prefix: str | None = None  # tensors with that prefix are not checked
 
 
 _STRINGS = {"keys.bytes": "U8 B", "keys.offsets": "I64 O"}
@@ -78,7 +78,7 @@ KINDS: dict[str, Kind] = {
         },
         ("key",),
     ),
-    # S is L, or L + 1 where one more token tells items with the same codes apart; `encoder.` holds what aligned the items
+    # S is L, or L + 1 where one more token differs between items with the same codes; `encoder.` holds what aligned the items
     "semantic-id": Kind("bag", {"codebooks": "F32 L,K,D", "codes": "U16|I32 N,S", **_STRINGS}, open_prefix="encoder."),
     "model": Kind("bag", {}, is_open=True),
     "recommendation": Kind("stream", {"items": "I32|I64 k", "scores": "F32 k", "codes": "U16|I32 k,L"}, ("key",)),

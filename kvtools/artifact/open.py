@@ -1,4 +1,4 @@
-"""Artifacts opened by name: the one place that tells streams from bags and checks that the kind is the one asked for.
+"""Artifacts opened by name: the one place that distinguishes streams from bags and checks their kind.
 
 Not here: what a kind holds (kinds.py), and files that are no artifacts.
 """
@@ -40,7 +40,7 @@ def open_artifact(src: str, file: BinaryIO | None = None) -> Reader | Bag:
 def open_bag(src: str, kind: str, *, made_by: str, file: BinaryIO | None = None) -> Bag:
     """The bag of one kind that src holds. made_by: the command that writes such bags, as in `kvtools devices`.
 
-    Raises Corrupt for a stream and for a bag of another kind, naming what was found.
+    Raises Corrupt for a stream and for a bag of another kind, naming what it is.
     """
     artifact = open_artifact(src, file)
     if not isinstance(artifact, Bag) or artifact.kind != kind:
@@ -51,7 +51,7 @@ def open_bag(src: str, kind: str, *, made_by: str, file: BinaryIO | None = None)
 def open_stream(src: str, kinds: str | Collection[str], *, made_by: str, file: BinaryIO | None = None) -> Reader:
     """The stream that src holds, of one of the kinds. made_by: the command that writes such streams.
 
-    Raises Corrupt for a bag and for a stream of another kind, naming what was found.
+    Raises Corrupt for a bag and for a stream of another kind, naming what it is.
     """
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     artifact = open_artifact(src, file)

@@ -6,12 +6,12 @@
     KEYS  skippable 0x184D2A51  sorted keys to record numbers, crc32 of each stored frame (`stream_part._keys_payload`), crc32
     END   skippable 0x184D2A5E  the standard zstd seek table over all frames before it
 
-All integers are little-endian. The invariant: a reader that reaches the end without an error has seen exactly the
+All integers are little-endian. The invariant: a reader that reaches the end without an error has read exactly the
 records the writer closed over. A stream without END is refused always; after END only another HEAD or the end of the
 file may come, so that `cat a.kvs b.kvs` is a stream. A crc32 of the stored bytes stands in KEYS because a compressed
 frame has bits that no decoder looks at (padding of its entropy tables); all other bits are covered sooner.
 
-Cost: the reader holds one record and 20 bytes for each record seen. Not here: files and pipes (files.py), meaning of
+Cost: the reader holds one record and 20 bytes for each record before it. Not here: files and pipes (files.py), meaning of
 the tensors (kinds.py).
 """
 

@@ -73,14 +73,14 @@ def _distinct(clips: Iterable[tuple[str, PurePath]]) -> list[str]:
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """A sort key by which frame2 comes before frame10."""
-    words: list[tuple[int, int, str]] = []
+    parts: list[tuple[int, int, str]] = []
     digits = ""
     for letter in name + "\0":
         if letter.isascii() and letter.isdigit():
             digits += letter
             continue
         if digits:
-            words.append((0, int(digits), ""))
+            parts.append((0, int(digits), ""))
             digits = ""
-        words.append((1, 0, letter))
-    return words
+        parts.append((1, 0, letter))
+    return parts

@@ -59,8 +59,8 @@ def spread(
 
 def _send(outcome: Outcome, world: World) -> None:
     n_bytes = None if outcome.record is None else len(outcome.record)
-    words = {"key": outcome.key, "fault": outcome.fault, "code": outcome.code, "bytes": n_bytes}
-    world.send(json.dumps(words).encode())
+    header = {"key": outcome.key, "fault": outcome.fault, "code": outcome.code, "bytes": n_bytes}
+    world.send(json.dumps(header).encode())
     if outcome.record is not None:
         for piece in outcome.record:
             world.send(piece)
@@ -68,10 +68,10 @@ def _send(outcome: Outcome, world: World) -> None:
 
 
 def _receive(world: World, source: int) -> Outcome:
-    words = json.loads(world.receive(source))
+    header = json.loads(world.receive(source))
     record = None
-    if words["bytes"] is not None:
+    if header["bytes"] is not None:
         record = Spool()
-        while len(record) < words["bytes"]:
+        while len(record) < header["bytes"]:
             record.append(world.receive(source))
-    return Outcome(words["key"], record, words["fault"], words["code"])
+    return Outcome(header["key"], record, header["fault"], header["code"])

@@ -33,10 +33,10 @@ def test_devices_from_a_pipe_reach_all_ranks(sh, fleet):
     assert piped.out == sh("kvtools kma-cluster --method k-medoids f.devices | kvtools sum -").out
 
 
-def test_a_fault_is_told_once_and_ends_all(sh, fleet):
+def test_an_error_ends_all_ranks(sh, fleet):
     done = sh("mpiexec -n 3 kvtools kma-cluster -k 70 --method k-medoids f.devices -o out.tree", pipefail=False)
     assert done.code == 2
-    assert "70 groups found" in done.err
+    assert "f.devices: 70 groups cannot be made of 60 devices." in done.err
 
 
 @pytest.mark.parametrize(

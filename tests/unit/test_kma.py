@@ -158,7 +158,7 @@ def test_on_real_data_kma_leaves_labels_as_k_medoids_does(data, form, least, mos
     accuracies of 0.107 +- 0.023: no signal."""
     labelled = read_labelled(str(data / "fl" / "mnist"))
     with open(data / "net" / "etree_authors" / "data100.in", "rb") as file:
-        delays, _ = network.read_graph(file)
+        delays, _ = network.read_graph(file, "data100.in")
     train, gaps = labelled.train, []
     for seed in range(3):
         index, offsets = partition(form, train.y, 100, seed)

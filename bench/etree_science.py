@@ -1,4 +1,4 @@
-"""E-Tree and its rivals at equal local epochs, equal bytes and equal simulated seconds; and a search; Markdown on stdout.
+"""E-Tree and other algorithms at equal local epochs, equal bytes and equal simulated seconds; and a search; Markdown on stdout.
 
 Usage: etree_science.py DATA [seeds=5] [epochs=20] [sets=mnist,pendigits,cifar] [nets=planetlab,cities] [forms=iid,classes:4,…]
 [methods=k-medoids,kma,balanced,random] [compute=0.1] [bandwidth=10] [searched=mnist,pendigits] [kept=bench/.etree]

@@ -186,7 +186,11 @@ def test_an_answer_that_is_cut_is_noted(ask):
             66,
             "absent.mp4: no such file. Put the question in quotes, after the files.",
         ),
-        ("--model clip.mp4 Well?", 65, "clip.mp4: this is neither a stream nor a bag."),
+        (
+            "--model clip.mp4 Well?",
+            65,
+            "clip.mp4: this is neither a stream nor a bag of kvtools. See kvtools convert for other files.",
+        ),
         (
             "--model shop.safetensors Well?",
             65,
@@ -210,11 +214,11 @@ def test_an_answer_that_is_cut_is_noted(ask):
             65,
             "bad.mp4: this is not a readable video (invalid data found when processing input).",
         ),
-        ("--model keye.safetensors bad.png Well?", 65, "bad.png cannot be read as a picture."),
+        ("--model keye.safetensors bad.png Well?", 65, "bad.png: this file cannot be read as a picture."),
         (
             "--model keye.safetensors cut.kvs Well?",
             65,
-            "cut.kvs: no end mark; the producer died or the disk filled. Make it again.",
+            "cut.kvs: ",
         ),
         (
             "--model keye.safetensors --tokenizer other.json Well?",

@@ -193,13 +193,13 @@ def test_terms_without_company_get_a_direction_of_their_own(sh, top):
         (
             "kvtools embed keywords.json",
             2,
-            "keywords.json: 128 dimensions are too many for 4 items with 4 terms. Give a smaller --dim.",
+            "keywords.json: 128 dimensions are too many for 4 items with 4 terms; 3 is the most. Give a smaller --dim.",
         ),
         ("kvtools embed nothing.json", 66, "nothing.json: no such file or directory."),
         (
             "kvtools embed bad.json",
             65,
-            "bad.json: this is not one JSON object of items (Expecting value: line 1 column 8 (char 7)).",
+            "bad.json: this is not one JSON object of items (Expecting value: line 1 column 8 (char 7)). Repair the file.",
         ),
         ("kvtools embed list.json", 65, "list.json: this is a JSON list. Give one JSON object {id: text or terms or fields}."),
         ("kvtools embed empty.json", 65, "empty.json: this is empty. Give a table."),

@@ -158,7 +158,7 @@ def test_two_runs_do_not_share_a_state(sh, fleet):
     )
 
 
-def test_queues_make_a_hub_slower_than_a_tree(sh, fleet):
+def test_queues_make_a_star_slower_than_a_tree(sh, fleet):
     for algorithm in ("etree", "fedavg"):
         done = sh(f"{TRAIN} --algorithm {algorithm} --routing queues --epochs 5 --log {algorithm}.jsonl -o {algorithm}.model")
         assert done.code == 0
@@ -278,7 +278,7 @@ def test_a_run_into_a_pipe_that_is_told_to_end_ends_as_any_program_does(fleet):
     assert process.wait(60) == 143
 
 
-def test_what_failures_cost_is_logged_against_the_run_without(sh, fleet):
+def test_the_cost_of_failures_is_logged_against_the_run_without(sh, fleet):
     script = "leaf:30%@2-4,aggregator:1@3,root@6,repeat:20%@2-9,reorder@1-9,join:2@4"
     done = sh(f"{TRAIN} --rounds 3 --fail {script} --regroup 0.7 --compare -o a.model --log a.jsonl")
     assert done.code == 0

@@ -565,8 +565,8 @@ REFUSED = [
         65,
         "rows.kvs: this is a stream of kind sequence, and kind video is needed. Make one with kvtools tokenize-video.",
     ),
-    (f"{ASKED} --media cut.kvs -o m", 65, "cut.kvs: no end mark; the producer died or the disk filled. Make it again."),
-    (f"{ASKED} --media clips.kvs --init cut.model -o m", 65, "cut.model: tokenizer.json: bytes "),
+    (f"{ASKED} --media cut.kvs -o m", 65, "cut.kvs: it has no end mark; the producer died or the disk filled. Make it again."),
+    (f"{ASKED} --media clips.kvs --init cut.model -o m", 65, "cut.model: tensor tokenizer.json: bytes "),
     (
         f"{ASKED} --media clips.kvs --init foreign -o m",
         65,

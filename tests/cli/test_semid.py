@@ -22,6 +22,7 @@ def items(tmp_path):
 
 
 BUILD = "kvtools semid-build items.npy --keys items.keys"
+NEEDED = "and float16, float32 or float64 (N, D) is needed. Convert it with numpy."
 OTHER_VECTORS = "the stopped run had other vectors. Give the same vectors to resume it, or --force to start over."
 
 
@@ -156,9 +157,9 @@ BAD = {
     ),
     "integers": (
         "x = x.astype(int)", "", 65,
-        "items.npy: this is int64 [600, 16], and float16, float32 or float64 (N, D) is needed.",
+        f"items.npy: this is int64 [600, 16], {NEEDED}",
     ),
-    "a vector": ("x = x[0]", "", 65, "items.npy: this is float32 [16], and float16, float32 or float64 (N, D) is needed."),
+    "a vector": ("x = x[0]", "", 65, f"items.npy: this is float32 [16], {NEEDED}"),
     "a codebook of another width": (
         "x = x[:, :9]", "--codebook fit.ids", 65,
         "fit.ids: its codebooks are 16 wide, and the vectors 9. Give vectors of that width.",

@@ -33,8 +33,8 @@ def fleet(seed=0, sizes=None):
     x = rng.normal(size=(offsets[-1], D)).astype(np.float32)
     y = rng.integers(0, C, offsets[-1])
     points = rng.uniform(0, 40, (N, 2))
-    apart = np.sqrt(np.square(points[:, None] - points).sum(axis=2)).astype(np.float32)
-    return x, y, rng.permutation(offsets[-1]), offsets, Delays("matrix", np.arange(N), np.zeros(N), matrix=apart)
+    delay = np.sqrt(np.square(points[:, None] - points).sum(axis=2)).astype(np.float32)
+    return x, y, rng.permutation(offsets[-1]), offsets, Delays("matrix", np.arange(N), np.zeros(N), matrix=delay)
 
 
 def trainer_of(parts, model=None, **options):
@@ -211,8 +211,8 @@ def test_orders_are_permutations_that_depend_on_everything_they_should():
 
 
 def test_time_and_bytes_can_be_added_up_by_hand():
-    apart = np.array([[0, 3, 10, 9], [3, 0, 11, 8], [10, 11, 0, 4], [9, 8, 4, 0]], np.float32)
-    delays = Delays("matrix", np.arange(4), np.zeros(4), matrix=apart)
+    delay = np.array([[0, 3, 10, 9], [3, 0, 11, 8], [10, 11, 0, 4], [9, 8, 4, 0]], np.float32)
+    delays = Delays("matrix", np.arange(4), np.zeros(4), matrix=delay)
     tree = Tree(*(np.array(v, np.int32) for v in (
         [4, 4, 5, 5, 6, 6, -1], [0, 0, 0, 0, 1, 1, 2], [0, 1, 2, 3, 0, 2, 0], [1, 2, 1], [0, 1, 0, 1, 0, 1, 0], []
     )))  # fmt: skip
@@ -230,13 +230,13 @@ def test_time_and_bytes_can_be_added_up_by_hand():
     assert (simulation.costs.n_bytes, simulation.costs.wan_bytes) == (10 * size, 2 * size)
     alone = go(simulation_of(parts, tree, costs=CostModel(compute=0.001, barrier="subtree")), 1)
     assert alone.ready_n == pytest.approx([0.013, 0.016, 0.014, 0.018])
-    # a hub whose link takes 1 s a model: three in, three out
+    # a server whose link takes 1 s a model: three in, three out
     flat = go(simulation_of(parts, star(tree, 0), costs=CostModel(bandwidth=8 * size)), 1)
     assert flat.costs.seconds == pytest.approx(0.010 + 3 + 3 + 0.010)
     assert flat.costs.n_bytes == 6 * size
 
 
-def test_messages_queue_where_many_pass_through():
+def test_messages_queue_where_many_pass():
     """A star of five around node 0, and node 6 behind node 5: worked out by hand."""
     ends = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [5, 6]], np.int32)
     ms = np.ones(6, np.float32)
@@ -246,11 +246,11 @@ def test_messages_queue_where_many_pass_through():
     assert queues.travel_ms(np.arange(1, 7), np.zeros(6, int)) == pytest.approx([106 + 200] * 5 + [2 * 106 + 200])
     # two at most wait for nobody; to oneself it takes nothing
     assert queues.travel_ms(np.array([1, 2, 3]), np.array([0, 0, 3])) == pytest.approx([106, 106, 0])
-    # without edges all are one hop apart
+    # without edges all are one hop delay
     assert Queues(delays, None).travel_ms(np.array([1, 2, 6]), np.array([0, 0, 0])) == pytest.approx([206] * 3)
 
 
-def test_hierfavg_is_the_tree_with_the_hub_on_top():
+def test_hierfavg_is_the_tree_with_the_server_on_top():
     parts = fleet()
     tree = tree_of(parts[4], 5, (1,), (1, 3, 1))
     other = two_levels(tree, parts[4].server())
@@ -277,24 +277,24 @@ WORDS = [
     "leaf:30%@2", "leaf:60%@2-4", "aggregator:1@1", "aggregator:1@3-5", "aggregator:2@2", "aggregator:3@4", "root@2-3",
     "partition@2-5", "late:30%@2-6", "join:20%@3", "repeat:50%@1-7", "reorder@1-8",
 ]  # fmt: skip
-DRILLS = [
+SCRIPTS = [
     "leaf:20%@2", "leaf:3@2-3", "aggregator:1@2", "aggregator:1@2-3", "aggregator:2@3", "aggregator:3@4", "root@2", "root@4-5",
     "partition@2-5", "late:30%@2-3", "leaf:10%@1,aggregator:1@3,root@5,partition@6-7,late:2@8",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("script", DRILLS)
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("late_updates", ["drop", "carry"])
-def test_drills_end_and_can_be_replayed_to_the_bit(script, late_updates):
+def test_scripts_end_and_can_be_replayed_to_the_bit(script, late_updates):
     parts = fleet()
     tree = tree_of(parts[4], 6, (3, 1), (1, 2, 2, 1))
-    well = go(simulation_of(parts, tree), 12)
-    ill = [go(simulation_of(parts, tree, late_updates=late_updates), 12, script) for _ in range(2)]
-    assert np.array_equal(ill[0].root_P, ill[1].root_P)
-    assert ill[0].costs == ill[1].costs
-    assert np.isfinite(ill[0].root_P).all()
-    assert 0 < np.abs(ill[0].root_P - well.root_P).max() < 0.5
-    assert ill[0].costs.seconds > well.costs.seconds
+    healthy = go(simulation_of(parts, tree), 12)
+    degraded = [go(simulation_of(parts, tree, late_updates=late_updates), 12, script) for _ in range(2)]
+    assert np.array_equal(degraded[0].root_P, degraded[1].root_P)
+    assert degraded[0].costs == degraded[1].costs
+    assert np.isfinite(degraded[0].root_P).all()
+    assert 0 < np.abs(degraded[0].root_P - healthy.root_P).max() < 0.5
+    assert degraded[0].costs.seconds > healthy.costs.seconds
 
 
 def test_a_run_continues_from_its_state_with_late_updates_on_their_way():
@@ -309,7 +309,7 @@ def test_a_run_continues_from_its_state_with_late_updates_on_their_way():
     assert np.array_equal(go(other, 2, "late:5@4").root_P, whole.root_P)
 
 
-def test_what_the_dead_and_the_late_would_have_said_does_not_count():
+def test_updates_of_failed_and_late_devices_do_not_count():
     parts = fleet()
     tree = tree_of(parts[4], 5, (1,), (1, 1, 1))
     for script, what in (("leaf:4@1", "failed_n"), ("late:4@1", "late_n")):
@@ -325,18 +325,18 @@ def test_what_the_dead_and_the_late_would_have_said_does_not_count():
         assert simulation.root_P == pytest.approx(weight / weight.sum() @ rows.double().numpy(), abs=1e-6)
 
 
-def test_the_next_in_line_takes_over_and_gives_back():
+def test_the_next_in_the_succession_takes_over_and_gives_back():
     parts = fleet()
     tree = tree_of(parts[4], 5, (1,), (1, 1, 1))
     events = read_script("root@2-3", tree, 0)
     root = int(tree.device[-1])
-    offices = [status_at(events, tree, step).role_devices(tree) for step in (1, 2, 3, 4)]
-    assert offices[0][-1] == offices[3][-1] == root
+    roles = [status_at(events, tree, step).role_devices(tree) for step in (1, 2, 3, 4)]
+    assert roles[0][-1] == roles[3][-1] == root
     group = tree.parent[root]
     line = np.flatnonzero(tree.parent == group)
     second = int(tree.device[line[tree.order[line] == 1][0]]) if len(line) > 1 else -1
-    assert offices[1][group] == offices[2][group] == second
-    assert offices[1][-1] != root
+    assert roles[1][group] == roles[2][group] == second
+    assert roles[1][-1] != root
 
 
 def test_without_a_quorum_the_model_stays():
@@ -409,7 +409,7 @@ def test_reordered_messages_change_nothing():
     assert runs[0].costs == runs[1].costs
 
 
-def test_who_joins_later_counts_from_then_on():
+def test_a_device_that_joins_counts_from_then_on():
     parts = fleet()
     tree = tree_of(parts[4], 5, (1,), (1, 1, 1))
     events = read_script("join:4@3", tree, 0)
@@ -420,37 +420,37 @@ def test_who_joins_later_counts_from_then_on():
         assert not status.trains(N)[absent].any() or step == 3
 
 
-def test_few_that_are_left_join_the_nearest_group_and_nobody_else_moves():
+def test_devices_of_a_dissolved_group_join_the_nearest_and_no_other_moves():
     parts = fleet()
     tree = tree_of(parts[4], 5, (1,), (1, 1, 1))
     group = int(np.bincount(tree.group).argmax())
     members = np.flatnonzero(tree.group == group)
     dead = np.zeros(N, bool)
     dead[members[2:]] = True
-    office = Status(dead, np.zeros(N, bool), np.zeros(N, bool), np.zeros(len(tree.parent), bool)).role_devices(tree)
-    now = regrouped(tree, parts[4], dead, office, 0.5)
+    roles = Status(dead, np.zeros(N, bool), np.zeros(N, bool), np.zeros(len(tree.parent), bool)).role_devices(tree)
+    now = regrouped(tree, parts[4], dead, roles, 0.5)
     moved = np.flatnonzero(now.parent[:N] != tree.parent[:N])
     assert np.array_equal(moved, members[:2])
     others = [k for k in range(5) if k != group]
     for device in members[:2].tolist():
-        apart = [parts[4].between(np.array([device]), office[[N + k]])[0, 0] for k in others]
-        assert now.group[device] == others[int(np.argmin(apart))]
+        delay = [parts[4].between(np.array([device]), roles[[N + k]])[0, 0] for k in others]
+        assert now.group[device] == others[int(np.argmin(delay))]
     touched = {group, *now.group[members[:2]].tolist()}
     assert set(changed_groups(tree, now).tolist()) == touched
     untouched = ~np.isin(tree.group, list(touched))
     assert np.array_equal(now.order[:N][untouched], tree.order[:N][untouched])
     assert np.array_equal(now.parent[N:], tree.parent[N:])
     # nothing changes where enough of them live
-    assert regrouped(tree, parts[4], dead, office, 1 / N) is tree
+    assert regrouped(tree, parts[4], dead, roles, 1 / N) is tree
 
 
-def test_groups_that_were_given_up_come_back_with_the_model_of_their_hosts():
+def test_dissolved_groups_come_back_with_the_model_of_their_hosts():
     parts = fleet()
     tree = tree_of(parts[4], 5, (1,), (1, 4, 1))
     group = int(np.bincount(tree.group).argmax())
     members = np.flatnonzero(tree.group == group)
-    officers = set(tree.device[N:].tolist())
-    event = Event("failed", np.array([device for device in members.tolist() if device not in officers]), 2, 3)
+    aggregators = set(tree.device[N:].tolist())
+    event = Event("failed", np.array([device for device in members.tolist() if device not in aggregators]), 2, 3)
     logged = []
     runs = []
     for chunk in (1, 64):
@@ -459,7 +459,7 @@ def test_groups_that_were_given_up_come_back_with_the_model_of_their_hosts():
         for step in range(1, 9):
             simulation.step(status_at([event], tree, step))
             if step == 3:
-                host = simulation.current.group[next(device for device in members.tolist() if device in officers)]
+                host = simulation.current.group[next(device for device in members.tolist() if device in aggregators)]
                 assert host != group
                 assert torch.equal(simulation.models_GP[group], simulation.models_GP[host])
         assert simulation.current is tree
@@ -473,8 +473,8 @@ def test_groups_that_were_given_up_come_back_with_the_model_of_their_hosts():
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=5), st.integers(0, 3), st.sampled_from(["drop", "carry"]))
-def test_any_script_ends_is_replayed_to_the_bit_and_keeps_the_weights(words, seed, late_updates):
-    """That weights are those of who was heard, each once, is asserted inside, at every aggregation."""
+def test_any_script_ends_and_can_be_replayed_to_the_bit(words, seed, late_updates):
+    """Assertions inside check, at every aggregation, that weights are those of the updates that arrived, each once."""
     parts = fleet(seed)
     tree = tree_of(parts[4], 6, (3, 1), (1, 2, 2, 1))
     options = {"late_updates": late_updates, "regroup": 0.6, "quorum": 0.2}

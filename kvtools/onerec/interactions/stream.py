@@ -99,7 +99,7 @@ def read_stream(reader: Reader, name: str) -> Interactions:
             kinds.check("interaction", "stream", record.tensors, record.fields)
             gathered.add(record.tensors)
         except ValueError as fault:
-            raise Corrupt(f"{name}: record {record.number}: {fault}.") from None
+            raise Corrupt(f"{name}: record {record.number}: {fault}. Make the stream again with kvtools convert.") from None
     interactions = gathered.all()
     if not len(interactions.items):
         raise Corrupt(f"{name}: there are no interactions in it. Look at the stage before this one.")

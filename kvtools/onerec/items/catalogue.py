@@ -66,7 +66,7 @@ def _read_json(file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence
         # as pairs, since a dict would hide that an item is named twice
         pairs = json.loads(file.read(), object_pairs_hook=_Pairs)
     except ValueError as fault:
-        raise Corrupt(f"{name}: this is not one JSON object of items ({fault}).") from None
+        raise Corrupt(f"{name}: this is not one JSON object of items ({fault}). Repair the file.") from None
     fields_of: dict[str, Any] = {}
     again, unlike, bad = [], [], []
     for key, value in pairs:
@@ -130,7 +130,7 @@ def _read_table(
     text = text or [column for column, kind in types.items() if kind == "token_seq" and column not in numeric]
     missing = next((column for column in (*text, *numeric) if column not in types), None)
     refuse_if(
-        (key is None, f"{name}: no column is named as item keys usually are, among {there}. Name it with --id."),
+        (key is None, f"{name}: there is no item column among {there}. Name it with --id."),
         (not text and not numeric, f"{name}: no column holds text by its type. Name some of {there} with --text."),
         (missing, f"{name}: there is no column {missing!r} among {there}. Name another."),
     )

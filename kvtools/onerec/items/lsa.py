@@ -78,8 +78,10 @@ def project_terms(terms: Sequence[Sequence[str]], n_dims: int, n_powers: int | N
     sparse (N, V) matrix, and 2 D (N + V) numbers.
     """
     x_NV = TfidfVectorizer(analyzer=list).fit_transform(terms)
-    if not 0 < n_dims < min(x_NV.shape):
-        raise ValueError(f"{n_dims} dimensions are too many for {x_NV.shape[0]} items with {x_NV.shape[1]} terms")
+    limit = min(x_NV.shape) - 1
+    if not 0 < n_dims <= limit:
+        n_items, n_terms = x_NV.shape
+        raise ValueError(f"{n_dims} dimensions are too many for {n_items} items with {n_terms} terms; {limit} is the most")
     with threadpool_limits(1):
         if n_powers is None:
             x_ND = TruncatedSVD(n_dims, algorithm="arpack", random_state=seed).fit_transform(x_NV)

@@ -25,6 +25,7 @@ Block = tuple[list[str], np.ndarray]  # n keys, float (n, D)
 _ROWS = 4096
 _BATCH_BYTES = 64 << 20
 _NPY = b"\x93NUMPY"
+_MAKE_AGAIN = "Make the vectors again with kvtools embed."
 _TOO_LARGE = 1e15  # squares of larger values, summed, would come near the end of float32's range
 
 
@@ -70,8 +71,9 @@ class VectorSource:
         for keys, x_nD in self._blocks:
             width = width or x_nD.shape[1]
             if x_nD.shape[1] != width or not width:
+                n_dims = x_nD.shape[1]
                 raise Corrupt(
-                    f"{self.name}: the vector of {keys[0]!r} has {x_nD.shape[1]} dimensions, not {width or 1} or more."
+                    f"{self.name}: the vector of {keys[0]!r} has {n_dims} dimensions, not {width or 1}. {_MAKE_AGAIN}"
                 )
             # a NaN fails every comparison, so one test finds all three faults
             is_bad = ~(np.abs(x_nD).max(axis=1, initial=0.0) < _TOO_LARGE)
@@ -135,7 +137,10 @@ def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
         reason = str(fault).splitlines()[0].rstrip(".")
         raise Corrupt(f"{name}: numpy cannot read it ({reason}). Save the vectors as float32 with numpy.save.") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
-        raise Corrupt(f"{name}: this is {matrix.dtype} {list(matrix.shape)}, and float16, float32 or float64 (N, D) is needed.")
+        shape = list(matrix.shape)
+        raise Corrupt(
+            f"{name}: this is {matrix.dtype} {shape}, and float16, float32 or float64 (N, D) is needed. Convert it with numpy."
+        )
     if len(matrix) != len(keys):
         raise Corrupt(f"{name}: there are {len(matrix)} rows and {len(keys)} keys. Give one key per row with --keys.")
     for begin in range(0, len(keys), _ROWS):

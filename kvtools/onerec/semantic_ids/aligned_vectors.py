@@ -47,7 +47,7 @@ class AlignedSource(VectorSource):
         try:
             aligned = align(x_ND, pairs_P2, config=self._config, seed=self._seed, captions=captions, on_step=on_step)
         except ValueError as fault:
-            raise Corrupt(f"{self._pairs_name}: {fault}. The items cannot be aligned by these pairs.") from None
+            raise Corrupt(f"{self.name}: {fault}. The vectors cannot be aligned; leave out --pairs.") from None
         self.weights = {_PREFIX + name: array for name, array in aligned.weights.items()}
         for begin in range(0, len(x_ND), _BLOCK_ROWS):
             yield aligned.vectors[begin : begin + _BLOCK_ROWS]

@@ -6,6 +6,7 @@ module imports its machinery inside its function. Whatever ends a run, this modu
 """
 
 import errno
+import inspect
 import json
 import math
 import os
@@ -13,7 +14,8 @@ import re
 import signal
 import sys
 import time
-from types import FrameType
+from collections.abc import Callable
+from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 import typer
@@ -24,7 +26,7 @@ from typer.exceptions import TyperException
 from kvtools import __version__, help_text
 from kvtools.commands.registry import COMMANDS, Entry, commands_below, find
 from kvtools.errors import Died, Fault, Missing, Terminated, Usage
-from kvtools.options import Invocation
+from kvtools.options import COMMON, Invocation
 from kvtools.world import World, launched_rank
 
 
@@ -87,9 +89,36 @@ def build(name: str) -> Any:
         return Group(name=name, help=about, rich_markup_mode=None, epilog="" if name else _EPILOG,
                      context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]})(COMMANDS[name].load(name).main)
+    app.command(name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]})(
+        _callback(COMMANDS[name].load(name))
+    )
     command: Any = typer.main.get_command(app)
     return command
+
+
+def _callback(module: ModuleType) -> Callable[..., int]:
+    """A command's `main` as typer wants it: with the common options, whose values reach `main` through the Invocation."""
+    own = dict(list(inspect.signature(module.main).parameters.items())[1:])  # all but the Invocation
+    common = [name for name in (*getattr(module, "COMMON", ()), "quiet", "verbose") if name not in own]
+
+    def callback(ctx: typer.Context, **values: Any) -> int:
+        invocation: Invocation = ctx.obj
+        sources = {name: ctx.get_parameter_source(name) for name in values}
+        invocation.given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+        for name in set(COMMON) & set(values):
+            setattr(invocation, name, values[name])
+        code: int = module.main(invocation, **{name: values[name] for name in own})
+        return code
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+        *(parameter.replace(kind=keyword) for parameter in own.values()),
+        *(inspect.Parameter(name, keyword, default=COMMON[name][1], annotation=COMMON[name][0]) for name in common),
+    ]
+    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    callback.__doc__ = module.main.__doc__
+    return callback
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvtools.options import AsJson, Device, Dtype, Media, Quiet, Tokenizer, Verbose, refuse_if
+from kvtools import options as opt
 
 if TYPE_CHECKING:
     from kvtools.keye.quiz.multiple_choice import Score
@@ -19,20 +19,16 @@ SEE_ALSO = ("kvtools quiz", "kvtools pretrain keye", "kvtools merge", "kvtools c
 
 
 def main(
-    ctx: typer.Context,
+    run: opt.Invocation,
     questions: Annotated[
-        list[str] | None, typer.Argument(metavar="QUESTIONS", help="Questions, from kvtools quiz; - is stdin, the default.")
+        list[str] | None, opt.argument("QUESTIONS", "Questions, from kvtools quiz; - is stdin, the default.")
     ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(metavar="M", help="A model, or a Hugging Face directory; may be repeated.")
-    ] = None,
-    media: Media = None,
-    tokenizer: Tokenizer = None,
-    as_json: AsJson = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    model: Annotated[list[str] | None, opt.value("M", "A model, or a Hugging Face directory; may be repeated.")] = None,
+    media: opt.Media = None,
+    tokenizer: opt.Tokenizer = None,
+    as_json: opt.AsJson = False,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
 ) -> int:
     """Score models on multiple-choice questions, beside the accuracy of guessing.
 
@@ -48,15 +44,10 @@ def main(
     from kvtools.train.device import keep_freed_memory, resolve_device
 
     sources, models = questions or ["-"], model or []
-    refuse_if(
-        (not models, "--model is missing. Give a model that kvtools pretrain keye has written."),
-        (
-            [*sources, *models].count("-") > 1,
-            "- is given more than once, and stdin can be read only once. Give files.",
-        ),
-    )
+    opt.refuse_if((not models, "--model is missing. Give a model that kvtools pretrain keye has written."))
+    run.refuse_shared_stdin(*sources, *models)
     inputs = [open_questions(src) for src in sources]
-    code = max(part.skipped.report(part.name, ctx.obj.log, strict=False) for part in inputs)
+    code = max(part.skipped.report(part.name, run.warn, strict=False) for part in inputs)
     asked = [question for part in inputs for question in part.conversations]
     compute_on, precision = resolve_device(device, dtype)
     keep_freed_memory()
@@ -67,7 +58,7 @@ def main(
             processor = Processor.for_model(keye.config, template, opened_media)
             try:
                 predicted = predict(keye, processor, asked)
-                answers = list(progress(predicted, total=len(asked), unit="questions", label=name, quiet=quiet))
+                answers = list(progress(predicted, total=len(asked), unit="questions", label=name, quiet=run.quiet))
             except media_sources.Unreadable as fault:
                 raise Corrupt(f"{fault}.") from None
             except ValueError as fault:

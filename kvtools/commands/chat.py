@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from kvtools import options as opt
 from kvtools.errors import Corrupt, Missing, Usage
-from kvtools.options import Device, Dtype, FrameTokens, Quiet, Seed, Tokenizer, Verbose, parse_range, refuse_if
 
 if TYPE_CHECKING:
     from kvtools.keye.run.session import Reply
@@ -23,39 +23,32 @@ SEE_ALSO = ("kvtools pretrain keye", "kvtools tokenize-video", "kvtools convert"
 
 
 def main(
-    ctx: typer.Context,
+    run: opt.Invocation,
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="CLIP|IMAGE|QUESTION",
-            help="Pictures and videos, then the question in quotes; - reads questions from stdin.",
-        ),
+        opt.argument("CLIP|IMAGE|QUESTION", "Pictures and videos, then the question in quotes; - reads questions from stdin."),
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="M", help="A model, or a Hugging Face directory of Keye-VL.")] = None,
-    tokenizer: Tokenizer = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message before the conversation.")] = None,
+    model: Annotated[str | None, opt.value("M", "A model, or a Hugging Face directory of Keye-VL.")] = None,
+    tokenizer: opt.Tokenizer = None,
+    system: Annotated[str | None, opt.value("TEXT", "System message before the conversation.")] = None,
     mode: Annotated[
-        Literal["auto", "think", "no_think"], typer.Option(help="Think before answering, or not; auto lets the model choose.")
+        Literal["auto", "think", "no_think"], opt.option("Think before answering, or not; auto lets the model choose.")
     ] = "auto",
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="Take the most probable token each time; the same as --temperature 0.")
+        bool, opt.option("Take the most probable token each time; the same as --temperature 0.", "--greedy")
     ] = False,
-    temperature: Annotated[float, typer.Option(metavar="X", help="Sampling temperature; 0 is greedy.")] = 0.6,
-    top_k: Annotated[int, typer.Option(metavar="N", min=0, help="Sample from the N most probable tokens; 0 is all.")] = 20,
-    top_p: Annotated[
-        float, typer.Option(metavar="P", help="Sample from the fewest tokens with a total probability of P.")
-    ] = 0.95,
-    max_new: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens of an answer.")] = 1024,
-    fps: Annotated[float, typer.Option(metavar="RATE", help="Frames per second taken from a video.")] = 2.0,
-    frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Take N frames of each video instead.")] = None,
-    frame_tokens: FrameTokens = "128:768",
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Most visual tokens of a video.")] = 24_576,
-    seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a line of JSON.")] = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    temperature: Annotated[float, opt.value("X", "Sampling temperature; 0 is greedy.")] = 0.6,
+    top_k: Annotated[int, opt.value("N", "Sample from the N most probable tokens; 0 is all.", least=0)] = 20,
+    top_p: Annotated[float, opt.value("P", "Sample from the fewest tokens with a total probability of P.")] = 0.95,
+    max_new: Annotated[int, opt.value("N", "Most tokens of an answer.", least=1)] = 1024,
+    fps: Annotated[float, opt.value("RATE", "Frames per second taken from a video.")] = 2.0,
+    frames: Annotated[int | None, opt.value("N", "Take N frames of each video instead.", least=1)] = None,
+    frame_tokens: opt.FrameTokens = "128:768",
+    max_tokens: Annotated[int, opt.value("N", "Most visual tokens of a video.", least=1)] = 24576,
+    seed: opt.Seed = 0,
+    as_json: Annotated[bool, opt.option("Print each answer as a line of JSON.", "--json")] = False,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
 ) -> int:
     """Ask a model about pictures and videos, and read its answer while it is generated.
 
@@ -68,14 +61,14 @@ def main(
     from kvtools.train.device import keep_freed_memory, resolve_device
     from kvtools.video.patch import Budget
 
-    refuse_if(
+    opt.refuse_if(
         (model is None, "--model is missing. Give a model that kvtools pretrain keye has written."),
         (not 0 < fps < float("inf"), f"--fps {fps} must be a finite number above 0."),
         (not 0 <= temperature < float("inf"), f"--temperature {temperature} must be a finite number, 0 or more."),
         (not 0 < top_p <= 1, f"--top-p {top_p} must be more than 0 and at most 1."),
     )
     names, question = _split(words or [])
-    budget = Budget(max_tokens, *parse_range(frame_tokens, "--frame-tokens"))
+    budget = Budget(max_tokens, *opt.parse_range(frame_tokens, "--frame-tokens"))
     torch_device, precision = resolve_device(device, dtype)
     keep_freed_memory()
     generation = GenerationConfig(0.0 if greedy else temperature, top_k, top_p, max_new, mode, seed)
@@ -91,9 +84,9 @@ def main(
                 reply = session.ask(messages, str(number), _ignore if as_json else _print)
                 typer.echo(_as_json(text, reply) if as_json else "")
                 if reply.ended == "length" and not as_json:
-                    ctx.obj.log(f"cut after {reply.n_tokens} tokens; --max-new allows more.", quiet=quiet)
-                if verbose:
-                    ctx.obj.log(f"{reply.n_tokens} tokens in {reply.seconds:.1f} s, after a prompt of {reply.n_prompt}.")
+                    run.info(f"cut after {reply.n_tokens} tokens; --max-new allows more.")
+                if run.verbose:
+                    run.log(f"{reply.n_tokens} tokens in {reply.seconds:.1f} s, after a prompt of {reply.n_prompt}.")
                 if question is None:
                     messages, content = [*messages, {"role": "assistant", "content": reply.text}], []
                 else:

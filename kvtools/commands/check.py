@@ -1,10 +1,6 @@
 """`kvtools check`: verify artifacts."""
 
-import json
-
-import typer
-
-from kvtools.options import AsJson, Inputs, Quiet, Verbose
+from kvtools import options as opt
 
 EXAMPLES = ["kvtools check clips.kvs", "kvtools tokenize-video clip.mp4 | kvtools check --json -"]
 EXIT_CODES = (0, 2, 65, 66)
@@ -12,7 +8,9 @@ SEE_ALSO = ("kvtools info", "kvtools sum", "kvtools-stream(5)")
 
 
 def main(
-    ctx: typer.Context, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+    run: opt.Invocation,
+    inputs: opt.Inputs = None,
+    as_json: opt.AsJson = False,
 ) -> int:
     """Read artifacts to their end, and check every record against its checksums and its kind.
 
@@ -41,7 +39,7 @@ def main(
             fault = str(found)
             worst = max(worst, found.code)
         if as_json:
-            typer.echo(json.dumps({"ok": fault is None, "records": n_records, "fault": fault, "name": src}, ensure_ascii=False))
+            run.print_json({"ok": fault is None, "records": n_records, "fault": fault, "name": src})
         elif fault is not None:
-            ctx.obj.log(fault)
+            run.log(fault)
     return worst

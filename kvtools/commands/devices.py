@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
-from kvtools.options import Force, Output, Quiet, Seed, Stamp, Verbose, refuse_if
+from kvtools import options as opt
 
 if TYPE_CHECKING:
     from kvtools.etree.data.labelled import Samples
@@ -17,53 +15,36 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools kma-cluster", "kvtools info", "kvtools-stream(5)")
+COMMON = ("output", "force", "stamp")
 
 _SCALES = {"ms": 1.0, "s": 1000.0, "km": 1 / 200}  # km: light in glass, see etree/network/readers.py
 _LAST_MILE = (5.0, 2.0)  # mean and deviation in ms, where devices must share sites and --last-mile is not given
 
 
 def main(
-    ctx: typer.Context,
-    data: Annotated[
-        str | None, typer.Option(metavar="SRC", help="Labelled data, a file or a folder. Default: devices without data.")
-    ] = None,
+    run: opt.Invocation,
+    data: Annotated[str | None, opt.value("SRC", "Labelled data, a file or a folder. Default: devices without data.")] = None,
     partition: Annotated[
-        str,
-        typer.Option(
-            metavar="FORM", help="iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natural, or file:FILE."
-        ),
+        str, opt.value("FORM", "iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natural, or file:FILE.")
     ] = "iid",
     devices: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Number of devices. Default: one for each site, or for each user of the data."),
+        int | None, opt.value("N", "Number of devices. Default: one for each site, or for each user of the data.", least=1)
     ] = None,
     delay: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Matrix of delays, or pings: a table, or a file or folder of WonderNetwork's."),
+        str | None, opt.value("FILE", "Matrix of delays, or pings: a table, or a file or folder of WonderNetwork's.")
     ] = None,
-    graph: Annotated[str | None, typer.Option(metavar="FILE", help="Edges: lines `node node ms`, GML or GraphML.")] = None,
-    coordinates: Annotated[
-        str | None, typer.Option(metavar="FILE", help="CSV of latitudes and longitudes, or an .npy of positions.")
-    ] = None,
-    unit: Annotated[Literal["ms", "s", "km"], typer.Option(help="Unit of the network's numbers; 200 km take 1 ms.")] = "ms",
-    rtt: Annotated[bool, typer.Option("--rtt", help="The numbers are round trips: halve them.")] = False,
+    graph: Annotated[str | None, opt.value("FILE", "Edges: lines `node node ms`, GML or GraphML.")] = None,
+    coordinates: Annotated[str | None, opt.value("FILE", "CSV of latitudes and longitudes, or an .npy of positions.")] = None,
+    unit: Annotated[Literal["ms", "s", "km"], opt.option("Unit of the network's numbers; 200 km take 1 ms.")] = "ms",
+    rtt: Annotated[bool, opt.option("The numbers are round trips: halve them.", "--rtt")] = False,
     symmetrize: Annotated[
-        bool,
-        typer.Option("--symmetrize", help="Average both directions of --delay; fill missing delays by the shortest detour."),
+        bool, opt.option("Average both directions of --delay; fill missing delays by the shortest detour.", "--symmetrize")
     ] = False,
     last_mile: Annotated[
         str | None,
-        typer.Option(
-            metavar="MEAN:SD",
-            help="Delay in ms between a device and its site. Default: none, or 5:2 with more devices than sites.",
-        ),
+        opt.value("MEAN:SD", "Delay in ms between a device and its site. Default: none, or 5:2 with more devices than sites."),
     ] = None,
-    seed: Seed = 0,
-    output: Output = "-",
-    force: Force = False,
-    stamp: Stamp = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    seed: opt.Seed = 0,
 ) -> int:
     """Spread labelled data over the devices of a network: which device holds which samples, and the delays between devices.
 
@@ -74,8 +55,6 @@ def main(
     import numpy as np
 
     from kvtools.artifact.bag import write_bag
-    from kvtools.artifact.files import Sink, refuse_existing
-    from kvtools.artifact.history import extend
     from kvtools.errors import Usage, raising
     from kvtools.etree.data.devices import Devices
     from kvtools.etree.data.labelled import read_labelled
@@ -85,7 +64,7 @@ def main(
     options = {"--delay": delay, "--graph": graph, "--coordinates": coordinates}
     networks = {option: src for option, src in options.items() if src is not None}
     network_needed = "is about a network. Give one with --delay, --graph or --coordinates."
-    refuse_if(
+    opt.refuse_if(
         (len(networks) > 1, f"{' and '.join(networks)} are two networks. Give one of them."),
         (
             data is None and not networks,
@@ -102,11 +81,11 @@ def main(
     if not partition.startswith("file:"):
         with raising(Usage, f"--partition {partition}"):
             parse(partition)
-    refuse_existing(output, force=force)
+    run.refuse_existing()
 
     delays, edges = None, None
     for option, src in networks.items():
-        log = lambda message, src=src: ctx.obj.log(f"{src}: {message}.", quiet=quiet)
+        log = lambda message, src=src: run.info(f"{src}: {message}.")
         delays, edges = _read_network(option, src, _SCALES[unit] / (2 if rtt else 1), log, is_repaired=symmetrize)
 
     fields: dict[str, Any] = {}
@@ -128,13 +107,12 @@ def main(
         delays = spread(delays, n_devices, (mile or _LAST_MILE) if is_extrapolated else None, seed)
         fields["network"] = {"metric": delays.metric, "sites": delays.n_sites, "extrapolated": is_extrapolated}
         if is_extrapolated and mile is None:
-            ctx.obj.log(f"{n_devices} devices share {delays.n_sites} sites; last miles of 5 ± 2 ms are random.", quiet=quiet)
+            run.info(f"{n_devices} devices share {delays.n_sites} sites; last miles of 5 ± 2 ms are random.")
     recipe = {"partition": partition if data else None, "unit": unit, "rtt": rtt, "symmetrize": symmetrize, "seed": seed}
     recipe |= {"devices": n_devices, "last_mile": last_mile}
-    write_bag(
-        Sink(output, force=force), "device", Devices(labels, index, offsets, delays, edges).tensors(), config=recipe,
-        history=extend("devices", ctx.obj.argv, inputs=[labelled.digest] if labelled else [], stamp=stamp), **fields,
-    )  # fmt: skip
+    tensors = Devices(labels, index, offsets, delays, edges).tensors()
+    history = run.history(inputs=[labelled.digest] if labelled else [])
+    write_bag(run.sink(), "device", tensors, config=recipe, history=history, **fields)
     return 0
 
 
@@ -178,7 +156,7 @@ def _partitioned(form: str, train: "Samples", n_devices: int | None, n_sites: in
             index, offsets = partition.read_partition(file, len(train.y))
         n_found = len(offsets) - 1
         sentence = f"--devices {n_devices} is not the number of devices in {src}, {n_found}. Leave it out, or give {n_found}."
-        refuse_if((n_devices not in (None, n_found), sentence))
+        opt.refuse_if((n_devices not in (None, n_found), sentence))
         return index, offsets
     n_users = len(np.unique(train.users)) if form == "natural" and train.users is not None else None
     count = n_devices or n_users or n_sites
@@ -195,5 +173,5 @@ def _mean_and_deviation(text: str) -> tuple[float, float]:
     except ValueError:
         values = (-1.0, -1.0)
     is_good = all(0 <= value < 1e6 for value in values)
-    refuse_if((not is_good, f"--last-mile {text} is not a mean and a deviation in ms. Give MEAN:SD, as 5:2."))
+    opt.refuse_if((not is_good, f"--last-mile {text} is not a mean and a deviation in ms. Give MEAN:SD, as 5:2."))
     return values

@@ -1,11 +1,8 @@
 """`kvtools embed`: items in, a stream of vectors out."""
 
-import json
 from typing import Annotated, Any
 
-import typer
-
-from kvtools.options import Compress, Force, KeysFile, Output, Quiet, ReportFile, Seed, Stamp, Strict, Verbose, refuse_if
+from kvtools import options as opt
 
 EXAMPLES = [
     "kvtools embed --dim 16 keywords.json -o words.kvs",
@@ -13,41 +10,24 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools pairs", "kvtools info", "kvtools-stream(5)")
+COMMON = ("output", "compress", "force", "strict", "stamp")
 
 
 def main(
-    ctx: typer.Context,
-    items: Annotated[
-        str, typer.Argument(metavar="ITEMS", help="JSON, RecBole .item, CSV, TSV, .npy or stream; - is stdin.")
-    ] = "-",
-    dim: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Dimensions of text. Default: 128; vectors keep their own.")
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(metavar="FIELD", help="Take text from that field or column; may be repeated.")
-    ] = None,
-    numeric: Annotated[
-        list[str] | None, typer.Option(metavar="COL", help="Append the numbers of that column; may be repeated.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option("--id", metavar="COL", help="Column of the item's key. Default: item_id or id.")
-    ] = None,
-    keys: KeysFile = None,
-    words: Annotated[bool, typer.Option("--words", help="Cut terms into words too: hair-mask becomes hair and mask.")] = False,
+    run: opt.Invocation,
+    items: Annotated[str, opt.argument("ITEMS", "JSON, RecBole .item, CSV, TSV, .npy or stream; - is stdin.")] = "-",
+    dim: Annotated[int | None, opt.value("N", "Dimensions of text. Default: 128; vectors keep their own.", least=1)] = None,
+    text: Annotated[list[str] | None, opt.value("FIELD", "Take text from that field or column; may be repeated.")] = None,
+    numeric: Annotated[list[str] | None, opt.value("COL", "Append the numbers of that column; may be repeated.")] = None,
+    key: Annotated[str | None, opt.value("COL", "Column of the item's key. Default: item_id or id.", "--id")] = None,
+    keys: opt.KeysFile = None,
+    words: Annotated[bool, opt.option("Cut terms into words too: hair-mask becomes hair and mask.", "--words")] = False,
     power_iterations: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Compute a coarse SVD by N power iterations. Default: converged."),
+        int | None, opt.value("N", "Compute a coarse SVD by N power iterations. Default: converged.", least=0)
     ] = None,
-    normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale every vector to unit norm.")] = True,
-    seed: Seed = 0,
-    report: ReportFile = None,
-    output: Output = "-",
-    compress: Compress = None,
-    force: Force = False,
-    strict: Strict = False,
-    stamp: Stamp = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    normalize: Annotated[bool, opt.option("Scale every vector to unit norm.", "--normalize/--no-normalize")] = True,
+    seed: opt.Seed = 0,
+    report: opt.ReportFile = None,
 ) -> int:
     """Embed item text as vectors (TF-IDF and SVD), in a stream of `embedding` records with the key of each.
 
@@ -56,9 +36,7 @@ def main(
     zero, NaN or infinite, are reported and left out; the exit code is then 65.
     """
     from kvtools.artifact import source_name
-    from kvtools.artifact.files import Sink, is_same_file, open_source, refuse_existing, write_line
-    from kvtools.artifact.history import extend
-    from kvtools.artifact.stream import Head, Writer
+    from kvtools.artifact.files import open_source
     from kvtools.artifact.strings import pack
     from kvtools.errors import Corrupt, Usage
     from kvtools.onerec.items import lsa, vectors
@@ -66,16 +44,15 @@ def main(
     from kvtools.skipped import SkippedRows
 
     name = source_name(items)
-    refuse_if((is_same_file(items, output), f"{name} is both input and output. Name another output."))
-    for dst in (output, report):
-        refuse_existing(dst or "-", force=force)
+    run.refuse_own_input(items)
+    run.refuse_existing(report)
     file = open_source(items)
     skipped, figures = SkippedRows(), {}
     history: list[dict[str, Any]] = []
     config: dict[str, Any] = {"normalize": normalize, "seed": seed}
     if vectors.is_vectors(file):
         given = {"--dim": dim, "--text": text, "--numeric": numeric, "--id": key, "--words": words}
-        refuse_if(
+        opt.refuse_if(
             *(
                 (
                     value,
@@ -108,17 +85,14 @@ def main(
         skipped.add(reason, len(lonely), lonely, is_skipped=not normalize)
         figures = {"terms": made.n_terms, "explained_share": made.explained_share}
         blocks = iter([([catalogue.keys[row] for row in made.kept], made.vectors)])
-        skipped.report(name, lambda _: None, strict=strict)
-    head = Head("embedding", extend("embed", ctx.obj.argv, before=[history], stamp=stamp), config)
+        skipped.report(name, lambda _: None, strict=run.strict)
     n_items = width = 0
-    with Writer(Sink(output, force=force), head, level=compress) as writer:
+    with run.writer("embedding", config, before=[history]) as writer:
         for batch, x_nD in vectors.batches(blocks):
             writer.write(f"{writer.n_records:08d}", {"vectors": x_nD, **pack("keys", batch)})
             n_items, width = n_items + len(batch), x_nD.shape[1]
-        code = skipped.report(name, ctx.obj.log, strict=strict)
+        code = skipped.report(name, run.log, strict=run.strict)
         if not n_items:
             raise Corrupt(f"{name}: there is no item left to write. Look at the input.")
-    if report:
-        line = {"items": n_items, "dim": width, **figures, "findings": skipped.to_json()}
-        write_line(report, json.dumps(line, ensure_ascii=False), force=force)
+    run.write_report(report, {"items": n_items, "dim": width, **figures, "findings": skipped.to_json()})
     return code

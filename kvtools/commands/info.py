@@ -1,11 +1,10 @@
 """`kvtools info`: what an artifact holds, and the commands that led to it."""
 
-import json
 from typing import Annotated, Any
 
 import typer
 
-from kvtools.options import AsJson, Inputs, Quiet, Verbose, to_toml
+from kvtools import options as opt
 
 EXAMPLES = ["kvtools info clips.kvs", "kvtools tokenize-video clip.mp4 | kvtools info --records -"]
 EXIT_CODES = (0, 2, 65, 66)
@@ -16,15 +15,11 @@ _MOST_SHOWN = 12  # tensors, or values of a list, in a table
 
 
 def main(
-    ctx: typer.Context,
-    inputs: Inputs = None,
-    as_json: AsJson = False,
-    records: Annotated[
-        bool, typer.Option("--records", help="One line a record, with the types and shapes of its tensors.")
-    ] = False,
-    config: Annotated[bool, typer.Option("--config", help="Print the recipe the artifact was made with, as TOML.")] = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    run: opt.Invocation,
+    inputs: opt.Inputs = None,
+    as_json: opt.AsJson = False,
+    records: Annotated[bool, opt.option("One line a record, with the types and shapes of its tensors.", "--records")] = False,
+    config: Annotated[bool, opt.option("Print the recipe the artifact was made with, as TOML.", "--config")] = False,
 ) -> int:
     """Print what artifacts hold: form, kind, records, bytes, and the commands that led to them.
 
@@ -40,15 +35,15 @@ def main(
         try:
             for line in record_lines(src) if records else [summarize(src)]:
                 if config:
-                    typer.echo(to_toml(line.get("config", {})), nl=False)
+                    typer.echo(opt.to_toml(line.get("config", {})), nl=False)
                 elif as_json:
-                    typer.echo(json.dumps(line, ensure_ascii=False))
+                    run.print_json(line)
                 elif records:
                     typer.echo(_row(line))
                 else:
                     _print_table(src, line, describe(line["history"]))
         except Fault as fault:
-            ctx.obj.log(str(fault))
+            run.log(str(fault))
             worst = max(worst, fault.code)
     return worst
 

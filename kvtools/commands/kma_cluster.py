@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
-from kvtools.options import Config, Force, Output, PrintConfig, Quiet, Seed, Stamp, Verbose, is_given, refuse_if, to_toml
+from kvtools import options as opt
 
 if TYPE_CHECKING:
     from kvtools.etree.tree.kma import Groups
@@ -15,6 +13,7 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools devices", "kvtools etree-train", "kvtools info", "kvtools-stream(5)")
+COMMON = ("output", "force", "config", "print_config", "stamp")
 GROUPS = {
     "Local training": ("--pretrain", "--lr", "--batch"),
     "Grouping": ("--label-weight", "--slack", "--public", "--sweeps"),
@@ -22,55 +21,39 @@ GROUPS = {
 
 
 def main(
-    ctx: typer.Context,
-    devices: Annotated[str, typer.Argument(metavar="DEVICES", help="A device bag; - is stdin.")] = "-",
-    groups: Annotated[int, typer.Option("-k", "--groups", metavar="K", min=1, help="Number of groups of devices.")] = 10,
+    run: opt.Invocation,
+    devices: Annotated[str, opt.argument("DEVICES", "A device bag; - is stdin.")] = "-",
+    groups: Annotated[int, opt.value("K", "Number of groups of devices.", "-k", "--groups", least=1)] = 10,
     method: Annotated[
         Literal["kma", "kma-code", "k-medoids", "accuracy-only", "balanced", "random", "contiguous"],
-        typer.Option(help="How devices are grouped; see kvtools-kma-cluster(1)."),
+        opt.option("How devices are grouped; see kvtools-kma-cluster(1)."),
     ] = "kma",
     delta: Annotated[
-        float,
-        typer.Option(metavar="X", min=0, help="A group's mean accuracy differs by less than X from that of all devices."),
+        float, opt.value("X", "A group's mean accuracy differs by less than X from that of all devices.", least=0)
     ] = 0.05,
-    levels: Annotated[
-        str | None, typer.Option(metavar="N,...,1", help="Aggregators on each level above the groups. Default: 1.")
-    ] = None,
+    levels: Annotated[str | None, opt.value("N,...,1", "Aggregators on each level above the groups. Default: 1.")] = None,
     ratios: Annotated[
         str | None,
-        typer.Option(
-            metavar="R,...,1",
-            help="Local epochs per upload, then aggregations of each level per upload to the next. Default: 1,5,…,1.",
+        opt.value(
+            "R,...,1", "Local epochs per upload, then aggregations of each level per upload to the next. Default: 1,5,…,1."
         ),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="SRC", help="Labelled data of the devices, for methods that need accuracies.")
-    ] = None,
-    pretrain: Annotated[int, typer.Option(metavar="N", min=1, help="Epochs of the local pre-training.")] = 10,
-    lr: Annotated[float, typer.Option(metavar="X", min=0, help="Learning rate of the local pre-training.")] = 0.05,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Samples per step of the local pre-training.")] = 10,
+    data: Annotated[str | None, opt.value("SRC", "Labelled data of the devices, for methods that need accuracies.")] = None,
+    pretrain: Annotated[int, opt.value("N", "Epochs of the local pre-training.", least=1)] = 10,
+    lr: Annotated[float, opt.value("X", "Learning rate of the local pre-training.", least=0)] = 0.05,
+    batch: Annotated[int, opt.value("N", "Samples per step of the local pre-training.", least=1)] = 10,
     label_weight: Annotated[
-        float, typer.Option(metavar="X", min=0, max=1, help="For balanced: weight of labels; delays have the weight 1 - X.")
+        float, opt.value("X", "For balanced: weight of labels; delays have the weight 1 - X.", least=0, most=1)
     ] = 0.5,
     slack: Annotated[
-        float, typer.Option(metavar="X", min=0, help="For balanced and --since: group sizes differ from n/K by up to X n/K.")
+        float, opt.value("X", "For balanced and --since: group sizes differ from n/K by up to X n/K.", least=0)
     ] = 0.2,
-    public: Annotated[
-        float, typer.Option(metavar="X", min=0, max=1, help="Let up to this fraction of devices belong to all groups.")
-    ] = 0.0,
+    public: Annotated[float, opt.value("X", "Let up to this fraction of devices belong to all groups.", least=0, most=1)] = 0.0,
     since: Annotated[
-        str | None,
-        typer.Option(metavar="TREE", help="Add devices to this tree, which has the first of them; other groups stay."),
+        str | None, opt.value("TREE", "Add devices to this tree, which has the first of them; other groups stay.")
     ] = None,
-    sweeps: Annotated[int, typer.Option(metavar="N", min=1, help="Sweeps over the devices, at most.")] = 100,
-    seed: Seed = 0,
-    output: Output = "-",
-    force: Force = False,
-    config: Config = None,
-    print_config: PrintConfig = False,
-    stamp: Stamp = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    sweeps: Annotated[int, opt.value("N", "Sweeps over the devices, at most.", least=1)] = 100,
+    seed: opt.Seed = 0,
 ) -> int:
     """Group devices that are near one another, and learn alike, into a tree of aggregators.
 
@@ -83,8 +66,6 @@ def main(
     from kvtools.artifact import source_name
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.digest import Digest
-    from kvtools.artifact.files import Sink, refuse_existing
-    from kvtools.artifact.history import extend
     from kvtools.errors import Usage, raising
     from kvtools.etree.data.devices import delays_of, read_data_of, read_devices
     from kvtools.etree.data.fleet import read_tree
@@ -97,7 +78,7 @@ def main(
     from kvtools.progress import Ticker
     from kvtools.train.device import n_cores
 
-    world = ctx.obj.world
+    world = run.world
     above = _counts(levels, "--levels") if levels else ([1] if groups > 1 else [])
     ratio_list = _counts(ratios, "--ratios") if ratios else [1, *[5] * len(above), 1]
     recipe: dict[str, Any] = {
@@ -105,14 +86,13 @@ def main(
         "ratios": ",".join(map(str, ratio_list)), "pretrain": pretrain, "lr": lr, "batch": batch,
         "label_weight": label_weight, "slack": slack, "public": public, "since": since, "sweeps": sweeps, "seed": seed,
     }  # fmt: skip
-    if print_config:
-        typer.echo(to_toml(recipe), nl=False)
-        return 0
+    if run.print_config:
+        return run.print_recipe(recipe)
     sizes = [groups, *above]
     needs_accuracy = public or (since is None and method in ("kma", "kma-code", "accuracy-only"))
-    refuse_if(
+    opt.refuse_if(
         *(
-            (since and is_given(ctx, name), f"--{name} cannot be given with --since, whose tree has its own. Leave it out.")
+            (since and name in run.given, f"--{name} cannot be given with --since, whose tree has its own. Leave it out.")
             for name in ("groups", "method", "levels", "ratios")
         ),
         (
@@ -128,8 +108,7 @@ def main(
             f"{'--public' if public else f'--method {method}'} needs the accuracy of each device alone. Give --data.",
         ),
     )
-    if world.is_root:
-        refuse_existing(output, force=force)
+    run.refuse_existing()
     fleet, bag = read_devices(devices, world)
     name = source_name(devices)
     delays = delays_of(fleet, name)
@@ -142,7 +121,7 @@ def main(
         threads = n_cores(world.local_size)
         trainer = Trainer(model, train.x, train.y, fleet.index, fleet.offsets, batch, lr, seed, threads)
         accuracy = trainer.local_accuracies(pretrain, test.x, test.y, world)
-    tick = Ticker(total=sweeps, unit="sweeps", label="cluster", quiet=quiet or not world.is_root)
+    tick = Ticker(total=sweeps, unit="sweeps", label="cluster", quiet=run.is_silent)
     with raising(Usage, name):
         if old_tree is not None:
             tree = joined(old_tree, delays, slack, seed, world)
@@ -164,12 +143,11 @@ def main(
     if public and accuracy is not None:
         tensors["public"] = kma.public_devices(found, delays, accuracy, delta, public)
     if reason := _why_not_last(found):
-        ctx.obj.log(reason, quiet=quiet)
+        run.info(reason)
     made_of = str(Digest.of_bag(bag.tensors))
     report = {"method": recipe["method"], "made_of": made_of, **kma.report(found, delays, fleet.labels, accuracy)}
     earlier = [artifact.history for artifact in (bag, old_bag) if artifact is not None]
-    history = extend("kma-cluster", ctx.obj.argv, before=earlier, inputs=[made_of], stamp=stamp)
-    write_bag(Sink(output, force=force), "tree", tensors, config=recipe, history=history, **report)
+    write_bag(run.sink(), "tree", tensors, config=recipe, history=run.history(earlier, [made_of]), **report)
     return 0
 
 

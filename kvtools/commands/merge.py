@@ -4,9 +4,7 @@ import math
 import os
 from typing import Annotated
 
-import typer
-
-from kvtools.options import Force, Inputs, Output, Quiet, Stamp, Verbose, refuse_if
+from kvtools import options as opt
 
 EXAMPLES = [
     "kvtools merge a.safetensors b.safetensors -o merged.safetensors",
@@ -14,22 +12,18 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools answer", "kvtools pretrain onerec", "kvtools convert", "kvtools info")
+COMMON = ("output", "force", "stamp")
 
 # fields that are true of one model, and not of the average
 _OF_ONE = ("kind", "config", "history", "crc32", "merged", "step", "validation", "loss", "tokens", "seconds")
 
 
 def main(
-    ctx: typer.Context,
-    inputs: Inputs = None,
+    run: opt.Invocation,
+    inputs: opt.Inputs = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", metavar="W,W,...", help="The weight of each model, as 1,1,2. Default: all equal.")
+        str | None, opt.value("W,W,...", "The weight of each model, as 1,1,2. Default: all equal.", "--weights")
     ] = None,
-    output: Output = "-",
-    force: Force = False,
-    stamp: Stamp = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> int:
     """Average the weights of models, tensor by tensor, in float64; each tensor keeps its type.
 
@@ -38,23 +32,18 @@ def main(
     """
     from kvtools.artifact.bag import Bag, write_bag
     from kvtools.artifact.digest import Digest
-    from kvtools.artifact.files import Sink, is_same_file, refuse_existing
-    from kvtools.artifact.history import extend
     from kvtools.artifact.open import open_bag
     from kvtools.errors import Corrupt, Missing
     from kvtools.train.averaging import average
 
     names = inputs or []
-    refuse_if(
+    opt.refuse_if(
         (len(names) < 2, "fewer than two models are given. Give two or more."),
         (names.count("-") > 1, "- is given more than once. Name each model once."),
-        (
-            any(is_same_file(src, output) for src in names),
-            f"{output}: this is both an input and the output. Name another output.",
-        ),
     )
+    run.refuse_own_input(*names)
     parts = _parse_weights(weights, len(names))
-    refuse_existing(output, force=force)
+    run.refuse_existing()
     bags: list[Bag] = []
     for src in names:
         if os.path.isdir(src):
@@ -70,16 +59,8 @@ def main(
         raise Corrupt(f"{fault}.") from None
     digests = [str(Digest.of_bag(bag.tensors)) for bag in bags]
     fields = {field: value for field, value in bags[0].fields.items() if field not in _OF_ONE}
-    history = extend("merge", ctx.obj.argv, before=[bag.history for bag in bags], inputs=digests, stamp=stamp)
-    write_bag(
-        Sink(output, force=force),
-        "model",
-        merged,
-        config=bags[0].fields.get("config", {}),
-        history=history,
-        merged={"inputs": digests, "weights": parts},
-        **fields,
-    )
+    fields |= {"config": bags[0].fields.get("config", {}), "merged": {"inputs": digests, "weights": parts}}
+    write_bag(run.sink(), "model", merged, history=run.history([bag.history for bag in bags], digests), **fields)
     return 0
 
 
@@ -89,10 +70,6 @@ def _parse_weights(text: str | None, n_models: int) -> list[float]:
     except ValueError:
         parts = []
     is_wrong = len(parts) != n_models or not all(0 <= part < math.inf for part in parts) or not sum(parts)
-    refuse_if(
-        (
-            is_wrong,
-            f"--weights {text} does not fit {n_models} models. Give one of 0 or more for each, not all 0, as 1,1,2.",
-        )
-    )
+    sentence = f"--weights {text} does not fit {n_models} models. Give one of 0 or more for each, not all 0, as 1,1,2."
+    opt.refuse_if((is_wrong, sentence))
     return parts

@@ -1,11 +1,8 @@
 """`kvtools pairs`: interactions in, a stream of pairs of items that go together out."""
 
-import json
 from typing import Annotated, Literal
 
-import typer
-
-from kvtools.options import Columns, Compress, Force, Output, Quiet, ReportFile, Seed, Stamp, Strict, Verbose, refuse_if
+from kvtools import options as opt
 
 EXAMPLES = [
     "kvtools pairs clicks.csv -o pairs.kvs",
@@ -13,53 +10,32 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools embed", "kvtools info", "kvtools-stream(5)")
+COMMON = ("output", "compress", "force", "strict", "stamp")
 
 _BATCH = 65_536  # pairs a record
 
 
 def main(
-    ctx: typer.Context,
+    run: opt.Invocation,
     interactions: Annotated[
-        str,
-        typer.Argument(
-            metavar="INTERACTIONS", help="CSV, TSV, RecBole .inter, lines USER ITEM ITEM ..., or a stream; - is stdin."
-        ),
+        str, opt.argument("INTERACTIONS", "CSV, TSV, RecBole .inter, lines USER ITEM ITEM ..., or a stream; - is stdin.")
     ] = "-",
     method: Annotated[
         Literal["swing", "u2i", "both"],
-        typer.Option(
-            help="Pair each item with the most similar ones, each click with the most similar one before it, or both."
-        ),
+        opt.option("Pair each item with the most similar ones, each click with the most similar one before it, or both."),
     ] = "both",
-    top: Annotated[int, typer.Option(metavar="N", min=1, help="swing: pairs per item, at most.")] = 20,
-    latest: Annotated[int, typer.Option(metavar="N", min=1, help="u2i: clicks before each that are compared, at most.")] = 50,
-    alpha: Annotated[
-        float, typer.Option(metavar="X", min=0, help="Smoothing: a pair of users who share n items counts 1/(X + n).")
-    ] = 1.0,
-    weigh_users: Annotated[
-        bool, typer.Option("--weigh-users", help="Count a user of n items as 1/sqrt(n) instead of 1.")
-    ] = False,
-    min_count: Annotated[int, typer.Option(metavar="N", min=1, help="Leave out items with fewer clicks.")] = 1,
-    min_rating: Annotated[
-        float | None, typer.Option(metavar="X", help="Use interactions with a rating of at least X. Default: all.")
-    ] = None,
-    max_users: Annotated[
-        int, typer.Option(metavar="N", min=2, help="Compare a seeded sample of N users of an item that has more.")
-    ] = 1000,
-    max_items: Annotated[
-        int, typer.Option(metavar="N", min=2, help="Compare the latest N clicks of a user who has more.")
-    ] = 1000,
-    all_parts: Annotated[bool, typer.Option("--all", help="Use all interactions, since they have been split already.")] = False,
-    columns: Columns = None,
-    seed: Seed = 0,
-    report: ReportFile = None,
-    output: Output = "-",
-    compress: Compress = None,
-    force: Force = False,
-    strict: Strict = False,
-    stamp: Stamp = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    top: Annotated[int, opt.value("N", "swing: pairs per item, at most.", least=1)] = 20,
+    latest: Annotated[int, opt.value("N", "u2i: clicks before each that are compared, at most.", least=1)] = 50,
+    alpha: Annotated[float, opt.value("X", "Smoothing: a pair of users who share n items counts 1/(X + n).", least=0)] = 1.0,
+    weigh_users: Annotated[bool, opt.option("Count a user of n items as 1/sqrt(n) instead of 1.", "--weigh-users")] = False,
+    min_count: Annotated[int, opt.value("N", "Leave out items with fewer clicks.", least=1)] = 1,
+    min_rating: Annotated[float | None, opt.value("X", "Use interactions with a rating of at least X. Default: all.")] = None,
+    max_users: Annotated[int, opt.value("N", "Compare a seeded sample of N users of an item that has more.", least=2)] = 1000,
+    max_items: Annotated[int, opt.value("N", "Compare the latest N clicks of a user who has more.", least=2)] = 1000,
+    all_parts: Annotated[bool, opt.option("Use all interactions, since they have been split already.", "--all")] = False,
+    columns: opt.Columns = None,
+    seed: opt.Seed = 0,
+    report: opt.ReportFile = None,
 ) -> int:
     """Find pairs of items that go together, by Swing similarity, in the training part of interactions.
 
@@ -70,9 +46,6 @@ def main(
     import numpy as np
 
     from kvtools.artifact import source_name
-    from kvtools.artifact.files import Sink, is_same_file, refuse_existing, write_line
-    from kvtools.artifact.history import extend
-    from kvtools.artifact.stream import Head, Writer
     from kvtools.artifact.strings import pack
     from kvtools.errors import Corrupt
     from kvtools.onerec.interactions.log import TRAIN, split
@@ -80,12 +53,11 @@ def main(
     from kvtools.onerec.items import swing
 
     name = source_name(interactions)
-    refuse_if((is_same_file(interactions, output), f"{name} is both input and output. Name another output."))
-    for dst in (output, report):
-        refuse_existing(dst or "-", force=force)
+    run.refuse_own_input(interactions)
+    run.refuse_existing(report)
     log, skipped, history = open_interactions(interactions, columns=roles(columns or []))
-    code = skipped.report(name, ctx.obj.log, strict=strict, verbose=verbose)
-    refuse_if(
+    code = skipped.report(name, run.log, strict=run.strict, verbose=run.verbose)
+    opt.refuse_if(
         (
             min_rating is not None and log.ratings is None,
             f"--min-rating needs ratings, and {name} has none. Name their column with --column rating=COL.",
@@ -106,7 +78,7 @@ def main(
     ):
         skipped.add(reason, len(keys), keys, is_skipped=False)
         if len(keys):
-            ctx.obj.log(f"{name}: {skipped.line(reason)}.", quiet=quiet)
+            run.info(f"{name}: {skipped.line(reason)}.")
     clicks = swing.clicks(users[kept], log.items[kept], len(log.user_keys), len(log.item_keys))
     similar = swing.swing(clicks, alpha=alpha, is_weighted=weigh_users)
     parts = {}
@@ -122,16 +94,14 @@ def main(
         "method": method, "top": top, "latest": latest, "alpha": alpha, "weigh_users": weigh_users, "min_count": min_count,
         "min_rating": min_rating, "max_users": max_users, "max_items": max_items, "all": all_parts, "seed": seed,
     }  # fmt: skip
-    head = Head("pair", extend("pairs", ctx.obj.argv, before=[history], stamp=stamp), recipe)
-    with Writer(Sink(output, force=force), head, level=compress) as writer:
+    with run.writer("pair", recipe, before=[history]) as writer:
         for begin in range(0, len(pairs), _BATCH):
             batch = slice(begin, begin + _BATCH)
             used, local = np.unique(pairs[batch], return_inverse=True)
             tensors = {"pairs": local.reshape(-1, 2).astype(np.int32), "scores": scores[batch]}
             writer.write(f"{writer.n_records:08d}", {**tensors, **pack("keys", log.item_keys[used].tolist())})
-    if report:
-        counts = {"interactions": len(log.items), "users": int((np.diff(log.offsets) > 0).sum())}
-        counts |= {"items": len(np.unique(log.items)), "pairs": len(pairs), "paired_items": len(np.unique(pairs))}
-        counts |= {f"{how}_pairs": len(own) for how, (own, _) in parts.items()}
-        write_line(report, json.dumps({**counts, "findings": skipped.to_json()}, ensure_ascii=False), force=force)
+    counts = {"interactions": len(log.items), "users": int((np.diff(log.offsets) > 0).sum())}
+    counts |= {"items": len(np.unique(log.items)), "pairs": len(pairs), "paired_items": len(np.unique(pairs))}
+    counts |= {f"{how}_pairs": len(own) for how, (own, _) in parts.items()}
+    run.write_report(report, {**counts, "findings": skipped.to_json()})
     return code

@@ -3,25 +3,19 @@
 import json
 from typing import Annotated, Any, BinaryIO
 
-import typer
-
-from kvtools.options import Force, Output, Quiet, Verbose, refuse_if
+from kvtools import options as opt
 
 EXAMPLES = ["kvtools plot items.ids -o items.png", "kvtools semid-build --codes 64 items.kvs | kvtools plot - -o items.svg"]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools semid-build", "kvtools pretrain keye", "kvtools pretrain onerec", "kvtools etree-train", "kvtools info")
+COMMON = ("output", "force")
 
 
 def main(
-    ctx: typer.Context,
+    run: opt.Invocation,
     inputs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="INPUT", help="A semantic-id bag, the log of etree-train, or logs of pretrain; - is stdin."),
+        list[str] | None, opt.argument("INPUT", "A semantic-id bag, the log of etree-train, or logs of pretrain; - is stdin.")
     ] = None,
-    output: Output = "-",
-    force: Force = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> int:
     """Plot training logs, or the statistics of semantic IDs.
 
@@ -31,26 +25,26 @@ def main(
     .png, .svg or .pdf; on stdout it is PNG. The same input gives the same bytes.
     """
     from kvtools.artifact import open_bag, source_name
-    from kvtools.artifact.files import Sink, open_source
+    from kvtools.artifact.files import open_source
     from kvtools.draw.codes import draw_codes
     from kvtools.draw.page import FORMATS, image
     from kvtools.errors import Corrupt
 
-    suffix = output.rpartition(".")[2].lower() if output != "-" and "." in output else "png"
+    suffix = run.output.rpartition(".")[2].lower() if run.output != "-" and "." in run.output else "png"
     sources = inputs or ["-"]
-    refuse_if((suffix not in FORMATS, f"-o {output} does not end in .png, .svg or .pdf. Give such a name."))
+    opt.refuse_if((suffix not in FORMATS, f"-o {run.output} does not end in .png, .svg or .pdf. Give such a name."))
     file = open_source(sources[0])
     if bytes(file.peek(1)[:1]) == b"{":  # type: ignore[attr-defined]
         logs = {source_name(src): file if src == sources[0] else open_source(src) for src in sources}
         figure = _draw_logs({name: _read_log(log, name) for name, log in logs.items()})
     else:
-        refuse_if((len(sources) > 1, f"{len(sources)} inputs are given, and only logs are plotted together. Give one bag."))
+        opt.refuse_if((len(sources) > 1, f"{len(sources)} inputs are given, and only logs are plotted together. Give one bag."))
         bag = open_bag(sources[0], "semantic-id", made_by="kvtools semid-build", file=file)
         if "quality" not in bag.fields:
             raise Corrupt(f"{source_name(sources[0])}: it has no quality report. Make one with kvtools semid-build.")
         n_levels, n_codes, _ = bag.tensors["codebooks"].shape
         figure = draw_codes(bag.tensors["codes"], n_levels, n_codes, bag.fields["quality"])
-    sink = Sink(output, force=force)
+    sink = run.sink()
     sink.write([image(figure, suffix)])
     sink.commit()
     return 0

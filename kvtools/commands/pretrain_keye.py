@@ -2,31 +2,7 @@
 
 from typing import Annotated, Literal
 
-import typer
-
-from kvtools.options import (
-    Config,
-    Device,
-    Dtype,
-    Force,
-    FrameTokens,
-    LogFile,
-    Media,
-    Output,
-    Overrides,
-    Peak,
-    PrintConfig,
-    Quiet,
-    Seed,
-    Stamp,
-    StateDir,
-    Steps,
-    Strict,
-    Tokenizer,
-    Verbose,
-    refuse_if,
-    to_toml,
-)
+from kvtools import options as opt
 
 EXAMPLES = [
     "kvtools pretrain keye questions.kvs --media clips.kvs --steps 2 --batch-tokens 1024 -o tiny.safetensors",
@@ -34,68 +10,47 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools quiz", "kvtools convert", "kvtools merge", "kvtools chat", "kvtools tokenize-video", "kvtools-stream(5)")
+COMMON = ("output", "force", "config", "print_config", "strict", "stamp")
 GROUPS = {"Data": ("--ratio", "--length", "--max-tokens"), "Architecture and training": ("--architecture", "--training")}
 
 
 def main(
-    ctx: typer.Context,
+    run: opt.Invocation,
     data: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="DATA", help="Conversations, as a stream or JSON, or sequence streams; - is stdin."),
+        list[str] | None, opt.argument("DATA", "Conversations, as a stream or JSON, or sequence streams; - is stdin.")
     ] = None,
     stage: Annotated[
         Literal["matching", "alignment", "multitask", "annealing", "sft", "cold-start"],
-        typer.Option(help="What is trained, and on what: see kvtools-pretrain-keye(1)."),
+        opt.option("What is trained, and on what: see kvtools-pretrain-keye(1)."),
     ] = "multitask",
     init: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="MODEL", help="Start from a model or a part of one: a bag or a Hugging Face directory; may be repeated."
-        ),
+        opt.value("MODEL", "Start from a model or a part of one: a bag or a Hugging Face directory; may be repeated."),
     ] = None,
     size: Annotated[
         Literal["tiny", "small", "0.6b", "8b"],
-        typer.Option(help="Model size, where --init does not decide it; tiny is for two cores."),
+        opt.option("Model size, where --init does not decide it; tiny is for two cores."),
     ] = "tiny",
     architecture: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PART.NAME=N", help="Override the model config, as language.layers=6; may be repeated."),
+        list[str] | None, opt.value("PART.NAME=N", "Override the model config, as language.layers=6; may be repeated.")
     ] = None,
-    tokenizer: Tokenizer = None,
-    media: Media = None,
-    ratio: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Mixing weights of the inputs. Default: as they are.")
-    ] = None,
-    valid: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Held-out conversations for validation after each epoch.")
-    ] = None,
-    steps: Steps = "3ep",
-    lr: Annotated[
-        float | None, typer.Option(metavar="X", help="Peak learning rate. Default: the stage's, less for wide models.")
-    ] = None,
-    batch_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens per step, visual tokens included.")] = 8192,
-    length: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="Tokens per packed row. Default: 4096, or --batch-tokens.")
-    ] = None,
-    frame_tokens: FrameTokens = "128:768",
-    max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Most visual tokens of a file. Default: 3/4 of a row.")
-    ] = None,
-    training: Overrides = None,
-    state: StateDir = None,
-    log: LogFile = None,
-    peak: Peak = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    seed: Seed = 0,
-    output: Output = "-",
-    force: Force = False,
-    config: Config = None,
-    print_config: PrintConfig = False,
-    strict: Strict = False,
-    stamp: Stamp = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    tokenizer: opt.Tokenizer = None,
+    media: opt.Media = None,
+    ratio: Annotated[str | None, opt.value("A,B,...", "Mixing weights of the inputs. Default: as they are.")] = None,
+    valid: Annotated[str | None, opt.value("DATA", "Held-out conversations for validation after each epoch.")] = None,
+    steps: opt.Steps = "3ep",
+    lr: Annotated[float | None, opt.value("X", "Peak learning rate. Default: the stage's, less for wide models.")] = None,
+    batch_tokens: Annotated[int, opt.value("N", "Tokens per step, visual tokens included.", least=2)] = 8192,
+    length: Annotated[int | None, opt.value("N", "Tokens per packed row. Default: 4096, or --batch-tokens.", least=2)] = None,
+    frame_tokens: opt.FrameTokens = "128:768",
+    max_tokens: Annotated[int | None, opt.value("N", "Most visual tokens of a file. Default: 3/4 of a row.", least=1)] = None,
+    training: opt.Overrides = None,
+    state: opt.StateDir = None,
+    log: opt.LogFile = None,
+    peak: opt.Peak = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
 ) -> int:
     """Train a vision-language model on conversations about pictures and videos, one stage at a time.
 
@@ -108,9 +63,7 @@ def main(
     from kvtools.world import Stop
 
     # before anything slow, such as loading torch: a signal from here on waits until the first step is saved
-    stop = Stop() if state or output != "-" else False
-    from kvtools.artifact.files import Sink, refuse_existing
-    from kvtools.artifact.history import extend
+    stop = Stop() if state or run.output != "-" else False
     from kvtools.artifact.state import lock_folder, state_folder
     from kvtools.keye.checkpoint import weights as checkpoint
     from kvtools.keye.run import setup
@@ -125,55 +78,45 @@ def main(
         length=default_length(batch_tokens) if length is None else length, ratio=ratio, training=training or [], seed=seed,
         frame_tokens=frame_tokens, max_tokens=max_tokens,
     )  # fmt: skip
-    if print_config:
-        typer.echo(to_toml(recipe.to_json()), nl=False)
-        return 0
-    world = ctx.obj.world
+    if run.print_config:
+        return run.print_recipe(recipe.to_json())
+    world = run.world
     sources = data or ["-"]
-    refuse_if(
-        (
-            "-" in sources and world.size > 1,
-            f"DATA - cannot be read by {world.size} ranks. Give a file that every rank reads.",
-        ),
-        ([*sources, valid].count("-") > 1, "- is given more than once, and stdin can be read only once. Give files."),
-        (
-            valid is None and recipe.is_judged,
-            "--training patience needs --valid DATA. Give both or neither.",
-        ),
-    )
+    run.refuse_shared_stdin(*sources, valid)
+    opt.refuse_if((valid is None and recipe.is_judged, "--training patience needs --valid DATA. Give both or neither."))
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
-    refuse_existing(output, force=force)
-    folder = state or state_folder(output)
+    run.refuse_existing()
+    folder = state or state_folder(run.output)
     limit_threads(world.local_size)
     keep_freed_memory()
-    log_here = partial(ctx.obj.log, quiet=quiet)
-    log_once = log_here if world.is_root else lambda _: None
-    report = {"log": log_here, "is_root": world.is_root, "strict": strict}
 
     with ExitStack() as stack:
         opened = stack.enter_context(open_training_data(sources, recipe, media=media or [], valid=valid))
+        log_of_any_rank = (lambda _: None) if run.quiet else run.log
+        report = partial(opened.report, log_of_any_rank, is_root=world.is_root, strict=run.strict)
         start = setup.initial_model(recipe, init or [], tokenizer, torch_device)
         task = stack.enter_context(closing(setup.make_task(recipe, start, opened, world, torch_device)))
         plan = recipe.plan(setup.epoch_length(recipe, task), start.config, precision)
         made_of = {**recipe.to_json(), "start": start.digest, "input": opened.digest, "dtype": precision}
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
-        run = Trainer(task, plan, train_state(folder, made_of), world, device=torch_device, peak=peak)
+        trainer = Trainer(task, plan, train_state(folder, made_of), world, device=torch_device, peak=peak)
         about = f"{recipe.objective.summary}: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
-        resume_run(run, folder, start_over=force, log=log_once, summary=about if verbose else "")
-        opened.report(**report)
+        resume_run(trainer, folder, start_over=run.force, log=run.info, summary=about if run.verbose else "")
+        report()
+        steps_done = opened.strictly(trainer.run(stop)) if run.strict else trainer.run(stop)
         log_run(
-            run, opened.strictly(run.run(stop)) if strict else run.run(stop), label="pretrain keye", log_file=log,
-            log=log_once, quiet=quiet, verbose=verbose, stage=stage,
+            trainer, steps_done, label="pretrain keye", log_file=log, log=run.info, quiet=run.quiet, verbose=run.verbose,
+            stage=stage,
         )  # fmt: skip
-        code: int = world.max(opened.report(**report))
+        code: int = world.max(report())
     if not world.is_root:
         return 0
-    figures = {"stage": stage, "step": run.progress.step, "loss": run.progress.loss, "validation": run.progress.best_score}
-    history = extend("pretrain keye", ctx.obj.argv, before=[*opened.histories, *start.histories], stamp=stamp)
+    done = trainer.progress
+    figures = {"stage": stage, "step": done.step, "loss": done.loss, "validation": done.best_score}
     checkpoint.save(
-        Sink(output, force=force), start.model.cpu(), tokenizer_json=start.template.to_bytes(), source=start.like,
-        files=start.files, history=history,
+        run.sink(), start.model.cpu(), tokenizer_json=start.template.to_bytes(), source=start.like,
+        files=start.files, history=run.history([*opened.histories, *start.histories]),
         fields={"recipe": recipe.to_json()} | {name: x for name, x in figures.items() if x is not None},
     )  # fmt: skip
-    run.forget()
+    trainer.forget()
     return code

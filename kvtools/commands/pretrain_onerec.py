@@ -3,30 +3,7 @@
 from functools import partial
 from typing import Annotated, Literal
 
-import typer
-
-from kvtools.options import (
-    Columns,
-    Config,
-    Device,
-    Dtype,
-    Force,
-    Interactions,
-    LogFile,
-    Output,
-    Overrides,
-    Peak,
-    PrintConfig,
-    Quiet,
-    Seed,
-    Stamp,
-    StateDir,
-    Steps,
-    Strict,
-    Verbose,
-    refuse_if,
-    to_toml,
-)
+from kvtools import options as opt
 
 EXAMPLES = [
     "kvtools pretrain onerec clicks.csv --items items.ids --steps 2ep -o small.safetensors",
@@ -34,50 +11,42 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools recgen", "kvtools semid-build", "kvtools pairs", "kvtools convert", "kvtools-stream(5)")
+COMMON = ("output", "force", "config", "print_config", "strict", "stamp")
 GROUPS = {"Data": ("--column",), "Architecture and training": ("--decoder", "--without", "--architecture", "--training")}
 
 
 def main(
-    ctx: typer.Context,
-    interactions: Interactions = "-",
-    items: Annotated[str | None, typer.Option(metavar="IDS", help="Item catalogue: semantic IDs from semid-build.")] = None,
-    users: Annotated[str | None, typer.Option(metavar="TABLE", help="Features of users: CSV, TSV or RecBole .user.")] = None,
+    run: opt.Invocation,
+    interactions: opt.Interactions = "-",
+    items: Annotated[str | None, opt.value("IDS", "Item catalogue: semantic IDs from semid-build.")] = None,
+    users: Annotated[str | None, opt.value("TABLE", "Features of users: CSV, TSV or RecBole .user.")] = None,
     size: Annotated[
         Literal["tiny", "0.015b", "0.121b", "0.935b", "2.633b"],
-        typer.Option(help="Model size: those of the report, or tiny for two cores."),
+        opt.option("Model size: those of the report, or tiny for two cores."),
     ] = "tiny",
     decoder: Annotated[
-        Literal["cross", "lazy"], typer.Option(help="Encoder and decoder (cross), or OneRec-V2's decoder alone (lazy).")
+        Literal["cross", "lazy"], opt.option("Encoder and decoder (cross), or OneRec-V2's decoder alone (lazy).")
     ] = "cross",
     near: Annotated[
-        int, typer.Option(metavar="N", min=0, max=64, help="Neighbours: N items that co-occur with the latest ones; 0 is none.")
+        int, opt.value("N", "Neighbours: N items that co-occur with the latest ones; 0 is none.", least=0, most=64)
     ] = 0,
     without: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATHWAY", help="Switch off static, positive, lifelong or near; may be repeated."),
+        list[str] | None, opt.value("PATHWAY", "Switch off static, positive, lifelong or near; may be repeated.")
     ] = None,
     architecture: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=N", help="Override a setting of the size, as width=256; may be repeated.")
+        list[str] | None, opt.value("NAME=N", "Override a setting of the size, as width=256; may be repeated.")
     ] = None,
-    steps: Steps = "20ep",
-    lr: Annotated[float, typer.Option(metavar="X", min=0, help="Peak learning rate.")] = 3e-3,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Targets of a step, padding included.")] = 512,
-    training: Overrides = None,
-    columns: Columns = None,
-    state: StateDir = None,
-    log_file: LogFile = None,
-    peak: Peak = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    seed: Seed = 0,
-    output: Output = "-",
-    force: Force = False,
-    config: Config = None,
-    print_config: PrintConfig = False,
-    strict: Strict = False,
-    stamp: Stamp = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    steps: opt.Steps = "20ep",
+    lr: Annotated[float, opt.value("X", "Peak learning rate.", least=0)] = 0.003,
+    batch: Annotated[int, opt.value("N", "Targets of a step, padding included.", least=1)] = 512,
+    training: opt.Overrides = None,
+    columns: opt.Columns = None,
+    state: opt.StateDir = None,
+    log_file: opt.LogFile = None,
+    peak: opt.Peak = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
 ) -> int:
     """Train a model that predicts a user's next item, code by code.
 
@@ -88,12 +57,10 @@ def main(
     from kvtools.world import Stop
 
     # before all that takes long, such as loading torch: a signal from here on waits for the first step to be saved
-    stop = Stop() if state or output != "-" else False
+    stop = Stop() if state or run.output != "-" else False
     import torch
 
     from kvtools.artifact import source_name
-    from kvtools.artifact.files import Sink, refuse_existing
-    from kvtools.artifact.history import extend
     from kvtools.artifact.state import lock_folder, state_folder
     from kvtools.chance import seed_for
     from kvtools.errors import Corrupt
@@ -113,22 +80,17 @@ def main(
     recipe = OneRecRecipe(
         size, decoder, near, without or [], architecture or [], steps, lr, batch=batch, training=training or [], seed=seed
     )
-    if print_config:
-        typer.echo(to_toml(recipe.to_json()), nl=False)
-        return 0
-    world, sources = ctx.obj.world, [interactions, items, users]
-    refuse_if(
-        (items is None, "--items is missing. Give semantic IDs, from kvtools semid-build."),
-        ("-" in sources and world.size > 1, f"an input is -, and {world.size} ranks cannot share stdin. Give a file."),
-        (sources.count("-") > 1, "several inputs are -, and stdin can be read only once. Give files for the others."),
-    )
+    if run.print_config:
+        return run.print_recipe(recipe.to_json())
+    world = run.world
+    opt.refuse_if((items is None, "--items is missing. Give semantic IDs, from kvtools semid-build."))
+    run.refuse_shared_stdin(interactions, items, users)
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
-    refuse_existing(output, force=force)
-    folder = state or state_folder(output)
+    run.refuse_existing()
+    folder = state or state_folder(run.output)
     limit_threads(world.local_size)
     keep_freed_memory()
-    log = partial(ctx.obj.log, quiet=quiet or not world.is_root)
-    report = partial(SkippedRows.report, log=partial(ctx.obj.log, quiet=not world.is_root), strict=strict, verbose=verbose)
+    report = partial(SkippedRows.report, log=run.warn, strict=run.strict, verbose=run.verbose)
 
     name = source_name(interactions)
     ids = SemanticIds.open(items or "")
@@ -155,20 +117,28 @@ def main(
     )  # fmt: skip
     plan = recipe.plan(task.n_steps(), task.n_tokens(), precision)
     run_of = {**recipe.to_json(), "items": ids.digest, "input": data.digest, "dtype": precision}
-    run = Trainer(task, plan, train_state(folder, run_of), world, device=torch_device, peak=peak)
+    trainer = Trainer(task, plan, train_state(folder, run_of), world, device=torch_device, peak=peak)
     n_parameters = sum(p.numel() for p in model.parameters())
-    summary = f"{n_parameters:,} parameters, {plan.n_steps} steps; {data.pathways}." if verbose else ""
+    summary = f"{n_parameters:,} parameters, {plan.n_steps} steps; {data.pathways}." if run.verbose else ""
     with lock_folder(folder, is_root=world.is_root):
-        resume_run(run, folder, start_over=force, log=log, summary=summary)
-        log_run(run, run.run(stop), label="pretrain onerec", log_file=log_file, log=log, quiet=quiet, verbose=verbose)
+        resume_run(trainer, folder, start_over=run.force, log=run.info, summary=summary)
+        log_run(
+            trainer,
+            trainer.run(stop),
+            label="pretrain onerec",
+            log_file=log_file,
+            log=run.info,
+            quiet=run.quiet,
+            verbose=run.verbose,
+        )
     if not world.is_root:
         return 0
     checkpoint = Checkpoint(model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json())
-    figures = {"step": run.progress.step, "validation": run.progress.best_score, "loss": run.progress.loss}
+    figures = {"step": trainer.progress.step, "validation": trainer.progress.best_score, "loss": trainer.progress.loss}
     checkpoint.save(
-        Sink(output, force=force),
-        history=extend("pretrain onerec", ctx.obj.argv, before=[before, ids.history], stamp=stamp),
+        run.sink(),
+        history=run.history([before, ids.history]),
         **{figure: value for figure, value in figures.items() if value is not None},
     )
-    run.forget()
+    trainer.forget()
     return code

@@ -1,26 +1,10 @@
 """`kvtools quiz`: clips in, self-supervised questions about them out."""
 
 import os
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
+from kvtools import options as opt
 from kvtools.chance import rng_for
-from kvtools.options import (
-    Compress,
-    Force,
-    FrameTokens,
-    Output,
-    Quiet,
-    Seed,
-    Stamp,
-    Strict,
-    Verbose,
-    is_given,
-    parse_range,
-    refuse_if,
-)
 
 if TYPE_CHECKING:
     from kvtools.keye.quiz.clips import Clip, Side, Table
@@ -31,50 +15,38 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools tokenize-video", "kvtools convert", "kvtools cat", "kvtools-stream(5)")
+COMMON = ("output", "compress", "force", "strict", "stamp")
 
 _TASKS = ("order", "match", "time", "describe")
 
 
 def main(
-    ctx: typer.Context,
+    run: opt.Invocation,
     clips: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="CLIPS|VIDEO|DIR", help="Streams of videos, video files, and folders of them; - is stdin."),
+        list[str] | None, opt.argument("CLIPS|VIDEO|DIR", "Streams of videos, video files, and folders of them; - is stdin.")
     ] = None,
-    task: Annotated[str, typer.Option(metavar="NAMES", help="Tasks: order, match, time, describe, or several with commas.")] = (
-        "order,match,time"
-    ),
+    task: Annotated[
+        str, opt.value("NAMES", "Tasks: order, match, time, describe, or several with commas.")
+    ] = "order,match,time",
     number: Annotated[
-        int | None,
-        typer.Option(
-            "-n", "--number", metavar="N", min=1, help="Number of questions. Default: 100, or with --labels one a clip."
-        ),
+        int | None, opt.value("N", "Number of questions. Default: 100, or with --labels one a clip.", "-n", "--number", least=1)
     ] = None,
     form: Annotated[
-        Literal["choice", "open", "check"], typer.Option(help="Answer with a letter, freely, or with yes or no.")
+        Literal["choice", "open", "check"], opt.option("Answer with a letter, freely, or with yes or no.")
     ] = "choice",
-    frames: Annotated[int, typer.Option(metavar="N", min=2, max=64, help="Frames of a question about one clip.")] = 6,
-    choices: Annotated[int, typer.Option(metavar="N", min=2, max=8, help="Options of a question.")] = 4,
-    split: Annotated[
-        str | None, typer.Option(metavar="SIDE[:FRACTION]", help="Use one side of the clips, as train:0.7 or test:0.3.")
-    ] = None,
-    group: Annotated[str | None, typer.Option(metavar="CSV", help="Table file,group; a group stays on one side.")] = None,
+    frames: Annotated[int, opt.value("N", "Frames of a question about one clip.", least=2, most=64)] = 6,
+    choices: Annotated[int, opt.value("N", "Options of a question.", least=2, most=8)] = 4,
+    split: Annotated[str | None, opt.value("SIDE[:FRACTION]", "Use one side of the clips, as train:0.7 or test:0.3.")] = None,
+    group: Annotated[str | None, opt.value("CSV", "Table file,group; a group stays on one side.")] = None,
     labels: Annotated[
-        str | None, typer.Option(metavar="CSV", help="Table file,label[,split][,group]: ask for labels instead of --task.")
+        str | None, opt.value("CSV", "Table file,label[,split][,group]: ask for labels instead of --task.")
     ] = None,
-    question: Annotated[str | None, typer.Option(metavar="TEXT", help="With --labels: the text of the question.")] = None,
+    question: Annotated[str | None, opt.value("TEXT", "With --labels: the text of the question.")] = None,
     positive: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="With --labels --form check: the label that is yes. Default: the first.")
+        str | None, opt.value("LABEL", "With --labels --form check: the label that is yes. Default: the first.")
     ] = None,
-    frame_tokens: FrameTokens = "16:64",
-    seed: Seed = 0,
-    output: Output = "-",
-    compress: Compress = None,
-    force: Force = False,
-    strict: Strict = False,
-    stamp: Stamp = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    frame_tokens: opt.FrameTokens = "16:64",
+    seed: opt.Seed = 0,
 ) -> int:
     """Generate self-supervised questions from clips, with their answers, for training and evaluation: no labels are needed.
 
@@ -83,10 +55,7 @@ def main(
     looked at. A clip stays on its side of a split. Clips that cannot be read are reported and left out; the exit code is
     then 65.
     """
-    from kvtools.artifact.files import Sink, is_same_file, refuse_existing
-    from kvtools.artifact.history import extend
-    from kvtools.artifact.stream import Head, Writer
-    from kvtools.errors import Corrupt, Usage
+    from kvtools.errors import Corrupt
     from kvtools.keye.data.conversations import write
     from kvtools.keye.quiz import clips as sources
     from kvtools.keye.quiz.build import ask, ask_labels
@@ -97,7 +66,7 @@ def main(
     from kvtools.video.sample import FrameSampling
 
     tasks = list(dict.fromkeys(task.split(",")))
-    refuse_if(
+    opt.refuse_if(
         (
             not set(tasks) <= set(_TASKS),
             f"--task {task} is not known. Give one of {', '.join(_TASKS)}, or several with commas.",
@@ -105,15 +74,16 @@ def main(
         (labels is None and question, "--question is used only with --labels. Give --labels CSV, or leave it out."),
         (labels is None and positive, "--positive is used only with --labels. Give --labels CSV, or leave it out."),
         (positive is not None and form != "check", "--positive is used only with --form check. Give both, or leave it out."),
-        (labels is not None and is_given(ctx, "task"), "--task and --labels cannot be used together. Give one of them."),
+        (labels is not None and "task" in run.given, "--task and --labels cannot be used together. Give one of them."),
     )
     if labels is None:
         _refuse_unaskable(tasks, form, frames, choices)
-    recipe = VideoRecipe(FrameSampling(fps=4.0, max_frames=256), Budget(24_576, *parse_range(frame_tokens, "--frame-tokens")))
+    recipe = VideoRecipe(
+        FrameSampling(fps=4.0, max_frames=256), Budget(24_576, *opt.parse_range(frame_tokens, "--frame-tokens"))
+    )
     inputs = clips or ["-"]
-    if any(is_same_file(src, output) for src in inputs):
-        raise Usage(f"{output}: this is both an input and the output. Name another output.")
-    refuse_existing(output, force=force)
+    run.refuse_own_input(*inputs)
+    run.refuse_existing()
     label_table = None if labels is None else sources.Table.open(labels)
     side = _side(split, label_table)
     group_table = label_table if group is None else sources.Table.open(group)
@@ -129,7 +99,7 @@ def main(
             histories.append(reader.head.history)
     if files:
         found += sources.clips_of_files(find_clips(files), recipe, unreadable)
-    code = unreadable.report("clips", ctx.obj.log, strict=strict)
+    code = unreadable.report("clips", run.log, strict=run.strict)
     first_of_key = {clip.key: clip for clip in reversed(found)}
     grouped = sources.in_groups(list(reversed(first_of_key.values())), group_table)
     kept = sources.on_side(grouped, side, label_table)
@@ -148,14 +118,12 @@ def main(
         raise Corrupt(
             f"{len(found)} clips: no question could be made: {why}. Give longer clips, more of them, or fewer --frames."
         )
-    log = partial(ctx.obj.log, quiet=quiet)
-    notes.report("clips", log, strict=False)  # reported, and no fault: enough clips were left
+    notes.report("clips", run.info, strict=False)  # reported, and no fault: enough clips were left
     if number is not None and len(questions) < number:
-        log(f"clips: {len(questions)} questions made of {number}; they give no more that differ.")
+        run.info(f"clips: {len(questions)} questions made of {number}; they give no more that differ.")
     name = "label" if label_table else task
     config = {"task": name, "form": form, "frames": frames, "choices": choices, "split": split, "seed": seed}
-    head = Head("conversation", extend("quiz", ctx.obj.argv, before=histories, stamp=stamp), config)
-    with Writer(Sink(output, force=force), head, level=compress) as writer:
+    with run.writer("conversation", config, before=histories) as writer:
         write(questions if side is None else [{**asked, "split": side.name} for asked in questions], writer)
     return code
 
@@ -172,7 +140,7 @@ def _refuse_unaskable(tasks: list[str], form: str, frames: int, choices: int) ->
         except ValueError as fault:
             raise Usage(f"--frames {frames}: {fault}.") from None
     too_few = f"--frames {frames} has too few moments for {n_options} options of --task time. Give {n_options + 1} or more."
-    refuse_if(("time" in tasks and n_options >= frames, too_few))
+    opt.refuse_if(("time" in tasks and n_options >= frames, too_few))
 
 
 def _side(split: str | None, labels: "Table | None") -> "Side | None":
@@ -184,12 +152,12 @@ def _side(split: str | None, labels: "Table | None") -> "Side | None":
     name, colon, fraction = split.partition(":")
     if not colon:
         has_split = labels is not None and labels.column("split") is not None
-        refuse_if((not has_split, f"--split {split} needs a fraction, as train:0.7, or --labels with a column split."))
+        opt.refuse_if((not has_split, f"--split {split} needs a fraction, as train:0.7, or --labels with a column split."))
         return Side(name, None)
     try:
         value = float(fraction)
     except ValueError:
         value = -1.0
     is_side = 0 < value < 1 and name in ("train", "test")
-    refuse_if((not is_side, f"--split {split} is not a side. Give train:FRACTION or test:FRACTION, between 0 and 1."))
+    opt.refuse_if((not is_side, f"--split {split} is not a side. Give train:FRACTION or test:FRACTION, between 0 and 1."))
     return Side(name, value)

@@ -1,31 +1,13 @@
 """`kvtools recgen`: a model and interactions in, recommendations or their quality out."""
 
-import json
 import time
 from contextlib import suppress
-from functools import partial
 from typing import Annotated, Literal
 
 import typer
 
+from kvtools import options as opt
 from kvtools.errors import Usage
-from kvtools.options import (
-    AsJson,
-    Columns,
-    Compress,
-    Device,
-    Dtype,
-    Force,
-    Interactions,
-    Output,
-    Quiet,
-    Seed,
-    Shard,
-    Stamp,
-    Strict,
-    Verbose,
-    refuse_if,
-)
 
 EXAMPLES = [
     "kvtools recgen --model shop.safetensors -k 5 --beam 32 clicks.csv --json",
@@ -34,6 +16,7 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools pretrain onerec", "kvtools semid-build", "kvtools convert", "kvtools-stream(5)")
+COMMON = ("output", "compress", "force", "strict", "stamp")
 GROUPS = {
     "Search": ("--within", "--blend", "--sure", "--exact", "--no-trie", "--keep-seen"),
     "Data": ("--table", "--titles", "--column"),
@@ -41,64 +24,46 @@ GROUPS = {
 
 
 def main(
-    ctx: typer.Context,
-    interactions: Interactions = "-",
+    run: opt.Invocation,
+    interactions: opt.Interactions = "-",
     models: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="M", help="Model from pretrain onerec; repeat it with --evaluate for mean and spread."),
+        opt.value("M", "Model from pretrain onerec; repeat it with --evaluate for mean and spread.", "--model"),
     ] = None,
-    k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Recommendations per user.")] = 10,
-    n_beams: Annotated[int, typer.Option("--beam", metavar="N", min=1, help="Beam width of the search over IDs.")] = 512,
+    k: Annotated[int, opt.value("N", "Recommendations per user.", "-k", least=1)] = 10,
+    n_beams: Annotated[int, opt.value("N", "Beam width of the search over IDs.", "--beam", least=1)] = 512,
     users: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Only these users: a file with one a line, or names with commas between.")
+        str | None, opt.value("LIST", "Only these users: a file with one a line, or names with commas between.")
     ] = None,
     table: Annotated[
-        str | None, typer.Option("--table", metavar="TABLE", help="User features: the table that the model was trained with.")
+        str | None, opt.value("TABLE", "User features: the table that the model was trained with.", "--table")
     ] = None,
     evaluate: Annotated[
-        Literal["valid", "test"] | None, typer.Option(help="Evaluate on this part: HR, NDCG and Pass@k of held-out items.")
+        Literal["valid", "test"] | None, opt.option("Evaluate on this part: HR, NDCG and Pass@k of held-out items.")
     ] = None,
     baseline: Annotated[
-        Literal["popular", "co-occurrence"] | None, typer.Option(help="Recommend by counts instead of a model.")
+        Literal["popular", "co-occurrence"] | None, opt.option("Recommend by counts instead of a model.")
     ] = None,
     items: Annotated[
-        str | None,
-        typer.Option(
-            metavar="IDS",
-            help="Item catalogue for --baseline; with --model, checked to be the one it was trained with.",
-        ),
+        str | None, opt.value("IDS", "Item catalogue for --baseline; with --model, checked to be the one it was trained with.")
     ] = None,
     within: Annotated[
-        Literal["popular", "recent", "random"], typer.Option(help="How items of one ID share its probability.")
+        Literal["popular", "recent", "random"], opt.option("How items of one ID share its probability.")
     ] = "popular",
     blend: Annotated[
-        str | None,
-        typer.Option(metavar="X", help="Weight of co-occurrence in a mixture, 0 to 1; auto tunes it on the validation part."),
+        str | None, opt.value("X", "Weight of co-occurrence in a mixture, 0 to 1; auto tunes it on the validation part.")
     ] = None,
-    sure: Annotated[bool, typer.Option("--sure", help="Widen the beam for users whose top k is not proven best.")] = False,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Rank all items instead of a beam search; for small catalogues.")
-    ] = False,
-    no_trie: Annotated[
-        bool, typer.Option("--no-trie", help="Search without the trie; IDs that no item has are dropped.")
-    ] = False,
-    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Recommend items of the user's history, too.")] = False,
-    titles: Annotated[
-        str | None, typer.Option(metavar="FILE", help="With --json: titles of items, CSV or RecBole .item.")
-    ] = None,
-    columns: Columns = None,
-    shard: Shard = None,
-    as_json: AsJson = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    seed: Seed = 0,
-    output: Output = "-",
-    compress: Compress = None,
-    force: Force = False,
-    strict: Strict = False,
-    stamp: Stamp = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    sure: Annotated[bool, opt.option("Widen the beam for users whose top k is not proven best.", "--sure")] = False,
+    exact: Annotated[bool, opt.option("Rank all items instead of a beam search; for small catalogues.", "--exact")] = False,
+    no_trie: Annotated[bool, opt.option("Search without the trie; IDs that no item has are dropped.", "--no-trie")] = False,
+    keep_seen: Annotated[bool, opt.option("Recommend items of the user's history, too.", "--keep-seen")] = False,
+    titles: Annotated[str | None, opt.value("FILE", "With --json: titles of items, CSV or RecBole .item.")] = None,
+    columns: opt.Columns = None,
+    shard: opt.Shard = None,
+    as_json: opt.AsJson = False,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    seed: opt.Seed = 0,
 ) -> int:
     """Recommend items to users: the best semantic IDs by beam search, and the items that have them.
 
@@ -106,9 +71,6 @@ def main(
     a note says so. Scores are log-probabilities. --evaluate ranks all items for each held-out interaction and prints HR, NDCG
     and Pass@k. The ranks of mpiexec or srun share the users; results do not depend on how many ranks there are.
     """
-    from kvtools.artifact.files import Sink, refuse_existing
-    from kvtools.artifact.history import extend
-    from kvtools.artifact.stream import Head, Writer
     from kvtools.onerec.interactions.stream import roles
     from kvtools.onerec.recommend.evaluate import report_lines
     from kvtools.onerec.recommend.recgen import RecgenRun
@@ -116,12 +78,11 @@ def main(
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.loop import DTYPES
 
-    world = ctx.obj.world
-    sources = [interactions, items, table, titles, users, *(models or [])]
+    world = run.world
     alone = {"--exact": exact, "--no-trie": no_trie, "--blend": blend is not None}
     of_models = {"--table": table is not None, "--sure": sure, **alone}
-    not_evaluated = {"--users": users, "--shard": shard, "--titles": titles, "-o": None if output == "-" else output}
-    refuse_if(
+    not_evaluated = {"--users": users, "--shard": shard, "--titles": titles, "-o": None if run.output == "-" else run.output}
+    opt.refuse_if(
         (bool(models) == (baseline is not None), "give either --model or --baseline, and not both."),
         (len(models or []) > 1 and evaluate is None, "several --model are allowed only with --evaluate."),
         (baseline is not None and items is None, f"--baseline {baseline} needs a catalogue. Give --items IDS."),
@@ -131,7 +92,10 @@ def main(
         ),
         (exact and no_trie, "--exact cannot be combined with --no-trie. Drop one of them."),
         *((sure and is_given, f"--sure cannot be combined with {name}. Drop one of them.") for name, is_given in alone.items()),
-        (as_json and output != "-", f"--json prints on stdout and cannot be combined with -o {output}. Drop one of them."),
+        (
+            as_json and run.output != "-",
+            f"--json prints on stdout and cannot be combined with -o {run.output}. Drop one of them.",
+        ),
         *(
             (
                 evaluate is not None and value is not None,
@@ -144,45 +108,42 @@ def main(
             (baseline is not None and is_given, f"{name} is allowed only with --model, and not with --baseline.")
             for name, is_given in of_models.items()
         ),
-        (sources.count("-") > 1, "several inputs are -, and stdin can be read only once. Give files for the others."),
-        ("-" in sources and world.size > 1, f"an input is -, and {world.size} ranks cannot share stdin. Give a file."),
     )
+    run.refuse_shared_stdin(interactions, items, table, titles, users, *(models or []))
     weight = _blend_weight(blend or "0")
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
-    refuse_existing(output, force=force)
+    run.refuse_existing()
     limit_threads(world.local_size)
     keep_freed_memory()
 
-    log = partial(ctx.obj.log, quiet=quiet or not world.is_root)
     options = SearchOptions(
         k=k, beam=n_beams, certify=k, widen=sure, is_exact=exact, use_trie=not no_trie, within=within,
         exclude_seen=not keep_seen, blend=weight, seed=seed,
     )  # fmt: skip
-    run = RecgenRun(
+    recgen = RecgenRun(
         interactions, roles(columns or []), items, table, options, world, device=torch_device, dtype=DTYPES[precision],
-        log=log, report=partial(ctx.obj.log, quiet=not world.is_root), strict=strict, verbose=verbose, quiet=quiet,
+        log=run.info, report=run.warn, strict=run.strict, verbose=run.verbose, quiet=run.quiet,
     )  # fmt: skip
     is_auto = blend == "auto"
     if evaluate is not None:
-        figures = [run.evaluate(model, baseline, evaluate, calibrate=is_auto) for model in models or [""]]
+        figures = [recgen.evaluate(model, baseline, evaluate, calibrate=is_auto) for model in models or [""]]
         for line in report_lines(figures, as_json=as_json) if world.is_root else []:
             typer.echo(line)
-        return run.code
+        return recgen.code
     start = time.monotonic()
-    names = run.titles(titles) if titles is not None and world.is_root else None
-    recommendations = run.recommend((models or [""])[0], baseline, users, shard, calibrate=is_auto)
+    names = recgen.titles(titles) if titles is not None and world.is_root else None
+    recommendations = recgen.recommend((models or [""])[0], baseline, users, shard, calibrate=is_auto)
     if as_json or not world.is_root:  # every rank takes part, and rank 0 alone gets something
         for one in recommendations:
-            typer.echo(json.dumps(one.to_json(names), ensure_ascii=False))
+            run.print_json(one.to_json(names))
     else:
-        head = Head("recommendation", extend("recgen", ctx.obj.argv, before=run.history, stamp=stamp))
-        with Writer(Sink(output, force=force), head, level=compress) as writer:
+        with run.writer("recommendation", before=recgen.history) as writer:
             for one in recommendations:
                 tensors, fields = one.to_record()
                 writer.write(one.user, tensors, **fields)
-    if verbose:
-        log(f"{run.n_users:,} users in {time.monotonic() - start:.1f} s.")
-    return run.code
+    if run.verbose:
+        run.info(f"{recgen.n_users:,} users in {time.monotonic() - start:.1f} s.")
+    return recgen.code
 
 
 def _blend_weight(text: str) -> float:

@@ -1,10 +1,8 @@
 """`kvtools sum`: digests that do not depend on the order of records."""
 
-import json
-
 import typer
 
-from kvtools.options import AsJson, Inputs, Quiet, Verbose
+from kvtools import options as opt
 
 EXAMPLES = ["kvtools sum clips.kvs", "kvtools cat part-*.kvs | kvtools sum -"]
 EXIT_CODES = (0, 2, 65, 66)
@@ -12,7 +10,9 @@ SEE_ALSO = ("kvtools check", "kvtools cat", "kvtools-stream(5)")
 
 
 def main(
-    ctx: typer.Context, inputs: Inputs = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+    run: opt.Invocation,
+    inputs: opt.Inputs = None,
+    as_json: opt.AsJson = False,
 ) -> int:
     """Print a digest of each artifact that is equal for the same records in any order.
 
@@ -35,11 +35,11 @@ def main(
             else:
                 digest, n_records = Digest.of_bag(artifact.tensors), 1
         except Fault as fault:
-            ctx.obj.log(str(fault))
+            run.log(str(fault))
             worst = max(worst, fault.code)
             continue
         if as_json:
-            typer.echo(json.dumps({"digest": str(digest), "records": n_records, "name": src}))
+            run.print_json({"digest": str(digest), "records": n_records, "name": src})
         else:
             typer.echo(f"{digest}  {src}")
     return worst

@@ -100,7 +100,7 @@ def test_tasks_are_marked_apart():
 
 REFUSED = [
     ("questions.jsonl --media clips.kvs", 2, "--model is missing. Give a model that kvtools pretrain keye has written."),
-    ("- --media clips.kvs --model -", 2, "- is given more than once, and stdin can be read only once. Give files."),
+    ("- --media clips.kvs --model -", 2, "several inputs are -, and stdin can be read only once. Give files for the others."),
     (
         "yes.jsonl --media clips.kvs --model yes.model",
         65,

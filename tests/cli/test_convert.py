@@ -120,7 +120,7 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
         (
             "kvtools convert clicks.txt -o clicks.txt --force",
             2,
-            "clicks.txt: this is both the input and the output. Name another output.",
+            "clicks.txt: this is both an input and the output. Name another output.",
         ),
         ("kvtools convert clicks.txt -o who.csv", 73, "--force"),
         ("kvtools convert clicks.txt > /dev/full", 74, "no space left"),

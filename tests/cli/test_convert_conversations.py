@@ -73,7 +73,7 @@ def test_one_bad_line_does_not_lose_the_others(top, capfd):
         (
             "kvtools convert list.json -o list.json --force",
             2,
-            "list.json: this is both the input and the output. Name another output.",
+            "list.json: this is both an input and the output. Name another output.",
         ),
         ("kvtools convert list.json -o lines.jsonl", 73, "--force"),
     ],

@@ -224,7 +224,7 @@ def test_terms_without_company_get_a_direction_of_their_own(sh, top):
         (
             "kvtools embed keywords.json --dim 2 -o keywords.json --force",
             2,
-            "keywords.json is both input and output. Name another output.",
+            "keywords.json: this is both an input and the output. Name another output.",
         ),
         ("kvtools embed keywords.json --dim 2 -o t.csv", 73, EXISTS),
         ("kvtools embed keywords.json --dim 2 --report t.csv", 73, EXISTS),

@@ -26,36 +26,30 @@ main()
 """
 
 MODULE = '''
-from typing import Literal
+from typing import Annotated, Literal
 
-import typer
-
-from kvtools.options import Config, Inputs, Output
+from kvtools import options as opt
 
 EXAMPLES = ["kvtools NAME flour -o loaf", "kvtools NAME flour | kvtools info -"]
 EXIT_CODES = (0, 2, 66)
 SEE_ALSO = ("kvtools info",)
+COMMON = ("output", "config")
 
 
 def main(
-    ctx: typer.Context,
-    inputs: Inputs = None,
-    output: Output = "-",
-    heat: Literal["low", "high"] = typer.Option("low", "--heat", help="How hot."),
-    config: Config = None,
+    run: opt.Invocation,
+    inputs: opt.Inputs = None,
+    heat: Annotated[Literal["low", "high"], opt.option("How hot.")] = "low",
 ) -> int:
     """Turn flour into bread.
 
     It takes a while.
     """
-    from kvtools.artifact.files import Sink
-    from kvtools.artifact.history import extend
-    from kvtools.artifact.stream import Head, Writer
     from kvtools.errors import Missing
 
     if "flour" not in (inputs or []):
         raise Missing("flour: none found, some expected.")
-    with Writer(Sink(output), Head("pair", extend(ctx.obj.command, ctx.obj.argv), {"heat": heat})):
+    with run.writer("pair", {"heat": heat}):
         return 0
 '''
 

@@ -155,7 +155,7 @@ def pairs_of_log(sh, top):
             2,
             "--min-rating needs ratings, and log.txt has none. Name their column with --column rating=COL.",
         ),
-        ("kvtools pairs log.txt -o log.txt --force", 2, "log.txt is both input and output. Name another output."),
+        ("kvtools pairs log.txt -o log.txt --force", 2, "log.txt: this is both an input and the output. Name another output."),
         ("kvtools pairs log.txt -o who.csv", 73, EXISTS),
         ("kvtools pairs log.txt --report who.csv", 73, EXISTS),
     ],

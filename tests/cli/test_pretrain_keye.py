@@ -537,7 +537,7 @@ USAGE = {
     "--stage rest": "invalid value for '--stage': 'rest'",
     "--dtype int8": "invalid value for '--dtype': 'int8'",
     "--config odd.toml": "--config odd.toml: pretrain keye has no option colour. See --help.",
-    "--valid - -": "- is given more than once, and stdin can be read only once. Give files.",
+    "--valid - -": "several inputs are -, and stdin can be read only once. Give files for the others.",
     "--speed 3": "no such option: --speed",
 }
 

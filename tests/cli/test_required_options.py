@@ -7,7 +7,7 @@ from kvtools.commands.registry import COMMANDS
 
 # command line without what is required -> the option or argument that the refusal names
 LACKING = {
-    "tokenize-video": "VIDEO",
+    "tokenize-video": "no video",
     "chat what": "--model",
     "answer questions.kvs": "--model",
     "pretrain onerec clicks.csv": "--items",

@@ -186,7 +186,7 @@ BAD = {
         "", "--append", 2, "--append is of use only with --codebook. Give --codebook IDS, or leave it out."
     ),
     "two inputs from stdin": (
-        "", "--keys - --codebook -", 2, "only one input can come from stdin. Name files for the others."
+        "", "--keys - --codebook -", 2, "several inputs are -, and stdin can be read only once. Give files for the others."
     ),
     "a size that is none": ("", "--memory lots", 2, "--memory lots is not a size. Give one as 64MiB or 2GiB."),
     "json where the IDs go": (

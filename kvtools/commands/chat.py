@@ -44,7 +44,7 @@ def main(
     fps: Annotated[float, opt.value("RATE", "Frames per second taken from a video.")] = 2.0,
     frames: Annotated[int | None, opt.value("N", "Take N frames of each video instead.", least=1)] = None,
     frame_tokens: opt.FrameTokens = "128:768",
-    max_tokens: Annotated[int, opt.value("N", "Most visual tokens of a video.", least=1)] = 24576,
+    max_tokens: Annotated[int, opt.value("N", "Most visual tokens of a video.", least=1)] = 24_576,
     seed: opt.Seed = 0,
     as_json: Annotated[bool, opt.option("Print each answer as a line of JSON.", "--json")] = False,
     device: opt.Device = "auto",

@@ -37,7 +37,7 @@ def main(
         list[str] | None, opt.value("NAME=N", "Override a setting of the size, as width=256; may be repeated.")
     ] = None,
     steps: opt.Steps = "20ep",
-    lr: Annotated[float, opt.value("X", "Peak learning rate.", least=0)] = 0.003,
+    lr: Annotated[float, opt.value("X", "Peak learning rate.", least=0)] = 3e-3,
     batch: Annotated[int, opt.value("N", "Targets of a step, padding included.", least=1)] = 512,
     training: opt.Overrides = None,
     columns: opt.Columns = None,

@@ -32,7 +32,7 @@ def main(
     frames: Annotated[int | None, opt.value("N", "Take N frames a clip in place of --fps, evenly spread.", least=1)] = None,
     min_frames: Annotated[int, opt.value("N", "Take at least N frames, where the clip has them.", least=1)] = 4,
     max_frames: Annotated[int, opt.value("N", "Take at most N frames.", least=1)] = 768,
-    max_tokens: Annotated[int, opt.value("N", "Most tokens a clip, of 28x28 pixels each; never exceeded.", least=1)] = 24576,
+    max_tokens: Annotated[int, opt.value("N", "Most tokens a clip, of 28x28 pixels each; never exceeded.", least=1)] = 24_576,
     frame_tokens: opt.FrameTokens = "128:768",
     start: Annotated[
         float | None, opt.value("SECONDS", "Start of the clip, in seconds after the first frame.", least=0)

@@ -358,4 +358,4 @@ def test_rates_of_stages_are_those_that_the_page_tells():
     rest = words.split()[-1]
     for name, stage in STAGES.items():
         rate = next((rate for rate, each in named.items() if each == name), rest)
-        assert float(rate) == stage.rate, name
+        assert float(rate) == stage.lr, name

@@ -1,11 +1,11 @@
 """Does alignment bring held-out pairs under one first-level code? A Markdown table on stdout.
 
-Usage: align.py validation|test [NAME=VALUE,...]...   each word is one set of align.AlignConfig to try beside no alignment
+Usage: align.py validation|test [NAME=VALUE,...]...   each set of values is one AlignConfig to compare
 
 Amazon Beauty's 5-core of 2014 in $KVTOOLS_DATA/rec, vectors by `kvtools embed`, pairs by `kvtools pairs`, which sees the
-training part alone (all but a user's last two items). Held out: (last training item, validation item) while settings are
-chosen, (last training item, test item) once. First-level codes by RQ-KMeans, K 256. Chance: the sum of the codes' squared
-shares, which an uneven histogram raises. Lift: shared over chance.
+training part alone (all but a user's last two items). Held-out pairs: (last training item, validation item) to choose a config,
+(last training item, test item) once. First-level codes by RQ-KMeans, K 256. Chance: the probability that two random items have
+one code, the sum of the codes' squared frequencies. Lift: the fraction of held-out pairs with one code, over chance.
 """
 
 import os
@@ -63,11 +63,11 @@ def main():
     print(f"\n{len(x_ND):,} items, {len(pairs_P2):,} training pairs, {len(held_P2):,} held-out pairs ({which})\n", flush=True)
     print("| settings | shared, mean (seeds) | chance | lift | entropy, nats | s |\n|---|---|---|---|---|---|")
     for words in tries:
-        settings = AlignConfig(**{name: type(getattr(AlignConfig, name))(value) for name, value in words.items()})
+        config = AlignConfig(**{name: type(getattr(AlignConfig, name))(value) for name, value in words.items()})
         shared, chances, entropies, seconds = [], [], [], []
         for seed in SEEDS if which == "test" else SEEDS[:1]:
             begun = time.monotonic()
-            vectors = align(x_ND, pairs_P2, config=settings, seed=seed).vectors if words else x_ND
+            vectors = align(x_ND, pairs_P2, config=config, seed=seed).vectors if words else x_ND
             seconds.append(time.monotonic() - begun)
             codes_N = first_codes(vectors, seed)
             share_K = np.bincount(codes_N, minlength=K) / len(codes_N)

@@ -1,9 +1,9 @@
 """semid-build against faiss and scikit-learn: same vectors, same first codes, same iterations, two threads; Markdown on stdout.
 
-Usage: semid.py PEERS_PYTHON [ROUNDS]. Vectors: 200,000 patches of real clips on their first 256 principal components, and as
-many of pure Gaussian noise, which has no structure that anybody could make use of. Everybody gets the vectors as an .npy, reads
-them before the clock starts, and makes codebooks and codes of three levels. Ours is timed as the library call that the
-command makes; the whole command, start-up, reading and writing included, is a row of its own.
+Usage: semid.py PEERS_PYTHON [ROUNDS]. Vectors: 200,000 patches of real clips on their first 256 principal components, and
+200,000 vectors of Gaussian noise, which have no structure to exploit. Each contestant reads the vectors from an .npy before the
+clock starts, and makes codebooks and codes of three levels. kvtools is timed as the library call that the command makes; the
+whole command, with start-up, reading and writing, is a row of its own.
 """
 
 import json
@@ -101,7 +101,7 @@ def measure(title, x, python, n_codes, n_levels, contestants, n_rounds):
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/x.npy"
         np.save(path, x)
-        # the rows that kvtools draws for its first codes on each level, by number, for those that can be told
+        # the rows that kvtools draws as initial centroids of each level, for contestants that accept them
         starts = [
             np.sort(rng_for(SEED, "semid-build", "init", level).choice(N, size=n_codes, replace=False)).tolist()
             for level in range(n_levels)

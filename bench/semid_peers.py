@@ -1,4 +1,4 @@
-"""The other quantisers, each asked on stdin, in the peers' environment; a JSON line of seconds, MSE and passes on stdout."""
+"""The other quantisers, in the peers' environment: a JSON request on stdin; JSON of seconds, MSE and passes on stdout."""
 
 import json
 import sys

@@ -165,7 +165,7 @@ BAD = {
         "fit.ids: its codebooks are 16 wide, and the vectors 9. Give vectors of that width.",
     ),
     "a codebook that is none": (
-        "", "--codebook items.keys", 65, "items.keys: this is neither a stream nor a bag."
+        "", "--codebook items.keys", 65, "items.keys: this is neither a stream nor a bag of kvtools. See kvtools convert for other files."
     ),
     "a codebook that is a model": (
         "", "--codebook items.kvs", 65,

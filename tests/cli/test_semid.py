@@ -23,6 +23,7 @@ def items(tmp_path):
 
 BUILD = "kvtools semid-build items.npy --keys items.keys"
 NEEDED = "and float16, float32 or float64 (N, D) is needed. Convert it with numpy."
+NEITHER = "items.keys: this is neither a stream nor a bag of kvtools. Give one, or see kvtools convert."
 OTHER_VECTORS = "the stopped run had other vectors. Give the same vectors to resume it, or --force to start over."
 
 
@@ -165,7 +166,7 @@ BAD = {
         "fit.ids: its codebooks are 16 wide, and the vectors 9. Give vectors of that width.",
     ),
     "a codebook that is none": (
-        "", "--codebook items.keys", 65, "items.keys: this is neither a stream nor a bag of kvtools. See kvtools convert for other files."
+        "", "--codebook items.keys", 65, NEITHER
     ),
     "a codebook that is a model": (
         "", "--codebook items.kvs", 65,

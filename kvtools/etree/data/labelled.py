@@ -118,7 +118,8 @@ def _read_all(paths: list[str]) -> Iterator[Samples]:
             with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
                 yield _checked(read(cast(BinaryIO, file)))
         except _DAMAGE as fault:
-            raise Corrupt(f"{path}: {str(fault).rstrip('.') or type(fault).__name__}.") from None
+            why = f"it has no {fault}" if isinstance(fault, KeyError) else str(fault).rstrip(".")
+            raise Corrupt(f"{path}: {why or type(fault).__name__}.") from None
 
 
 def _reader(path: str, paths: list[str]) -> Callable[[BinaryIO], Samples] | None:

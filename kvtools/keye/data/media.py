@@ -254,5 +254,7 @@ def _select(clip: Visual, item: Item) -> Visual:
 
 
 def _reason(error: BaseException, name: str) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
     text = " ".join((str(getattr(error, "strerror", None) or error) or type(error).__name__).split()).rstrip(".")
     return text.removeprefix(f"{name}: ")

@@ -56,8 +56,10 @@ def open_seekable(src: str) -> BinaryIO:
 
 
 def is_same_file(src: str, dst: str) -> bool:
-    """Whether both names lead to one existing regular file."""
-    return "-" not in (src, dst) and Path(src).is_file() and os.path.exists(dst) and os.path.samefile(src, dst)
+    """Whether both names lead to one existing regular file or folder."""
+    if "-" in (src, dst) or not (Path(src).is_file() or Path(src).is_dir()):
+        return False
+    return os.path.exists(dst) and os.path.samefile(src, dst)
 
 
 def refuse_existing(dst: str, *, force: bool) -> None:

@@ -131,7 +131,7 @@ def test_keye_in_and_out_keeps_every_tensor_and_the_config(kv, tmp_path, keye):
     code, said = kv("convert keye -o m.safetensors", "check m.safetensors", "convert -q m.safetensors -o out/")
     assert code == 0
     assert "3 tensors that the model does not use are kept: visual.vision_model.embeddings.packing_position" in said
-    assert "left behind: modeling_keye.py" in said
+    assert "kvtools convert: keye: these files are not converted: modeling_keye.py.\n" in said
     before, after = (read_safetensors(folder / "model.safetensors") for folder in (keye, tmp_path / "out"))
     assert set(before) == set(after)
     assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.bfloat16 for name in before)
@@ -259,7 +259,8 @@ def test_a_directory_is_overwritten_when_told_and_only_a_models(kv, tmp_path):
     assert not (tmp_path / "out" / "stale.txt").exists()
     (tmp_path / "home" / "deep").mkdir(parents=True)
     (tmp_path / "home" / "config.json").write_text("{}")
-    assert "this is not a model's directory, and it is not overwritten. Name another output." in kv("convert --force in -o home/")[1]
+    refusal = "kvtools convert: home/: this is not a model's directory, and it is not overwritten. Name another output.\n"
+    assert kv("convert --force in -o home/") == (73, refusal)
     (tmp_path / "empty").mkdir()
     assert kv("convert in -o empty/") == (0, "")
     assert kv("convert in -o in/")[0] == 2

@@ -334,6 +334,7 @@ kvtools convert keye.safetensors -o home/ --force
 kvtools convert keye.safetensors -o text.txt/ --force
 kvtools convert keye.safetensors -o nowhere/keye/
 kvtools convert keye.safetensors -o keye/
+kvtools convert keye -o keye/ --force
 kvtools convert keye.safetensors -o other.safetensors
 kvtools convert keye -o again/ --file-size much
 kvtools convert keye --column time=when -o again.safetensors

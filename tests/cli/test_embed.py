@@ -206,7 +206,7 @@ def test_terms_without_company_get_a_direction_of_their_own(sh, top):
         ("kvtools embed none.json", 65, "none.json: there is no item left to write. Look at the input."),
         ("kvtools embed t.csv", 2, "t.csv: no column holds text by its type. Name some of id, x with --text."),
         ("kvtools embed t.csv --text y", 2, "t.csv: there is no column 'y' among id, x. Name another."),
-        ("kvtools embed t.csv --text x --id n", 65, "t.csv: no column 'n' among id, x. Name the right one."),
+        ("kvtools embed t.csv --text x --id n", 65, "t.csv: there is no column 'n' among id, x. Name the right one."),
         ("kvtools embed keywords.json --text y", 2, "keywords.json: no item has a field 'y'. There are none."),
         ("kvtools embed x.npy", 2, "x.npy: an .npy file does not name its rows. Give their keys with --keys FILE."),
         ("kvtools embed x.npy --keys t.csv", 65, "x.npy: there are 3 rows and 2 keys. Give one key per row with --keys."),

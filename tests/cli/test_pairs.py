@@ -143,7 +143,7 @@ def pairs_of_log(sh, top):
         (
             "kvtools pairs who.csv --column user=whom --column item=what",
             65,
-            "who.csv: no column 'whom' among who, what. Name the right one.",
+            "who.csv: there is no column 'whom' among who, what. Name the right one.",
         ),
         (
             "kvtools pairs who.csv --column what=item",

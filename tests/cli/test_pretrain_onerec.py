@@ -449,7 +449,7 @@ REFUSED = [
     ("kvtools pretrain onerec clicks.csv --items cut.ids -o m", 65, "cut.ids"),
     ("kvtools pretrain onerec cut.kvs --items items.ids -o m", 65, "cut.kvs"),
     ("kvtools pretrain onerec clicks.csv --items items.ids --users titles.csv -o m", 65, "titles.csv: no user column"),
-    ("kvtools pretrain onerec clicks.csv --items items.ids --column time=when -o m", 65, "no column 'when'"),
+    ("kvtools pretrain onerec clicks.csv --items items.ids --column time=when -o m", 65, "there is no column 'when'"),
     ("kvtools pretrain onerec users.csv --items items.ids -o m", 65, "users.csv: no item column"),
     ("kvtools pretrain onerec empty.csv --items items.ids -o m", 65, "empty.csv"),
     (

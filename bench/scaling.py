@@ -28,7 +28,7 @@ from kvtools.onerec.interactions.log import VALID
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.run.checkpoint import new_model
 from kvtools.onerec.run.dataset import build_training_set
-from kvtools.onerec.run.objective import NextItemTask
+from kvtools.onerec.run.objectives import NextItemTask
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.train.device import keep_freed_memory
 from kvtools.train.loop import Plan, Trainer

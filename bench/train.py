@@ -25,7 +25,7 @@ from train_peers import N_CODES, N_LEVELS, Settings
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.onerec import VocabularySizes
 from kvtools.onerec.run.dataset import build_training_set
-from kvtools.onerec.run.objective import NextItemTask
+from kvtools.onerec.run.objectives import NextItemTask
 from kvtools.train.device import keep_freed_memory
 from kvtools.train.loop import Plan, Trainer
 from kvtools.train.peak_flops import measured_peak

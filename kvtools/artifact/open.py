@@ -9,8 +9,8 @@ from typing import BinaryIO
 from kvtools.artifact.bag import Bag, read_bag
 from kvtools.artifact.blob import MAX_HEADER_BYTES
 from kvtools.artifact.files import open_source
-from kvtools.artifact.frame import HEAD
 from kvtools.artifact.stream import Reader
+from kvtools.artifact.zstd_frame import HEAD
 from kvtools.errors import Corrupt
 
 

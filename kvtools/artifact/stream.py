@@ -2,7 +2,7 @@
 
     HEAD  skippable 0x184D2A50  b"kvs1" + canonical JSON {kind, schema, history, config} + crc32
     REC*  MARK skippable 0x184D2A52: record number u64, stored length u64, raw length u64, crc32 of the raw bytes u32,
-          crc32 of the mark itself u32; then one zstd frame around one safetensors blob (frame.py, blob.py)
+          crc32 of the mark itself u32; then one zstd frame around one safetensors blob (zstd_frame.py, blob.py)
     KEYS  skippable 0x184D2A51  sorted keys to record numbers, crc32 of each stored frame (`stream_part._keys_payload`), crc32
     END   skippable 0x184D2A5E  the standard zstd seek table over all frames before it
 
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 from zlib_ng.zlib_ng import crc32
 
-from kvtools.artifact import blob, frame
+from kvtools.artifact import blob, zstd_frame
 from kvtools.artifact.files import Sink, Spool
 from kvtools.artifact.history import refuse_other_options
 from kvtools.artifact.stream_part import MARK_BODY, MARK_PREFIX, Head, Part, PartIndex, Record, Torn, checksum
@@ -83,13 +83,13 @@ class Writer:
         n_raw = raw_crc = 0
         for piece in pieces:
             n_raw, raw_crc = n_raw + len(piece), crc32(piece, raw_crc)
-        if not 0 < n_raw <= frame.MAX_RAW_BYTES:
-            raise ValueError(f"record {key} is {n_raw:,} bytes, and a record holds 1 to {frame.MAX_RAW_BYTES:,}")
+        if not 0 < n_raw <= zstd_frame.MAX_RAW_BYTES:
+            raise ValueError(f"record {key} is {n_raw:,} bytes, and a record holds 1 to {zstd_frame.MAX_RAW_BYTES:,}")
         with Spool() as compressed:
             if self._level == 0:
-                buffers, n_stored = frame.store(pieces, n_raw), frame.stored_length(n_raw)
+                buffers, n_stored = zstd_frame.store(pieces, n_raw), zstd_frame.stored_length(n_raw)
             else:
-                for part in frame.compress(pieces, n_raw, self._level):
+                for part in zstd_frame.compress(pieces, n_raw, self._level):
                     compressed.append(part)
                 buffers, n_stored = iter(compressed), len(compressed)
             self._write_head()
@@ -113,7 +113,7 @@ class Writer:
             self._write_head()
             self._sink.write([self._index.keys_frame()])
             self._index.add_keys()
-            self._sink.write([frame.seek_table(self._index.sizes())])
+            self._sink.write([zstd_frame.seek_table(self._index.sizes())])
         except BaseException:
             self._sink.abandon()
             raise

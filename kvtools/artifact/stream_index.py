@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kvtools.artifact import frame
+from kvtools.artifact import zstd_frame
 from kvtools.artifact.stream_part import MARK_BODY, MARK_PREFIX, Head, Part, Record, Torn, parse_keys
 from kvtools.errors import Corrupt, Missing
 
@@ -94,13 +94,13 @@ class Index:
         """Where the part that ends there begins, and the (stored, raw) bytes of its frames, int64 (n, 2)."""
         footer = self._pread(max(0, end - 9), min(9, end))
         n_frames = int.from_bytes(footer[:4], "little")
-        n_bytes = frame.PREFIX_BYTES + 8 * n_frames + 9
-        if int.from_bytes(footer[-4:], "little") != frame.SEEK_MAGIC or n_bytes > end or n_frames < 2:
+        n_bytes = zstd_frame.PREFIX_BYTES + 8 * n_frames + 9
+        if int.from_bytes(footer[-4:], "little") != zstd_frame.SEEK_MAGIC or n_bytes > end or n_frames < 2:
             raise Torn("it has no end mark; the producer died or the disk filled")
         table = self._pread(end - n_bytes, n_bytes)
-        sizes = np.frombuffer(table[frame.PREFIX_BYTES : -9], "<u4").reshape(-1, 2).astype(np.int64)
+        sizes = np.frombuffer(table[zstd_frame.PREFIX_BYTES : -9], "<u4").reshape(-1, 2).astype(np.int64)
         start = end - n_bytes - int(sizes[:, 0].sum())
-        if start < 0 or table != frame.seek_table(map(tuple, sizes)):
+        if start < 0 or table != zstd_frame.seek_table(map(tuple, sizes)):
             raise Torn("the end mark does not describe this file")
         return start, sizes
 

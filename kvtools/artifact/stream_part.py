@@ -15,11 +15,11 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from kvtools import __version__
-from kvtools.artifact import blob, frame
+from kvtools.artifact import blob, zstd_frame
 
 _TAG = b"kvs1"
 MARK_BODY = struct.Struct("<QQQI")
-MARK_PREFIX = frame.skippable(frame.MARK, bytes(MARK_BODY.size + 4))[: frame.PREFIX_BYTES]
+MARK_PREFIX = zstd_frame.skippable(zstd_frame.MARK, bytes(MARK_BODY.size + 4))[: zstd_frame.PREFIX_BYTES]
 _MAX_HEAD_BYTES = 16 << 20
 
 
@@ -35,7 +35,7 @@ class Head:
     def encode(self) -> bytes:
         """The HEAD frame."""
         payload = _TAG + blob.canonical(vars(self))
-        return frame.skippable(frame.HEAD, payload + checksum(payload))
+        return zstd_frame.skippable(zstd_frame.HEAD, payload + checksum(payload))
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ class Part:
         number = 0
         while True:
             magic = self._read_magic(number)
-            if magic == frame.MARK:
+            if magic == zstd_frame.MARK:
                 record, _ = self._read_record(number)
                 number += 1
                 yield record
-            elif magic == frame.KEYS and not self._is_partial:
+            elif magic == zstd_frame.KEYS and not self._is_partial:
                 self._read_keys(number)
                 self._read_end(number, self._read_magic(number))
                 return
-            elif magic == frame.SEEK and not self._is_partial:
+            elif magic == zstd_frame.SEEK and not self._is_partial:
                 self._read_end(number, magic)
                 return
             else:
@@ -89,16 +89,16 @@ class Part:
 
     def one_record(self, number: int) -> tuple[Record, int]:
         """The next record, whose number in this part is given, and the crc32 of its stored bytes."""
-        if self._read_magic(number) != frame.MARK:
+        if self._read_magic(number) != zstd_frame.MARK:
             raise Torn(f"record {self._first + number}: the seek table points at something else")
         return self._read_record(number)
 
     def _read_head(self) -> Head:
-        prefix = self._file.read(frame.PREFIX_BYTES)
+        prefix = self._file.read(zstd_frame.PREFIX_BYTES)
         if not prefix:
             raise Torn("closed before any record arrived", "Look at the stage before this one.")
         n_bytes = int.from_bytes(prefix[4:], "little")
-        if int.from_bytes(prefix[:4], "little") != frame.HEAD or len(prefix) != 8 or not 8 < n_bytes <= _MAX_HEAD_BYTES:
+        if int.from_bytes(prefix[:4], "little") != zstd_frame.HEAD or len(prefix) != 8 or not 8 < n_bytes <= _MAX_HEAD_BYTES:
             raise Torn("this is not a kvtools stream: it has no head", "See kvtools convert for other files.")
         payload = self._file.read(n_bytes)
         if len(payload) != n_bytes or payload[-4:] != checksum(payload[:-4]):
@@ -110,7 +110,7 @@ class Part:
                 f"the head has tag {payload[:4]!r} and schema {fields.get('schema')!r}, and kvtools {__version__} reads "
                 f"{_TAG!r} and 1"
             )
-        self.index.add_head(frame.PREFIX_BYTES + n_bytes)
+        self.index.add_head(zstd_frame.PREFIX_BYTES + n_bytes)
         return Head(fields["kind"], fields.get("history", []), fields.get("config", {}))
 
     def _read_magic(self, number: int) -> int:
@@ -129,12 +129,12 @@ class Part:
             raise Torn(f"{where}: its mark is cut short or damaged")
         mark = rest[4:-4]
         found, n_stored, n_raw, raw_crc = MARK_BODY.unpack(mark)
-        if rest[-4:] != checksum(mark) or not frame.is_plausible(n_stored, n_raw):
+        if rest[-4:] != checksum(mark) or not zstd_frame.is_plausible(n_stored, n_raw):
             raise Torn(f"{where}: its mark is damaged")
         if found != number:
             raise Torn(f"{where}: its mark has number {found} in place of {number}; records are lost or out of order")
         try:
-            data, stored_crc = frame.read(self._file, n_stored, n_raw)
+            data, stored_crc = zstd_frame.read(self._file, n_stored, n_raw)
             raw = data.data
             if crc32(raw) != raw_crc:
                 raise ValueError("the content differs from its crc32")
@@ -152,15 +152,19 @@ class Part:
         n_bytes = int.from_bytes(self._file.read(4), "little")
         expected = self.index.keys_frame()
         # the length is known from the records, so nothing is allocated by a length that may be damaged
-        rest = self._file.read(len(expected) - frame.PREFIX_BYTES) if n_bytes == len(expected) - frame.PREFIX_BYTES else b""
-        if rest != expected[frame.PREFIX_BYTES :]:
+        rest = (
+            self._file.read(len(expected) - zstd_frame.PREFIX_BYTES)
+            if n_bytes == len(expected) - zstd_frame.PREFIX_BYTES
+            else b""
+        )
+        if rest != expected[zstd_frame.PREFIX_BYTES :]:
             raise Torn(self._difference(rest, number))
         self.index.add_keys()
 
     def _difference(self, rest: bytes, number: int) -> str:
         """Which record the key index disagrees with, or that its own crc32 fails."""
         try:
-            crcs, _ = parse_keys(frame.skippable(frame.KEYS, rest))
+            crcs, _ = parse_keys(zstd_frame.skippable(zstd_frame.KEYS, rest))
         except Torn:
             return f"{self._after(number)}: the key index is cut short or damaged"
         changed = [i for i, (a, b) in enumerate(zip(crcs, self.index.crcs, strict=False)) if a != b]
@@ -169,8 +173,8 @@ class Part:
         return f"{self._after(number)}: the key index does not describe the records before it"
 
     def _read_end(self, number: int, magic: int) -> None:
-        expected = frame.seek_table(self.index.sizes())[4:]
-        if magic != frame.SEEK or self._file.read(len(expected)) != expected:
+        expected = zstd_frame.seek_table(self.index.sizes())[4:]
+        if magic != zstd_frame.SEEK or self._file.read(len(expected)) != expected:
             raise Torn(f"the end mark {self._after(number)} is damaged, or does not describe the records before it")
         self.index.n_bytes += 4 + len(expected)
 
@@ -202,7 +206,7 @@ class PartIndex:
     def keys_frame(self) -> bytes:
         """The KEYS frame of the records so far."""
         payload = _keys_payload(self.keys, self.crcs)
-        return frame.skippable(frame.KEYS, payload + checksum(payload))
+        return zstd_frame.skippable(zstd_frame.KEYS, payload + checksum(payload))
 
     def sizes(self) -> Iterator[tuple[int, int]]:
         """(frame bytes, raw bytes) of every frame so far."""
@@ -232,8 +236,8 @@ def _keys_payload(keys: Sequence[str], crcs: Sequence[int]) -> bytes:
 
 def parse_keys(keys_frame: bytes) -> tuple[list[int], list[tuple[str, int]]]:
     """The crc32 of every record in record order, and (key, record number) in key order. Raises Torn for damage."""
-    payload, crc = keys_frame[frame.PREFIX_BYTES : -4], keys_frame[-4:]
-    expected = frame.skippable(frame.KEYS, payload + crc)
+    payload, crc = keys_frame[zstd_frame.PREFIX_BYTES : -4], keys_frame[-4:]
+    expected = zstd_frame.skippable(zstd_frame.KEYS, payload + crc)
     if keys_frame != expected or crc != checksum(payload):
         raise Torn("the key index is cut short or damaged")
     n = int.from_bytes(payload[:8], "little")

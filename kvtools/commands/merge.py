@@ -34,7 +34,7 @@ def main(
     from kvtools.artifact.digest import Digest
     from kvtools.artifact.open import open_bag
     from kvtools.errors import Corrupt, Missing
-    from kvtools.train.averaging import average
+    from kvtools.train.average_models import average
 
     names = inputs or []
     opt.refuse_if(

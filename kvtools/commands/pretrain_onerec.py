@@ -69,7 +69,7 @@ def main(
     from kvtools.onerec.interactions.users import open_users
     from kvtools.onerec.run.checkpoint import Checkpoint, new_model
     from kvtools.onerec.run.dataset import build_training_set
-    from kvtools.onerec.run.objective import NextItemTask
+    from kvtools.onerec.run.objectives import NextItemTask
     from kvtools.onerec.run.recipe import OneRecRecipe
     from kvtools.onerec.semantic_ids.ids import SemanticIds
     from kvtools.skipped import SkippedRows

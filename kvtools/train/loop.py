@@ -223,6 +223,7 @@ class Trainer:
             raise Fault(f"{step} Run again with a lower --lr, or without that data.{kept}")
 
     def _average_gradients(self, count: float) -> None:
+        """Sum the gradients over microbatches and ranks, in rank order, and divide by the count of all."""
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

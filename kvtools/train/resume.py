@@ -1,7 +1,7 @@
 """A training run saved between two steps: weights, the best weights so far, the optimiser, and the position in the data.
 
 The invariant: a run resumed from it does what the uninterrupted one would have done, to the bit on one machine. Not here: the
-file and whose it is (artifact/state.py).
+file, whose it is, and the refusal of a run with other options (artifact/state.py).
 """
 
 from collections.abc import Mapping

@@ -59,7 +59,7 @@ class Pool:
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(n_jobs)
         self._local = threading.local()
-        self._workers: list[_Worker] = []
+        self._workers: list[_WorkerProcess] = []
 
     def run(self, clips: Iterable[tuple[str, str]], *, stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
         """The outcome of each (key, path), in order. Once `stop` is true, the rest is not done."""
@@ -90,11 +90,11 @@ class Pool:
         return Outcome(key)
 
     def _tokenize(self, key: str, path: str) -> Outcome:
-        worker: _Worker | None = getattr(self._local, "worker", None)
+        worker: _WorkerProcess | None = getattr(self._local, "worker", None)
         if worker is None or not worker.is_fit:
             if worker is not None:
                 worker.kill()
-            worker = self._local.worker = _Worker()
+            worker = self._local.worker = _WorkerProcess()
             self._workers.append(worker)
         job = {"path": path, "key": key, "recipe": self._recipe, "n_threads": self._n_threads, "timeout_s": self._timeout_s}
         record = Spool()
@@ -113,7 +113,7 @@ class _Failure(Exception):
     """A worker died, or must be killed."""
 
 
-class _Worker:
+class _WorkerProcess:
     """One process, and the pipe to it."""
 
     def __init__(self) -> None:

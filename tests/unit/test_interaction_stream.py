@@ -99,7 +99,7 @@ def test_records_are_bounded_but_for_their_last_user(tmp_path, monkeypatch):
 
 
 def test_a_user_with_too_many_interactions_for_a_record_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvtools.artifact.frame.MAX_RAW_BYTES", 4000)
+    monkeypatch.setattr("kvtools.artifact.zstd_frame.MAX_RAW_BYTES", 4000)
     (tmp_path / "x.txt").write_text(f"u a b\nv {'a ' * 2000}\n")
     with pytest.raises(Corrupt, match="^user 'v': record 00000000 is .* bytes, .* Leave out some of the interactions.$"):
         write(tmp_path / "x.kvs", open_interactions(str(tmp_path / "x.txt"))[0])

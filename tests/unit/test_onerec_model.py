@@ -29,7 +29,7 @@ from kvtools.onerec.model.config import SIZES, ModelConfig, dense_twin
 from kvtools.onerec.model.layers import ContextAttention, attention, few_token_attention
 from kvtools.onerec.model.onerec import OneRec, VocabularySizes
 from kvtools.onerec.model.trie import Trie
-from kvtools.onerec.run.objective import ForwardCost
+from kvtools.onerec.run.objectives import ForwardCost
 
 N_ITEMS, CODES = 30, (4, 3, 5)
 LENGTHS = [7, 2, 14, 4]

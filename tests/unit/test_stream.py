@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.artifact import blob, frame
+from kvtools.artifact import blob, zstd_frame
 from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Head, Reader, Writer
 from kvtools.artifact.stream_index import Index
@@ -65,28 +65,28 @@ def test_flipped_bits_of_a_large_compressed_stream_are_refused(tmp_path):
 
 
 def test_faults_name_the_record(raw, tmp_path):
-    last_mark = raw.rfind(frame.MARK.to_bytes(4, "little"))
+    last_mark = raw.rfind(zstd_frame.MARK.to_bytes(4, "little"))
     with pytest.raises(Corrupt, match="record 3"):
         read(raw[: last_mark + 90])
     with pytest.raises(Corrupt, match="after record 2 without its end mark"):
         read(raw[:last_mark])
 
 
-@pytest.mark.parametrize("extra", [b"\0", b"garbage", frame.skippable(0x184D2A55, b"x"), b"\x28\xb5\x2f\xfd"])
+@pytest.mark.parametrize("extra", [b"\0", b"garbage", zstd_frame.skippable(0x184D2A55, b"x"), b"\x28\xb5\x2f\xfd"])
 def test_after_the_end_only_another_stream_may_come(raw, extra):
     with pytest.raises(Corrupt):
         read(raw + extra)
 
 
 def test_an_unknown_frame_is_refused(raw):
-    at = raw.find(frame.MARK.to_bytes(4, "little"))
+    at = raw.find(zstd_frame.MARK.to_bytes(4, "little"))
     with pytest.raises(Corrupt, match="unknown frame"):
-        read(raw[:at] + frame.skippable(0x184D2A5A, b"hello") + raw[at:])
+        read(raw[:at] + zstd_frame.skippable(0x184D2A5A, b"hello") + raw[at:])
 
 
 def test_lost_and_swapped_records_are_refused(tmp_path):
     raw = write(tmp_path / "a.kvs", records_of(), 0)
-    mark = frame.MARK.to_bytes(4, "little")
+    mark = zstd_frame.MARK.to_bytes(4, "little")
     starts = [i for i in range(len(raw)) if raw.startswith(mark, i)]
     first, second, third = starts[:3]
     for order in (raw[:first] + raw[second:], raw[:first] + raw[second:third] + raw[first:second] + raw[third:]):
@@ -183,8 +183,8 @@ def test_no_allocation_follows_an_unchecked_length(tmp_path):
     import zlib
 
     raw = write(tmp_path / "a.kvs", records_of(), 0)
-    at = raw.find(frame.MARK.to_bytes(4, "little"))
-    for n_stored, n_raw in ((1 << 60, 1 << 60), (200, 1 << 27), (1 << 27, 200), (1 << 20, frame.MAX_RAW_BYTES + 1)):
+    at = raw.find(zstd_frame.MARK.to_bytes(4, "little"))
+    for n_stored, n_raw in ((1 << 60, 1 << 60), (200, 1 << 27), (1 << 27, 200), (1 << 20, zstd_frame.MAX_RAW_BYTES + 1)):
         mark = struct.pack("<QQQI", 0, n_stored, n_raw, 0)
         damaged = raw[: at + 8] + mark + zlib.crc32(mark).to_bytes(4, "little") + raw[at + 40 :]
         with pytest.raises(Corrupt):
@@ -252,9 +252,9 @@ def test_a_partial_stream_of_other_options_is_refused_with_the_option(tmp_path, 
 
 def test_a_stream_without_a_key_index_is_read_and_indexed(tmp_path):
     raw = write(tmp_path / "a.kvs", records_of(), 0)
-    begin = raw.rfind(frame.KEYS.to_bytes(4, "little"))
-    sizes = np.frombuffer(raw[raw.rfind(frame.SEEK.to_bytes(4, "little")) + 8 : -9], "<u4").reshape(-1, 2)[:-1]
-    without = raw[:begin] + frame.seek_table(map(tuple, sizes))
+    begin = raw.rfind(zstd_frame.KEYS.to_bytes(4, "little"))
+    sizes = np.frombuffer(raw[raw.rfind(zstd_frame.SEEK.to_bytes(4, "little")) + 8 : -9], "<u4").reshape(-1, 2)[:-1]
+    without = raw[:begin] + zstd_frame.seek_table(map(tuple, sizes))
     assert [r.key for r in read(without)] == ["k4", "k3", "k2", "k1"]
     (tmp_path / "b.kvs").write_bytes(without)
     with open(tmp_path / "b.kvs", "rb") as file:

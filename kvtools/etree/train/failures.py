@@ -81,7 +81,8 @@ class Status:
         return np.zeros(len(nodes), bool) if self.cut_T is None else self.cut_T[nodes]
 
     def role_devices(self, tree: Tree) -> np.ndarray:
-        """The device in the role of each node, int64 (T,): the first of the succession that works, -1 where none does."""
+        """The device in the role of each node, int64 (T,): the successor of a failed aggregator is the first of its succession
+        that works; -1 where none does."""
         device_T = tree.device.astype(np.int64)
         if self.failed_n is None:
             return device_T

@@ -166,6 +166,7 @@ class TreeSimulation:
         is_sent: bool (n,), whose updates arrive in time.
         """
         jobs, group_J, fraction_J = self._jobs(status.trains(self.tree.n_devices))
+        # an update that arrives too late has weight 0 in this step: it is dropped, or carried over by _add_late
         weight_J = self.weight_n[jobs] * is_sent[jobs] * fraction_J
         sums = _GroupSums(self.models_GP)
         self._add_late(sums)

@@ -23,7 +23,7 @@ from kvtools.artifact import blob
 from kvtools.artifact.casts import to_numpy
 from kvtools.artifact.digest import Digest
 from kvtools.artifact.files import Spool
-from kvtools.artifact.frame import MAX_RAW_BYTES
+from kvtools.artifact.zstd_frame import MAX_RAW_BYTES
 from kvtools.errors import Corrupt
 from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.data.processor import require_patch_size

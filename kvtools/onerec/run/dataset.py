@@ -23,7 +23,7 @@ from kvtools.onerec.recommend import cooccurrence
 from kvtools.onerec.recommend.cooccurrence import Settings
 from kvtools.onerec.recommend.item_counts import ItemCounts
 from kvtools.onerec.recommend.query import held_out
-from kvtools.onerec.run.objective import ValidationSet
+from kvtools.onerec.run.objectives import ValidationSet
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 
 PATHWAYS = ("static", "short", "positive", "lifelong", "near")

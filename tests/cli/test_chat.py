@@ -189,7 +189,7 @@ def test_an_answer_that_is_cut_is_noted(ask):
         (
             "--model clip.mp4 Well?",
             65,
-            "clip.mp4: this is neither a stream nor a bag of kvtools. See kvtools convert for other files.",
+            "clip.mp4: this is neither a stream nor a bag of kvtools. Give one, or see kvtools convert.",
         ),
         (
             "--model shop.safetensors Well?",

@@ -223,7 +223,7 @@ def test_fewer_questions_than_asked_for_is_told(sh, top):
             "clips.kvs: this is both an input and the output. Name another output.",
         ),
         ("kvtools quiz clips.kvs -o bad.csv", 73, "bad.csv: exists already. Give --force to overwrite it."),
-        ("kvtools quiz bad.csv", 65, "clips: clips that cannot be read left out: 1 (bad.csv: not a readable video "),
+        ("kvtools quiz bad.csv", 65, "clips: clips that cannot be read left out: 1 (bad.csv: this is not a readable video "),
         (
             "kvtools quiz clips.kvs --frame-tokens 9",
             2,

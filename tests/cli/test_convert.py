@@ -61,7 +61,7 @@ def test_streams_of_other_users_may_be_joined(sh, top):
     assert sh("cat a.kvs b.kvs | kvtools pairs - | kvtools sum -").out == whole
     again = sh("cat a.kvs b.kvs a.kvs | kvtools pairs - -o p.kvs")
     assert again.code == 65
-    assert "stdin: record 2: users: 'u0' found a second time" in again.err
+    assert "stdin: record 2: user 'u0' has interactions elsewhere too; a user's interactions must lie together." in again.err
 
 
 def test_columns_are_named(sh, top):
@@ -112,11 +112,27 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
     [
         ("kvtools convert nothing.csv", 66, "no such file"),
         ("kvtools convert empty.txt", 65, "empty.txt: this is empty. Give a table."),
-        ("kvtools convert p.kvs", 65, "pair records found, interaction expected"),
-        ("kvtools convert who.csv", 65, "no user column among who, what"),
-        ("kvtools convert who.csv --column what=item", 2, "--column what=item: ROLE=COL"),
-        ("kvtools convert i.kvs --column user=who", 2, "a stream, whose columns need no names"),
-        ("kvtools pairs i.kvs --column user=who", 2, "a stream, whose columns need no names"),
+        (
+            "kvtools convert p.kvs",
+            65,
+            "p.kvs: this is a stream of kind pair, and kind interaction is needed. Make one with kvtools convert.",
+        ),
+        ("kvtools convert who.csv", 65, "who.csv: there is no user column among who, what. Name it with --column user=COL."),
+        (
+            "kvtools convert who.csv --column what=item",
+            2,
+            "--column what=item is not ROLE=COL. Give one of the roles user, item, time,",
+        ),
+        (
+            "kvtools convert i.kvs --column user=who",
+            2,
+            "--column cannot be used with i.kvs, a stream, whose columns have fixed names. Leave it out.",
+        ),
+        (
+            "kvtools pairs i.kvs --column user=who",
+            2,
+            "--column cannot be used with i.kvs, a stream, whose columns have fixed names. Leave it out.",
+        ),
         (
             "kvtools convert clicks.txt -o clicks.txt --force",
             2,

@@ -21,7 +21,7 @@ import torch
 
 from kvtools.etree.network.delay import Delays
 from kvtools.etree.train.costs import CostModel
-from kvtools.etree.train.local import Trainer, shuffled
+from kvtools.etree.train.local import LocalTrainer, shuffled
 from kvtools.etree.train.models import Dense, build
 from kvtools.etree.train.simulation import TreeSimulation
 from kvtools.etree.tree import balanced, kma
@@ -39,7 +39,7 @@ rng = np.random.default_rng(0)
 def trainer_of(model, n_devices, n_samples, batch):
     n = min(n_devices * n_samples, 60_000)
     x, y = rng.random((n, 784), dtype=np.float32), rng.integers(0, 10, n)
-    return Trainer(
+    return LocalTrainer(
         model, x, y, np.arange(n_devices * n_samples) % n, np.arange(n_devices + 1) * n_samples, batch, 0.05, 0, n_cores(1)
     )
 
@@ -249,7 +249,7 @@ import numpy as np, time
 from kvtools.etree.train.simulation import *
 from kvtools.world import World
 from kvtools.etree.train.costs import CostModel
-from kvtools.etree.train.local import Trainer
+from kvtools.etree.train.local import LocalTrainer
 from kvtools.train.device import n_cores
 from kvtools.etree.train.models import Dense
 n, k = {n_devices}, {max(1, n_devices // 1000)}
@@ -263,7 +263,7 @@ device = np.concatenate([np.arange(n), first, [0]]).astype(np.int32)
 order = np.concatenate([np.arange(n) - first[group], np.arange(k), [0]]).astype(np.int32)
 tree = Tree(parent, level, device, np.array([1, 2, 1], np.int32), order, np.empty(0, np.int32))
 delays = Delays("euclidean", np.arange(n), np.zeros(n), points=rng.random((n, 2)))
-trainer = Trainer(Dense((64, 10)), x, y, np.arange(n), np.arange(n + 1), 10, 0.05, 0, n_cores(1))
+trainer = LocalTrainer(Dense((64, 10)), x, y, np.arange(n), np.arange(n + 1), 10, 0.05, 0, n_cores(1))
 simulation = TreeSimulation(tree, delays, trainer, CostModel(), "samples", tree.group, World())
 begun = time.perf_counter()
 for _ in range(2): simulation.step()

@@ -15,9 +15,9 @@ from kvtools.etree.data.partition import histogram, partition
 from kvtools.etree.network import readers as network
 from kvtools.etree.train.costs import CostModel
 from kvtools.etree.train.failures import read_script
-from kvtools.etree.train.local import Trainer
+from kvtools.etree.train.local import LocalTrainer
 from kvtools.etree.train.models import build
-from kvtools.etree.train.run import Plan, Run, rounds_of
+from kvtools.etree.train.run import Run, SimulationPlan, rounds_of
 from kvtools.etree.tree.balanced import balanced
 from kvtools.etree.tree.tree import grow
 from kvtools.train.device import n_cores
@@ -45,7 +45,7 @@ train, test = labelled.train, labelled.test
 
 def lines(tree, delays, trainer, script, **options):
     rounds = rounds_of(int(words["epochs"]), tree)
-    plan = Plan("etree", rounds, events=tuple(read_script(script, tree, trainer.seed)), is_compared=True, **options)
+    plan = SimulationPlan("etree", rounds, events=tuple(read_script(script, tree, trainer.seed)), is_compared=True, **options)
     costs = CostModel(bandwidth=1e7, compute=0.0001)
     run = Run(plan, tree, delays, trainer, costs, (test.x, test.y), World(), lambda _: None)
     return list(run), run.simulation.root_P
@@ -58,7 +58,7 @@ for seed in range(int(words["seeds"])):
     index, offsets = partition("classes:2", train.y, 100, seed)
     labels = histogram(train.y, index, offsets, labelled.n_classes)
     model = build("softmax", labelled.shape, labelled.n_classes)
-    trainer = Trainer(model, train.x, train.y, index, offsets, 10, 0.05, seed, n_cores(1))
+    trainer = LocalTrainer(model, train.x, train.y, index, offsets, 10, 0.05, seed, n_cores(1))
     tree = grow(balanced(delays, labels, 20, seed=seed, world=World()), delays, [5, 1], [1, 2, 2, 1], seed, World())
     for name, script in DRILLS.items():
         options = {"regroup": 0.6} if "given up" in name else {"late_updates": "carry"} if "count half" in name else {}

@@ -30,9 +30,9 @@ from kvtools.etree.data.labelled import read_labelled
 from kvtools.etree.data.partition import histogram, partition
 from kvtools.etree.network import readers as network
 from kvtools.etree.train.costs import CostModel
-from kvtools.etree.train.local import Chunk, Trainer
+from kvtools.etree.train.local import Chunk, LocalTrainer
 from kvtools.etree.train.models import Dense
-from kvtools.etree.train.run import Plan, Run, algorithm_tree, rounds_of
+from kvtools.etree.train.run import Run, SimulationPlan, algorithm_tree, rounds_of
 from kvtools.etree.tree import balanced, kma
 from kvtools.etree.tree.tree import grow, star, two_levels
 from kvtools.world import World
@@ -51,7 +51,7 @@ WORDS |= dict(word.split("=", 1) for word in sys.argv[2:])
 EPOCHS = int(WORDS["epochs"])
 
 
-class Idle(Trainer):
+class Idle(LocalTrainer):
     """Trains nothing, so that a simulation shows what it costs and no more."""
 
     def train(self, start_GP, jobs, *_):
@@ -77,7 +77,7 @@ def trainer_of(set_name, form, seed):
     data = labelled(set_name)
     index, offsets = partition(form, data.train.y, N, seed)
     model = Dense((int(np.prod(data.shape)), data.n_classes))
-    return Trainer(model, data.train.x, data.train.y, index, offsets, 10, 0.05, seed)
+    return LocalTrainer(model, data.train.x, data.train.y, index, offsets, 10, 0.05, seed)
 
 
 @cache
@@ -112,7 +112,7 @@ def learned(set_name, form, seed, algorithm, tree, epochs):
         return json.loads(kept.read_text())
     trainer, test = trainer_of(set_name, form, seed), labelled(set_name).test
     delays = delays_of(WORDS["nets"].split(",")[0], seed)
-    plan = Plan("etree" if algorithm == "fedavg" else algorithm, rounds_of(epochs, tree))
+    plan = SimulationPlan("etree" if algorithm == "fedavg" else algorithm, rounds_of(epochs, tree))
     run = Run(plan, tree, delays, trainer, CostModel(), (test.x, test.y), World(), lambda _: None)
     found = [[line["local_epochs"], line["accuracy"]] for line in run]
     part = kept.with_suffix(f".{os.getpid()}")
@@ -128,7 +128,7 @@ def lines_of(set_name, form, seed, net_name, algorithm, tree, bandwidth, epochs=
     costs = CostModel(bandwidth=bandwidth * 1e6, compute=float(WORDS["compute"]) / 1000, barrier=barrier)
     delays = delays_of(net_name, seed)
     none = np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
-    plan = Plan(algorithm, rounds_of(epochs, algorithm_tree(algorithm, tree, delays)))
+    plan = SimulationPlan(algorithm, rounds_of(epochs, algorithm_tree(algorithm, tree, delays)))
     run = Run(plan, tree, delays, idle, costs, none, World(), lambda _: None)
     run.simulation.meter.model_bytes = 4 * real.model.n_parameters
     found = learned(set_name, form, seed, algorithm, tree, epochs)

@@ -62,9 +62,9 @@ class Terminated(BaseException):
 
 
 @contextmanager
-def raising(fault: type[Fault], where: str) -> Iterator[None]:
-    """Raise a library's ValueError as a fault that names the option, or the file, that it is about: `WHERE: MESSAGE.`"""
+def raising(fault: type[Fault], where: str, remedy: str = "") -> Iterator[None]:
+    """Raise a library's ValueError as a fault that names the option, or the file, that it is about: `WHERE: MESSAGE. REMEDY`"""
     try:
         yield
     except ValueError as error:
-        raise fault(f"{where}: {str(error).rstrip('.')}.") from None
+        raise fault(f"{where}: {str(error).rstrip('.')}. {remedy}".rstrip()) from None

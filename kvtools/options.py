@@ -112,12 +112,15 @@ class Invocation:
         if dst is not None:
             write_line(dst, json.dumps(report, ensure_ascii=False), force=self.force)
 
-    def refuse_shared_stdin(self, *sources: str | None) -> None:
-        """Raise Usage if several of the inputs are -, or one is and there are several ranks."""
+    def refuse_shared_stdin(self, *sources: str | None, is_broadcast: bool = False) -> None:
+        """Raise Usage if several of the inputs are -, or one is and there are several ranks.
+
+        is_broadcast: rank 0 reads stdin and sends it to the other ranks.
+        """
         refuse_if(
             (sources.count("-") > 1, "several inputs are -, and stdin can be read only once. Give files for the others."),
             (
-                "-" in sources and self.world.size > 1,
+                "-" in sources and self.world.size > 1 and not is_broadcast,
                 f"an input is -, and {self.world.size} ranks cannot share stdin. Give a file.",
             ),
         )

@@ -48,7 +48,7 @@ class Rows:
                 try:
                     values[row, i] = float(fields[column]) if fields[column].strip() else np.nan
                 except ValueError:
-                    raise Corrupt(f"{self.name}: line {line}: {fields[column]!r} is not a number.") from None
+                    raise Corrupt(f"{self.name}: line {line}: {fields[column]!r} is not a number. Correct the line.") from None
         return values
 
 
@@ -79,7 +79,9 @@ def read_rows(
     rows = [(line, row) for line, row in split_rows(io.StringIO(text, newline=""), delimiter, name) if any(map(str.strip, row))]
     for line, row in rows:
         if len(row) != len(rows[0][1]) and not is_ragged:
-            raise Corrupt(f"{name}: line {line} has {len(row)} fields, and the first row has {len(rows[0][1])}.")
+            raise Corrupt(
+                f"{name}: line {line} has {len(row)} fields, and the first row has {len(rows[0][1])}. Correct the line."
+            )
     if has_header is None:
         has_header = bool(rows) and any(field.strip() and not is_number(field) for field in rows[0][1])
     header = rows.pop(0)[1] if has_header and rows else []

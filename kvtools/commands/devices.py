@@ -63,23 +63,33 @@ def main(
 
     options = {"--delay": delay, "--graph": graph, "--coordinates": coordinates}
     networks = {option: src for option, src in options.items() if src is not None}
-    network_needed = "is about a network. Give one with --delay, --graph or --coordinates."
+    mile = None if last_mile is None else _mean_and_deviation(last_mile)
     opt.refuse_if(
         (len(networks) > 1, f"{' and '.join(networks)} are two networks. Give one of them."),
         (
             data is None and not networks,
-            "there is nothing to make devices of. Give --data, or one of --delay, --graph and --coordinates.",
+            "no data and no network are given. Give --data, or one of --delay, --graph and --coordinates.",
         ),
-        (rtt and not networks, f"--rtt {network_needed}"),
-        (last_mile and not networks, f"--last-mile {network_needed}"),
+        (rtt and not networks, "--rtt is about a network. Give one with --delay, --graph or --coordinates."),
+        (
+            last_mile and not networks,
+            "--last-mile is about a network. Give one with --delay, --graph or --coordinates.",
+        ),
+        (
+            last_mile is not None and mile is None,
+            f"--last-mile {last_mile} is not a mean and a deviation in ms. Give MEAN:SD, as 5:2.",
+        ),
+        (
+            data and not devices and not networks and partition != "natural" and not partition.startswith("file:"),
+            "the number of devices is unknown, since there is no network whose sites could be counted. Give --devices.",
+        ),
         (
             symmetrize and delay is None,
             "--symmetrize is about the matrix or the pings of --delay. Give --delay, or leave it out.",
         ),
     )
-    mile = None if last_mile is None else _mean_and_deviation(last_mile)
     if not partition.startswith("file:"):
-        with raising(Usage, f"--partition {partition}"):
+        with raising(Usage, f"--partition {partition}", remedy="Give a form such as dirichlet:0.5."):
             parse(partition)
     run.refuse_existing()
 
@@ -138,7 +148,8 @@ def _read_network(option: str, src: str, scale: float, log: "Log", *, is_repaire
             f"{name}: {fault}. Give --symmetrize to average both directions and fill missing delays by the shortest detour."
         ) from None
     except (ValueError, EOFError) as fault:
-        raise Corrupt(f"{name}: {fault}.") from None
+        remedy = "Correct its files, or give" if os.path.isdir(src) else "Correct the file, or give"
+        raise Corrupt(f"{name}: {str(fault).rstrip('.')}. {remedy} another.") from None
 
 
 def _partitioned(form: str, train: "Samples", n_devices: int | None, n_sites: int | None, seed: int) -> Any:
@@ -152,26 +163,23 @@ def _partitioned(form: str, train: "Samples", n_devices: int | None, n_sites: in
 
     if form.startswith("file:"):
         src = form.removeprefix("file:")
-        with open_source(src) as file, raising(Corrupt, source_name(src)):
+        with open_source(src) as file, raising(Corrupt, source_name(src), remedy="Correct the file."):
             index, offsets = partition.read_partition(file, len(train.y))
-        n_found = len(offsets) - 1
-        sentence = f"--devices {n_devices} is not the number of devices in {src}, {n_found}. Leave it out, or give {n_found}."
-        opt.refuse_if((n_devices not in (None, n_found), sentence))
+        n_lists = len(offsets) - 1
+        sentence = f"--devices {n_devices} is not the number of devices in {src}, {n_lists}. Leave it out, or give {n_lists}."
+        opt.refuse_if((n_devices not in (None, n_lists), sentence))
         return index, offsets
     n_users = len(np.unique(train.users)) if form == "natural" and train.users is not None else None
-    count = n_devices or n_users or n_sites
-    if count is None:
-        raise Usage("the number of devices is unknown, since there is no network whose sites could be counted. Give --devices.")
-    with raising(Usage, f"--partition {form}"):
+    count = n_devices or n_users or n_sites or 1  # 1 where `natural` is about to be refused, since there are no users
+    with raising(Usage, f"--partition {form}", remedy="Give another form, or another number of --devices."):
         return partition.partition(form, train.y, count, seed, train.users)
 
 
-def _mean_and_deviation(text: str) -> tuple[float, float]:
+def _mean_and_deviation(text: str) -> tuple[float, float] | None:
+    """`MEAN:SD` or `MEAN` in ms; None for other text."""
     mean, colon, deviation = text.partition(":")
     try:
         values = float(mean), float(deviation) if colon else 0.0
     except ValueError:
-        values = (-1.0, -1.0)
-    is_good = all(0 <= value < 1e6 for value in values)
-    opt.refuse_if((not is_good, f"--last-mile {text} is not a mean and a deviation in ms. Give MEAN:SD, as 5:2."))
-    return values
+        return None
+    return values if all(0 <= value < 1e6 for value in values) else None

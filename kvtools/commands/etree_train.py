@@ -81,8 +81,8 @@ def main(
     from kvtools.etree.network.traffic import Queues
     from kvtools.etree.train.costs import CostModel
     from kvtools.etree.train.failures import read_script
-    from kvtools.etree.train.local import Trainer
-    from kvtools.etree.train.run import DECENTRALISED, Plan, Run, algorithm_tree, rounds_of
+    from kvtools.etree.train.local import LocalTrainer
+    from kvtools.etree.train.run import DECENTRALISED, Run, SimulationPlan, algorithm_tree, rounds_of
     from kvtools.etree.tree.tree import parse_counts
     from kvtools.progress import Ticker
     from kvtools.train.device import n_cores, resolve_device
@@ -97,11 +97,9 @@ def main(
     }  # fmt: skip
     if run.print_config:
         return run.print_recipe(recipe)
-    with_aggregators = "Choose etree, fedavg, hierfavg or grouped."
     opt.refuse_if(
-        (tree is None, "--tree is missing. See --help."),
-        (data is None, "--data is missing. See --help."),
-        (tree == devices == "-", "--tree and DEVICES cannot both come from stdin. Name a file for one of them."),
+        (tree is None, "--tree is missing. Give a tree, from kvtools kma-cluster."),
+        (data is None, "--data is missing. Give the labelled data that the devices were made of."),
         (
             secure and late == "carry",
             "--late carry cannot be combined with --secure: late updates are not masked twice. Use --late drop.",
@@ -109,39 +107,53 @@ def main(
         (compare and fail is None, "--compare is about failures. Give them with --fail, or leave it out."),
         (
             fail is not None and algorithm in DECENTRALISED,
-            f"--fail needs aggregators, and {algorithm} has none. {with_aggregators}",
+            f"--fail needs aggregators, and {algorithm} has none. Choose etree, fedavg, hierfavg or grouped.",
         ),
-        (secure and algorithm in DECENTRALISED, f"--secure needs aggregators, and {algorithm} has none. {with_aggregators}"),
+        (
+            secure and algorithm in DECENTRALISED,
+            f"--secure needs aggregators, and {algorithm} has none. Choose etree, fedavg, hierfavg or grouped.",
+        ),
     )
+    run.refuse_shared_stdin(tree, devices, is_broadcast=True)
     torch_device, _ = resolve_device(device, rank=world.rank)
     run.refuse_existing()
     fleet = read_fleet(devices, str(tree), str(data), world)
     given_tree, delays, train, test = fleet.tree, fleet.delays, fleet.data.train, fleet.data.test
-    with raising(Usage, f"--ratios {ratios}"):
+    tree_ratios = ",".join(map(str, given_tree.ratios.tolist()))
+    with raising(Usage, f"--ratios {ratios}", remedy=f"Give counts such as {tree_ratios}, the tree's own."):
         given_tree = given_tree.with_ratios(parse_counts(ratios)) if ratios else given_tree
-    with raising(Usage, f"--model {model}"):
+    is_file = model.endswith(".toml") or ".py:" in model
+    with raising(Usage, f"--model {model}", remedy="Correct the file." if is_file else "Give another, such as mlp:64."):
         built = build_model(model, fleet.data.shape, fleet.data.n_classes, seed)
     trained_tree = algorithm_tree(algorithm, given_tree, delays)
-    with raising(Usage, f"--epochs {epochs}"):
+    with raising(Usage, f"--epochs {epochs}", remedy="Give such a number, or --rounds."):
         n_rounds = rounds if epochs is None else rounds_of(epochs, trained_tree)
-    with raising(Usage, f"--fail {fail or repr(fail)}"):
+    with raising(Usage, f"--fail {fail or repr(fail)}", remedy="Give events such as leaf:10%@5,root@12."):
         events = () if fail is None else tuple(read_script(fail, trained_tree, seed))
     held, n_threads = fleet.devices, n_cores(world.local_size)
-    trainer = Trainer(built, train.x, train.y, held.index, held.offsets, batch, lr, seed, n_threads, chunk, torch_device)
-    cost_model = CostModel(bandwidth * 1e6, compute / 1000, deadline, barrier)
+    trainer = LocalTrainer(
+        built, train.x, train.y, held.index, held.offsets, batch=batch, lr=lr, seed=seed, n_threads=n_threads, chunk=chunk,
+        torch_device=torch_device,
+    )  # fmt: skip
+    cost_model = CostModel(bandwidth=bandwidth * 1e6, compute=compute / 1000, deadline=deadline, barrier=barrier)
     queues = Queues(delays, held.edges) if routing == "queues" else None
-    plan = Plan(algorithm, n_rounds, every, weights, quorum, late, events, secure, regroup, compare)
+    plan = SimulationPlan(
+        algorithm=algorithm, rounds=n_rounds, every=every, weights=weights, quorum=quorum, late_updates=late, events=events,
+        is_secure=secure, regroup=regroup, is_compared=compare,
+    )  # fmt: skip
 
-    with raising(Usage, f"--algorithm {algorithm}"):
-        simulation = Run(plan, given_tree, delays, trainer, cost_model, (test.x, test.y), world, run.info, queues)
+    with raising(Usage, f"--algorithm {algorithm}", remedy="Choose a smaller model, or another algorithm."):
+        simulation = Run(
+            plan, given_tree, delays, trainer, cost_model, test=(test.x, test.y), world=world, log=run.info, queues=queues
+        )
     for begin in sorted({event.begin for event in events if event.begin > simulation.n_steps}):
         run.info(f"--fail: step {begin} comes after the last step, {simulation.n_steps}, so that event never happens.")
     folder, architecture = state or state_folder(run.output), getattr(built, "architecture", model)
-    kept = RunState(folder, "etree-train-state", {**recipe, **fleet.digests, "architecture": architecture})
+    run_state = RunState(folder, "etree-train-state", {**recipe, **fleet.digests, "architecture": architecture})
     tick = Ticker(total=n_rounds, unit="rounds", label=algorithm, quiet=run.is_silent)
     last: dict[str, Any] = {}
     with lock_folder(folder, is_root=world.is_root), open_log(log if world.is_root else None) as curve:
-        if not run.force and (stopped := kept.load()):
+        if not run.force and (stopped := run_state.load()):
             simulation.restore(stopped.tensors, stopped.fields["progress"])
             run.info(f"resumed after round {simulation.n_rounds}.")
         with raising(Fault, f"training with --lr {lr:g}"):
@@ -153,7 +165,7 @@ def main(
                 if world.any(stop) and simulation.n_rounds < n_rounds:
                     tensors, progress = simulation.state()  # a collective
                     if world.is_root:
-                        kept.save(tensors, progress=progress)
+                        run_state.save(tensors, progress=progress)
                     raise Stopped("stopped; run the same command again to continue." if world.is_root else "")
     final = simulation.weights()  # a collective
     if not world.is_root:
@@ -164,5 +176,5 @@ def main(
     history = run.history(fleet.histories, fleet.digests.values())
     result = {key: value for key, value in last.items() if key != "wall_s"}
     write_bag(run.sink(), "model", final, config=recipe, history=history, result=result, architecture=architecture)
-    kept.forget()
+    run_state.forget()
     return 0

@@ -55,11 +55,12 @@ def main(
     sweeps: Annotated[int, opt.value("N", "Sweeps over the devices, at most.", least=1)] = 100,
     seed: opt.Seed = 0,
 ) -> int:
-    """Group devices that are near one another, and learn alike, into a tree of aggregators.
+    """Group devices with short delays between them into a tree of aggregators.
 
-    The medoid of each group aggregates for it; the medoids are grouped again, by delay alone, up to one root. A report gives
-    the mean delay in the groups and how much they differ in accuracy and in labels, which need not agree; kvtools info shows
-    it. The ranks of mpiexec or srun share the work, and the tree does not depend on their number.
+    By default, the mean accuracy of a group also stays near that of all devices. The medoid of each group aggregates for it;
+    the medoids are grouped again, by delay alone, up to one root. A report gives the mean delay in the groups and how much they
+    differ in accuracy and in labels, which need not agree; kvtools info shows it. The ranks of mpiexec or srun share the work,
+    and the tree does not depend on their number.
     """
     import numpy as np
 
@@ -69,7 +70,7 @@ def main(
     from kvtools.errors import Usage, raising
     from kvtools.etree.data.devices import delays_of, read_data_of, read_devices
     from kvtools.etree.data.fleet import read_tree
-    from kvtools.etree.train.local import Trainer
+    from kvtools.etree.train.local import LocalTrainer
     from kvtools.etree.train.models import build
     from kvtools.etree.tree import kma
     from kvtools.etree.tree.balanced import balanced
@@ -103,11 +104,10 @@ def main(
             len(ratio_list) != len(above) + 2 or ratio_list[-1] != 1,
             f"--ratios {ratios} does not fit the levels. Give {len(above) + 2} counts, the last of them 1.",
         ),
-        (
-            needs_accuracy and data is None,
-            f"{'--public' if public else f'--method {method}'} needs the accuracy of each device alone. Give --data.",
-        ),
+        (public and data is None, "--public needs the accuracy of each device alone. Give --data."),
+        (needs_accuracy and data is None, f"--method {method} needs the accuracy of each device alone. Give --data."),
     )
+    run.refuse_shared_stdin(devices, since, is_broadcast=True)
     run.refuse_existing()
     fleet, bag = read_devices(devices, world)
     name = source_name(devices)
@@ -119,33 +119,36 @@ def main(
         train, test = labelled.train, labelled.test
         model = build("softmax", labelled.shape, labelled.n_classes)  # as the authors' simulator trains
         threads = n_cores(world.local_size)
-        trainer = Trainer(model, train.x, train.y, fleet.index, fleet.offsets, batch, lr, seed, threads)
+        trainer = LocalTrainer(
+            model, train.x, train.y, fleet.index, fleet.offsets, batch=batch, lr=lr, seed=seed, n_threads=threads
+        )
         accuracy = trainer.local_accuracies(pretrain, test.x, test.y, world)
     tick = Ticker(total=sweeps, unit="sweeps", label="cluster", quiet=run.is_silent)
-    with raising(Usage, name):
+    remedy = "Give the devices of the tree, and new ones after them." if since else "Give fewer groups, or another --method."
+    with raising(Usage, name, remedy=remedy):
         if old_tree is not None:
             tree = joined(old_tree, delays, slack, seed, world)
-            found = kma.Groups(tree.group.astype(np.int32), tree.device[tree.nodes(1)].astype(np.int64))
-            recipe |= {"groups": len(found.centre), "levels": None, "ratios": None, "method": "joined"}
+            grouped = kma.Groups(tree.group.astype(np.int32), tree.device[tree.nodes(1)].astype(np.int64))
+            recipe |= {"groups": len(grouped.centre), "levels": None, "ratios": None, "method": "joined"}
         elif method == "balanced":
             options: dict[str, Any] = {"weight": label_weight, "slack": slack, "n_sweeps": sweeps, "log": tick}
-            found = balanced(delays, fleet.labels, groups, seed=seed, world=world, **options)
-            tree = grow(found, delays, above, ratio_list, seed, world)
+            grouped = balanced(delays, fleet.labels, groups, seed=seed, world=world, **options)
+            tree = grow(grouped, delays, above, ratio_list, seed, world)
         else:
             options = {"accuracy": accuracy, "delta": delta, "n_sweeps": sweeps, "log": tick}
-            found = kma.cluster(method, delays, groups, seed=seed, world=world, **options)
-            tree = grow(found, delays, above, ratio_list, seed, world)
+            grouped = kma.cluster(method, delays, groups, seed=seed, world=world, **options)
+            tree = grow(grouped, delays, above, ratio_list, seed, world)
     if not world.is_root:
         return 0
     tensors = tree.tensors()
     if accuracy is not None:
         tensors["accuracy"] = accuracy.astype(np.float32)
     if public and accuracy is not None:
-        tensors["public"] = kma.public_devices(found, delays, accuracy, delta, public)
-    if reason := _why_not_last(found):
+        tensors["public"] = kma.public_devices(grouped, delays, accuracy, delta, public)
+    if reason := _why_not_last(grouped):
         run.info(reason)
     made_of = str(Digest.of_bag(bag.tensors))
-    report = {"method": recipe["method"], "made_of": made_of, **kma.report(found, delays, fleet.labels, accuracy)}
+    report = {"method": recipe["method"], "made_of": made_of, **kma.report(grouped, delays, fleet.labels, accuracy)}
     earlier = [artifact.history for artifact in (bag, old_bag) if artifact is not None]
     write_bag(run.sink(), "tree", tensors, config=recipe, history=run.history(earlier, [made_of]), **report)
     return 0
@@ -155,7 +158,7 @@ def _counts(text: str, option: str) -> list[int]:
     from kvtools.errors import Usage, raising
     from kvtools.etree.tree.tree import parse_counts
 
-    with raising(Usage, f"{option} {text}"):
+    with raising(Usage, f"{option} {text}", remedy="Give counts such as 4,1."):
         return parse_counts(text)
 
 

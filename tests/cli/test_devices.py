@@ -148,62 +148,70 @@ def test_a_folder_of_idx_files_has_its_test_part(sh, tmp_path):
 
 FORMS = "iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natural or file:FILE"
 SYMMETRIZE = "Give --symmetrize to average both directions and fill missing delays by the shortest detour."
+ANOTHER_FILE = "Correct the file, or give another."
+ANOTHER_FORM = "Give another form, or another number of --devices."
 BAD = {
     "two parts": (
         "--graph g.txt", {"g.txt": "1 2 3\n4 5 6\n"}, 65,
-        "g.txt: the graph has 2 parts that no edge connects; 1 and 4 are in two of them.",
+        "g.txt: the graph has 2 parts that no edge connects; 1 and 4 are in two of them. Correct the file, or give another.",
     ),
     "a negative edge": (
         "--graph g.txt", {"g.txt": "1 2 -3\n"}, 65,
-        "g.txt: edge 1 has a delay of -3 ms, which is negative or not finite.",
+        "g.txt: edge 1 has a delay of -3 ms, which is negative or not finite. Correct the file, or give another.",
     ),
     "a line that is no edge": (
-        "--graph g.txt", {"g.txt": "1 2 3\n1 2\n"}, 65, "g.txt: line 2 is '1 2', and `node node ms` is needed.",
+        "--graph g.txt", {"g.txt": "1 2 3\n1 2\n"}, 65,
+        "g.txt: line 2 is '1 2', and `node node ms` is needed. Correct the file, or give another.",
     ),
     "a negative delay": (
-        "--delay m.txt", {"m.txt": "0 -1\n-1 0\n"}, 65, "m.txt: the delay from 0 to 1 is -1 ms, and cannot be negative.",
+        "--delay m.txt", {"m.txt": "0 -1\n-1 0\n"}, 65,
+        "m.txt: the delay from 0 to 1 is -1 ms, and cannot be negative. Correct the file, or give another.",
     ),
     "an asymmetric matrix": (
         "--delay m.txt", {"m.txt": "0 1\n9 0\n"}, 65,
-        f"m.txt: 2 delays are asymmetric (site 0 to site 1: 1 ms, back 9 ms). {SYMMETRIZE}",
+        f"m.txt: 2 delays are asymmetric: from site 0 to site 1 it is 1 ms, and back 9 ms. {SYMMETRIZE}",
     ),
     "a matrix with gaps": (
         "--delay m.txt", {"m.txt": "0 nan\nnan 0\n"}, 65,
-        f"m.txt: 2 delays are missing (site 0 to site 1: nan ms, back nan ms). {SYMMETRIZE}",
+        f"m.txt: 2 delays are missing, the first from site 0 to site 1. {SYMMETRIZE}",
     ),
     "a ragged matrix": (
-        "--delay m.txt", {"m.txt": "0 1\n9\n"}, 65, "m.txt: line 2 has 1 fields, and the first row has 2.",
+        "--delay m.txt", {"m.txt": "0 1\n9\n"}, 65, "m.txt: line 2 has 1 fields, and the first row has 2. Correct the line.",
     ),
-    "a matrix with words": ("--delay m.txt", {"m.txt": "0 1\na 0\n"}, 65, "m.txt: line 2: 'a' is not a number."),
+    "a matrix with words": (
+        "--delay m.txt", {"m.txt": "0 1\na 0\n"}, 65, "m.txt: line 2: 'a' is not a number. Correct the line.",
+    ),
     "an open quote": (
         "--coordinates p.csv", {"p.csv": 'lat,lon\n"1,2\n'}, 65,
         "p.csv: line 2: a quote is opened and never closed. Close it or remove it.",
     ),
-    "a place off the earth": (
+    "a latitude off the earth": (
         "--coordinates p.csv", {"p.csv": "lat,lon\n91,3\n"}, 65,
-        "p.csv: line 2 has latitude 91 and longitude 3, and degrees up to 90 and 180 are needed.",
+        f"p.csv: line 2 has latitude 91 and longitude 3, and degrees up to 90 and 180 are needed. {ANOTHER_FILE}",
     ),
     "a folder without pings": (
-        "--delay empty", {"empty/x.txt": ""}, 65, "empty: the folder has no files *Ping.csv, each with the pings of one city.",
+        "--delay empty", {"empty/x.txt": ""}, 65,
+        "empty: the folder has no files *Ping.csv, each with the pings of one city. Correct its files, or give another.",
     ),
     "a ping without a number": (
         "--delay p.csv", {"p.csv": f"{PINGS}Bern,1km,1,soon,1,1,1\n"}, 65,
-        "p.csv: line 2 of p.csv has no city with an average in ms.",
+        "p.csv: line 2 of p.csv has no city with an average in ms. Correct the file, or give another.",
     ),
     "too many devices": (
         "--data digits.csv --devices 5000", {}, 2,
-        "--partition iid: 5000 devices cannot share 96 training samples, one at least for each.",
+        f"--partition iid: 5000 devices cannot share 96 training samples, since each device gets at least one. {ANOTHER_FORM}",
     ),
     "too many classes": (
         "--data digits.csv --devices 5 --partition classes:9", {}, 2,
-        "--partition classes:9: 9 classes for each device are more than the 4 that there are.",
+        f"--partition classes:9: 9 classes for each device are more than the 4 classes of the data. {ANOTHER_FORM}",
     ),
     "no such partition": (
-        "--data digits.csv --devices 5 --partition sorted", {}, 2, f"--partition sorted: the forms are {FORMS}.",
+        "--data digits.csv --devices 5 --partition sorted", {}, 2,
+        f"--partition sorted: the forms are {FORMS}. Give a form such as dirichlet:0.5.",
     ),
     "two networks": ("--delay a --graph b", {}, 2, "--delay and --graph are two networks. Give one of them."),
     "nothing": (
-        "", {}, 2, "there is nothing to make devices of. Give --data, or one of --delay, --graph and --coordinates.",
+        "", {}, 2, "no data and no network are given. Give --data, or one of --delay, --graph and --coordinates.",
     ),
     "round trips of nothing": (
         "--data digits.csv --rtt", {}, 2, "--rtt is about a network. Give one with --delay, --graph or --coordinates.",
@@ -220,26 +228,28 @@ BAD = {
         "the number of devices is unknown, since there is no network whose sites could be counted. Give --devices.",
     ),
     "a sample twice": (
-        "--data digits.csv --partition file:p.json", {"p.json": "[[0, 1], [1]]"}, 65, "p.json: sample 1 is on several devices.",
+        "--data digits.csv --partition file:p.json", {"p.json": "[[0, 1], [1]]"}, 65,
+        "p.json: sample 1 is on several devices. Correct the file.",
     ),
     "a sample forgotten": (
-        "--data digits.csv --partition file:p.json", {"p.json": "[[0, 1], [2]]"}, 65, "p.json: sample 3 is on no device.",
+        "--data digits.csv --partition file:p.json", {"p.json": "[[0, 1], [2]]"}, 65,
+        "p.json: sample 3 is on no device. Correct the file.",
     ),
     "a device without samples": (
         "--data digits.csv --partition file:p.json", {"p.json": json.dumps([[*range(96)], []])}, 65,
-        "p.json: device 1 has no samples.",
+        "p.json: device 1 has no samples. Correct the file.",
     ),
     "no partition": (
-        "--data digits.csv --partition file:p.json", {"p.json": "iid"}, 65,
-        "p.json: this is not JSON with a list of sample numbers for each device.",
+        "--data digits.csv --partition file:p.json", {"p.json": '"iid"'}, 65,
+        "p.json: this JSON is not a list of sample numbers for each device. Correct the file.",
     ),
     "a label out of range": (
         "--data l.csv --devices 2", {"l.csv": "1,2,0\n1,2,-4\n"}, 65,
-        "l.csv: sample 1 has the label -4; labels are whole numbers from 0 to 65535.",
+        "l.csv: sample 1 has the label -4; labels are whole numbers from 0 to 65535. Repair the file, or leave it out.",
     ),
     "a label that is no class": (
         "--data l.csv --devices 2", {"l.csv": "1,2,0\n1,2,0.5\n"}, 65,
-        "l.csv: sample 1 has the label 0.5; labels are whole numbers from 0 to 65535.",
+        "l.csv: sample 1 has the label 0.5; labels are whole numbers from 0 to 65535. Repair the file, or leave it out.",
     ),
     "no data": ("--data nowhere --devices 2", {}, 66, "nowhere: no such file or directory."),
     "other files": (

@@ -115,7 +115,7 @@ def stopped(fleet):
 
 def test_a_stopped_run_with_other_options_is_refused_by_name(sh, fleet, stopped):
     state = fleet / ".m.model.state" / "train.state"
-    kept = state.read_bytes()
+    state_before = state.read_bytes()
     assert open_artifact(str(state)).kind == "etree-train-state"
     done = sh(f"{stopped} --lr 0.1", pipefail=False)
     assert (done.code, done.out) == (2, b"")
@@ -123,7 +123,7 @@ def test_a_stopped_run_with_other_options_is_refused_by_name(sh, fleet, stopped)
         "kvtools etree-train: .m.model.state/train.state: the stopped run had lr 0.05, and this run has 0.1. "
         "Give the same options to resume it, or --force to start over.\n"
     )
-    assert state.read_bytes() == kept
+    assert state.read_bytes() == state_before
     done = sh(f"{stopped} --rounds 2 --force --log f.jsonl")
     assert (done.code, done.err) == (0, "")
     assert [line["round"] for line in lines_of(fleet / "f.jsonl")] == [1, 2]
@@ -132,9 +132,9 @@ def test_a_stopped_run_with_other_options_is_refused_by_name(sh, fleet, stopped)
 
 def test_a_damaged_state_is_refused_and_force_starts_over(sh, fleet, stopped):
     state = fleet / ".m.model.state" / "train.state"
-    kept = bytearray(state.read_bytes())
-    kept[-1] ^= 1
-    state.write_bytes(kept)
+    damaged = bytearray(state.read_bytes())
+    damaged[-1] ^= 1
+    state.write_bytes(damaged)
     done = sh(stopped, pipefail=False)
     assert (done.code, done.err.count("\n")) == (65, 1)
     assert done.err.endswith("The stopped run cannot be resumed. Give --force to start over.\n")
@@ -176,20 +176,26 @@ def test_failures_change_the_run_and_it_ends(sh, fleet):
     assert failed["accuracy"] > healthy["accuracy"] - 0.3
 
 
-MODELS = "models are softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml and FILE.py:NAME, with widths up to 1048576."
+MODELS = "models are softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml and FILE.py:NAME, with widths up to 1048576. Give another, such as mlp:64."
+ANOTHER_MODEL = "Give another, such as mlp:64."
 EVENTS = (
     "events are leaf:10%@5, aggregator:1@8, root@12, late:5@3-4, partition@15-18, join:3@4, repeat:10%@5 and reorder@5-8, "
-    "between commas."
+    "between commas. Give events such as leaf:10%@5,root@12."
 )
-COUNTS = "counts from 1 to 1048576 between commas are needed, as 4,1."
+COUNTS = "these are not counts from 1 to 1048576 between commas. Give counts such as 1,5,1, the tree's own."
 MADE_OF = "f.devices was made of data with 0126f090bd64"
 NO_AGGREGATORS = "needs aggregators, and gossip has none. Choose etree, fedavg, hierfavg or grouped."
 BAD = {
-    "no tree": ("kvtools etree-train --data digits.csv f.devices", 2, "--tree is missing. See --help."),
-    "no data": ("kvtools etree-train --tree f.tree f.devices", 2, "--data is missing. See --help."),
+    "no tree": (
+        "kvtools etree-train --data digits.csv f.devices", 2, "--tree is missing. Give a tree, from kvtools kma-cluster.",
+    ),
+    "no data": (
+        "kvtools etree-train --tree f.tree f.devices", 2,
+        "--data is missing. Give the labelled data that the devices were made of.",
+    ),
     "stdin twice": (
         "kvtools etree-train --tree - --data digits.csv -", 2,
-        "--tree and DEVICES cannot both come from stdin. Name a file for one of them.",
+        "several inputs are -, and stdin can be read only once. Give files for the others.",
     ),
     "late updates of masks": (
         f"{TRAIN} --secure --late carry", 2,
@@ -221,21 +227,23 @@ BAD = {
     "no such recipe": (f"{TRAIN} --model none.toml", 66, "--model none.toml: no such file or directory."),
     "a recipe of nothing": (
         f"{TRAIN} --model digits.toml", 2,
-        "--model digits.toml: a recipe holds `layers` alone, and this one holds depth.",
+        "--model digits.toml: a recipe holds `layers` alone, and this one holds depth. Correct the file.",
     ),
     "no images": (
         f"{TRAIN} --model cnn", 2,
-        "--model cnn: cnn takes images of 16 by 16 or more, and these samples have the shape (3,).",
+        f"--model cnn: cnn takes images of 16 by 16 or more, and these samples have the shape (3,). {ANOTHER_MODEL}",
     ),
     "no such failure": (f"{TRAIN} --fail fire@3", 2, f"--fail fire@3: 'fire@3' is no event; {EVENTS}"),
     "a script without a word": (f"{TRAIN} --fail ''", 2, f"--fail '': the script is empty; {EVENTS}"),
     "too many ratios": (
-        f"{TRAIN} --ratios 1,2,3,1", 2, "--ratios 1,2,3,1: the tree has 3 ratios, the last of them 1.",
+        f"{TRAIN} --ratios 1,2,3,1", 2,
+        "--ratios 1,2,3,1: the tree has 3 ratios, the last of them 1. Give counts such as 1,5,1, the tree's own.",
     ),
     "a ratio that is no number": (f"{TRAIN} --ratios 1,²,1", 2, f"--ratios 1,²,1: {COUNTS}"),
     "a ratio without end": (f"{TRAIN} --ratios 1,10000000000,1", 2, f"--ratios 1,10000000000,1: {COUNTS}"),
     "epochs that are no rounds": (
-        f"{TRAIN} --epochs 7", 2, "--epochs 7: a round has 5 local epochs; the nearest whole rounds make 5 or 10.",
+        f"{TRAIN} --epochs 7", 2,
+        "--epochs 7: a round has 5 local epochs; the nearest whole rounds make 5 or 10. Give such a number, or --rounds.",
     ),
     "an infinite number": (f"{TRAIN} --deadline inf", 2, "--deadline inf: give a finite number."),
     "a learning rate too high": (
@@ -268,7 +276,7 @@ def test_events_after_the_last_step_are_reported(sh, fleet):
     assert (done.code, done.err) == (0, f"kvtools etree-train: {message}\n")
 
 
-def test_a_run_into_a_pipe_that_is_told_to_end_ends_as_any_program_does(fleet):
+def test_a_run_into_a_pipe_ends_at_sigterm_as_any_program_does(fleet):
     words = [str(BIN / "kvtools"), *f"{TRAIN} --rounds 100000 --log run.jsonl".split()[1:]]
     with open(fleet / "out", "wb") as out:
         process = subprocess.Popen(words, cwd=fleet, stdout=out, stderr=subprocess.PIPE)

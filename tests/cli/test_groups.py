@@ -48,7 +48,7 @@ def main(
     from kvtools.errors import Missing
 
     if "flour" not in (inputs or []):
-        raise Missing("flour: none found, some expected.")
+        raise Missing("flour: the bag is empty. Fill it.")
     with run.writer("pair", {"heat": heat}):
         return 0
 '''
@@ -68,7 +68,7 @@ def kitchen(sh, tmp_path):
     return lambda line, **options: sh(f'PATH="$PWD/bin:$PATH"; {line}', **options)
 
 
-def told(done):
+def outcome(done):
     return done.code, done.out.decode(), done.err
 
 
@@ -113,7 +113,7 @@ def test_help_of_the_first_word_lists_the_second_words_and_no_others(kitchen):
 
 
 @pytest.mark.parametrize("option", ["bake bread --describe", "bake --describe bread"])
-def test_describe_tells_programs_the_whole_name(kitchen, option):
+def test_describe_prints_the_whole_name(kitchen, option):
     description = json.loads(kitchen(f"kvtools {option}").out)
     assert description["command"] == "bake bread"
     assert (description["reads"], description["writes"]) == (["flour"], ["pair"])
@@ -121,7 +121,7 @@ def test_describe_tells_programs_the_whole_name(kitchen, option):
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("words", "fault"),
     [
         ("bake", "missing command."),
         ("bake --", "missing command."),
@@ -130,17 +130,17 @@ def test_describe_tells_programs_the_whole_name(kitchen, option):
         ("bake info", "no such command 'info'."),
     ],
 )
-def test_a_first_word_without_its_second_is_refused_with_what_there_is(kitchen, words, found):
+def test_a_first_word_without_its_second_is_refused_with_what_there_is(kitchen, words, fault):
     remedy = "Give kvtools bake bread or kvtools bake rye-bread. See --help."
-    assert told(kitchen(f"kvtools {words}")) == (2, "", f"kvtools bake: {found} {remedy}\n")
+    assert outcome(kitchen(f"kvtools {words}")) == (2, "", f"kvtools bake: {fault} {remedy}\n")
 
 
 def test_a_fault_before_any_command_is_the_programs_own(kitchen):
-    assert told(kitchen("kvtools --oven")) == (2, "", "kvtools: no such option: --oven. See --help.\n")
+    assert outcome(kitchen("kvtools --oven")) == (2, "", "kvtools: no such option: --oven. See --help.\n")
 
 
 def test_a_second_word_is_no_command_by_itself(kitchen):
-    assert told(kitchen("kvtools bread")) == (2, "", "kvtools bread: no such command 'bread'. See --help.\n")
+    assert outcome(kitchen("kvtools bread")) == (2, "", "kvtools bread: no such command 'bread'. See --help.\n")
 
 
 def test_two_words_in_one_pair_of_quotes_are_no_command(kitchen):
@@ -152,13 +152,13 @@ def test_two_words_in_one_pair_of_quotes_are_no_command(kitchen):
     ("words", "code", "fault"),
     [
         ("--oven", 2, "no such option: --oven. See --help."),
-        ("sand", 66, "flour: none found, some expected."),
+        ("sand", 66, "flour: the bag is empty. Fill it."),
         ("--config dough.toml flour", 2, "--config dough.toml: bake bread has no option yeast. See --help."),
     ],
 )
-def test_a_fault_is_told_under_both_words(kitchen, tmp_path, words, code, fault):
+def test_a_fault_is_reported_under_both_words(kitchen, tmp_path, words, code, fault):
     (tmp_path / "dough.toml").write_text("yeast = 1\n")
-    assert told(kitchen(f"kvtools bake bread {words}")) == (code, "", f"kvtools bake bread: {fault}\n")
+    assert outcome(kitchen(f"kvtools bake bread {words}")) == (code, "", f"kvtools bake bread: {fault}\n")
 
 
 def test_the_history_names_both_words_and_keeps_what_follows(kitchen):

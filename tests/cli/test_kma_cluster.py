@@ -1,4 +1,4 @@
-"""Devices into a tree, as a user types it: what comes out, what is told, what is refused."""
+"""Devices into a tree, as a user types it: what comes out, what is reported, what is refused."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_devices_become_a_tree_whose_report_can_be_recomputed(sh, fleet, method)
     assert line["delay_ms"] == pytest.approx(apart.mean())
 
 
-def test_trees_may_be_deep_and_info_tells_their_history(sh, fleet):
+def test_trees_may_be_deep_and_info_shows_their_history(sh, fleet):
     done = sh("kvtools kma-cluster -k 9 --levels 4,2,1 --ratios 2,3,4,1,1 --method k-medoids f.devices -o f.tree")
     assert (done.code, done.err) == (0, "")
     tensors = open_artifact(str(fleet / "f.tree")).tensors
@@ -69,10 +69,11 @@ def test_a_recipe_is_followed_and_printed(sh, fleet):
     assert sh("kvtools kma-cluster --config r.toml f.devices | kvtools info --config - | grep -c groups").out == b"1\n"
 
 
-COUNTS = "counts from 1 to 1048576 between commas are needed, as 4,1."
+COUNTS = "these are not counts from 1 to 1048576 between commas. Give counts such as 4,1."
 BAD = {
     "too many groups": (
-        "-k 50 --method k-medoids f.devices", 2, "f.devices: 50 groups cannot be made of 40 devices.",
+        "-k 50 --method k-medoids f.devices", 2,
+        "f.devices: 50 groups cannot be made of 40 devices. Give fewer groups, or another --method.",
     ),
     "levels that rise": (
         "-k 5 --levels 9,1 f.devices", 2,
@@ -102,6 +103,9 @@ BAD = {
         "empty.devices: these devices hold no data. Make them with kvtools devices --data.",
     ),
     "no devices": ("-k 5 --method random digits.csv", 65, "digits.csv: this is neither a stream nor a bag."),
+    "stdin twice": (
+        "-k 5 --since - -", 2, "several inputs are -, and stdin can be read only once. Give files for the others.",
+    ),
     "a shape for a tree that has one": (
         "--since f.tree -k 9 f.devices", 2,
         "--groups cannot be given with --since, whose tree has its own. Leave it out.",
@@ -131,8 +135,9 @@ def test_devices_that_join_leave_the_other_groups_alone(sh, fleet):
     same = [i for i in range(40) if before.tensors["parent"][i] - 40 not in joined]
     assert same
     assert [after.tensors["parent"][i] - 43 for i in same] == [before.tensors["parent"][i] - 40 for i in same]
-    told = json.loads(sh("kvtools info --json g.tree").out)
-    assert (told["k"], told["method"], told["config"]["groups"], told["config"]["ratios"]) == (5, "joined", 5, None)
+    report = json.loads(sh("kvtools info --json g.tree").out)
+    assert (report["k"], report["method"], report["config"]["groups"], report["config"]["ratios"]) == (5, "joined", 5, None)
     done = sh("kvtools kma-cluster --since g.tree f.devices", pipefail=False)
-    message = "f.devices: there are 40 devices, and the tree has 43, which must come first."
+    remedy = "Give the devices of the tree, and new ones after them."
+    message = f"f.devices: there are 40 devices, and the tree has 43, which must come first. {remedy}"
     assert (done.code, done.err) == (2, f"kvtools kma-cluster: {message}\n")

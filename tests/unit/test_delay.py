@@ -24,8 +24,8 @@ def delays_of(metric, seed=0, *, is_spread=True):
         return Delays("matrix", site, last, matrix=apart.astype(np.float32)), apart.astype(np.float32)
     if metric == "graph":
         u, v = np.triu_indices(N_SITES, 1)
-        kept = rng.random(len(u)) < 0.3
-        graph = coo_array((apart[u, v][kept], (u[kept], v[kept])), shape=(N_SITES, N_SITES)).tocsr()
+        is_edge = rng.random(len(u)) < 0.3
+        graph = coo_array((apart[u, v][is_edge], (u[is_edge], v[is_edge])), shape=(N_SITES, N_SITES)).tocsr()
         full = np.where((graph + graph.T).toarray() > 0, (graph + graph.T).toarray(), np.inf)
         np.fill_diagonal(full, 0)
         for k in range(N_SITES):  # Floyd and Warshall
@@ -56,9 +56,9 @@ def test_rows_nearest_medoid_and_server_are_those_of_the_full_matrix(metric, is_
     assert np.allclose(delays.elementwise(a, everyone), full[a, everyone], atol=1e-5)
     centres = np.array([3, 17, 5, 30, 22, 11, 8, 39, 33, 2, 19, 27])
     expected = full[:, centres].argmin(axis=1)
-    found = delays.nearest(centres)
-    assert np.allclose(full[everyone, centres[found]], full[everyone, centres[expected]], atol=1e-5)
-    assert found[centres].tolist() == list(range(len(centres)))
+    nearest = delays.nearest(centres)
+    assert np.allclose(full[everyone, centres[nearest]], full[everyone, centres[expected]], atol=1e-5)
+    assert nearest[centres].tolist() == list(range(len(centres)))
     members = everyone[::3]
     totals = full[np.ix_(members, members)].sum(axis=1)
     assert np.array_equal(delays.succession(members), members[np.lexsort((members, totals.round(4)))])

@@ -110,9 +110,9 @@ def test_rows_of_numbers_are_read_with_any_delimiter(text):
 def test_columns_of_rows_are_found_by_name_and_bad_rows_are_named():
     rows = read_rows(file_of("Label, x \n1,2\n3,four\n"), "x")
     assert (rows.index("class", "label"), rows.index("x"), rows.index("user")) == (0, 1, None)
-    assert refusal(rows.numbers, [1]) == "x: line 3: 'four' is not a number."
+    assert refusal(rows.numbers, [1]) == "x: line 3: 'four' is not a number. Correct the line."
     ragged = "1,2\n3\n"
-    assert refusal(read_rows, file_of(ragged), "x") == "x: line 2 has 1 fields, and the first row has 2."
+    assert refusal(read_rows, file_of(ragged), "x") == "x: line 2 has 1 fields, and the first row has 2. Correct the line."
     assert read_rows(file_of(ragged), "x", is_ragged=True).fields == [["1", "2"], ["3"]]
     assert read_rows(file_of("1,2\n"), "x", has_header=True).header == ["1", "2"]
     assert read_rows(file_of(""), "x", has_header=True).fields == []

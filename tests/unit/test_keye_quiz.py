@@ -230,7 +230,7 @@ def test_groups_stay_together_and_tables_are_read_by_the_end_of_a_path(tmp_path)
     [
         ("", "there is no column file among none. Add it."),
         ("a,b\n1,2\n", "there is no column file among a, b. Add it."),
-        ("file,x\na\n", "line 2 has 1 fields, and the first row has 2."),
+        ("file,x\na\n", "line 2 has 1 fields, and the first row has 2. Correct the line."),
         ("file\na\na\n", "line 3: a comes a second time. Remove one of the two rows."),
         ("\xff", "line 1 is not UTF-8 text. Convert the file, for example with iconv."),
     ],

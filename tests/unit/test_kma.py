@@ -11,7 +11,7 @@ from kvtools.etree.data.labelled import read_labelled
 from kvtools.etree.data.partition import histogram, partition
 from kvtools.etree.network import readers as network
 from kvtools.etree.network.delay import Delays
-from kvtools.etree.train.local import Trainer
+from kvtools.etree.train.local import LocalTrainer
 from kvtools.etree.train.models import build
 from kvtools.etree.tree import kma
 from kvtools.etree.tree.balanced import balanced, bounds
@@ -39,10 +39,10 @@ def test_groups_cover_every_device_once_and_hold_their_centres(method, n, k, see
     assert groups.group.shape == (n,)
     assert groups.sizes.min() >= 1
     assert np.array_equal(groups.group[groups.centre], np.arange(k))
-    for place in range(k):  # and each centre is the middle of its group
-        members = np.flatnonzero(groups.group == place)
+    for index in range(k):  # and each centre is the medoid of its group
+        members = np.flatnonzero(groups.group == index)
         totals = delays.between(members, members).sum(axis=1)
-        assert totals[members == groups.centre[place]][0] <= totals.min() + 1e-4
+        assert totals[members == groups.centre[index]][0] <= totals.min() + 1e-4
 
 
 def test_with_every_difference_allowed_kma_is_k_medoids():
@@ -60,7 +60,7 @@ def slow_sweep(apart, centre, accuracy, delta, order, *, is_listed):
     if not is_listed:
         members = [[c] for c in centre]
     for i in order:
-        if any(i in some for some in members):
+        if any(i in group for group in members):
             continue
         line = sorted(range(n_groups), key=lambda k: (apart[i][centre[k]], k))
         for k in line[: n_groups // 2]:
@@ -84,19 +84,19 @@ def test_a_sweep_is_that_of_algorithm_1(seed):
     apart = delays.matrix.astype(float)
     members, centre = slow_sweep(apart, first, accuracy, delta, order, is_listed=True)
     group, moved = kma._sweep_moving_centres(delays, first, accuracy, delta, order)
-    assert [np.flatnonzero(group == place).tolist() for place in range(k)] == [sorted(some) for some in members]
+    assert [np.flatnonzero(group == index).tolist() for index in range(k)] == [sorted(listed) for listed in members]
     assert moved.tolist() == centre
     members, _ = slow_sweep(apart, first, accuracy, delta, order, is_listed=False)
     group = kma._sweep_fixed_centres(delays, first, accuracy, delta, order, is_near=True, world=World())
-    assert [np.flatnonzero(group == place).tolist() for place in range(k)] == [sorted(some) for some in members]
+    assert [np.flatnonzero(group == index).tolist() for index in range(k)] == [sorted(listed) for listed in members]
 
 
 def test_centres_that_come_back_end_the_search_with_the_best_sweep():
     groups = [kma.Groups(np.zeros(3, np.int32), np.array([c])) for c in range(3)]
     turns = iter([groups[1], groups[2], groups[1], groups[2]])
     costs = {0: 3.0, 1: 2.0, 2: 1.0}
-    found = kma._until_converged(lambda _: next(turns), np.array([0]), 100, lambda g: costs[int(g.centre[0])], lambda _: None)
-    assert (found.cycle, found.n_sweeps, found.is_converged, found.centre.tolist()) == (2, 3, False, [2])
+    best = kma._until_converged(lambda _: next(turns), np.array([0]), 100, lambda g: costs[int(g.centre[0])], lambda _: None)
+    assert (best.cycle, best.n_sweeps, best.is_converged, best.centre.tolist()) == (2, 3, False, [2])
 
 
 def test_more_groups_than_devices_are_refused():
@@ -117,20 +117,20 @@ def test_public_devices_leave_every_group_within_delta():
     groups = kma.cluster("k-medoids", delays, 4, seed=0, world=World())
     chosen = kma.public_devices(groups, delays, accuracy, 0.03, 0.5)
     assert 0 < len(chosen) <= 30
-    for place in range(4):
-        members = np.union1d(np.flatnonzero(groups.group == place), chosen)
-        # one that fits no more is taken out again, so what is left fits, unless the group never did
-        before = np.flatnonzero(groups.group == place)
-        assert min(abs(accuracy[some].mean() - accuracy.mean()) for some in (members, before)) < 0.03
+    for index in range(4):
+        members = np.union1d(np.flatnonzero(groups.group == index), chosen)
+        assert abs(accuracy[members].mean() - accuracy.mean()) < 0.03
 
 
 def test_balanced_groups_keep_to_their_bounds_and_to_the_labels():
     labels = np.zeros((100, 10), np.int32)
     labels[np.arange(100), np.random.default_rng(0).permutation(np.arange(100) % 10)] = 20
     delays = delays_of(100, 3)
-    found = {weight: balanced(delays, labels, 10, seed=0, world=World(), weight=weight) for weight in (0.0, 0.5, 0.9)}
-    gaps = {weight: kma.label_gaps(groups, labels)[0].mean() for weight, groups in found.items()}
-    for groups in found.values():
+    groups_by_weight = {
+        weight: balanced(delays, labels, 10, seed=0, world=World(), weight=weight) for weight in (0.0, 0.5, 0.9)
+    }
+    gaps = {weight: kma.label_gaps(groups, labels)[0].mean() for weight, groups in groups_by_weight.items()}
+    for groups in groups_by_weight.values():
         low, high = bounds(100, 10, 0.2)
         assert low <= groups.sizes.min()
         assert groups.sizes.max() <= high
@@ -164,14 +164,14 @@ def test_on_real_data_kma_leaves_labels_as_k_medoids_does(data, form, least, mos
         index, offsets = partition(form, train.y, 100, seed)
         labels = histogram(train.y, index, offsets, 10)
         model = build("softmax", labelled.shape, 10)
-        trainer = Trainer(model, train.x, train.y, index, offsets, 10, 0.05, seed)
+        trainer = LocalTrainer(model, train.x, train.y, index, offsets, 10, 0.05, seed)
         accuracy = trainer.local_accuracies(10, labelled.test.x[:2000], labelled.test.y[:2000], World())
         if form == "classes:1":
             assert accuracy.mean() == pytest.approx(0.107, abs=0.02)
-        found = [
+        by_method = [
             kma.cluster(m, delays, 10, seed=seed, world=World(), accuracy=accuracy) for m in ("k-medoids", "kma", "kma-code")
         ]
-        gaps.append([kma.label_gaps(groups, labels)[0].mean() for groups in found])
+        gaps.append([kma.label_gaps(groups, labels)[0].mean() for groups in by_method])
     gaps = np.array(gaps)
     assert gaps.min() > least - 0.12, gaps
     assert gaps.max() < most + 0.12, gaps
@@ -186,30 +186,30 @@ def test_devices_that_join_change_only_the_groups_they_join(n_new, slack):
     delays = delays_between(np.concatenate([points, points[rng.integers(0, 4, n_new)] + rng.normal(0, 0.01, (n_new, 2))]))
     old = delays.take(np.arange(80))
     tree = grow(kma.cluster("k-medoids", old, 8, seed=0, world=World()), old, [3, 1], [1, 4, 2, 1], 0, World())
-    found = joined(tree, delays, slack, 0, World())
-    from_tensors(found.tensors())  # as strictly as a tree is read
+    joined_tree = joined(tree, delays, slack, 0, World())
+    from_tensors(joined_tree.tensors())  # as strictly as a tree is read
     nearest = delays.nearest(tree.device[tree.nodes(1)].astype(np.int64), np.arange(80, 80 + n_new))
     untouched = np.flatnonzero(~np.isin(tree.group, nearest))
     assert 0 < len(untouched) < 80
-    assert np.array_equal(found.group[untouched], tree.group[untouched])
-    assert np.array_equal(found.order[untouched], tree.order[untouched])
-    sizes = np.bincount(found.group)
+    assert np.array_equal(joined_tree.group[untouched], tree.group[untouched])
+    assert np.array_equal(joined_tree.order[untouched], tree.order[untouched])
+    sizes = np.bincount(joined_tree.group)
     if slack > 1:
         assert len(sizes) == 8
-        assert np.array_equal(found.group[80:], nearest)
+        assert np.array_equal(joined_tree.group[80:], nearest)
     else:
         assert len(sizes) > 8
     for k in range(len(sizes)):
-        members = np.flatnonzero(found.group == k)
+        members = np.flatnonzero(joined_tree.group == k)
         node = 80 + n_new + k
-        assert found.order[found.device[node]] == 0
-        assert sorted(found.order[members].tolist()) == list(range(len(members)))
+        assert joined_tree.order[joined_tree.device[node]] == 0
+        assert sorted(joined_tree.order[members].tolist()) == list(range(len(members)))
 
 
 def test_nobody_joins_and_nothing_changes():
     delays = delays_of(40, 2)
     tree = grow(kma.cluster("k-medoids", delays, 5, seed=0, world=World()), delays, [1], [1, 4, 1], 0, World())
-    found = joined(tree, delays, 0.2, 0, World())
-    assert all(np.array_equal(array, found.tensors()[name]) for name, array in tree.tensors().items())
+    joined_tree = joined(tree, delays, 0.2, 0, World())
+    assert all(np.array_equal(array, joined_tree.tensors()[name]) for name, array in tree.tensors().items())
     with pytest.raises(ValueError, match="there are 39 devices, and the tree has 40"):
         joined(tree, delays.take(np.arange(39)), 0.2, 0, World())

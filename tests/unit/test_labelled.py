@@ -19,8 +19,8 @@ def npz(**arrays):
 
 def archive(name, text):
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as made:
-        made.writestr(name, text)
+    with zipfile.ZipFile(file, "w") as zip_file:
+        zip_file.writestr(name, text)
     return file.getvalue()
 
 
@@ -37,7 +37,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_damage_is_told_with_the_name_of_the_file(tmp_path, name):
+def test_damage_is_refused_with_the_name_of_the_file(tmp_path, name):
     (tmp_path / name).write_bytes(DAMAGED[name])
     with pytest.raises(Corrupt, match=name):
         read_labelled(str(tmp_path))

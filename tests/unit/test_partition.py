@@ -72,9 +72,9 @@ def test_quantity_skews_sizes_and_not_labels(y):
     assert np.abs(large / large.sum(axis=1, keepdims=True) - 0.1).sum(axis=1).max() < 0.35
 
 
-@pytest.mark.parametrize("words", ["shards", "shards:0", "iid:3", "dirichlet:-1", "mixture:0", "classes:1.5", ""])
-def test_other_words_are_no_partition(words):
+@pytest.mark.parametrize("text", ["shards", "shards:0", "iid:3", "dirichlet:-1", "mixture:0", "classes:1.5", ""])
+def test_other_text_is_no_partition(text):
     forms = "iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natural or file:FILE"
-    sentence = "the number of mixture is above 0 and up to 1e+06" if words == "mixture:0" else f"the forms are {forms}"
+    sentence = "the number of mixture is above 0 and up to 1e+06" if text == "mixture:0" else f"the forms are {forms}"
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
-        parse(words)
+        parse(text)

@@ -15,7 +15,7 @@ from kvtools.etree.network.traffic import Queues
 from kvtools.etree.train.costs import CostModel
 from kvtools.etree.train.decentralised import DecentralisedSimulation
 from kvtools.etree.train.failures import Event, Status, read_script, status_at
-from kvtools.etree.train.local import Trainer, shuffled
+from kvtools.etree.train.local import LocalTrainer, shuffled
 from kvtools.etree.train.models import Conv, Dense, build
 from kvtools.etree.train.simulation import TreeSimulation
 from kvtools.etree.tree import kma
@@ -39,7 +39,7 @@ def fleet(seed=0, sizes=None):
 
 def trainer_of(parts, model=None, **options):
     x, y, index, offsets, _ = parts
-    return Trainer(model or Dense((D, C)), x, y, index, offsets, **{"batch": 7, "lr": 0.1, "seed": 3, **options})
+    return LocalTrainer(model or Dense((D, C)), x, y, index, offsets, **{"batch": 7, "lr": 0.1, "seed": 3, **options})
 
 
 def tree_of(delays, k=5, above=(1,), ratios=(1, 2, 1)):

@@ -69,7 +69,7 @@ def read_on_all_ranks(src: str, kind: str, made_by: str, world: World) -> Bag:
 def read_devices(src: str, world: World) -> tuple[Devices, Bag]:
     """The devices of a `device` bag, and the bag. Raises Corrupt for other artifacts and for numbers that contradict others."""
     bag = read_on_all_ranks(src, "device", "kvtools devices", world)
-    with raising(Corrupt, source_name(src)):
+    with raising(Corrupt, source_name(src), remedy="Make the devices again with kvtools devices."):
         kinds.check("device", "bag", bag.tensors, bag.fields)
         return _devices(bag.tensors, bag.fields.get("network") or {}), bag
 
@@ -99,7 +99,7 @@ def _devices(tensors: Mapping[str, np.ndarray], network: Mapping[str, Any]) -> D
     labels, index, offsets = tensors["labels"], tensors["index"], tensors["offsets"]
     n_devices = len(labels)
     if not n_devices:
-        raise ValueError("there are no devices in it")
+        raise ValueError("it holds no devices")
     if len(offsets) != n_devices + 1 or offsets[0] != 0 or offsets[-1] != len(index) or (np.diff(offsets) < 0).any():
         raise ValueError(f"offsets: these are not {n_devices + 1} numbers that rise from 0 to {len(index)}")
     if labels.shape[1]:

@@ -9,7 +9,6 @@ pickles. Not here: which device holds what (partition.py).
 
 import gzip
 import hashlib
-import json
 import math
 import os
 import tarfile
@@ -25,6 +24,7 @@ import numpy as np
 from kvtools.artifact.delimited import read_rows
 from kvtools.chance import rng_for
 from kvtools.errors import Corrupt, Missing
+from kvtools.etree.data.partition import load_json
 
 _MAX_CLASSES = 65_536
 _HELD_OUT = 5  # one sample in so many
@@ -89,12 +89,15 @@ def read_labelled(src: str) -> LabelledData:
     if train is None or test is None:
         train, test = _hold_out(src, whole)
     if train.x.shape[1:] != test.x.shape[1:]:
-        shapes = f"{test.x.shape[1:]}, and those to train with {train.x.shape[1:]}"
-        raise Corrupt(f"{src}: samples to test with have the shape {shapes}.")
+        raise Corrupt(
+            f"{src}: test samples have the shape {test.x.shape[1:]}, and training samples {train.x.shape[1:]}. "
+            "Give files whose samples have one shape."
+        )
     n_classes = int(train.y.max()) + 1
     if int(test.y.max()) >= n_classes:
         raise Corrupt(
-            f"{src}: label {int(test.y.max())} is in the test part alone; labels to train with are below {n_classes}."
+            f"{src}: label {int(test.y.max())} is only in the test part, and training labels go up to {n_classes - 1}. "
+            "Add training samples of that label, or take it out of the test part."
         )
     if train.x.ndim == 2:
         mean, deviation = train.x.mean(axis=0, dtype=np.float64), train.x.std(axis=0, dtype=np.float64)
@@ -118,8 +121,20 @@ def _read_all(paths: list[str]) -> Iterator[Samples]:
             with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
                 yield _checked(read(cast(BinaryIO, file)))
         except _DAMAGE as fault:
-            why = f"it has no {fault}" if isinstance(fault, KeyError) else str(fault).rstrip(".")
-            raise Corrupt(f"{path}: {why or type(fault).__name__}.") from None
+            raise Corrupt(f"{path}: {_damage_of(fault)}. Repair the file, or leave it out.") from None
+
+
+def _damage_of(fault: Exception) -> str:
+    """What is wrong with a file. A library's words for a missing key or attribute would say nothing about it."""
+    if isinstance(fault, EOFError):
+        return "the file is cut short"
+    if isinstance(fault, zlib.error | gzip.BadGzipFile):
+        return f"the compressed data are damaged ({fault})"
+    if isinstance(fault, zipfile.BadZipFile | tarfile.TarError):
+        return "the archive is damaged or cut short"
+    if isinstance(fault, ValueError) and str(fault):
+        return str(fault).rstrip(".")
+    return "its contents are not of the format that its name says"
 
 
 def _reader(path: str, paths: list[str]) -> Callable[[BinaryIO], Samples] | None:
@@ -140,7 +155,7 @@ def _checked(part: Samples) -> Samples:
     if len(part.x) != len(part.y):
         raise ValueError(f"there are {len(part.x)} samples and {len(part.y)} labels")
     if not len(part.x):
-        raise ValueError("there are no samples in it")
+        raise ValueError("it holds no samples")
     is_bad = ~np.isfinite(part.x).reshape(len(part.x), -1).all(axis=1)
     if is_bad.any():
         raise ValueError(f"sample {int(is_bad.argmax())} has a value that is NaN or infinite")
@@ -199,7 +214,7 @@ def _read_table(file: BinaryIO, path: str) -> Samples:
     last; who wrote a sample is in `user`."""
     rows = read_rows(file, path)
     if not len(rows):
-        raise ValueError("there are no samples in it")
+        raise ValueError("it holds no samples")
     width = len(rows.fields[0])
     label = rows.index("label", "class", "target")
     label = width - 1 if label is None else label
@@ -222,8 +237,8 @@ def _read_tar(file: BinaryIO) -> Samples:
                 try:
                     with Image.open(data) as image:
                         x.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-                except OSError as error:
-                    raise ValueError(f"{member.name}: {error}") from None
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                    raise ValueError(f"{member.name} is not a picture that can be read") from None
                 classes.append(os.path.basename(os.path.dirname(member.name)))
     if len({image.shape for image in x}) > 1:
         raise ValueError("the images have several sizes, and must have one")
@@ -238,24 +253,28 @@ def _read_npz(file: BinaryIO) -> Samples:
     with np.load(file, allow_pickle=False) as arrays:
         if not {"x", "y"} <= set(arrays.files):
             raise ValueError(f"the arrays are {', '.join(arrays.files) or 'none'}, and x and y are needed")
-        x, y = arrays["x"], arrays["y"]
-        users = arrays["user"].astype(str) if "user" in arrays.files else None
+        x, y, users = (arrays[name] if name in arrays.files else None for name in ("x", "y", "user"))
+    if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray) or isinstance(users, bytes):
+        raise ValueError("this is not an .npz file of plain arrays")
     if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiub" or x.ndim not in (2, 4) or y.ndim != 1:
         raise ValueError(
             f"x is {x.dtype} {x.shape} and y {y.dtype} {y.shape}; numbers (N, D) or (N, C, H, W), and (N,), are needed"
         )
-    return Samples(x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32), y, users)
+    names = None if users is None else users.astype(str)
+    return Samples(x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32), y, names)
 
 
 def _read_leaf(file: BinaryIO) -> Samples:
     """{"users": [...], "user_data": {user: {"x": [[...]], "y": [...]}}}, as LEAF writes it (arXiv 1812.01097)."""
-    leaf = json.load(file)
-    x, y, users = [], [], []
-    for user in leaf["users"]:
-        data = leaf["user_data"][user]
-        if len(data["x"]) != len(data["y"]):
-            raise ValueError(f"user {user} has {len(data['x'])} samples and {len(data['y'])} labels")
-        x += data["x"]
-        y += data["y"]
-        users += [str(user)] * len(data["y"])
-    return Samples(np.array(x, np.float32), np.array(y, float), np.array(users))
+    leaf = load_json(file)
+    try:
+        samples = [(str(user), leaf["user_data"][user]["x"], leaf["user_data"][user]["y"]) for user in leaf["users"]]
+        n_samples = [(user, len(x), len(y)) for user, x, y in samples]
+        images = np.array([row for _, x, _ in samples for row in x], np.float32)
+        labels = np.array([label for _, _, y in samples for label in y], float)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+        raise ValueError("this is not JSON as LEAF writes it, with users, and with x and y of each user in user_data") from None
+    for user, n_x, n_y in n_samples:
+        if n_x != n_y:
+            raise ValueError(f"user {user} has {n_x} samples and {n_y} labels")
+    return Samples(images, labels, np.array([user for user, _, n_y in n_samples for _ in range(n_y)]))

@@ -11,7 +11,7 @@ sizes are equal; the last devices in the draw take what is left. Not here: what 
 import hashlib
 import json
 import re
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -42,11 +42,11 @@ def partition(
     """
     name, number = parse(form)
     if not 1 <= n_devices <= len(y_N):
-        raise ValueError(f"{n_devices} devices cannot share {len(y_N)} training samples, one at least for each")
+        raise ValueError(f"{n_devices} devices cannot share {len(y_N)} training samples, since each device gets at least one")
     rng = rng_for(seed, "partition", form, n_devices)
     if name == "natural":
         if users_N is None:
-            raise ValueError("the data do not say who wrote a sample")
+            raise ValueError("the data have no column user, and natural assigns samples by it")
         _, user_N = np.unique(users_N, return_inverse=True)
         owner_N = user_N % n_devices
     elif name == "iid":
@@ -93,16 +93,23 @@ def read_partition(file: BinaryIO, n_samples: int) -> tuple[np.ndarray, np.ndarr
 
     Returns index, int64 (N,), and offsets, int64 (n+1,), as `partition`. Raises ValueError for other JSON, and as `checked`.
     """
-    try:
-        lists = json.load(file)
-    except (RecursionError, json.JSONDecodeError):
-        lists = None
+    lists = load_json(file)
     lists = list(lists.values()) if isinstance(lists, dict) else lists
     is_list = isinstance(lists, list) and bool(lists) and all(isinstance(numbers, list) for numbers in lists)
     if not is_list or not all(type(number) is int for numbers in lists for number in numbers):
-        raise ValueError("this is not JSON with a list of sample numbers for each device")
+        raise ValueError("this JSON is not a list of sample numbers for each device")
     offsets = np.cumsum([0, *map(len, lists)])
     return checked(np.array([number for numbers in lists for number in numbers], np.int64), offsets, n_samples)
+
+
+def load_json(file: BinaryIO) -> Any:
+    """What a file holds as JSON. Raises ValueError where it is not JSON."""
+    try:
+        return json.load(file)
+    except RecursionError:
+        raise ValueError("this is not JSON that can be read, since it is nested too deeply") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
+        raise ValueError(f"this is not JSON ({fault})") from None
 
 
 def digest(index: np.ndarray, offsets: np.ndarray) -> str:
@@ -133,18 +140,20 @@ def _shards(y_N: np.ndarray, n_devices: int, n_shards: int, rng: np.random.Gener
     return owner_N
 
 
-def _classes(y_N: np.ndarray, n_devices: int, n_each: int, rng: np.random.Generator) -> np.ndarray:
-    """Each device gets n_each of the classes, so that the numbers of holders of two classes differ by at most one; the samples
-    of a class are spread evenly over its holders."""
+def _classes(y_N: np.ndarray, n_devices: int, n_per_device: int, rng: np.random.Generator) -> np.ndarray:
+    """Each device gets n_per_device of the classes, so that the numbers of holders of two classes differ by at most one; the
+    samples of a class are spread evenly over its holders."""
     classes = np.unique(y_N)
-    if n_each > len(classes):
-        raise ValueError(f"{n_each} classes for each device are more than the {len(classes)} that there are")
-    if n_each * n_devices < len(classes):
-        raise ValueError(f"{n_each} of {len(classes)} classes on each of {n_devices} devices leave classes without a device")
+    if n_per_device > len(classes):
+        raise ValueError(f"{n_per_device} classes for each device are more than the {len(classes)} classes of the data")
+    if n_per_device * n_devices < len(classes):
+        raise ValueError(
+            f"{n_per_device} of {len(classes)} classes on each of {n_devices} devices leave classes without a device"
+        )
     holders: list[list[int]] = [[] for _ in classes]
     for device in rng.permutation(n_devices).tolist():
         n_holders = np.array([len(devices) for devices in holders]) + rng.random(len(classes)) / 2
-        for k in np.argsort(n_holders)[:n_each].tolist():
+        for k in np.argsort(n_holders)[:n_per_device].tolist():
             holders[k].append(device)
     owner_N = np.empty(len(y_N), np.int64)
     for label, devices in zip(classes.tolist(), holders, strict=True):

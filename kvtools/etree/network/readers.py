@@ -77,7 +77,7 @@ def read_graph(file: BinaryIO, name: str, *, scale: float = 1.0, log: Log = lamb
     is_marked_up = _COMMENTS.sub(b"", _peek(file, 4096)).lstrip().startswith((b"<", b"graph", b"Creator", b"Version"))
     nodes, ends, weights = _networkx(file, scale, log) if is_marked_up else _edge_lines(file, name, scale)
     if not len(ends):
-        raise ValueError("there are no edges in it")
+        raise ValueError("it holds no edges")
     is_bad = (weights < 0) | ~np.isfinite(weights)
     if is_bad.any():
         edge = int(np.argmax(is_bad))
@@ -86,11 +86,11 @@ def read_graph(file: BinaryIO, name: str, *, scale: float = 1.0, log: Log = lamb
     order = np.lexsort((np.maximum(weights, 1e-12), high, low))
     is_first = np.ones(len(order), bool)
     is_first[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
-    kept = order[is_first]  # of parallel edges the shortest
-    pairs = np.stack([low[kept], high[kept]], axis=1)
-    graph = graph_of(pairs, weights[kept], len(nodes))
+    shortest = order[is_first]  # of parallel edges
+    pairs = np.stack([low[shortest], high[shortest]], axis=1)
+    graph = graph_of(pairs, weights[shortest], len(nodes))
     _require_connected(graph, nodes)
-    edges = (pairs.astype(np.int32), weights[kept].astype(np.float32))
+    edges = (pairs.astype(np.int32), weights[shortest].astype(np.float32))
     site, none = np.arange(len(nodes)), np.zeros(len(nodes))
     if len(nodes) > _ALL_PATHS:
         return checked(Delays("graph", site, none, graph=graph)), edges
@@ -103,7 +103,9 @@ def read_coordinates(file: BinaryIO, name: str, *, scale: float = 1.0) -> Delays
     if _is_npy(file):
         points = np.load(_seekable(file), allow_pickle=False)
         if points.ndim != 2 or points.dtype.kind not in "fiu" or not len(points) or not 1 <= points.shape[1] <= 64:
-            raise ValueError(f"{points.dtype} {points.shape} are not positions: numbers (devices, 1 to 64 axes)")
+            raise ValueError(
+                f"the array is {points.dtype} {points.shape}, and numbers of shape (devices, axes) with 1 to 64 axes are needed"
+            )
         points = points.astype(np.float64) * scale
         return checked(Delays("euclidean", np.arange(len(points)), np.zeros(len(points)), points=points))
     rows = read_rows(file, name, delimiters=",", has_header=True)
@@ -234,13 +236,16 @@ def _symmetric(matrix: np.ndarray, *, is_repaired: bool, log: Log) -> np.ndarray
     larger = np.fmax(matrix, matrix.T)
     with np.errstate(invalid="ignore"):  # infinite delays are missing ones
         is_odd = np.abs(matrix - matrix.T) > _ASYMMETRIC * larger + 1e-6
-    for is_bad, what in ((is_missing, "missing"), (is_odd, "asymmetric")):
-        if is_bad.any() and not is_repaired:
-            row, column = np.argwhere(is_bad)[0].tolist()
-            there, back = matrix[row, column], matrix[column, row]
-            example = f"site {row} to site {column}: {there:g} ms, back {back:g} ms"
-            raise AsymmetricDelays(f"{int(is_bad.sum())} delays are {what} ({example})")
     if not is_repaired:
+        if is_missing.any():
+            row, column = np.argwhere(is_missing)[0].tolist()
+            raise AsymmetricDelays(f"{int(is_missing.sum())} delays are missing, the first from site {row} to site {column}")
+        if is_odd.any():
+            row, column = np.argwhere(is_odd)[0].tolist()
+            raise AsymmetricDelays(
+                f"{int(is_odd.sum())} delays are asymmetric: from site {row} to site {column} it is "
+                f"{matrix[row, column]:g} ms, and back {matrix[column, row]:g} ms"
+            )
         return np.asarray((matrix + matrix.T) / 2)
     whole = np.where(is_missing, matrix.T, (np.where(is_missing.T, matrix, matrix.T) + matrix) / 2)
     gaps = np.argwhere(~np.isfinite(whole))
@@ -285,14 +290,16 @@ def _networkx(file: BinaryIO, scale: float, log: Log) -> tuple[list[str], np.nda
             graph = nx.parse_graphml(text.decode())
         else:
             graph = nx.parse_gml(text.decode().splitlines(), label="id")
-    except (nx.NetworkXError, ValueError, KeyError, SyntaxError) as fault:
-        raise ValueError(f"the file is neither GML nor GraphML: {fault}") from None
+    except (nx.NetworkXError, ValueError, SyntaxError) as fault:
+        raise ValueError(f"this is neither GML nor GraphML ({fault})") from None
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise ValueError("this is neither GML nor GraphML") from None
     has_positions = all({"Latitude", "Longitude"} <= set(node) for _, node in graph.nodes(data=True))
     weights: list[float] = []
     for u, v, fields in graph.edges(data=True):
         name = next((name for name in _WEIGHTS if name in fields), None)
         if name is not None:
-            weights.append(float(fields[name]) * scale)
+            weights.append(_number(fields[name], f"{name} of the edge from {u} to {v}") * scale)
         else:
             weights.append(_distance_ms(graph.nodes[u], graph.nodes[v]) if has_positions else scale)
             n_bare += not has_positions
@@ -302,8 +309,16 @@ def _networkx(file: BinaryIO, scale: float, log: Log) -> tuple[list[str], np.nda
     return _numbered(nodes, [(str(u), str(v)) for u, v in graph.edges()], weights)
 
 
+def _number(value: Any, name: str) -> float:
+    """A field of GML or GraphML. Raises ValueError, with its name, where it is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}, and a number is needed") from None
+
+
 def _distance_ms(u: Any, v: Any) -> float:
-    a, b = on_sphere(np.array([[float(node["Latitude"]), float(node["Longitude"])] for node in (u, v)]))
+    a, b = on_sphere(np.array([[_number(node[axis], axis) for axis in ("Latitude", "Longitude")] for node in (u, v)]))
     diameter = 2 * EARTH_KM / KM_PER_MS
     return float(diameter * np.arcsin(min(1.0, float(np.sqrt(np.square(a - b).sum())) / diameter)))
 

@@ -18,7 +18,7 @@ from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays
 from kvtools.etree.network.traffic import Queues
 from kvtools.etree.train.costs import CostModel, Costs, Meter
-from kvtools.etree.train.local import Trainer
+from kvtools.etree.train.local import LocalTrainer
 from kvtools.etree.tree.ranks import Ranks, own_range
 
 LARGEST_BYTES = 4 << 30  # of the models of all devices
@@ -33,7 +33,7 @@ class DecentralisedSimulation:
     n_epochs: int  # local passes a step
     round_steps: int
     delays: Delays
-    trainer: Trainer
+    trainer: LocalTrainer
     cost_model: CostModel
     accounting_group_n: np.ndarray  # int (n,), the group of each device that wide-area bytes are counted by
     world: Ranks

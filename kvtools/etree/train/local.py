@@ -41,7 +41,7 @@ class Chunk:
 
 
 @dataclass
-class Trainer:
+class LocalTrainer:
     """The samples of all devices, and how each device trains on its own."""
 
     model: Model

@@ -17,7 +17,7 @@ from kvtools.etree.network.traffic import Queues
 from kvtools.etree.train.costs import CostModel
 from kvtools.etree.train.decentralised import DecentralisedSimulation
 from kvtools.etree.train.failures import Event, status_at
-from kvtools.etree.train.local import Trainer
+from kvtools.etree.train.local import LocalTrainer
 from kvtools.etree.train.simulation import TreeSimulation, Weights
 from kvtools.etree.tree.ranks import Ranks
 from kvtools.etree.tree.tree import Tree, star, two_levels
@@ -27,7 +27,7 @@ DECENTRALISED = ("gossip", "d-psgd", "individual")
 
 
 @dataclass(frozen=True)
-class Plan:
+class SimulationPlan:
     """What to run and for how long. `events` come from failures.read_script, for the tree of `algorithm_tree`."""
 
     algorithm: Algorithm
@@ -63,7 +63,7 @@ class Run:
     """A run under way; iterate for a line at each evaluation. `state` is what another run needs to continue it."""
 
     def __init__(
-        self, plan: Plan, tree: Tree, delays: Delays, trainer: Trainer, cost_model: CostModel,
+        self, plan: SimulationPlan, tree: Tree, delays: Delays, trainer: LocalTrainer, cost_model: CostModel,
         test: tuple[np.ndarray, np.ndarray], world: Ranks, log: Callable[[str], None],
         queues: Queues | None = None,
     ) -> None:  # fmt: skip
@@ -73,17 +73,21 @@ class Run:
         self._baseline: Run | None = None
         if plan.is_compared:
             without = replace(plan, events=(), is_compared=False)
-            self._baseline = Run(without, tree, delays, trainer, cost_model, test, world, lambda _: None, queues)
+            self._baseline = Run(
+                without, tree, delays, trainer, cost_model, test=test, world=world, log=lambda _: None, queues=queues
+            )
         self.simulation: TreeSimulation | DecentralisedSimulation
         if plan.algorithm in ("gossip", "d-psgd", "individual"):
             self.simulation = DecentralisedSimulation(
-                plan.algorithm, int(tree.ratios[0]), tree.round_steps, delays, trainer, cost_model, tree.group, world, queues
-            )
+                algorithm=plan.algorithm, n_epochs=int(tree.ratios[0]), round_steps=tree.round_steps, delays=delays,
+                trainer=trainer, cost_model=cost_model, accounting_group_n=tree.group, world=world, queues=queues,
+            )  # fmt: skip
         else:
             self.simulation = TreeSimulation(
-                algorithm_tree(plan.algorithm, tree, delays), delays, trainer, cost_model, plan.weights, tree.group, world,
-                has_root=plan.algorithm != "grouped", quorum=plan.quorum, late_updates=plan.late_updates,
-                regroup=plan.regroup, is_secure=plan.is_secure, log=log, queues=queues,
+                tree=algorithm_tree(plan.algorithm, tree, delays), delays=delays, trainer=trainer, cost_model=cost_model,
+                weights=plan.weights, accounting_group_n=tree.group, world=world, has_root=plan.algorithm != "grouped",
+                quorum=plan.quorum, late_updates=plan.late_updates, regroup=plan.regroup, is_secure=plan.is_secure, log=log,
+                queues=queues,
             )  # fmt: skip
         self._earlier_s = 0.0  # computed before this run was resumed
         self._wall_s = 0.0

@@ -27,7 +27,7 @@ from kvtools.etree.network.delay import Delays
 from kvtools.etree.network.traffic import Queues
 from kvtools.etree.train.costs import Aggregation, CostModel, Costs, Meter
 from kvtools.etree.train.failures import HEALTHY, Status
-from kvtools.etree.train.local import Trainer
+from kvtools.etree.train.local import LocalTrainer
 from kvtools.etree.train.secure_aggregation import SecureSums
 from kvtools.etree.tree.ranks import Ranks
 from kvtools.etree.tree.regroup import changed_groups, regrouped
@@ -42,7 +42,7 @@ class TreeSimulation:
 
     tree: Tree
     delays: Delays
-    trainer: Trainer
+    trainer: LocalTrainer
     cost_model: CostModel
     weights: Weights
     accounting_group_n: np.ndarray  # int (n,), the group of each device that wide-area bytes are counted by

@@ -86,9 +86,9 @@ def _split(group: np.ndarray, k: int, centre: int, largest: int, n_groups: int, 
     n_parts = -(-len(members) // largest)
     if n_parts > 1:
         part = cluster("k-medoids", delays.take(members), n_parts, seed=seed, world=world).group
-        kept = part[members == centre][0]
-        number = np.cumsum(np.arange(n_parts) != kept) - 1 + n_groups
-        group[members[part != kept]] = number[part[part != kept]]
+        centre_part = part[members == centre][0]
+        number = np.cumsum(np.arange(n_parts) != centre_part) - 1 + n_groups
+        group[members[part != centre_part]] = number[part[part != centre_part]]
     return n_parts
 
 

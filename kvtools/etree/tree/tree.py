@@ -75,7 +75,7 @@ def parse_counts(text: str) -> list[int]:
     """Counts between commas, as `4,1`. Raises ValueError for anything else."""
     parts = text.split(",")
     if not all(part.isdecimal() and 0 < int(part) <= LARGEST_COUNT for part in parts):
-        raise ValueError(f"counts from 1 to {LARGEST_COUNT} between commas are needed, as 4,1")
+        raise ValueError(f"these are not counts from 1 to {LARGEST_COUNT} between commas")
     return [int(part) for part in parts]
 
 
@@ -152,7 +152,9 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> Tree:
     order = tensors.get("order", np.zeros(n_nodes, np.int32))
     public = tensors.get("public", np.empty(0, np.int32))
     if len(order) != n_nodes or (len(public) and (public.min() < 0 or public.max() >= n_devices)):
-        raise ValueError("order, public: these are not a position for each node and devices of the tree")
+        raise ValueError(
+            "order, public: order is not one position for each node, or public names devices that the tree does not have"
+        )
     return Tree(tensors["parent"], tensors["level"], tensors["device"], ratios, order, public)
 
 

@@ -176,8 +176,8 @@ def test_failures_change_the_run_and_it_ends(sh, fleet):
     assert failed["accuracy"] > healthy["accuracy"] - 0.3
 
 
-MODELS = "models are softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml and FILE.py:NAME, with widths up to 1048576. Give another, such as mlp:64."
 ANOTHER_MODEL = "Give another, such as mlp:64."
+MODELS = f"models are softmax, mlp:WIDTH[,WIDTH], cnn, FILE.toml and FILE.py:NAME, with widths up to 1048576. {ANOTHER_MODEL}"
 EVENTS = (
     "events are leaf:10%@5, aggregator:1@8, root@12, late:5@3-4, partition@15-18, join:3@4, repeat:10%@5 and reorder@5-8, "
     "between commas. Give events such as leaf:10%@5,root@12."

@@ -1,4 +1,4 @@
-"""Groups of devices that are near one another and, where accuracies are given, learn alike: KMA and what it is compared with.
+"""Groups of devices with short delays and, where accuracies are given, similar accuracies: KMA, and what it is compared with.
 
 Source: Algorithm 1 of arXiv 2008.01553, "K-Means and average Accuracy", and its authors' simulator where it differs. Each
 device has trained alone for a while and reached acc_j on a public test set. K random devices are the initial centres. Each

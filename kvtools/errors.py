@@ -68,3 +68,13 @@ def raising(fault: type[Fault], where: str, remedy: str = "") -> Iterator[None]:
         yield
     except ValueError as error:
         raise fault(f"{where}: {str(error).rstrip('.')}. {remedy}".rstrip()) from None
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, as a clause on one line, also where Python's own text is no more than a key or a type."""
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    text = " ".join((str(getattr(error, "strerror", None) or error) or type(error).__name__).split()).rstrip(".")
+    if isinstance(error, TypeError | AttributeError):
+        return f"one of its values is of another type than is needed ({text})"
+    return text

@@ -98,9 +98,18 @@ def lines_of(text: str) -> list[str]:
     return [line for line in re.split("\r\n|[\r\n]", text) if line.strip()]
 
 
-def read_text(file: BinaryIO, name: str, *, encoding: str = "utf-8") -> str:
-    """All of a text, without its byte-order mark. Raises Corrupt, with the line, where it cannot be decoded."""
-    return _decode(file.read(), name, encoding)
+def read_text(file: BinaryIO, name: str, *, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """All of a text, without its byte-order mark. Raises Corrupt, with the line, where it cannot be decoded.
+
+    errors: as of bytes.decode, for a caller that refuses single lines.
+    """
+    return _decode(file.read(), name, encoding, errors)
+
+
+def first_letter(file: BinaryIO) -> str:
+    """The first letter of a text that is not blank, among its first 64 bytes; empty where there is none. Consumes nothing."""
+    head = bytes(file.peek(64)[:64])  # type: ignore[attr-defined]
+    return _decode(head, "", "utf-8", "ignore").lstrip()[:1]
 
 
 def as_utf8(file: BinaryIO, name: str, *, encoding: str = "utf-8") -> BinaryIO:
@@ -128,10 +137,10 @@ def _encoding(head: bytes, encoding: str) -> str:
     return "utf-16" if is_utf16 else codecs.lookup(encoding).name
 
 
-def _decode(data: bytes, name: str, encoding: str) -> str:
+def _decode(data: bytes, name: str, encoding: str, errors: str = "strict") -> str:
     encoding = _encoding(data[:3], encoding)
     try:
-        return data.removeprefix(codecs.BOM_UTF8).decode(encoding)
+        return data.removeprefix(codecs.BOM_UTF8).decode(encoding, errors)
     except UnicodeDecodeError as fault:
         line = data[: fault.start].count(b"\n") + 1
         raise Corrupt(

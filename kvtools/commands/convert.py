@@ -67,10 +67,12 @@ def main(
         ),
     )
     run.refuse_existing()
+    if not file.peek(1):  # type: ignore[attr-defined]
+        raise Corrupt(f"{name}: this is empty. Give interactions or conversations.")
     if has_chats:
         chats = open_conversations(src, file)
         if not chats.conversations:
-            raise Corrupt(f"{name}: {chats.skipped.lines()[0]}; nothing is left.")
+            raise Corrupt(f"{name}: {chats.skipped.lines()[0]}; nothing is left. Repair the file.")
         skipped, history = chats.skipped, chats.history
     else:
         interactions, skipped, history = open_interactions(src, columns=roles(columns or []), file=file)

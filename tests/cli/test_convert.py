@@ -111,7 +111,7 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
     ("line", "code", "words"),
     [
         ("kvtools convert nothing.csv", 66, "no such file"),
-        ("kvtools convert empty.txt", 65, "empty.txt: this is empty. Give a table."),
+        ("kvtools convert empty.txt", 65, "empty.txt: this is empty. Give interactions or conversations."),
         (
             "kvtools convert p.kvs",
             65,

@@ -67,7 +67,7 @@ def test_one_bad_line_does_not_lose_the_others(top, capfd):
     [
         ("kvtools convert none.json", 66, "no such file"),
         ("kvtools convert broken.json", 65, "broken.json: not JSON"),
-        ("kvtools convert empty.json", 65, "empty.json: no conversation in it"),
+        ("kvtools convert empty.json", 65, "empty.json: there is no conversation in it. Look at the stage before this one."),
         ("kvtools convert sound.json", 65, "sound.json: conversations that cannot be understood left out: 1"),
         ("kvtools convert list.json --column user=x", 2, "--column"),
         (

@@ -47,7 +47,7 @@ def damaged(case, folder):
         return f"in: model.norm.weight is [31], and the config needs [32]. {REMEDY}.\n"
     if case == "integers":
         write_safetensors(path, tensors | {"model.norm.weight": torch.ones(32, dtype=torch.int8)})
-        return "in: model.norm.weight is I8, and one of F32, BF16, F16, F64 is needed.\n"
+        return f"in: model.norm.weight is I8, and one of F32, BF16, F16, F64 is needed. {REMEDY}.\n"
     if case == "too many layers":
         config.write_text(json.dumps(words | {"num_hidden_layers": 10**9}))
         return f"in: model.layers. has 2 layers, and the config says 1000000000. {REMEDY}.\n"
@@ -56,16 +56,16 @@ def damaged(case, folder):
         return f"in: model.embed_tokens.weight is [97, 32], and the config needs [97, 549755813888]. {REMEDY}.\n"
     if case == "negative":
         config.write_text(json.dumps(words | {"vocab_size": -3}))
-        return "in: vocab_size is -3, and a whole number of at least 1 is needed.\n"
+        return "in: vocab_size is -3, and a whole number of at least 1 is needed. Repair its config, or give another model.\n"
     if case == "model_type":
         config.write_text(json.dumps(words | {"model_type": "llama"}))
-        return "in: model_type is 'llama', and Keye, qwen3, siglip or siglip_vision_model is needed.\n"
+        return "in: model_type is 'llama', and Keye, qwen3, siglip or siglip_vision_model is needed. Repair its config, or give another model.\n"
     if case == "activation":
         config.write_text(json.dumps(words | {"hidden_act": "gelu"}))
-        return "in: hidden_act is 'gelu', and only 'silu' is built here.\n"
+        return "in: hidden_act is 'gelu', and only 'silu' is built here. Repair its config, or give another model.\n"
     if case == "scaled":
         config.write_text(json.dumps(words | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}))
-        return "in: rope_type is 'yarn', and only default is built here.\n"
+        return "in: rope_type is 'yarn', and only default is built here. Repair its config, or give another model.\n"
     if case == "config":
         config.write_text("{")
         return "config.json: this is not JSON ("

@@ -505,8 +505,11 @@ def test_ids_out_of_the_vocabulary_are_one_line(here, capfd):
     pack("rows.kvs", n_tokens_added=70_000)
     done = say(f"kvtools pretrain keye rows.kvs {SMALL} --steps 2 -o m", capfd)
     assert (done.code, done.err.count("\n"), (here / "m").exists()) == (65, 1, False), done.err
-    assert "rows.kvs: record " in done.err
-    assert "are 0 to 319; pack rows with the model's tokenizer." in done.err
+    whole = (
+        r"kvtools pretrain keye: rows\.kvs: record \d+: tokens are \d+ to \d+, and the model's are 0 to 319\. "
+        r"Pack the rows again, with the model's tokenizer\.\n"
+    )
+    assert re.fullmatch(whole, done.err)
 
 
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -643,7 +646,11 @@ REFUSED = [
         65,
         "cutrows.kvs: it has no end mark; the producer died or the disk filled. Make it again.",
     ),
-    (f"kvtools pretrain keye empty {SMALL} -o m", 65, "empty: no conversation in it; look at the stage before this one."),
+    (
+        f"kvtools pretrain keye empty {SMALL} -o m",
+        65,
+        "empty: there is no conversation in it. Look at the stage before this one.",
+    ),
     (
         f"kvtools pretrain keye norows.kvs {SMALL} -o m",
         65,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kvtools.errors import Corrupt
-from kvtools.keye.data.conversations import BAD, normalise, open_conversations
+from kvtools.keye.data.conversations import BAD, looks_like_json, normalise, open_conversations
 
 
 def said(document):
@@ -203,6 +203,35 @@ def test_bad_lines_are_named_and_the_others_read(tmp_path):
     assert made.skipped.counts == {BAD: 6}
     assert made.skipped.names[BAD][0].startswith("line 2: not JSON")
     assert made.root == str(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_any_byte_order_mark_is_understood(tmp_path, encoding):
+    document = json.dumps({"messages": [{"role": "user", "content": "Où?"}, {"role": "assistant", "content": "Là."}]})
+    for layout in (document, f"[{document}]", f"{document}\n{document}\n"):
+        (tmp_path / "x.json").write_bytes(layout.replace("\\u00f9", "ù").encode(encoding))
+        with open(tmp_path / "x.json", "rb") as file:
+            assert looks_like_json(file)
+        source = open_conversations(str(tmp_path / "x.json"))
+        assert source.skipped.counts == {}
+        assert source.conversations[0]["messages"][0]["content"] == [{"type": "text", "text": "Où?"}]
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({"messages": [{"content": "x"}]}, "a message has no role"),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "a part of the content has no type"),
+        ({"messages": [{"role": "user", "content": [{"type": "video", "video": []}]}]}, "the video has no source"),
+        (
+            {"messages": [{"role": "user", "content": 3}]},
+            "one of its values is of another type than is needed ('int' object is not iterable)",
+        ),
+    ],
+)
+def test_what_python_says_is_not_printed_alone(tmp_path, document, reason):
+    (tmp_path / "x.jsonl").write_text(json.dumps(document))
+    assert open_conversations(str(tmp_path / "x.jsonl")).skipped.names[BAD] == [f"line 1: {reason}"]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ _UNUSED = re.compile(
 )
 _LAYER = re.compile(r"(.*\.layers\.)(\d+)\.")
 _VISION = "vision_model."
-REMEDY = "Give the tensors and the config of one model"  # where they do not fit each other
 _VISION_HEAD = "vision_model.head."
 
 
@@ -95,7 +94,7 @@ class CheckpointFormat:
             with meta_init():
                 state = self.build().state_dict()
         except (RuntimeError, OverflowError) as fault:
-            raise ValueError(f"no model can have the sizes of the config ({str(fault).splitlines()[0]}). {REMEDY}") from None
+            raise ValueError(f"no model can have the sizes of the config ({str(fault).splitlines()[0]})") from None
         shapes = {name: tuple(x.shape) for name, x in state.items()}
         if self.layout == "qwen3":
             return {name: shape for name, shape in shapes.items() if name.startswith(("model.", "lm_head."))}
@@ -110,7 +109,7 @@ class CheckpointFormat:
         for stack, part in parts.items():
             n_stored = len(stored.get(stack, ()))
             if part is not None and n_stored != part.layers:
-                raise ValueError(f"{stack} has {n_stored} layers, and the config says {part.layers}. {REMEDY}")
+                raise ValueError(f"{stack} has {n_stored} layers, and the config says {part.layers}")
 
 
 def is_unused(name: str) -> bool:

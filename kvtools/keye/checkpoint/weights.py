@@ -23,8 +23,8 @@ from kvtools.artifact.casts import to_numpy, to_torch
 from kvtools.artifact.directory import SHARD_BYTES, fill_directory, read_directory
 from kvtools.artifact.files import Sink
 from kvtools.artifact.open import open_bag, source_name
-from kvtools.errors import Corrupt
-from kvtools.keye.checkpoint.formats import REMEDY, CheckpointFormat, canonical_name, is_unused, layer_numbers
+from kvtools.errors import Corrupt, raising
+from kvtools.keye.checkpoint.formats import CheckpointFormat, canonical_name, is_unused, layer_numbers
 from kvtools.keye.checkpoint.huggingface import companion_files, format_of_config, huggingface_config
 from kvtools.keye.data.tokenizer import FILE as TOKENIZER
 from kvtools.keye.model.keye import Keye
@@ -32,6 +32,7 @@ from kvtools.keye.model.siglip import Siglip
 from kvtools.train.meta_init import meta_init
 
 SYSTEM = "keye"
+_BAD_CONFIG, _UNFIT = "Repair its config, or give another model.", "Give the tensors and the config of one model."
 _OURS = "kvtools.json"
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _OWN_FIELDS = ("kind", "config", "history", "crc32", "system", "layout", "architecture", "unused", "huggingface", "parameters")
@@ -176,33 +177,49 @@ def _of_bag(src: str) -> Weights:
             f"{name}: this is a model of {system}, and a model of keye is needed. Make one with kvtools pretrain keye, or from "
             "a Hugging Face directory with kvtools convert."
         )
-    try:
-        checkpoint = CheckpointFormat.from_json(str(fields.get("layout")), fields.get("architecture") or {})
-        files = {
-            tensor: array.tobytes() for tensor, array in bag.tensors.items() if array.dtype == np.uint8 and array.ndim == 1
-        }
-        tensors = {tensor: array for tensor, array in bag.tensors.items() if tensor not in files}
-        used, unused = _accounted(checkpoint, tensors, fields.get("unused") or [])
-    except (ValueError, TypeError) as fault:
-        raise Corrupt(f"{name}: {fault}.") from None
-    huggingface, recipe = _object(fields, "huggingface"), _object(fields, "config")
-    rest = {field: value for field, value in fields.items() if field not in _OWN_FIELDS}
-    return Weights(name, checkpoint, used, unused, files, huggingface, rest, recipe, bag.history)
+    files = {tensor: array.tobytes() for tensor, array in bag.tensors.items() if array.dtype == np.uint8 and array.ndim == 1}
+    tensors = {tensor: array for tensor, array in bag.tensors.items() if tensor not in files}
+    with raising(Corrupt, name, _BAD_CONFIG):
+        checkpoint = CheckpointFormat.from_json(str(fields.get("layout")), _object(fields, "architecture"))
+    with raising(Corrupt, name, _UNFIT):
+        kept = fields.get("unused")
+        used, unused = _accounted(checkpoint, tensors, kept if isinstance(kept, list) else [])
+    return Weights(
+        name,
+        checkpoint,
+        used,
+        unused,
+        files=files,
+        huggingface=_object(fields, "huggingface"),
+        fields={field: value for field, value in fields.items() if field not in _OWN_FIELDS},
+        recipe=_object(fields, "config"),
+        history=bag.history,
+    )
 
 
 def _of_directory(src: str) -> Weights:
     directory = read_directory(src)
     files = dict(directory.files)
-    try:
+    with raising(Corrupt, f"{src}/{_OURS}", "Repair the file, or remove it."):
         ours = json.loads(files.pop(_OURS, b"{}"))
+    with raising(Corrupt, src, _BAD_CONFIG):
         checkpoint = format_of_config(directory.config)
+    with raising(Corrupt, src, _UNFIT):
         named = {canonical_name(checkpoint.layout, name): array for name, array in directory.tensors.items()}
         used, unused = _accounted(checkpoint, named, None)
-    except ValueError as fault:
-        raise Corrupt(f"{src}: {fault}.") from None
     ours = ours if isinstance(ours, dict) else {}
-    told, recipe, history = ours.get("told") or {}, ours.get("config") or {}, ours.get("history") or []
-    return Weights(src, checkpoint, used, unused, files, directory.config, told, recipe, history, directory.passed_over)
+    return Weights(
+        src,
+        checkpoint,
+        used,
+        unused,
+        files=files,
+        huggingface=directory.config,
+        fields=ours.get("told") or {},
+        recipe=ours.get("config") or {},
+        history=ours.get("history") or [],
+        ignored_files=directory.passed_over,
+    )
 
 
 def _object(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -228,17 +245,17 @@ def _accounted(
     if checkpoint.language is not None and checkpoint.language.tied and _HEAD in stored and _TABLE in stored:
         head, table = stored.pop(_HEAD), stored[_TABLE]
         if head.shape != table.shape or head.dtype != table.dtype or not np.array_equal(_bits(head), _bits(table)):
-            raise ValueError(f"{_HEAD} differs from {_TABLE}, and the config ties them. {REMEDY}")
+            raise ValueError(f"{_HEAD} differs from {_TABLE}, and the config ties them")
     needed = checkpoint.expected_tensors(stored)
     rest = [name for name in stored if name not in needed]
     unknown = [name for name in rest if not (is_unused(name) if unused is None else name in unused)]
     missing = [name for name in needed if name not in stored]
     faults = [(f"it holds tensors that no {checkpoint.layout} has", unknown), ("it lacks tensors", missing)]
     if unknown or missing:
-        raise ValueError("; ".join(f"{fault}: {_listed(names)}" for fault, names in faults if names) + f". {REMEDY}")
+        raise ValueError("; ".join(f"{fault}: {_listed(names)}" for fault, names in faults if names))
     for name, shape in needed.items():
         if stored[name].shape != shape:
-            raise ValueError(f"{name} is {list(stored[name].shape)}, and the config needs {list(shape)}. {REMEDY}")
+            raise ValueError(f"{name} is {list(stored[name].shape)}, and the config needs {list(shape)}")
         if NAMES[stored[name].dtype] not in _FLOATS:
             raise ValueError(f"{name} is {NAMES[stored[name].dtype]}, and one of {', '.join(_FLOATS)} is needed")
     return {name: stored[name] for name in needed}, {name: stored[name] for name in rest}

@@ -21,11 +21,12 @@ import numpy as np
 
 from kvtools.artifact import is_stream, kinds
 from kvtools.artifact.blob import canonical
+from kvtools.artifact.delimited import first_letter, read_text
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.artifact.open import open_stream, source_name
 from kvtools.artifact.stream import Reader, Writer
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, raising, reason_of
 from kvtools.keye.data.chat_template import MODES
 from kvtools.skipped import SkippedRows
 
@@ -34,9 +35,10 @@ BAD = "conversations that cannot be understood left out"
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "tool": "tool",
           "observation": "tool", "function": "tool", "function_call": "assistant", "developer": "system"}  # fmt: skip
 _ITEM_FIELDS = ("seconds", "second", "fps", "frames", "shown", "size")  # of a picture or video, beside its source
-_SNIFFED_BYTES = 4096  # a file with a zero byte among the first of them is not text
+_N_SNIFFED = 4096  # a file with a zero among the first letters is not text
 _THOUGHT = "<think>\n{}\n</think>\n\n"
 _NO_SOUND = "it has sound, and only pictures and videos are read"
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of bytes that are not UTF-8
 _MARK = re.compile(r"(<image>|<video>|<audio>)")
 _TOOLS = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function "
@@ -62,7 +64,7 @@ class Conversations:
 
 def looks_like_json(file: BinaryIO) -> bool:
     """Whether a JSON list or object lies ahead; nothing is consumed."""
-    return file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")  # type: ignore[attr-defined]
+    return first_letter(file) in ("[", "{")
 
 
 def open_conversations(src: str, file: BinaryIO | None = None) -> Conversations:
@@ -77,10 +79,10 @@ def open_conversations(src: str, file: BinaryIO | None = None) -> Conversations:
         source.history = reader.head.history
         documents = _of_stream(reader, source.name)
     else:
-        data = file.read()
-        if b"\0" in data[:_SNIFFED_BYTES]:
+        text = read_text(file, source.name, errors="surrogateescape")  # a line that is not UTF-8 is skipped alone
+        if "\0" in text[:_N_SNIFFED]:
             raise Corrupt(f"{source.name}: this is neither a stream nor JSON. Give conversations in one of these forms.")
-        documents = _of_text(data, source.name)
+        documents = _of_text(text, source.name)
     n_documents = 0
     for n_documents, (where, document) in enumerate(documents, start=1):
         try:
@@ -89,11 +91,11 @@ def open_conversations(src: str, file: BinaryIO | None = None) -> Conversations:
             conversation = normalise(document)
             canonical(conversation)  # half a letter (a lone surrogate) can be read but not written
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
-            source.skipped.skip(BAD, f"{where}: {' '.join(str(fault).split())}")
+            source.skipped.skip(BAD, f"{where}: {reason_of(fault)}")
         else:
             source.conversations.append({"id": f"{n_documents - 1:08d}", **conversation})
     if not n_documents:
-        raise Corrupt(f"{source.name}: no conversation in it; look at the stage before this one.")
+        raise Corrupt(f"{source.name}: there is no conversation in it. Look at the stage before this one.")
     return source
 
 
@@ -129,27 +131,22 @@ def normalise(document: Any) -> dict[str, Any]:
 
 def _of_stream(reader: Reader, name: str) -> Iterator[tuple[str, Any]]:
     for record in reader:
-        try:
+        with raising(Corrupt, f"{name}: record {record.number}", "Make the stream again with kvtools convert."):
             kinds.check("conversation", "stream", record.tensors, record.fields)
-            document = _parsed(record.tensors["json"].tobytes())
-        except ValueError as fault:
-            raise Corrupt(f"{name}: record {record.number}: {fault}.") from None
+            document = _parsed(record.tensors["json"].tobytes().decode("utf-8", "surrogateescape"))
         yield record.key, {"id": record.key, **document} if isinstance(document, dict) else document
 
 
-def _of_text(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if data.lstrip()[:1] == b"[":
-        try:
-            documents = _parsed(data)
-        except ValueError as fault:
-            raise Corrupt(f"{name}: {fault}. Give a JSON list of conversations.") from None
+def _of_text(text: str, name: str) -> Iterator[tuple[str, Any]]:
+    if text.lstrip()[:1] == "[":
+        with raising(Corrupt, name, "Give a JSON list of conversations."):
+            documents = _parsed(text)
         yield from ((f"entry {n}", document) for n, document in enumerate(documents))
         return
-    lines = [(n, line) for n, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     try:  # one object over many lines is a conversation too
-        if len(lines) > 1 and lines[0][1].strip() == b"{":
-            yield "entry 0", _parsed(data)
+        if len(lines) > 1 and lines[0][1].strip() == "{":
+            yield "entry 0", _parsed(text)
             return
     except ValueError:
         pass
@@ -160,13 +157,15 @@ def _of_text(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
             yield f"line {n}", fault
 
 
-def _parsed(data: bytes) -> Any:
+def _parsed(text: str) -> Any:
     def refuse(word: str) -> float:
         raise ValueError(f"{word} is no JSON, which has finite numbers only")
 
+    if _UNDECODED.search(text):
+        raise ValueError("not UTF-8 text")
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=refuse)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text, parse_constant=refuse)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON ({' '.join(str(error).split())})") from None
 
 
@@ -212,7 +211,9 @@ def _pop_sources(rest: dict[str, Any], kind: str) -> list[Any] | None:
 
 
 def _message(message: Mapping[str, Any], media: dict[str, list[Any]]) -> dict[str, Any]:
-    role = message["role"] if "role" in message else message["from"]
+    role = message.get("role", message.get("from"))
+    if role is None:
+        raise ValueError("a message has no role")
     if role not in _ROLES:
         raise ValueError(f"role is {role!r}, and must be one of {', '.join(_ROLES)}")
     content = message["content"] if "content" in message else message.get("value")
@@ -236,7 +237,9 @@ def _parts(part: Any, media: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         part = _text(part)
     if not isinstance(part, dict):
         raise ValueError(f"content has {part!r}, and must be text or an object")
-    kind = str(part.get("type", "")).removesuffix("_url").removeprefix("input_")
+    if "type" not in part:
+        raise ValueError("a part of the content has no type")
+    kind = str(part["type"]).removesuffix("_url").removeprefix("input_")
     value = next((part[name] for name in (part["type"], kind, "value", "url", "path") if name in part), None)
     if isinstance(value, dict) and "url" in value:
         value = value["url"]
@@ -248,6 +251,8 @@ def _parts(part: Any, media: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield _text(_tool_call(value))
     elif kind in ("image", "video") and value:
         yield _item(kind, value, part)
+    elif kind in ("image", "video"):
+        raise ValueError(f"the {kind} has no source")
     else:
         raise ValueError(f"content is of type {part.get('type')!r}, and must be text, image or video")
 
@@ -303,7 +308,7 @@ def _text(text: str) -> dict[str, Any]:
 
 def _tool_call(value: Any) -> str:
     if isinstance(value, dict) and isinstance(value.get("arguments"), str):  # OpenAI's are JSON within JSON
-        value = {**value, "arguments": _parsed(value["arguments"].encode() or b"{}")}
+        value = {**value, "arguments": _parsed(value["arguments"] or "{}")}
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f"<tool_call>\n{text}\n</tool_call>"
 

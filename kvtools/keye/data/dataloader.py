@@ -15,7 +15,7 @@ import numpy as np
 
 from kvtools.artifact.stream_index import Index
 from kvtools.chance import rng_for
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, raising, reason_of
 from kvtools.keye.data.chat_template import Conversation
 from kvtools.keye.data.conversations import BAD
 from kvtools.keye.data.media import Unreadable
@@ -98,7 +98,7 @@ class ConversationLoader:
         except Unreadable as fault:
             skipped.skip(UNREADABLE, f"{key}: {fault}")
         except (ValueError, KeyError, TypeError) as fault:
-            skipped.skip(BAD, f"{key}: {' '.join(str(fault).split())}")
+            skipped.skip(BAD, f"{key}: {reason_of(fault)}")
         else:
             if len(example) > self._length:
                 skipped.skip(TOO_LONG, f"{key}: {len(example)} tokens")
@@ -139,12 +139,10 @@ class PackedRowLoader:
     def _row(self, index: int) -> PackedRow:
         stream, number = self._records[index]
         record = stream.fetch(number)
-        try:
+        with raising(Corrupt, f"{stream.name}: record {number}", "Pack the rows again, with the model's tokenizer."):
             row = from_record(record.tensors, record.fields)
             self._check(row)
             return row
-        except ValueError as fault:
-            raise Corrupt(f"{stream.name}: record {number}: {fault}.") from None
 
 
 def steps(plans: Iterator[RowPlan], n_tokens: int) -> Iterator[list[RowPlan]]:

@@ -18,16 +18,18 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from kvtools.artifact import kinds
-from kvtools.artifact.files import open_source
+from kvtools.artifact.files import open_seekable
+from kvtools.artifact.open import open_stream
 from kvtools.artifact.stream_index import Index
-from kvtools.errors import Corrupt, Fault
+from kvtools.errors import Corrupt, Fault, reason_of
 from kvtools.keye.data.frames import as_kind, nearest, of_pictures, resized, spliced, take, with_times
 from kvtools.keye.model.inputs import Visual
 from kvtools.video import decode, frame_index, patch, pictures
@@ -51,6 +53,15 @@ class Unreadable(ValueError):
     def __init__(self, name: str, why: str) -> None:
         self.name, self.why = name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}…", why
         super().__init__(f"{self.name}: {why}")
+
+
+@contextmanager
+def raising_unreadable(remedy: str) -> Iterator[None]:
+    """Raise Unreadable as Corrupt, with a sentence that says what to do, where nothing can be done without that file."""
+    try:
+        yield
+    except Unreadable as fault:
+        raise Corrupt(f"{fault}. {remedy}") from None
 
 
 class Media:
@@ -113,7 +124,7 @@ class Media:
         except Unreadable:
             raise
         except (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError, Fault) as error:
-            raise Unreadable(name, _reason(error, name)) from None
+            raise Unreadable(name, reason_of(error).removeprefix(f"{name}: ")) from None
 
     def _frames_of(self, item: Item) -> Visual:
         """The frames that an item of one source asks for."""
@@ -220,12 +231,11 @@ def _decode_data_url(url: str) -> BinaryIO:
 def _open_stream(src: str) -> Index:
     if src == "-":
         raise Corrupt("stdin: records of a pipe cannot be looked up by key. Write them to a file.")
-    index = Index(open_source(src), src)
-    kind = index.heads[0].kind
-    if kind != "video":
-        made_by = "kvtools tokenize-video"
-        raise Corrupt(f"{src}: this is a stream of kind {kind}, and kind video is needed. Make one with {made_by}.")
-    return index
+    file = open_seekable(src)
+    begin = file.tell()
+    open_stream(src, "video", made_by="kvtools tokenize-video", file=file)
+    file.seek(begin)
+    return Index(file, src)
 
 
 def _of_record(stream: Index, key: str) -> Visual:
@@ -251,10 +261,3 @@ def _select(clip: Visual, item: Item) -> Visual:
     if type(n_wanted) is not int or n_wanted < 1:
         raise ValueError(f"frames is {n_wanted!r}, and must be a whole number of 1 or more")
     return take(clip, linspace_indices(0, n_frames - 1, n_wanted)) if n_wanted < n_frames else clip
-
-
-def _reason(error: BaseException, name: str) -> str:
-    if isinstance(error, KeyError):
-        return f"it has no {error}"
-    text = " ".join((str(getattr(error, "strerror", None) or error) or type(error).__name__).split()).rstrip(".")
-    return text.removeprefix(f"{name}: ")

@@ -74,7 +74,7 @@ class Tokenizer:
             return Tokenizer(_read_json(path), path)
         if os.path.exists(os.path.join(src, "vocab.json")):
             return Tokenizer(_from_vocabulary(src), src)
-        raise Missing(f"{src}: this folder has neither tokenizer.json nor vocab.json with merges.txt.")
+        raise Missing(f"{src}: this folder has neither tokenizer.json nor vocab.json with merges.txt. Give another folder.")
 
     @staticmethod
     def from_bytes(data: bytes, name: str = "tokenizer.json") -> "Tokenizer":

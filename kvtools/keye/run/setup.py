@@ -138,15 +138,13 @@ def require_row_fits(row: PackedRow, start: InitialModel) -> None:
     vocabulary = config.language.vocabulary if isinstance(model, Keye) else model.text_model.config.vocabulary
     low, high = row.tokens.min(), row.tokens.max()
     if low < 0 or high >= vocabulary:
-        raise ValueError(
-            f"tokens are {low} to {high}, and the model's are 0 to {vocabulary - 1}; pack rows with the model's tokenizer"
-        )
+        raise ValueError(f"tokens are {low} to {high}, and the model's are 0 to {vocabulary - 1}")
     n_visual = int(np.isin(row.tokens, (config.image_token, config.video_token)).sum())
     n_patches = 0 if row.pixels is None else len(row.pixels)
     if n_visual * config.merge**2 != n_patches or (row.grid[:, 1:] % config.merge).any():
         raise ValueError(
             f"{n_visual} tokens are the model's visual tokens {config.image_token} and {config.video_token}, and {n_patches} "
-            f"patches need one for {config.merge**2} of them; pack rows with the model's tokenizer"
+            f"patches need one for {config.merge**2} of them"
         )
     if (row.targets > 1).any() or row.targets[row.segments].any():
         raise ValueError("targets must be 0 or 1, and 0 for the first token of a conversation")

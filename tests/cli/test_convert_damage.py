@@ -59,7 +59,8 @@ def damaged(case, folder):
         return "in: vocab_size is -3, and a whole number of at least 1 is needed. Repair its config, or give another model.\n"
     if case == "model_type":
         config.write_text(json.dumps(words | {"model_type": "llama"}))
-        return "in: model_type is 'llama', and Keye, qwen3, siglip or siglip_vision_model is needed. Repair its config, or give another model.\n"
+        what = "model_type is 'llama', and Keye, qwen3, siglip or siglip_vision_model is needed"
+        return f"in: {what}. Repair its config, or give another model.\n"
     if case == "activation":
         config.write_text(json.dumps(words | {"hidden_act": "gelu"}))
         return "in: hidden_act is 'gelu', and only 'silu' is built here. Repair its config, or give another model.\n"

@@ -54,21 +54,19 @@ class Writer:
     def resume(self, *, start_over: bool = False) -> set[str]:
         """Keep the whole records that a stopped run left in the sink, and continue after them; returns their keys.
 
-        Raises Usage, naming the difference, where that run had another head: other options, or another version of kvtools.
-        start_over: drop its records then. What follows the last whole record is cut off.
+        Raises Usage, naming the difference, where that run had another head: other options, or another version of kvtools;
+        Corrupt where its head is damaged. start_over: drop its records then. What follows the last whole record is cut off.
         """
         partial = self._sink.partial()
         if partial is None:
             return set()
-        with partial, suppress(Torn):  # the first byte that is not of a whole record is where that run was stopped
-            part = Part(partial, 0, is_partial=True)
-            if part.head == self._head:
+        with partial:
+            part = self._part_to_resume(partial, start_over=start_over)
+            if part is not None:
                 self._index = part.index  # grows as the records are read
-                for _ in part.records():
-                    pass
-            elif not start_over:
-                for made_of in (lambda head: head.config, _last_step, vars):
-                    refuse_other_options(self._sink.dst, made_of(part.head), made_of(self._head))
+                with suppress(Torn):  # the first byte that is not of a whole record is where that run was stopped
+                    for _ in part.records():
+                        pass
         self._sink.resume_at(self._index.n_bytes)
         self._has_head = self._index.n_bytes > 0
         return set(self._index.keys)
@@ -118,6 +116,25 @@ class Writer:
             self._sink.abandon()
             raise
         self._sink.commit()
+
+    def _part_to_resume(self, partial: BinaryIO, *, start_over: bool) -> Part | None:
+        """What a stopped run left, of which the head is read; None where this run starts over."""
+        try:
+            part = Part(partial, 0, is_partial=True)
+        except Torn:
+            if start_over:
+                return None
+            raise Corrupt(
+                f"{partial.name}: the head is damaged. The stopped run cannot be resumed. Give --force to start over."
+            ) from None
+        if part.head == self._head:
+            return part
+        if not start_over:
+            dst, kept, given = self._sink.dst, part.head, self._head
+            refuse_other_options(dst, kept.config, given.config)
+            refuse_other_options(dst, _last_step(kept), _last_step(given))
+            refuse_other_options(dst, vars(kept), vars(given))
+        return None
 
     def _write_head(self) -> None:
         # the head waits for the first record: a stage that fails at once sends nothing, and the next stage reports that

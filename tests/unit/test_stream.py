@@ -3,6 +3,7 @@ import os
 import random
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,7 +214,7 @@ def test_two_writers_of_one_file_are_refused(tmp_path):
     first.abandon()
 
 
-@pytest.mark.parametrize("cut", [0, 10, 200, 700, 900, 10_000])
+@pytest.mark.parametrize("cut", [0, 200, 700, 900, 10_000])
 def test_a_resumed_stream_equals_an_uninterrupted_one(tmp_path, cut):
     whole = write(tmp_path / "a.kvs", records_of(), 0)
     (tmp_path / ".b.kvs.part").write_bytes(whole[:cut])
@@ -223,6 +224,21 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(tmp_path, cut):
             if key not in done:
                 writer.write(key, tensors)
     assert (tmp_path / "b.kvs").read_bytes() == whole
+
+
+@pytest.mark.parametrize("n_kept", [5, 20])
+def test_a_partial_stream_with_a_damaged_head_is_refused(tmp_path, n_kept):
+    whole = write(tmp_path / "a.kvs", records_of(), 0)
+    dst, left_behind = str(tmp_path / "b.kvs"), tmp_path / ".b.kvs.part"
+    left_behind.write_bytes(whole[:n_kept] + b"?" + whole[n_kept + 1 :])
+    with pytest.raises(Corrupt) as fault, Writer(Sink(dst, keep_partial=True), Head("video"), level=0) as writer:
+        writer.resume()
+    remedy = "The stopped run cannot be resumed. Give --force to start over."
+    assert str(fault.value) == f"{left_behind}: the head is damaged. {remedy}"
+    assert len(left_behind.read_bytes()) == len(whole)
+    with Writer(Sink(dst, keep_partial=True), Head("video"), level=0) as writer:
+        assert writer.resume(start_over=True) == set()
+    assert Path(dst).exists()
 
 
 STEP = {"id": "0", "command": "tokenize-video", "version": "1", "argv": ["a.mp4"], "inputs": [], "parents": []}

@@ -23,6 +23,13 @@ SEE_ALSO = ("kvtools info", "kvtools cat", "kvtools check", "kvtools-stream(5)")
 COMMON = ("output", "compress", "force", "strict", "config", "print_config", "dry_run", "stamp")
 GROUPS = {"Sampling of frames": ("--min-frames", "--max-frames", "--start", "--end", "--pick", "--decoder")}
 
+REMEDIES = {
+    "damaged": "Repair or fetch the file again.",
+    "unreadable": "Look at its name and its permissions.",
+    "unfit": "Give other limits of time, frames or tokens, or leave it out.",
+    "late": "Give a longer --timeout, or leave it out.",
+}
+
 
 def main(
     run: opt.Invocation,
@@ -149,7 +156,7 @@ def _write(
             with outcome.record as record:
                 writer.write_pieces(outcome.key, record)
         else:
-            log(f"{outcome.key}: {outcome.fault}.")
+            log(f"{outcome.key}: {outcome.fault}. {REMEDIES[outcome.cause]}")
             codes.append(outcome.code)
             if strict:
                 raise Died(outcome.code)

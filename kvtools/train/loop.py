@@ -219,8 +219,8 @@ class Trainer:
         """Raise Fault, naming the batch, unless all are finite; called with the same values on all ranks."""
         if not all(map(math.isfinite, values)):
             step = f"step {self.progress.step + 1}: the {what} of {self.task.describe(batch)} is not finite."
-            kept = " The last saved state is kept; --force starts over." if self._state.is_kept else ""
-            raise Fault(f"{step} Run again with a lower --lr, or without that data.{kept}")
+            kept = " The last saved state is kept, and a run with other options must start over." if self._state.is_kept else ""
+            raise Fault(f"{step} Lower the learning rate, or leave that data out.{kept}")
 
     def _average_gradients(self, count: float) -> None:
         """Sum the gradients over microbatches and ranks, in rank order, and divide by the count of all."""
@@ -258,7 +258,7 @@ class Trainer:
         self._save()
         if self._state.path is not None:
             return Stopped(f"stopped after step {self.progress.step}. Run again to continue.")
-        lost = Stopped(f"stopped after step {self.progress.step}, and nothing is saved. Run again with --state DIR.")
+        lost = Stopped(f"stopped after step {self.progress.step}, and nothing is saved. Name a folder to keep the state in.")
         lost.code = 143  # 75 would promise that it resumes
         return lost
 

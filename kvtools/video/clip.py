@@ -25,7 +25,7 @@ def tokenize(
     """The encoded `video` record of a video file or a folder of frames, in pieces: its header first, then a frame at a time.
 
     by_decoding: take the times of frames from the decoder, for containers whose packets do not tell them. Raises FramesMissing
-    where that is needed, ValueError where the clip cannot be read or does not fit.
+    where that is needed, Unfit where the clip does not have what the recipe asks for, ValueError where it cannot be read.
     """
     if Path(path).is_dir():
         paths = pictures.list_frames(path)
@@ -69,7 +69,8 @@ def _plan(index: FrameIndex, recipe: VideoRecipe, *, is_video: bool) -> tuple[Se
         allowed = index.keys if recipe.pick == "key" else index.references
         candidates = [position - span.start for position in allowed if position in span]
         if not candidates:
-            raise ValueError(f"it has no {recipe.pick} frame between --start and --end; --pick any takes any frame")
+            span_named = sample.span_text(index.times, index.time_base, recipe.sampling)
+            raise sample.Unfit(f"it has no {recipe.pick} frame {span_named}")
     if is_video or recipe.sampling.n_frames is not None:
         span_s = index.duration_s * len(span) / len(index.times)
         n_frames = sample.count(len(span), span_s, recipe.sampling)

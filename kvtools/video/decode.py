@@ -21,9 +21,10 @@ from kvtools.video.nal import LEADING, REFERENCE, START
 
 
 def read_pyav(path: str, index: FrameIndex, positions: Sequence[int], *, n_threads: int) -> Iterator[np.ndarray]:
-    """Upright RGB frames, uint8 (H, W, 3), at rising positions of the index, by PyAV.
+    """Upright RGB frames, uint8 (H, W, 3), at rising positions of the index, by PyAV; what no wanted frame
+    needs is not decoded.
 
-    skip: do not decode what no wanted frame needs. Raises FramesMissing where a frame did not come out, ValueError for damage.
+    Raises FramesMissing where a frame did not come out, ValueError for damage.
     """
     with open_container(path) as container, DecoderFaults():
         stream = video_stream(container)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from kvtools.video.sample import Unfit
+
 PATCH = 14
 FACTOR = 28  # pixels along a token
 PIXELS_A_TOKEN = FACTOR * FACTOR
@@ -22,7 +24,7 @@ MAX_RATIO = 200
 def smart_resize(height: int, width: int, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) in multiples of 28, near the given shape, within the pixel limits where the shape allows.
 
-    Python's rounding: halves to even. Raises ValueError where the sides differ more than 200-fold.
+    Python's rounding: halves to even. Raises Unfit where the sides differ more than 200-fold.
     """
     _check_ratio(height, width)
     h, w = (max(FACTOR, round(side / FACTOR) * FACTOR) for side in (height, width))
@@ -66,7 +68,7 @@ class Budget:
         """(frames, height, width) of a clip of n_frames pictures of the given shape.
 
         The resolution is reduced first, down to the lower end of the band, then the number of frames. Always frames * tokens a
-        frame <= max_tokens; a frame may lie outside of the band where its shape or the cap leaves no choice. Raises ValueError
+        frame <= max_tokens; a frame may lie outside of the band where its shape or the cap leaves no choice. Raises Unfit
         where not one frame fits.
         """
         n_frames = min(n_frames, max(1, self.max_tokens // self.min_frame_tokens))
@@ -75,7 +77,7 @@ class Budget:
         tokens = h * w // PIXELS_A_TOKEN
         n_frames = min(n_frames, self.max_tokens // tokens)
         if n_frames == 0:
-            raise ValueError(f"a frame of {width}x{height} costs {tokens} tokens or more, and the budget is {self.max_tokens}")
+            raise Unfit(f"a frame of {width}x{height} costs {tokens} tokens or more, and the budget is {self.max_tokens}")
         return n_frames, h, w
 
     def _size(self, height: int, width: int, most: int) -> tuple[int, int]:
@@ -107,4 +109,4 @@ def cut(frame_HWC: np.ndarray) -> np.ndarray:
 
 def _check_ratio(height: int, width: int) -> None:
     if max(height, width) > MAX_RATIO * min(height, width):
-        raise ValueError(f"it is {width}x{height}, and one side may be at most {MAX_RATIO} times the other")
+        raise Unfit(f"it is {width}x{height}, and one side may be at most {MAX_RATIO} times the other")

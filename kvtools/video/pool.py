@@ -21,6 +21,7 @@ import numpy as np
 
 from kvtools.artifact import blob
 from kvtools.artifact.files import Spool, widen_pipe
+from kvtools.errors import Corrupt, Missing
 from kvtools.video.recipe import VideoRecipe
 
 _CLIPS_A_WORKER = 256  # then a new process: decoders leak memory (dmlc/decord#197, #208)
@@ -35,13 +36,18 @@ class Outcome:
     key: str
     record: Spool | None = None
     fault: str | None = None
-    code: int = 65
+    cause: str = "damaged"  # of the fault, or: unreadable, for the system; unfit, for the recipe; late, after the time limit
 
     def decoded(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The tensors and JSON fields of the record, which is closed."""
         assert self.record is not None, "the caller looks first"
         with self.record as record:
             return blob.decode(bytearray(b"".join(record)))
+
+    @property
+    def code(self) -> int:
+        """The exit code that the fault asks for."""
+        return Missing.code if self.cause == "unreadable" else Corrupt.code
 
     @property
     def is_done(self) -> bool:
@@ -102,15 +108,19 @@ class Pool:
             answer = worker.ask(job, self._timeout_s, record)
         except _Failure as failure:
             worker.kill()
-            answer = {"fault": str(failure)}
+            answer = {"fault": str(failure), "cause": failure.cause}
         if "fault" in answer:
             record.close()
-            return Outcome(key, None, answer["fault"], answer.get("code", 65))
+            return Outcome(key, None, answer["fault"], answer["cause"])
         return Outcome(key, record)
 
 
 class _Failure(Exception):
     """A worker died, or must be killed."""
+
+    def __init__(self, fault: str, cause: str = "damaged") -> None:
+        super().__init__(fault)
+        self.cause = cause
 
 
 class _WorkerProcess:
@@ -143,7 +153,7 @@ class _WorkerProcess:
         """The final answer of the worker for a clip, after its record is appended. Raises _Failure for a crash or a timeout."""
         self._n_clips += 1
         self._deadline = time.monotonic() + timeout_s
-        self._too_late = f"it was not decoded within {timeout_s:g} s; --timeout sets another limit"
+        self._too_late = f"it was not decoded within {timeout_s:g} s"
         try:
             self._process.stdin.write(json.dumps(job).encode() + b"\n")  # type: ignore[union-attr]
         except BrokenPipeError:
@@ -184,7 +194,7 @@ class _WorkerProcess:
         pipe = self._process.stdout
         assert pipe is not None
         if not select([pipe], [], [], max(0.0, self._deadline - time.monotonic()))[0]:
-            raise _Failure(self._too_late)
+            raise _Failure(self._too_late, "late")
         data: bytes = pipe.read(_CHUNK_BYTES)
         if not data:
             raise _Failure(self._death())

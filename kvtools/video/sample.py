@@ -16,6 +16,10 @@ FRAME_FACTOR = 2  # the reference's counts are even, though Keye merges no frame
 MIN_FRAMES, MAX_FRAMES = 4, 768
 
 
+class Unfit(ValueError):
+    """A clip that is sound, and does not have what the recipe asks for."""
+
+
 def smart_nframes(
     n_total: int,
     video_fps: float,
@@ -73,8 +77,14 @@ def count(n_total: int, span_s: float, sampling: FrameSampling) -> int:
     )
 
 
+def span_text(times: Sequence[int], time_base: Fraction, sampling: FrameSampling) -> str:
+    """Where frames are taken from, in seconds after the first frame: `between 1 s and 2.5 s`."""
+    end_s = float((times[-1] - times[0]) * time_base) if sampling.end_s is None else sampling.end_s
+    return f"between {sampling.start_s or 0:g} s and {end_s:g} s"
+
+
 def within(times: Sequence[int], time_base: Fraction, sampling: FrameSampling) -> range:
-    """Positions of the frames from start to end, in seconds after the first frame. Raises ValueError where there is none."""
+    """Positions of the frames from start to end, in seconds after the first frame. Raises Unfit where there is none."""
     origin = times[0]
     begin, end = 0, len(times)
     if sampling.start_s is not None:
@@ -83,8 +93,7 @@ def within(times: Sequence[int], time_base: Fraction, sampling: FrameSampling) -
         end = bisect_left(times, origin + math.floor(Fraction(sampling.end_s) / time_base) + 1)
     if begin >= end:
         last = float((times[-1] - origin) * time_base)
-        upto = last if sampling.end_s is None else sampling.end_s
-        raise ValueError(f"it has no frame between {sampling.start_s or 0:g} s and {upto:g} s; the last is at {last:.3f} s")
+        raise Unfit(f"it has no frame {span_text(times, time_base, sampling)}, and its last one is at {last:.3f} s")
     return range(begin, end)
 
 

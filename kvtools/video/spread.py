@@ -59,7 +59,7 @@ def spread(
 
 def _send(outcome: Outcome, world: World) -> None:
     n_bytes = None if outcome.record is None else len(outcome.record)
-    header = {"key": outcome.key, "fault": outcome.fault, "code": outcome.code, "bytes": n_bytes}
+    header = {"key": outcome.key, "fault": outcome.fault, "cause": outcome.cause, "bytes": n_bytes}
     world.send(json.dumps(header).encode())
     if outcome.record is not None:
         for piece in outcome.record:
@@ -74,4 +74,4 @@ def _receive(world: World, source: int) -> Outcome:
         record = Spool()
         while len(record) < header["bytes"]:
             record.append(world.receive(source))
-    return Outcome(header["key"], record, header["fault"], header["code"])
+    return Outcome(header["key"], record, header["fault"], header["cause"])

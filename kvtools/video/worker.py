@@ -1,7 +1,7 @@
 """A worker process: one clip a JSON line on stdin, answered by JSON lines and pieces of the record on stdout.
 
-An answer is any number of {"bytes": n}, each followed by n bytes, then {"done": true} or {"fault": …}; {"restart": true}
-revokes the pieces so far.
+An answer is any number of {"bytes": n}, each followed by n bytes, then {"done": true} or {"fault": …, "cause": …};
+{"restart": true} revokes the pieces so far.
 
 Started by pool.py as `python -m kvtools.video.worker`. It ends when stdin does. An alarm ends it if a decoder hangs for longer
 than the parent waits, in case the parent has died and cannot kill it.
@@ -13,9 +13,11 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
+from kvtools.errors import os_reason
 from kvtools.video.clip import tokenize
 from kvtools.video.container import FramesMissing
 from kvtools.video.recipe import VideoRecipe
+from kvtools.video.sample import Unfit
 
 
 def main() -> None:
@@ -39,12 +41,14 @@ def _answer(answers: BinaryIO, job: dict[str, Any]) -> dict[str, Any]:
         except FramesMissing:
             _write(answers, {"restart": True})
             _send(answers, job, by_decoding=True)
+    except Unfit as fault:
+        return {"fault": str(fault), "cause": "unfit"}
     except ValueError as fault:
-        return {"fault": " ".join(str(fault).split())}
+        return {"fault": " ".join(str(fault).split()), "cause": "damaged"}
     except OSError as error:
-        return {"fault": (error.strerror or str(error)).lower(), "code": 66}
+        return {"fault": os_reason(error), "cause": "unreadable"}
     except MemoryError:
-        return {"fault": "it does not fit into memory"}
+        return {"fault": "it does not fit into memory", "cause": "unfit"}
     return {"done": True}
 
 

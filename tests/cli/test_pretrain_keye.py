@@ -447,7 +447,7 @@ def test_a_loss_that_is_not_finite_names_conversations_and_keeps_the_last_state(
     done = say(f"{line} --lr 1e30 -o m", capfd)
     assert (done.code, done.err.count("\n")) == (1, 1), done.err
     assert re.search("the (loss|gradient) of q.* is not finite", done.err)
-    assert "The last saved state is kept; --force starts over." in done.err
+    assert "The last saved state is kept, and a run with other options must start over." in done.err
     assert not (here / "m").exists()
     state = load_file(here / ".m.state" / "train.state")
     assert all(np.isfinite(x).all() for name, x in state.items() if name.startswith("model."))

@@ -55,9 +55,7 @@ def test_a_clip_of_one_frame_and_one_below_a_second_work(sh, tmp_path):
 @pytest.mark.parametrize("cap", [1, 7, 130, 1000])
 def test_the_cap_holds(sh, clip, cap):
     done = sh(f"kvtools tokenize-video --max-tokens {cap} --frames 20 clip.mp4")
-    if done.code == 65:  # a 4:3 picture needs a token at least
-        assert "allowed" in done.err
-        return
+    assert (done.code, done.err) == (0, "")
     (record,) = records(done.out)
     assert len(record.tensors["pixels"]) <= 4 * cap
 
@@ -121,7 +119,7 @@ def test_a_worker_that_hangs_is_given_up_and_replaced(sh, clip, tmp_path):
     begun = time.monotonic()
     done = sh("cp clip.mp4 z.mp4; kvtools tokenize-video --timeout 2 --jobs 1 clip.mp4 hang.mp4 z.mp4 -o a.kvs")
     assert done.code == 65
-    assert "hang.mp4: it was not decoded within 2 s; --timeout sets another limit." in done.err
+    assert "hang.mp4: it was not decoded within 2 s. Give a longer --timeout, or leave it out." in done.err
     assert time.monotonic() - begun < 15
     assert sh("kvtools info --json a.kvs").out.count(b'"records": 2') == 1
 

@@ -139,7 +139,9 @@ def test_a_run_stopped_at_every_step_equals_the_whole_too(tmp_path):
 
 def test_a_stopped_run_with_nowhere_to_be_kept_does_not_promise_to_go_on():
     run = Trainer(Toy(), plan(), train_state(None, {}), World())
-    with pytest.raises(Stopped, match="stopped after step 3, and nothing is saved. Run again with --state DIR") as found:
+    with pytest.raises(
+        Stopped, match="stopped after step 3, and nothing is saved. Name a folder to keep the state in."
+    ) as found:
         list(run.run(After(3)))
     assert found.value.code == 143
 

@@ -128,5 +128,5 @@ def test_the_span_is_cut_in_seconds_after_the_first_frame():
     times = list(range(1000, 1100))
     base = Fraction(1, 10)
     assert sample.within(times, base, sample.FrameSampling(start_s=1, end_s=2)) == range(10, 21)
-    with pytest.raises(ValueError, match="the last is at 9.900 s"):
+    with pytest.raises(ValueError, match="its last one is at 9.900 s"):
         sample.within(times, base, sample.FrameSampling(start_s=50))

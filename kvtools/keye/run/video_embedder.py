@@ -110,7 +110,7 @@ class VideoEmbedder:
         try:
             tensors |= self.embed(tensors["pixels"], tensors["grid"])
         except ValueError as fault:
-            return Outcome(outcome.key, None, str(fault))
+            return Outcome(outcome.key, None, str(fault), "unfit")
         record = Spool()
         for piece in blob.encode(tensors, {**fields, "encoder": {"digest": self.digest, "pooling": self.pooling}}):
             record.append(piece)

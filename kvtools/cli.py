@@ -25,7 +25,7 @@ from typer.exceptions import TyperException
 
 from kvtools import __version__, help_text
 from kvtools.commands.registry import COMMANDS, Entry, commands_below, find
-from kvtools.errors import Died, Fault, Missing, Terminated, Usage
+from kvtools.errors import Died, Fault, Missing, Terminated, Usage, os_reason
 from kvtools.options import COMMON, Invocation
 from kvtools.world import World, launched_rank
 
@@ -154,7 +154,7 @@ def run(words: list[str]) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher may send it again while the other ranks are ended
         fault = Died(143)
     except OSError as error:
-        fault = Fault(f"{error.filename or 'input/output'}: {(error.strerror or str(error)).lower()}.")
+        fault = Fault(f"{error.filename or 'input/output'}: {os_reason(error)}.")
         fault.code = 74
     except Exception as error:
         if "-v" in words or "--verbose" in words:

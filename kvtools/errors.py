@@ -61,6 +61,11 @@ class Terminated(BaseException):
     library's `except Exception`, or a command that reports damaged files one by one."""
 
 
+def os_reason(error: OSError) -> str:
+    """Why the system refused, as a clause in small letters: `no such file or directory`."""
+    return (error.strerror or str(error)).lower()
+
+
 @contextmanager
 def raising(fault: type[Fault], where: str, remedy: str = "") -> Iterator[None]:
     """Raise a library's ValueError as a fault that names the option, or the file, that it is about: `WHERE: MESSAGE. REMEDY`"""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kvtools.errors import Missing, Usage
+from kvtools.errors import Missing, Usage, os_reason
 from kvtools.world import World
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def load_recipe(ctx: typer.Context, src: str | None) -> str | None:
         with open(src, "rb") as file:
             words = tomllib.load(file)
     except OSError as error:
-        raise Missing(f"--config {src}: {(error.strerror or str(error)).lower()}.") from None
+        raise Missing(f"--config {src}: {os_reason(error)}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Usage(f"--config {src}: this is not TOML: {error}.") from None
     unknown = sorted(set(words) - {parameter.name for parameter in ctx.command.params})

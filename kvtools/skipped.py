@@ -48,11 +48,6 @@ class SkippedRows:
                 log(f"{name}: {self.line(reason)}.")
         return Corrupt.code if self.skipped else 0
 
-    @property
-    def n_skipped(self) -> int:
-        """How many rows were skipped in all."""
-        return sum(self.counts[reason] for reason in self.skipped)
-
     def lines(self, *, skipped: bool | None = None) -> list[str]:
         """A line per reason: all, or those of skipped rows, or those of repaired ones."""
         return [self.line(reason) for reason in self.counts if skipped in (None, reason in self.skipped)]

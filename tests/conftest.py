@@ -35,6 +35,11 @@ class Result:
     err: str
 
 
+def n_skipped(rows):
+    """How many rows were skipped in all, the repaired ones not counted."""
+    return sum(rows.counts[reason] for reason in rows.skipped)
+
+
 @pytest.fixture
 def sh(tmp_path):
     """Run a shell pipeline in a scratch folder, `kvtools` on the PATH; the exit code is the pipeline's last failure."""

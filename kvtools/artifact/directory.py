@@ -22,7 +22,7 @@ import numpy as np
 
 from kvtools.artifact import blob
 from kvtools.artifact.files import sync
-from kvtools.errors import CannotCreate, Corrupt, Missing
+from kvtools.errors import CannotCreate, Corrupt, Missing, os_reason
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -78,7 +78,7 @@ def new_directory(dst: str, *, force: bool = False) -> Iterator[Path]:
     try:
         building.mkdir()
     except OSError as error:
-        raise CannotCreate(f"{dst}: {(error.strerror or str(error)).lower()}.") from None
+        raise CannotCreate(f"{dst}: {os_reason(error)}.") from None
     try:
         yield building
         for path in (*building.iterdir(), building):
@@ -179,7 +179,7 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
     except ValueError:
         raise Corrupt(f"{path}: the file is empty. Fetch it again.") from None
     except OSError as error:
-        raise Missing(f"{path}: {(error.strerror or str(error)).lower()}.") from None
+        raise Missing(f"{path}: {os_reason(error)}.") from None
     try:
         return blob.decode(memory)[0]
     except ValueError as fault:

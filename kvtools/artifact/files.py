@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self, TextIO
 
-from kvtools.errors import CannotCreate, Missing, Usage
+from kvtools.errors import CannotCreate, Missing, Usage, os_reason
 
 _IOV_MAX = 1024  # buffers a writev call takes on Linux
 _SPOOL_BYTES = 16 << 20
@@ -41,7 +41,7 @@ def open_source(src: str) -> BinaryIO:
             raise Missing(f"{src}: this is a directory. Give a file.")
         return open(src, "rb", buffering=1 << 20)
     except OSError as error:
-        raise Missing(f"{src}: {_reason(error)}.") from None
+        raise Missing(f"{src}: {os_reason(error)}.") from None
 
 
 def open_seekable(src: str) -> BinaryIO:
@@ -84,7 +84,7 @@ def open_log(dst: str | None) -> TextIO:
     try:
         return open(dst or os.devnull, "a", encoding="utf-8", buffering=1)
     except OSError as error:
-        raise CannotCreate(f"{dst}: {_reason(error)}.") from None
+        raise CannotCreate(f"{dst}: {os_reason(error)}.") from None
 
 
 class Sink:
@@ -164,7 +164,7 @@ class Sink:
             self._partial = path.parent / name
             fd = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise CannotCreate(f"{path}: {_reason(error)}.") from None
+            raise CannotCreate(f"{path}: {os_reason(error)}.") from None
         if not claim(fd):
             os.close(fd)
             raise CannotCreate(f"{path}: another run is writing it. Wait for it, or name another output.")
@@ -218,10 +218,6 @@ class Spool:
     def close(self) -> None:
         """Free memory and file."""
         self._file.close()
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
 
 
 def widen_pipe(fd: int) -> None:

@@ -147,10 +147,10 @@ def main(
         tensors["public"] = kma.public_devices(grouped, delays, accuracy, delta, public)
     if reason := _why_not_last(grouped):
         run.info(reason)
-    made_of = str(Digest.of_bag(bag.tensors))
-    report = {"method": recipe["method"], "made_of": made_of, **kma.report(grouped, delays, fleet.labels, accuracy)}
+    digest = str(Digest.of_bag(bag.tensors))
+    report = {"method": recipe["method"], "made_of": digest, **kma.report(grouped, delays, fleet.labels, accuracy)}
     earlier = [artifact.history for artifact in (bag, old_bag) if artifact is not None]
-    write_bag(run.sink(), "tree", tensors, config=recipe, history=run.history(earlier, [made_of]), **report)
+    write_bag(run.sink(), "tree", tensors, config=recipe, history=run.history(earlier, [digest]), **report)
     return 0
 
 

@@ -97,9 +97,9 @@ def main(
         start = setup.initial_model(recipe, init or [], tokenizer, torch_device)
         task = stack.enter_context(closing(setup.make_task(recipe, start, opened, world, torch_device)))
         plan = recipe.plan(setup.epoch_length(recipe, task), start.config, precision)
-        made_of = {**recipe.to_json(), "start": start.digest, "input": opened.digest, "dtype": precision}
+        config = {**recipe.to_json(), "start": start.digest, "input": opened.digest, "dtype": precision}
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
-        trainer = Trainer(task, plan, train_state(folder, made_of), world, device=torch_device, peak=peak)
+        trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak)
         about = f"{recipe.objective.summary}: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary=about if run.verbose else "")
         report()

@@ -116,8 +116,8 @@ def main(
         device=torch_device,
     )  # fmt: skip
     plan = recipe.plan(task.n_steps(), task.n_tokens(), precision)
-    run_of = {**recipe.to_json(), "items": ids.digest, "input": data.digest, "dtype": precision}
-    trainer = Trainer(task, plan, train_state(folder, run_of), world, device=torch_device, peak=peak)
+    config = {**recipe.to_json(), "items": ids.digest, "input": data.digest, "dtype": precision}
+    trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak)
     n_parameters = sum(p.numel() for p in model.parameters())
     summary = f"{n_parameters:,} parameters, {plan.n_steps} steps; {data.pathways}." if run.verbose else ""
     with lock_folder(folder, is_root=world.is_root):

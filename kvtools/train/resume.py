@@ -19,10 +19,10 @@ from kvtools.artifact.state import RunState
 _ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def train_state(folder: str | None, made_of: Mapping[str, Any]) -> RunState:
-    """The state of a training run, kept in a folder or nowhere. made_of: its options and inputs, which must be the same to
+def train_state(folder: str | None, config: Mapping[str, Any]) -> RunState:
+    """The state of a training run, kept in a folder or nowhere. config: its options and inputs, which must be the same to
     resume it."""
-    return RunState(folder, "train-state", made_of)
+    return RunState(folder, "train-state", config)
 
 
 @dataclass

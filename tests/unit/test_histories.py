@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import n_skipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -198,7 +199,7 @@ def test_items_that_the_catalogue_lacks_are_counted_named_and_left_out(rows, kno
     # the split is that of the whole file
     assert histories.parts.tolist() == parts[kept].tolist()
     strange = sorted(set(keys[~kept].tolist()))
-    assert skipped.n_skipped == len(strange)
+    assert n_skipped(skipped) == len(strange)
     if strange:
         (what,) = skipped.counts
         assert what == f"items that c.ids does not have, left out with their {(~kept).sum()} interactions"

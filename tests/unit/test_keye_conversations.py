@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import n_skipped
 
 from kvtools.errors import Corrupt
 from kvtools.keye.data.conversations import BAD, looks_like_json, normalise, open_conversations
@@ -261,7 +262,7 @@ def test_llamafactorys_demos_are_understood(data, name, n_found, n_lost):
     from kvtools.keye.data.chat_template import ChatTemplate, visuals_of
 
     made = open_conversations(str(data / "reasoning" / "llamafactory" / name))
-    assert (len(made.conversations), made.skipped.n_skipped) == (n_found, n_lost)
+    assert (len(made.conversations), n_skipped(made.skipped)) == (n_found, n_lost)
     chat = ChatTemplate.open(None)
     for conversation in made.conversations:
         _, targets = chat.encode(conversation, [1] * len(visuals_of(conversation)))

@@ -83,13 +83,13 @@ def delays_of(devices: Devices, name: str) -> Delays:
 
 def read_data_of(src: str, bag: Bag, bag_name: str) -> LabelledData:
     """The labelled data that a `device` bag was made of. Raises Corrupt for other data."""
-    made_of = (bag.fields.get("data") or {}).get("digest")
-    if made_of is None:
+    digest = (bag.fields.get("data") or {}).get("digest")
+    if digest is None:
         raise Corrupt(f"{bag_name}: these devices hold no data. Make them with kvtools devices --data.")
     data = read_labelled(src)
-    if data.digest != made_of:
+    if data.digest != digest:
         raise Corrupt(
-            f"{src}: these data have the digest {data.digest[:12]}, and {bag_name} was made of data with {str(made_of)[:12]}. "
+            f"{src}: these data have the digest {data.digest[:12]}, and {bag_name} was made of data with {str(digest)[:12]}. "
             "Give the same data, or make the devices again."
         )
     return data

@@ -23,7 +23,7 @@ import numpy as np
 
 from kvtools.artifact.delimited import read_rows
 from kvtools.chance import rng_for
-from kvtools.errors import Corrupt, Missing
+from kvtools.errors import Corrupt, Missing, os_reason
 from kvtools.etree.data.partition import load_json
 
 _MAX_CLASSES = 65_536
@@ -81,7 +81,7 @@ def read_labelled(src: str) -> LabelledData:
             _join(src, list(_read_all([path for path in paths if _is_test(path) is is_test]))) for is_test in (False, True)
         )
     except OSError as error:
-        raise Missing(f"{error.filename or src}: {(error.strerror or str(error)).lower()}.") from None
+        raise Missing(f"{error.filename or src}: {os_reason(error)}.") from None
     whole = train or test
     if whole is None:
         known = "idx images and labels, a .tar of images, .csv, .tra, .npz or LEAF .json"

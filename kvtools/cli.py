@@ -26,7 +26,8 @@ from typer.exceptions import TyperException
 from kvtools import __version__, help_text
 from kvtools.commands.registry import COMMANDS, Entry, commands_below, find
 from kvtools.errors import Died, Fault, Missing, Terminated, Usage, os_reason
-from kvtools.options import COMMON, Invocation
+from kvtools.invocation import Invocation
+from kvtools.options import COMMON
 from kvtools.world import World, launched_rank
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from kvtools import options as opt
+from kvtools.invocation import to_toml
 
 EXAMPLES = ["kvtools info clips.kvs", "kvtools tokenize-video clip.mp4 | kvtools info --records -"]
 EXIT_CODES = (0, 2, 65, 66)
@@ -35,7 +36,7 @@ def main(
         try:
             for line in record_lines(src) if records else [summarize(src)]:
                 if config:
-                    typer.echo(opt.to_toml(line.get("config", {})), nl=False)
+                    typer.echo(to_toml(line.get("config", {})), nl=False)
                 elif as_json:
                     run.print_json(line)
                 elif records:

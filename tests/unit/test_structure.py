@@ -18,7 +18,8 @@ LAYERS = {
 SYSTEMS = {"keye", "onerec", "etree"}
 OWNERS = {
     "zstandard": "artifact", "safetensors": "artifact", "pyarrow": "artifact", "mpi4py": "world", "decord": "video",
-    "av": "video", "tokenizers": "keye", "torch.distributed": "train", "matplotlib": "draw", "typer": "cli options commands",
+    "av": "video", "tokenizers": "keye", "torch.distributed": "train", "matplotlib": "draw",
+    "typer": "cli options invocation commands",
 }  # fmt: skip
 # models and algorithms: arrays in, arrays out
 PURE = re.compile(
@@ -85,6 +86,30 @@ def libraries_that_belong_to_another():
             for library, owners in OWNERS.items():
                 if f"{name}.".startswith(f"{library}.") and module.room not in owners.split():
                     yield f"{module.name} imports {library}"
+
+
+def options_outside_of_commands():
+    for module in modules().values():
+        if "options" in module.own_imports() and module.room not in ("cli", "help_text", "commands"):
+            yield f"{module.name} imports options"
+
+
+def files_and_private_names_in_models_and_algorithms():
+    for module in modules().values():
+        for node in ast.walk(module.tree) if module.is_pure else ():
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called in ("open", "print", "input") or re.fullmatch(
+                    r"(np|numpy|torch)\.(load|save|savez|fromfile|memmap)", called
+                ):
+                    yield f"{module.name} calls {called}"
+                is_kernels = module.name == "keye/model/cpu_kernels"  # which asks whether torch has them
+                if (
+                    called == "getattr"
+                    and not is_kernels
+                    and re.match(r"(torch|nn|functional|F)\b.*, '_[a-z]", ast.unparse(node)[8:])
+                ):
+                    yield f"{module.name} gets {ast.unparse(node)}"
 
 
 def impure_imports_of_models_and_algorithms():
@@ -174,7 +199,8 @@ def unpickled_or_evaluated():
 
 
 RULES = [
-    imports_that_go_up, libraries_that_belong_to_another, impure_imports_of_models_and_algorithms,
+    imports_that_go_up, options_outside_of_commands, files_and_private_names_in_models_and_algorithms,
+    libraries_that_belong_to_another, impure_imports_of_models_and_algorithms,
     options_named_in_models_and_algorithms, private_names_of_torch, import_circles, files_over_budget, functions_over_budget,
     names_that_say_nothing, unpickled_or_evaluated,
 ]  # fmt: skip
@@ -189,6 +215,8 @@ def test_the_map_in_contributing_names_what_is_there():
     text = (ROOT.parent / "CONTRIBUTING.md").read_text()
     named = {line.split()[0] for line in text.splitlines() if line.startswith("    kvtools/")}
     assert [name for name in sorted(named) if not (ROOT.parent / name).exists()] == []
+    files = {f"kvtools/{path.name}" for path in ROOT.glob("*.py") if not path.name.startswith("__")}
+    assert sorted(files - named) == []
     rooms = {path.parent for path in ROOT.rglob("*.py") if path.name != "__init__.py"} - {ROOT}
     assert [f"{room.relative_to(ROOT.parent)}/" for room in rooms if f"{room.relative_to(ROOT.parent)}/" not in named] == []
     assert len(text.partition("## Glossary")[2].splitlines()) <= 40

@@ -4,7 +4,7 @@ import pytest
 
 from kvtools import cli
 from kvtools.errors import Fault, Missing, Stopped, Usage
-from kvtools.options import Invocation
+from kvtools.invocation import Invocation
 from kvtools.world import launched_rank, shard
 
 LAUNCHERS = {

@@ -9,7 +9,7 @@ from kvtools.chance import seed_for
 from kvtools.errors import Usage
 from kvtools.keye.model.config import SIZES, ModelConfig
 from kvtools.keye.run.stages import PARTS, STAGES, Stage, peak_lr
-from kvtools.options import parse_range, refuse_if
+from kvtools.option_values import parse_range, refuse_if
 from kvtools.train.durations import EpochLength, parse_duration
 from kvtools.train.loop import Plan
 from kvtools.train.overrides import Allowed, parse_overrides, refuse_bad_values

@@ -19,7 +19,7 @@ from kvtools.artifact.delimited import as_utf8
 from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt, Usage
 from kvtools.onerec.interactions.log import NAMES
-from kvtools.options import refuse_if
+from kvtools.option_values import refuse_if
 from kvtools.skipped import SkippedRows
 
 _WORD = re.compile(r"\w\w+")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from kvtools.errors import Usage
 from kvtools.onerec.model.config import SIZES, ModelConfig, dense_twin
 from kvtools.onerec.run.dataset import PATHWAYS
-from kvtools.options import refuse_if
+from kvtools.option_values import refuse_if
 from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Plan
 from kvtools.train.overrides import Allowed, parse_overrides, refuse_bad_values

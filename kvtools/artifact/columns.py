@@ -203,8 +203,8 @@ class Column:
         values = self._cast(self._cells)
         if values is None:
             # some cells are bad: the type that most cells look like is that of the column
-            look = max((self.matches(pattern) for pattern in (_NUMBER, _DATE)), key=np.count_nonzero)
-            values = self._cast(pc.if_else(pa.array(look), self._cells, None))
+            likeliest = max((self.matches(pattern) for pattern in (_NUMBER, _DATE)), key=np.count_nonzero)
+            values = self._cast(pc.if_else(pa.array(likeliest), self._cells, None))
         if values is None:
             values = pa.chunked_array([pa.nulls(len(self), pa.float64())])  # such as the 31st of June
         bad = np.asarray(values.is_null().to_numpy()) & ~self.is_empty

@@ -40,7 +40,7 @@ def lock_folder(folder: str | None, *, is_root: bool) -> Iterator[None]:
         raise CannotCreate(f"{folder}: {os_reason(error)}.") from None
     try:
         if not claim(fd):
-            raise CannotCreate(f"{folder}: another run is at work there. Wait for it, or name another --state.")
+            raise CannotCreate(f"{folder}: another run is at work there. Wait for it, or name another output.")
         yield
     finally:
         os.close(fd)

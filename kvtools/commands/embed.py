@@ -38,7 +38,7 @@ def main(
     from kvtools.artifact import source_name
     from kvtools.artifact.files import open_source
     from kvtools.artifact.strings import pack
-    from kvtools.errors import Corrupt, Usage
+    from kvtools.errors import Corrupt, Usage, raising
     from kvtools.onerec.items import lsa, vectors
     from kvtools.onerec.items.catalogue import read_catalogue
     from kvtools.skipped import SkippedRows
@@ -51,14 +51,14 @@ def main(
     history: list[dict[str, Any]] = []
     config: dict[str, Any] = {"normalize": normalize, "seed": seed}
     if vectors.is_vectors(file):
-        given = {"--dim": dim, "--text": text, "--numeric": numeric, "--id": key, "--words": words}
+        options = {"--dim": dim, "--text": text, "--numeric": numeric, "--id": key, "--words": words}
         opt.refuse_if(
             *(
                 (
                     value,
                     f"{option} cannot be used with {name}, whose vectors keep their width and have no fields. Leave it out.",
                 )
-                for option, value in given.items()
+                for option, value in options.items()
             )
         )
         blocks, history = vectors.open_vectors(items, file, keys, skipped)
@@ -66,25 +66,28 @@ def main(
         if normalize:
             blocks = ((batch, lsa.unit(x_nD.astype("float64")).astype("float32")) for batch, x_nD in blocks)
     else:
-        catalogue, skipped = read_catalogue(file, name, text=text or [], numeric=numeric or [], key=key)
+        with raising(Usage, name, "Name what there is with --text, --numeric or --id, or leave them out."):
+            catalogue, skipped = read_catalogue(file, name, text=text or [], numeric=numeric or [], key=key)
         config |= {"dim": dim or 128, "text": text or [], "numeric": numeric or [], "words": words}
         config |= {"power_iterations": power_iterations}
         terms = catalogue.words() if words else catalogue.terms
-        try:
-            made = lsa.embed(
+        with raising(Usage, name, "Give a smaller --dim."):
+            embedded = lsa.embed(
                 catalogue.keys, terms, catalogue.numbers, dim or 128,
                 is_unit=normalize, n_powers=power_iterations, seed=seed,
             )  # fmt: skip
-        except ValueError as fault:
-            raise Usage(f"{name}: {fault}. Give a smaller --dim.") from None
-        lonely = [catalogue.keys[row] for row in made.lonely]
-        silent = [catalogue.keys[row] for row in sorted({*range(len(terms))} - {*made.kept.tolist(), *made.lonely.tolist()})]
-        skipped.add("items of which nothing is said left out", len(silent), silent)
-        fate = "given a random direction each" if normalize else "left out"
-        reason = f"items whose terms lie outside of the dimensions kept, {fate}"
-        skipped.add(reason, len(lonely), lonely, is_skipped=not normalize)
-        figures = {"terms": made.n_terms, "explained_share": made.explained_share}
-        blocks = iter([([catalogue.keys[row] for row in made.kept], made.vectors)])
+        unprojected = [catalogue.keys[row] for row in embedded.unprojected]
+        has_text = {*embedded.kept.tolist(), *embedded.unprojected.tolist()}
+        without_text = [key for row, key in enumerate(catalogue.keys) if row not in has_text]
+        skipped.add("items of which nothing is said left out", len(without_text), without_text)
+        reason = (
+            "items whose terms lie outside of the dimensions kept, given a random direction each"
+            if normalize
+            else "items whose terms lie outside of the dimensions kept, left out"
+        )
+        skipped.add(reason, len(unprojected), unprojected, is_skipped=not normalize)
+        figures = {"terms": embedded.n_terms, "explained_share": embedded.explained_share}
+        blocks = iter([([catalogue.keys[row] for row in embedded.kept], embedded.vectors)])
         skipped.report(name, lambda _: None, strict=run.strict)
     n_items = width = 0
     with run.writer("embedding", config, before=[history]) as writer:

@@ -83,8 +83,9 @@ def main(
     of_models = {"--table": table is not None, "--sure": sure, **alone}
     not_evaluated = {"--users": users, "--shard": shard, "--titles": titles, "-o": None if run.output == "-" else run.output}
     opt.refuse_if(
-        (bool(models) == (baseline is not None), "give either --model or --baseline, and not both."),
-        (len(models or []) > 1 and evaluate is None, "several --model are allowed only with --evaluate."),
+        (not models and baseline is None, "--model is missing. Give a model from kvtools pretrain onerec, or --baseline."),
+        (models and baseline is not None, f"--model cannot be combined with --baseline {baseline}. Drop one of them."),
+        (len(models or []) > 1 and evaluate is None, "several --model are allowed only with --evaluate. Give one of them."),
         (baseline is not None and items is None, f"--baseline {baseline} needs a catalogue. Give --items IDS."),
         (
             k > n_beams and not (exact or baseline or evaluate),
@@ -103,9 +104,12 @@ def main(
             )
             for name, value in not_evaluated.items()
         ),
-        (titles is not None and not as_json, "--titles is allowed only with --json."),
+        (titles is not None and not as_json, "--titles is allowed only with --json. Give --json, or leave it out."),
         *(
-            (baseline is not None and is_given, f"{name} is allowed only with --model, and not with --baseline.")
+            (
+                baseline is not None and is_given,
+                f"{name} cannot be combined with --baseline {baseline}. Leave it out, or give --model.",
+            )
             for name, is_given in of_models.items()
         ),
     )
@@ -133,21 +137,21 @@ def main(
     start = time.monotonic()
     names = recgen.titles(titles) if titles is not None and world.is_root else None
     recommendations = recgen.recommend((models or [""])[0], baseline, users, shard, calibrate=is_auto)
-    if as_json or not world.is_root:  # every rank takes part, and rank 0 alone gets something
-        for one in recommendations:
-            run.print_json(one.to_json(names))
+    if as_json or not world.is_root:  # every rank takes part, and rank 0 alone gets recommendations
+        for recommendation in recommendations:
+            run.print_json(recommendation.to_json(names))
     else:
         with run.writer("recommendation", before=recgen.history) as writer:
-            for one in recommendations:
-                tensors, fields = one.to_record()
-                writer.write(one.user, tensors, **fields)
+            for recommendation in recommendations:
+                tensors, fields = recommendation.to_record()
+                writer.write(recommendation.user, tensors, **fields)
     if run.verbose:
         run.info(f"{recgen.n_users:,} users in {time.monotonic() - start:.1f} s.")
     return recgen.code
 
 
 def _blend_weight(text: str) -> float:
-    """The weight that --blend gives; 0 for auto, which is to be tuned."""
+    """The weight that --blend gives; 0 for auto, which is tuned later."""
     with suppress(ValueError):
         weight = 0.0 if text == "auto" else float(text)
         if 0 <= weight <= 1:

@@ -46,19 +46,22 @@ def main(
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
 ) -> int:
-    """Turn embeddings into semantic IDs: a few codes per item, coarse to fine, by which a generator names it.
+    """Turn embeddings into semantic IDs: a few codes per item, from coarse to fine, which a generator predicts.
 
     The ranks of mpiexec or srun share the work of rq-kmeans; IDs and codebooks do not depend on how many there are, nor on
     the device. A report tells how good the IDs are: the error of reconstruction, how evenly codes are used, how many items
     share one ID. It is kept with the IDs, where kvtools info shows it. A fit into a file that was stopped is resumed when the
     same command is run again.
     """
+    from kvtools.artifact import source_name
+    from kvtools.errors import Corrupt, Usage, raising
     from kvtools.onerec.items.vectors import VectorSource
     from kvtools.onerec.semantic_ids.align import AlignConfig
     from kvtools.onerec.semantic_ids.aligned_vectors import AlignedSource
     from kvtools.onerec.semantic_ids.assign import assign
-    from kvtools.onerec.semantic_ids.fit import METHODS, Fitting, SemidRecipe
+    from kvtools.onerec.semantic_ids.fit import METHODS, Fitting, SemidRecipe, TooFewVectors
     from kvtools.onerec.semantic_ids.ids import SemanticIds
+    from kvtools.onerec.semantic_ids.rqkmeans import OtherVectors
     from kvtools.train.device import limit_threads, resolve_device
     from kvtools.world import World
 
@@ -93,11 +96,20 @@ def main(
     elif world.is_root:
         source = VectorSource(embeddings, keys, taken=old.keys if old and append else None)
     if old and source:
-        ids: SemanticIds | None = assign(old, codebook or "", source, device=on, remedy=collisions, is_appended=append)
+        remedy = "Give --collisions keep or nearest." if collisions == "extend" else "Give --collisions extend."
+        with raising(Corrupt, source_name(codebook or ""), remedy):
+            ids: SemanticIds | None = assign(old, codebook or "", source, device=on, remedy=collisions, is_appended=append)
     else:
         limit_bytes = opt.parse_size(memory, "--memory") if memory else None
         fitting = Fitting(recipe, run.output, limit_bytes, on, run.warn, run.quiet, run.verbose)
-        ids = fitting.run(source, world, start_over=run.force)
+        try:
+            ids = fitting.run(source, world, start_over=run.force)
+        except OtherVectors as fault:
+            raise Usage(f"{fault}. Give the same vectors to resume it, or --force to start over.") from None
+        except ValueError as fault:
+            is_few = isinstance(fault, TooFewVectors)
+            remedy = "fewer --codes, or more items" if is_few else "another --seed, or look at the sizes of the vectors"
+            raise Corrupt(f"{source.name if source else embeddings}: {fault}. Give {remedy}.") from None
     if not ids or not source:
         return 0
     before = [source.history, old.history if old else []]

@@ -193,7 +193,10 @@ def test_terms_without_company_get_a_direction_of_their_own(sh, top):
         (
             "kvtools embed keywords.json",
             2,
-            "keywords.json: 128 dimensions are too many for 4 items with 4 terms; 3 is the most. Give a smaller --dim.",
+            (
+                "keywords.json: 128 dimensions are too many; fewer than items (4) and than terms (4) are needed. "
+                "Give a smaller --dim."
+            ),
         ),
         ("kvtools embed nothing.json", 66, "nothing.json: no such file or directory."),
         (
@@ -204,10 +207,28 @@ def test_terms_without_company_get_a_direction_of_their_own(sh, top):
         ("kvtools embed list.json", 65, "list.json: this is a JSON list. Give one JSON object {id: text or terms or fields}."),
         ("kvtools embed empty.json", 65, "empty.json: this is empty. Give a table."),
         ("kvtools embed none.json", 65, "none.json: there is no item left to write. Look at the input."),
-        ("kvtools embed t.csv", 2, "t.csv: no column holds text by its type. Name some of id, x with --text."),
-        ("kvtools embed t.csv --text y", 2, "t.csv: there is no column 'y' among id, x. Name another."),
+        (
+            "kvtools embed t.csv",
+            2,
+            (
+                "t.csv: no column holds text by its type; the columns are id, x. "
+                "Name what there is with --text, --numeric or --id, or leave them out."
+            ),
+        ),
+        (
+            "kvtools embed t.csv --text y",
+            2,
+            "t.csv: there is no column 'y' among id, x. Name what there is with --text, --numeric or --id, or leave them out.",
+        ),
         ("kvtools embed t.csv --text x --id n", 65, "t.csv: there is no column 'n' among id, x. Name the right one."),
-        ("kvtools embed keywords.json --text y", 2, "keywords.json: no item has a field 'y'. There are none."),
+        (
+            "kvtools embed keywords.json --text y",
+            2,
+            (
+                "keywords.json: no item has a field 'y'; items have no named fields. "
+                "Name what there is with --text, --numeric or --id, or leave them out."
+            ),
+        ),
         ("kvtools embed x.npy", 2, "x.npy: an .npy file does not name its rows. Give their keys with --keys FILE."),
         ("kvtools embed x.npy --keys t.csv", 65, "x.npy: there are 3 rows and 2 keys. Give one key per row with --keys."),
         (

@@ -154,7 +154,7 @@ def test_two_runs_do_not_share_a_state(sh, fleet):
         running.wait(60)
     assert second.code == 73
     assert second.err == (
-        "kvtools etree-train: .m.model.state: another run is at work there. Wait for it, or name another --state.\n"
+        "kvtools etree-train: .m.model.state: another run is at work there. Wait for it, or name another output.\n"
     )
 
 

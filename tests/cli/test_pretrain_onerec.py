@@ -192,7 +192,7 @@ def test_two_runs_do_not_share_a_state(sh, shop):
         running.wait(60)
     assert second.code == 73
     assert second.err == (
-        "kvtools pretrain onerec: .m.safetensors.state: another run is at work there. Wait for it, or name another --state.\n"
+        "kvtools pretrain onerec: .m.safetensors.state: another run is at work there. Wait for it, or name another output.\n"
     )
 
 
@@ -396,7 +396,7 @@ USAGE = {
     "--steps 0": "--steps 0 is not the length of a run. Give ",
     "--steps 2%": "--steps 2% is not the length of a run. Give ",
     "--steps many": "--steps many is not a duration. Give one as 500 (steps), 3ep, 2% or 1e9tok.",
-    "--lr inf": "--lr inf: give a finite number.",
+    "--lr inf": "--lr inf is not finite. Give a finite number.",
     "--lr -1": "'--lr'",
     "--batch 0": "'--batch'",
     "--near 65": "'--near'",

@@ -332,7 +332,7 @@ def test_files_that_are_named_have_to_be_there(shop, capfd, options, code, words
 def test_a_baseline_refuses_what_only_a_model_has(shop, capfd, option):
     done = say(f"kvtools recgen --items items.ids clicks.csv --baseline popular {option} --json", capfd)
     assert (done.code, done.out) == (2, b"")
-    assert done.err == f"kvtools recgen: {option.split()[0]} is allowed only with --model, and not with --baseline.\n"
+    assert done.err == f"kvtools recgen: {option.split()[0]} cannot be combined with --baseline popular. Drop one of them.\n"
 
 
 def test_a_blend_lies_between_the_generator_and_the_counts(shop, ask, capfd):
@@ -427,10 +427,10 @@ def test_ids_that_the_model_was_not_trained_with_are_refused(shop, ask, capfd):
     assert say(f"{ASK} --items elsewhere.ids --json", capfd).code == 65
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.8, 0.9999])
-def test_a_model_that_was_cut_is_refused(shop, capfd, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.3, 0.8, 0.9999])
+def test_a_model_that_was_cut_is_refused(shop, capfd, fraction):
     whole = (shop / "m.safetensors").read_bytes()
-    (shop / "m.safetensors").write_bytes(whole[: int(share * len(whole))])
+    (shop / "m.safetensors").write_bytes(whole[: int(fraction * len(whole))])
     done = say(f"{ASK} -o r.kvs", capfd)
     assert (done.code, done.out, done.err.count("\n")) == (65, b"", 1), done.err
     assert "m.safetensors: " in done.err
@@ -440,12 +440,12 @@ def test_a_model_that_was_cut_is_refused(shop, capfd, share):
 def test_a_flipped_bit_in_a_models_weights_is_refused(shop, capfd):
     whole = (shop / "m.safetensors").read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
-    for place in np.random.default_rng(0).integers(header, len(whole), 5).tolist():
+    for position in np.random.default_rng(0).integers(header, len(whole), 5).tolist():
         bent = bytearray(whole)
-        bent[place] ^= 4
+        bent[position] ^= 4
         (shop / "bent.safetensors").write_bytes(bent)
         done = say("kvtools recgen --model bent.safetensors clicks.csv -o r.kvs", capfd)
-        assert (done.code, done.err.count("\n")) == (65, 1), (place, done.err)
+        assert (done.code, done.err.count("\n")) == (65, 1), (position, done.err)
 
 
 def test_a_model_of_another_version_is_refused(shop, capfd):
@@ -490,10 +490,14 @@ def test_a_model_of_another_version_is_refused(shop, capfd):
 MADE_BY = "Make one with kvtools pretrain onerec."
 BY_SEMID = "Make one with kvtools semid-build."
 REFUSED = [
-    ("kvtools recgen clicks.csv", 2, "give either --model or --baseline, and not both."),
-    (f"{ASK} --baseline popular --items items.ids --json", 2, "give either --model or --baseline, and not both."),
+    ("kvtools recgen clicks.csv", 2, "--model is missing. Give a model from kvtools pretrain onerec, or --baseline."),
+    (
+        f"{ASK} --baseline popular --items items.ids --json",
+        2,
+        "--model cannot be combined with --baseline popular. Drop one of them.",
+    ),
     ("kvtools recgen --baseline popular clicks.csv --json", 2, "--baseline popular needs a catalogue. Give --items IDS."),
-    (f"{ASK} --model b.safetensors --json", 2, "several --model are allowed only with --evaluate."),
+    (f"{ASK} --model b.safetensors --json", 2, "several --model are allowed only with --evaluate. Give one of them."),
     (f"{ASK} -k 20 --beam 4 --json", 2, "-k 20 is larger than --beam 4. Raise --beam or lower -k."),
     (f"{ASK} --exact --no-trie --json", 2, "--exact cannot be combined with --no-trie. Drop one of them."),
     (f"{ASK} --sure --exact --json", 2, "--sure cannot be combined with --exact. Drop one of them."),
@@ -510,9 +514,9 @@ REFUSED = [
     (
         "kvtools recgen --baseline popular --items items.ids --blend 0.5 clicks.csv --json",
         2,
-        "--blend is allowed only with --model, and not with --baseline.",
+        "--blend cannot be combined with --baseline popular. Drop one of them.",
     ),
-    (f"{ASK} --titles titles.csv", 2, "--titles is allowed only with --json."),
+    (f"{ASK} --titles titles.csv", 2, "--titles is allowed only with --json. Give --json, or leave it out."),
     (f"{ASK} --json -o r.kvs", 2, "--json prints on stdout and cannot be combined with -o r.kvs. Drop one of them."),
     (f"{ASK} --evaluate test -o r.kvs", 2, "-o r.kvs cannot be combined with --evaluate. Drop one of them."),
     (f"{ASK} --evaluate test --users u1", 2, "--users u1 cannot be combined with --evaluate. Drop one of them."),

@@ -1,5 +1,6 @@
 """Items become semantic IDs: what a user types, what comes out, and what is refused."""
 
+import fcntl
 import json
 import os
 import signal
@@ -174,11 +175,12 @@ BAD = {
     ),
     "a codebook that is not there": ("", "--codebook nosuch", 66, "nosuch: no such file or directory."),
     "a codebook with further tokens": (
-        "", "--codebook extended.ids --append", 65, "extended.ids: its IDs have a further token. Give --collisions extend."
+        "", "--codebook extended.ids --append", 65,
+        "extended.ids: its IDs have a further token, and the new ones would have none. Give --collisions extend.",
     ),
     "further tokens after IDs without": (
         "", "--codebook fit.ids --append --collisions extend", 65,
-        "fit.ids: its IDs have no further token. Give --collisions keep or nearest.",
+        "fit.ids: its IDs have no further token, and the new ones would have one. Give --collisions keep or nearest.",
     ),
     "appending what is there already": (
         "", "--codebook fit.ids --append", 65, "items.npy: key 'item 0' names two vectors. Give every item one vector."
@@ -220,8 +222,21 @@ def test_an_npy_may_come_from_stdin_and_what_is_missing_is_told(sh, items):
     done = sh(": | kvtools semid-build - -o out.ids", pipefail=False)
     assert (done.code, len(done.err.splitlines())) == (65, 1)
     done = sh("kvtools semid-build items.npy -o out.ids", pipefail=False)
-    assert done.code == 2
-    assert "--keys FILE" in done.err
+    told = "kvtools semid-build: items.npy: an .npy file does not name its rows. Give their keys with --keys FILE.\n"
+    assert (done.code, done.err) == (2, told)
+
+
+def test_two_runs_do_not_share_a_state(sh, items, tmp_path):
+    (tmp_path / ".out.ids.state").mkdir()
+    folder = os.open(tmp_path / ".out.ids.state", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        done = sh(f"{BUILD} --codes 32 -o out.ids", pipefail=False)
+    finally:
+        os.close(folder)
+    message = "kvtools semid-build: .out.ids.state: another run is at work there. Wait for it, or name another output.\n"
+    assert (done.code, done.err) == (73, message)
+    assert not (tmp_path / "out.ids").exists()
 
 
 def test_an_array_of_objects_is_never_unpickled(sh, tmp_path):

@@ -60,4 +60,4 @@ def test_bad_inputs_are_named(rows):
 
 def test_a_loss_that_is_not_finite_names_its_epoch(rows):
     with pytest.raises(ValueError, match="^the loss of epoch 0 is nan$"):
-        train_rqvae(rows, 2, 8, config=replace(SMALL, learning_rate=math.inf))
+        train_rqvae(rows, 2, 8, config=replace(SMALL, lr=math.inf))

@@ -120,7 +120,7 @@ def test_ids_are_saved_and_opened_whole_and_by_the_same_bytes(tmp_path):
         ({"codes": np.array([[0, 3, 0]], np.int32)}, "codes run from 0 to 3, and a level has 3."),
         ({"codes": np.array([[0, -1, 0]], np.int32)}, "codes run from -1 to 0, and a level has 3."),
         ({"codes": np.array([[0, 1, 9]], np.int32)}, "code 9 is too large for 1 items."),
-        ({"codes": np.zeros((2, 3), np.int32)}, "1 keys belong to the codes of 2 items."),
+        ({"codes": np.zeros((2, 3), np.int32)}, "the number of keys is 1, and that of items with codes 2."),
         ({"codebooks": np.full((2, 3, 4), np.nan, np.float32)}, "a codebook holds NaN or infinity."),
         ({"codes": np.zeros((2, 3), np.int32), **pack("keys", ["a", "a"])}, "key 'a' names two items."),
     ],

@@ -157,7 +157,11 @@ def test_users_are_found_by_key_and_strangers_are_unknown():
         ("u a b\n", {}, "^x: this is no table of users. Give one with a header and more than one column.$"),
         ("who,gender\nu,f\n", {}, "^x: there is no user column among who, gender. Rename it user_id.$"),
         ("user_id,gender\nu,f\n", {"columns": ["sex"]}, "no column 'sex'"),
-        ("user_id,gender\n", {}, "^x: no feature of any user is left to use. columns without a value left out: 1 .gender..$"),
+        (
+            "user_id,gender\n",
+            {},
+            "^x: no feature of any user is left to use. columns without a value left out: 1 .gender.. Mend the table.$",
+        ),
         (
             "user_id,name\nu,Ann\nv,Bob\n",
             {},

@@ -17,19 +17,19 @@ from kvtools.onerec.interactions.log import TRAIN, Interactions, split
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.skipped import SkippedRows
 
-_N_LABELS = 20  # distinct values of a rating that are told apart; where there are more, tenths of the ratings are
-_N_WORDS = 50_000  # authors or tags told apart
+_N_LABELS = 20  # distinct ratings with a code each, at most; where there are more, each tenth of the ratings has one
+_N_WORDS = 50_000  # authors or tags that have a code of their own
 
 
 @dataclass(frozen=True)
 class FeatureEncoder:
     """How each feature becomes a number from 1 on; 0 is unknown. Empty where a feature is missing."""
 
-    labels: tuple[float, ...] = ()  # ratings told apart, or the edges between tenths
+    labels: tuple[float, ...] = ()  # ratings that have a code each, or the edges between tenths
     is_exact: bool = True  # whether labels are values, not edges
     has_time: bool = False
     numbers: tuple[str, ...] = ()  # which of playtime and duration there are
-    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # authors and tags told apart, most frequent first
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # those with a code, most frequent first
     positive_from: float | None = None  # the rating from which an interaction counts as positive
 
     @classmethod

@@ -110,7 +110,7 @@ def read_interactions(
     read = _read_sequences(text) if text.form == "sequence" else _read_rows(text, name, columns or {})
     if not len(read[0].items):
         reasons = "".join(f" {line}." for line in read[1].lines(skipped=True))
-        raise Corrupt(f"{name}: no interactions are left to use.{reasons}")
+        raise Corrupt(f"{name}: no interactions are left to use.{reasons} Mend the rows.")
     return read
 
 

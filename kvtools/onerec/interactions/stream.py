@@ -31,13 +31,13 @@ _STRINGS = {"items": "keys", "author": "authors", "tag": "tags"}  # numbers → 
 _EXTRAS = ("author", "tag", "playtime", "duration")
 
 
-def roles(words: Sequence[str]) -> dict[str, str]:
+def roles(options: Sequence[str]) -> dict[str, str]:
     """{role: column} of the values of `--column ROLE=COL`. Raises Usage where there is no such role."""
     columns = {}
-    for word in words:
-        role, _, column = word.partition("=")
+    for option in options:
+        role, _, column = option.partition("=")
         if role not in NAMES or not column:
-            raise Usage(f"--column {word} is not ROLE=COL. Give one of the roles {', '.join(NAMES)}, and a column.")
+            raise Usage(f"--column {option} is not ROLE=COL. Give one of the roles {', '.join(NAMES)}, and a column.")
         columns[role] = column
     return columns
 
@@ -77,9 +77,9 @@ def write_interactions(interactions: Interactions, writer: Writer) -> None:
             "offsets": interactions.offsets[first : last + 1] - begin,
             **pack("users", interactions.user_keys[first:last].tolist()),
         }
-        for name, words in strings.items():
+        for name, keys in strings.items():
             tensors[name], used = _by_appearance(tensors[name])
-            tensors |= pack(_STRINGS[name], words[used].tolist())
+            tensors |= pack(_STRINGS[name], keys[used].tolist())
         try:
             writer.write(f"{writer.n_records:08d}", tensors)
         except ValueError as fault:

@@ -46,15 +46,17 @@ class Vocabulary:
     def of(cls, fields: Any) -> "Vocabulary":
         """The vocabulary that to_json gave. Raises ValueError for anything else."""
         try:
-            made = cls(fields["name"], tuple(fields.get("words", ())), tuple(fields.get("edges", ())))
-            is_sound = all(isinstance(word, str) for word in (made.name, *made.words)) and not (made.words and made.edges)
-            is_sound &= len(set(made.words)) == len(made.words) and bool((np.diff(made.edges) > 0).all())
-            is_sound &= bool(np.isfinite(made.edges).all())
+            vocabulary = cls(fields["name"], tuple(fields.get("words", ())), tuple(fields.get("edges", ())))
+            is_sound = all(isinstance(word, str) for word in (vocabulary.name, *vocabulary.words)) and not (
+                vocabulary.words and vocabulary.edges
+            )
+            is_sound &= len(set(vocabulary.words)) == len(vocabulary.words) and bool((np.diff(vocabulary.edges) > 0).all())
+            is_sound &= bool(np.isfinite(vocabulary.edges).all())
         except (TypeError, KeyError, AttributeError):
             is_sound = False
         if not is_sound:
             raise ValueError(f"{str(fields)[:80]} is no vocabulary: a name with distinct words, or with rising edges")
-        return made
+        return vocabulary
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def read_users(
         vocabularies = _worthwhile(vocabularies, len(keys), read.skipped)
     if not len(keys) or not vocabularies:
         reasons = "".join(f" {line}." for line in [*read.skipped.lines(skipped=True), *read.skipped.lines(skipped=False)])
-        raise Corrupt(f"{name}: no feature of any user is left to use.{reasons}")
+        raise Corrupt(f"{name}: no feature of any user is left to use.{reasons} Mend the table.")
     codes = [_encode(vocabulary, cells[vocabulary.name], read, rows) for vocabulary in vocabularies]
     return Users(keys, np.stack(codes, axis=1), tuple(vocabularies)), read.skipped
 

@@ -17,9 +17,8 @@ from kvtools.artifact import source_name
 from kvtools.artifact.columns import ColumnReader
 from kvtools.artifact.delimited import as_utf8
 from kvtools.artifact.files import open_source
-from kvtools.errors import Corrupt, Usage
+from kvtools.errors import Corrupt
 from kvtools.onerec.interactions.log import NAMES
-from kvtools.option_values import refuse_if
 from kvtools.skipped import SkippedRows
 
 _WORD = re.compile(r"\w\w+")
@@ -48,7 +47,7 @@ def read_catalogue(
     text: fields or columns to take terms from; by default every field of JSON that is no number, and every `token_seq`
     column of an atomic file. numeric: those to take numbers from. key: the column of the item's key, where it has none of
     the usual names. Skipped: items without a key, with a key that came before, and with a cell that is no number. Raises
-    Usage for fields and columns that are missing, Corrupt for other files.
+    ValueError for fields and columns that are missing, Corrupt for other files.
     """
     file = as_utf8(file, name)
     # JSON alone begins with a brace or a bracket; a table's header that does is not worth guessing at
@@ -85,7 +84,8 @@ def _read_json(file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence
     known = {field for fields in fields_of.values() for field in fields}
     for field in (*text, *numeric):
         if field not in known:
-            raise Usage(f"{name}: no item has a field {field!r}. There are {', '.join(sorted(known - {''})) or 'none'}.")
+            there = f"the fields are {', '.join(sorted(known - {''}))}" if known - {""} else "items have no named fields"
+            raise ValueError(f"no item has a field {field!r}; {there}")
     wanted = [[fields.get(field) for field in text or fields if text or field not in numeric] for fields in fields_of.values()]
     terms = [[term for value in values for term in _terms(value)] for values in wanted]
     numbers = [[_number(fields.get(column)) for column in numeric] for fields in fields_of.values()]
@@ -129,12 +129,13 @@ def _read_table(
     key = key or next((column for column in _ID_NAMES if column in types), None)
     text = text or [column for column, kind in types.items() if kind == "token_seq" and column not in numeric]
     missing = next((column for column in (*text, *numeric) if column not in types), None)
-    refuse_if(
-        (key is None, f"{name}: there is no item column among {there}. Name it with --id."),
-        (not text and not numeric, f"{name}: no column holds text by its type. Name some of {there} with --text."),
-        (missing, f"{name}: there is no column {missing!r} among {there}. Name another."),
-    )
-    read = table.table([key or "", *text, *numeric])
+    if key is None:
+        raise ValueError(f"there is no item column among {there}")
+    if not text and not numeric:
+        raise ValueError(f"no column holds text by its type; the columns are {there}")
+    if missing:
+        raise ValueError(f"there is no column {missing!r} among {there}")
+    read = table.table([key, *text, *numeric])
     numbers = np.full((read.n_rows, len(numeric)), np.nan)
     is_bad = np.zeros(read.n_rows, bool)
     for c, column in enumerate(numeric):
@@ -143,7 +144,7 @@ def _read_table(
         numbers[:, c] = np.where(read.columns[column].is_empty, np.nan, values)
     row_of: dict[str, int] = {}
     nameless, again, bad = [], [], []
-    for row, item in enumerate(read.columns[key or ""].to_list()):
+    for row, item in enumerate(read.columns[key].to_list()):
         if item is None:
             nameless.append(read.row(row))
         elif item in row_of:
@@ -183,9 +184,9 @@ def read_titles(src: str) -> tuple[dict[str, str], SkippedRows]:
         raise Corrupt(f"{source_name(src)}: the columns are {there}, and item_id and title are needed. Rename them.")
     read = text.table([item, title])
     titles: dict[str, str] = {}
-    for key, words in zip(read.columns[item].to_list(), read.columns[title].to_list(), strict=True):
+    for key, name in zip(read.columns[item].to_list(), read.columns[title].to_list(), strict=True):
         if key is None:
-            read.skipped.skip("titles without an item left out", words or "")
-        elif titles.setdefault(key, words or "") != (words or ""):
+            read.skipped.skip("titles without an item left out", name or "")
+        elif titles.setdefault(key, name or "") != (name or ""):
             read.skipped.skip("other titles of an item that had one left out", key)
     return titles, read.skipped

@@ -27,7 +27,7 @@ class Embedded:
 
     kept: np.ndarray  # int64 (n,): rows of the input; a row without terms and numbers is not among them
     vectors: np.ndarray  # float32 (n, D+C)
-    lonely: np.ndarray  # int64: rows whose terms lie outside of the dimensions kept
+    unprojected: np.ndarray  # int64: rows whose terms lie outside of the dimensions kept
     n_terms: int
     explained_share: float
 
@@ -49,28 +49,28 @@ def embed(
     random direction of its own (`direction`). Otherwise the parts are put side by side as they are, and such a row is
     left out. Raises ValueError as `project_terms` does.
     """
-    is_described = np.array([bool(words) for words in terms], bool) | ~np.isnan(x_NC).all(axis=1)
+    is_described = np.array([bool(terms_of_item) for terms_of_item in terms], bool) | ~np.isnan(x_NC).all(axis=1)
     kept = np.flatnonzero(is_described)
     kept_terms = [terms[row] for row in kept.tolist()]
-    n_terms = len({term for words in kept_terms for term in words})
-    x_ND, share = project_terms(kept_terms, n_dims, n_powers, seed) if n_terms else (np.empty((len(kept), 0)), 1.0)
+    n_terms = len({term for terms_of_item in kept_terms for term in terms_of_item})
+    x_ND, explained = project_terms(kept_terms, n_dims, n_powers, seed) if n_terms else (np.empty((len(kept), 0)), 1.0)
     numbers_NC = standardise(x_NC[kept])
     if is_unit:
         x_ND = unit(np.concatenate([unit(x_ND), numbers_NC / np.sqrt(max(1, x_NC.shape[1]))], axis=1))
     else:
         x_ND = np.concatenate([x_ND, numbers_NC], axis=1)
-    is_lonely = ~x_ND.any(axis=1)
-    lonely = kept[is_lonely]
+    is_unprojected = ~x_ND.any(axis=1)
+    unprojected = kept[is_unprojected]
     if is_unit:
-        for n in np.flatnonzero(is_lonely):
+        for n in np.flatnonzero(is_unprojected):
             x_ND[n] = direction(keys[kept[n]], x_ND.shape[1], seed)
     else:
-        kept, x_ND = kept[~is_lonely], x_ND[~is_lonely]
-    return Embedded(kept, x_ND.astype(np.float32), lonely, n_terms, share)
+        kept, x_ND = kept[~is_unprojected], x_ND[~is_unprojected]
+    return Embedded(kept, x_ND.astype(np.float32), unprojected, n_terms, explained)
 
 
 def project_terms(terms: Sequence[Sequence[str]], n_dims: int, n_powers: int | None, seed: int) -> tuple[np.ndarray, float]:
-    """float64 (N, D): rows of TF-IDF, made unit norm, on the first D right singular vectors; and the share of variance kept.
+    """float64 (N, D): rows of TF-IDF, made unit norm, on the first D right singular vectors; and the fraction of variance kept.
 
     terms: N lists. n_powers: None for singular vectors that have converged, else how many power iterations. Smooth idf,
     ln((1+N)/(1+df)) + 1. A row whose terms lie outside of what is kept, and one without terms, is exactly 0. Singular
@@ -81,15 +81,17 @@ def project_terms(terms: Sequence[Sequence[str]], n_dims: int, n_powers: int | N
     limit = min(x_NV.shape) - 1
     if not 0 < n_dims <= limit:
         n_items, n_terms = x_NV.shape
-        raise ValueError(f"{n_dims} dimensions are too many for {n_items} items with {n_terms} terms; {limit} is the most")
+        raise ValueError(
+            f"{n_dims} dimensions are too many; fewer than items ({n_items}) and than terms ({n_terms}) are needed"
+        )
     with threadpool_limits(1):
         if n_powers is None:
             x_ND = TruncatedSVD(n_dims, algorithm="arpack", random_state=seed).fit_transform(x_NV)
         else:
             x_ND = _sketch(x_NV, n_dims, n_powers, seed)
         x_ND[np.linalg.norm(x_ND, axis=1) < _NOTHING] = 0
-    share = x_ND.var(axis=0).sum() / (x_NV.power(2).mean(axis=0) - np.square(x_NV.mean(axis=0))).sum()
-    return x_ND, float(share)
+    explained = x_ND.var(axis=0).sum() / (x_NV.power(2).mean(axis=0) - np.square(x_NV.mean(axis=0))).sum()
+    return x_ND, float(explained)
 
 
 def _sketch(x_NV: Any, n_dims: int, n_powers: int, seed: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.artifact.stream import Reader
 from kvtools.artifact.strings import first_repeated, unpack
-from kvtools.errors import Corrupt, Usage
+from kvtools.errors import Corrupt, Usage, raising
 from kvtools.skipped import SkippedRows
 
 Block = tuple[list[str], np.ndarray]  # n keys, float (n, D)
@@ -121,7 +121,7 @@ def read_keys(src: str) -> list[str]:
             f"{source_name(src)}: this is not one JSON list ({fault}). Give keys one a line, or as a JSON list."
         ) from None
     if not all(isinstance(key, str) for key in keys):
-        raise Corrupt(f"{source_name(src)}: some keys are not strings. Put each of the JSON list in quotes.")
+        raise Corrupt(f"{source_name(src)}: not all keys are strings. Put each of the JSON list in quotes.")
     return list(keys)
 
 
@@ -142,7 +142,7 @@ def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
             f"{name}: this is {matrix.dtype} {shape}, and float16, float32 or float64 (N, D) is needed. Convert it with numpy."
         )
     if len(matrix) != len(keys):
-        raise Corrupt(f"{name}: there are {len(matrix)} rows and {len(keys)} keys. Give one key per row with --keys.")
+        raise Corrupt(f"{name}: rows are {len(matrix)} in number, and keys {len(keys)}. Give one key per row with --keys.")
     for begin in range(0, len(keys), _ROWS):
         yield keys[begin : begin + _ROWS], np.asarray(matrix[begin : begin + _ROWS])
 
@@ -150,10 +150,8 @@ def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
 def read_stream(reader: Reader, name: str, skipped: SkippedRows) -> Iterator[Block]:
     """The vectors of `embedding` records, or the one of each `video` record; records without are counted as skipped."""
     for record in reader:
-        try:
+        with raising(Corrupt, f"{name}: record {record.number}", "Make the vectors again with kvtools embed."):
             kinds.check(reader.head.kind, "stream", record.tensors, record.fields)
-        except ValueError as fault:
-            raise Corrupt(f"{name}: record {record.number}: {fault}.") from None
         if reader.head.kind == "embedding":
             yield unpack("keys", record.tensors), record.tensors["vectors"]
         elif "embedding" in record.tensors:

@@ -3,7 +3,8 @@
 Hierarchical k-means (OneRec, arXiv 2506.13695, section 2.2.1, after TWIN-V2): a node of n items is split into
 floor(cuberoot(n)) clusters, and these again, until a node has at most M items. The source names neither M nor k-means' start
 and length. Ours: M = LEAF_ITEMS; k-means++ and at most 10 iterations; two clusters where the root says one,
-which it does below 8 items.
+which it does below 8 items. Its k-means++ is not that of semantic_ids/initial_centroids.py, which samples rows over ranks: here
+a node has few items, and the model imports nothing of semantic IDs.
 
 Legend: N items of one user, in time order; D dimensions; C clusters; n items of a node; k clusters of a node. The invariant:
 every item is in one cluster, and no cluster has more than M items unless all of its items are the same. Not here: whose items

@@ -1,7 +1,7 @@
 """How good recommendations are: leave-last-out, all items ranked, figures of items and of IDs, and the spread over models.
 
 Protocol (spec of SASRec, S3-Rec and after): each held-out interaction is asked for with all of its user before it; seen items
-are left out unless told otherwise, and a target among them then counts as missed. Popularity and co-occurrence count the
+are left out by default, and a target among them then counts as missed. Popularity and co-occurrence count the
 training part alone. Pass@k after OpenOneRec: any of the first k, of what is recommended before the first of a user's held-out
 interactions, in the set of all of them; where users have several, Position1_Pass@k and Recall@k of the same lists stand beside.
 
@@ -54,13 +54,13 @@ def evaluate(
     item_ranks, id_ranks, lists, done = [], [], [], 0
     n_legal = n_beams = n_proven = 0
     is_first = np.r_[True, query.users[1:] != query.users[:-1]]
-    for chunk, found in recommended:
+    for chunk, top in recommended:
         here = slice(done, done + len(chunk))
-        lists.append(found.items[is_first[here]])
-        item_ranks.append(metrics.rank_of(found.items, targets[here]))
-        id_ranks.append(metrics.rank_of(metrics.distinct(found.ids), id_of_item[targets[here]]))
-        n_legal, n_beams = n_legal + found.n_legal, n_beams + found.n_beams
-        n_proven, done = n_proven + int(found.is_proven.sum()), done + len(chunk)
+        lists.append(top.items[is_first[here]])
+        item_ranks.append(metrics.rank_of(top.items, targets[here]))
+        id_ranks.append(metrics.rank_of(metrics.distinct(top.ids), id_of_item[targets[here]]))
+        n_legal, n_beams = n_legal + top.n_legal, n_beams + top.n_beams
+        n_proven, done = n_proven + int(top.is_proven.sum()), done + len(chunk)
     ranks, offsets = np.concatenate(item_ranks), np.append(np.flatnonzero(is_first), len(query))
     figures: dict[str, Any] = {"users": len(offsets) - 1, "held_out": len(query), **metrics.summary(ranks)}
     figures |= {f"id_{name}": value for name, value in metrics.summary(np.concatenate(id_ranks)).items()}
@@ -90,8 +90,8 @@ def calibrate(query: Query, targets: np.ndarray, recommender: Recommender) -> fl
     for chunk in query.chunks():
         wanted = targets[done : done + len(chunk)]
         done += len(chunk)
-        for number, found in enumerate(recommender.blends(chunk, weights)):
-            gains[number] += metrics.ndcg(metrics.rank_of(found.items, wanted), 10) * len(chunk)
+        for number, blended in enumerate(recommender.blends(chunk, weights)):
+            gains[number] += metrics.ndcg(metrics.rank_of(blended.items, wanted), 10) * len(chunk)
     return float(weights[int(gains.argmax())])
 
 

@@ -129,19 +129,19 @@ class RecgenRun:
         self.n_users = len(query)
         cold = np.flatnonzero(query.lengths == 0)
         if len(cold):
-            some = ", ".join(names[n] for n in cold[:3]) + ", …" * (len(cold) > 3)
-            self._log(f"{self._name}: users without a known item get popular items: {len(cold)} ({some}).")
+            first = ", ".join(names[n] for n in cold[:3]) + ", …" * (len(cold) > 3)
+            self._log(f"{self._name}: users without a known item get popular items: {len(cold)} ({first}).")
         return self._recommendations(source, query, names)
 
     def _recommendations(self, source: _Source, query: Query, names: list[str]) -> Iterator[UserRecommendations]:
         done = n_proven = 0
         recommended = evaluation.over_ranks(query, self._world, source.recommend, self._ticker(len(query)))
-        for chunk, found in recommended:
-            n_proven += int(found.is_proven.sum())
+        for chunk, top in recommended:
+            n_proven += int(top.is_proven.sum())
             for row in range(len(chunk) if self._world.is_root else 0):
-                numbers = found.items[row][found.items[row] >= 0]
+                numbers = top.items[row][top.items[row] >= 0]
                 yield UserRecommendations(
-                    names[done + row], source.ids.keys[numbers].tolist(), numbers, found.scores[row][: len(numbers)],
+                    names[done + row], source.ids.keys[numbers].tolist(), numbers, top.scores[row][: len(numbers)],
                     source.ids.codes_NS[numbers], is_fallback=bool(chunk.lengths[row] == 0),
                 )  # fmt: skip
             done += len(chunk)

@@ -64,15 +64,20 @@ class OneRecRecipe:
         refuse_bad_values("--training", self.settings, _MAY_BE, ("warmup", "save", "patience"))
         config = self.config  # dropout is of --training
         refuse_bad_values("--architecture", config.to_json(), _MAY_BE)
-        n_experts = f"--architecture experts={config.experts}"
         refuse_if(
             (
                 config.width % config.heads,
                 f"--architecture width={config.width} is not divisible by heads={config.heads}. Change one.",
             ),
-            (0 < config.experts < config.active, f"{n_experts} is less than active={config.active}. Lower active."),
-            (config.experts and not config.expert_hidden, f"{n_experts} needs the width of an expert. Set expert_hidden."),
-            (not math.isfinite(self.lr), f"--lr {self.lr}: give a finite number."),
+            (
+                0 < config.experts < config.active,
+                f"--architecture experts={config.experts} is less than active={config.active}. Lower active.",
+            ),
+            (
+                config.experts and not config.expert_hidden,
+                f"--architecture experts={config.experts} needs the width of an expert. Set expert_hidden.",
+            ),
+            (not math.isfinite(self.lr), f"--lr {self.lr} is not finite. Give a finite number."),
         )
         EpochLength(1, 1).total(self.steps)
 

@@ -41,6 +41,7 @@ class AlignConfig:
     temperature: float = 0.1
     n_batch: int = 512  # pairs a step
     n_steps: int = 1000
+    # not lr: the name is stored in artifacts
     learning_rate: float = 3e-3  # this and the steps by held-out pairs of Beauty, see bench/README.md
     weight_decay: float = 0.01
     caption_weight: float = 0.1
@@ -103,7 +104,8 @@ class QFormer(nn.Module):
         """(B, Q, D): Q vectors of each item's tokens; mask_BT: bool, true where a token is."""
         n_BT1 = mask_BT.unsqueeze(-1)
         m_BTD = m_BTD.masked_fill(~n_BT1, 0)
-        # a token's mean square is brought near 1: embeddings of unit length would drown beside the queries
+        # a token's mean square is scaled to about 1: embeddings of unit length are much smaller than the queries, which would
+        # outweigh them
         scaled_BTD = nf.rms_norm(m_BTD, m_BTD.shape[-1:], eps=_EPS)
         q_BQD = self.queries.expand(len(m_BTD), -1, -1)
         for layer in self.layers:
@@ -282,7 +284,7 @@ def _tokens(x: np.ndarray, mask_NT: np.ndarray | None, config: AlignConfig) -> t
 def _padded(captions: Sequence[Sequence[int]], n_items: int, n_caption: int) -> np.ndarray:
     """int64 (N, W): the first W ids of each caption, -1 beyond its end. Raises ValueError."""
     if len(captions) != n_items:
-        raise ValueError(f"there are {len(captions)} captions for {n_items} items")
+        raise ValueError(f"the number of captions is {len(captions)}, and that of items {n_items} items")
     if min((min(caption) for caption in captions if caption), default=0) < 0:
         raise ValueError("a caption holds an id below 0")
     ids_NW = np.full((n_items, n_caption), -1, np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 from kvtools.artifact import kinds, open_stream, source_name
 from kvtools.artifact.files import open_source
 from kvtools.artifact.strings import unpack
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, Usage, raising
 from kvtools.onerec.items.catalogue import read_catalogue
 from kvtools.onerec.items.vectors import VectorSource
 from kvtools.onerec.semantic_ids.align import AlignConfig, align, encode
@@ -30,7 +30,7 @@ class AlignedSource(VectorSource):
         self, src: str, keys_src: str | None, pairs_src: str, captions_src: str | None, config: AlignConfig, seed: int, *,
         quiet: bool,
     ) -> None:  # fmt: skip
-        """captions_src: a catalogue whose terms the vectors are to keep telling, None for none."""
+        """captions_src: a catalogue whose terms the aligned vectors must predict, None for none."""
         super().__init__(src, keys_src)
         self._pairs_name, self._captions_src = source_name(pairs_src), captions_src
         self._pairs = open_stream(pairs_src, "pair", made_by="kvtools pairs")
@@ -44,10 +44,8 @@ class AlignedSource(VectorSource):
         pairs_P2 = self._read_pairs()
         captions = None if self._captions_src is None else self._read_captions(self._captions_src)
         on_step = Ticker(total=self._config.n_steps, unit="steps", label="align", quiet=self._quiet)
-        try:
+        with raising(Corrupt, self.name, "The vectors cannot be aligned; give other vectors, or build the IDs without pairs."):
             aligned = align(x_ND, pairs_P2, config=self._config, seed=self._seed, captions=captions, on_step=on_step)
-        except ValueError as fault:
-            raise Corrupt(f"{self.name}: {fault}. The vectors cannot be aligned; leave out --pairs.") from None
         self.weights = {_PREFIX + name: array for name, array in aligned.weights.items()}
         for begin in range(0, len(x_ND), _BLOCK_ROWS):
             yield aligned.vectors[begin : begin + _BLOCK_ROWS]
@@ -57,10 +55,8 @@ class AlignedSource(VectorSource):
         row_of = {key: row for row, key in enumerate(self.keys)}
         known, n_unknown = [np.empty((0, 2), np.int64)], 0
         for record in self._pairs:
-            try:
+            with raising(Corrupt, f"{self._pairs_name}: record {record.number}", "Make the pairs again with kvtools pairs."):
                 kinds.check("pair", "stream", record.tensors, record.fields)
-            except ValueError as fault:
-                raise Corrupt(f"{self._pairs_name}: record {record.number}: {fault}.") from None
             rows = np.array([row_of.get(key, -1) for key in unpack("keys", record.tensors)], np.int64)
             pairs_P2 = rows[record.tensors["pairs"]] if len(record.tensors["pairs"]) else known[0]
             is_known = (pairs_P2 >= 0).all(axis=1)
@@ -71,14 +67,15 @@ class AlignedSource(VectorSource):
         pairs_P2 = np.concatenate(known)
         if len(pairs_P2) < 2:
             raise Corrupt(
-                f"{self._pairs_name}: {len(pairs_P2)} pairs have vectors for both items, and 2 are needed. Look at the keys."
+                f"{self._pairs_name}: pairs with two vectors are {len(pairs_P2)} in number, and 2 are needed. Look at the keys."
             )
         return pairs_P2
 
     def _read_captions(self, src: str) -> list[list[int]]:
         """For each row the ids of its terms."""
-        with open_source(src) as file:
-            catalogue, _ = read_catalogue(file, source_name(src))
+        name = source_name(src)
+        with open_source(src) as file, raising(Usage, name, "Give captions that kvtools embed reads without options."):
+            catalogue, _ = read_catalogue(file, name)
         counts = Counter(term for terms in catalogue.terms for term in terms)
         # by count, then by name: terms of equal count need an order that does not depend on the file's
         common = sorted(counts, key=lambda term: (-counts[term], term))[:_N_TERMS]

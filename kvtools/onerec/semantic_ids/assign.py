@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, raising
 from kvtools.onerec.items.vectors import VectorSource
 from kvtools.onerec.semantic_ids import collisions, quality
 from kvtools.onerec.semantic_ids.aligned_vectors import align_like
@@ -17,25 +17,23 @@ def assign(ids: SemanticIds, name: str, source: VectorSource, *, device: str, re
 
     name: what messages call the old IDs. remedy: keep, extend or nearest, the way out of collisions; old items, where appended
     to, keep their codes. Holds the last level's residuals only where items may move. Raises Corrupt for vectors of another
-    width, and where the old IDs have a further token and the new ones would not, or the other way round.
+    width; ValueError where the old IDs have a further token and the new ones would not, or the other way round.
     """
     n_levels, n_codes, n_width = ids.codebooks_LKD.shape
     old_MS = ids.codes_NS if is_appended else np.empty((0, n_levels + (remedy == "extend")), np.int32)
     if old_MS.shape[1] > n_levels and remedy != "extend":
-        raise Corrupt(f"{name}: its IDs have a further token. Give --collisions extend.")
+        raise ValueError("its IDs have a further token, and the new ones would have none")
     if old_MS.shape[1] == n_levels and remedy == "extend":
-        raise Corrupt(f"{name}: its IDs have no further token. Give --collisions keep or nearest.")
+        raise ValueError("its IDs have no further token, and the new ones would have one")
     networks = {tensor.removeprefix(PREFIX): array for tensor, array in ids.weights.items() if tensor.startswith(PREFIX)}
     backend = fastest(device, n_width, n_codes)
     indexes = [CodebookIndex(codebook_KD, backend) for codebook_KD in ids.codebooks_LKD]
     codes, residuals, square = [np.empty((0, n_levels), np.int32)], [np.empty((0, n_width), np.float32)], 0.0
     n_numbers = 0
     for raw_BD in source:
-        try:
+        with raising(Corrupt, name, "Give vectors from where the old ones came."):
             x_BD = align_like(ids, raw_BD)
             latent_BD = latents_of(x_BD, networks) if networks else x_BD
-        except ValueError as fault:
-            raise Corrupt(f"{name}: {fault}. Give vectors from where the old ones came.") from None
         if latent_BD.shape[1] != n_width:
             raise Corrupt(
                 f"{name}: its codebooks are {n_width} wide, and the vectors {x_BD.shape[1]}. Give vectors of that width."

@@ -1,4 +1,4 @@
-"""Items that got the same semantic ID: kept so, told apart by one more token, or moved to the nearest free code.
+"""Items that got the same semantic ID: it is kept, extended by one more token, or moved to the nearest free code.
 
 The OneRec report says nothing of collisions; `extend` is TIGER's remedy (arXiv 2305.05065), `nearest` that of FORGE. Items
 that have IDs already, of an earlier run, keep them: newcomers give way. Codes are int32.

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, NoReturn, Protocol, cast
 
 import numpy as np
 
-from kvtools.artifact.state import RunState, state_folder
-from kvtools.errors import Corrupt, Died, Fault, Stopped, Usage
+from kvtools.artifact.state import RunState, lock_folder, state_folder
+from kvtools.errors import Corrupt, Died, Stopped, Usage
 from kvtools.onerec.items.vectors import VectorSource
 from kvtools.onerec.semantic_ids import collisions, quality
 from kvtools.onerec.semantic_ids.balanced import Balanced
@@ -26,6 +26,10 @@ from kvtools.progress import Ticker, progress
 from kvtools.world import Stop, World
 
 _STATE = "semid-build-state"
+
+
+class TooFewVectors(ValueError):
+    """There are fewer vectors than codes of a level."""
 
 
 class Fit(Protocol):
@@ -110,16 +114,23 @@ class Fitting:
     def run(self, source: VectorSource | None, world: World, *, start_over: bool) -> SemanticIds | None:
         """The IDs of rank 0's source on rank 0, None elsewhere; a collective.
 
-        Raises Stopped when asked to stop on the way into a file, Usage where a stopped run had other options or vectors.
+        Raises Stopped when asked to stop on the way into a file, Usage where a stopped run had other options, CannotCreate
+        where another run has the state, and ValueErrors on rank 0: OtherVectors where a stopped run had other vectors,
+        TooFewVectors for fewer than there are codes, and others where the fit fails.
         """
-        memory_bytes = available_bytes() // 2 if self.memory_bytes is None else self.memory_bytes
-        state = RunState(state_folder(self.dst), _STATE, self.recipe.to_json())
+        folder = state_folder(self.dst)
+        state = RunState(folder, _STATE, self.recipe.to_json())
         if world.is_root:
             _adopt_old_state(state)
+        with lock_folder(folder, is_root=world.is_root):
+            return self._run(source, state, world, start_over=start_over)
+
+    def _run(self, source: VectorSource | None, state: RunState, world: World, *, start_over: bool) -> SemanticIds | None:
+        memory_bytes = available_bytes() // 2 if self.memory_bytes is None else self.memory_bytes
         vectors = scatter(source or (), world, limit_bytes=memory_bytes // world.local_size)
         n_rows, n_codes = int(world.sum(len(vectors))), self.recipe.codes
         if n_rows < n_codes:
-            _refuse(source, Corrupt, f"{n_rows} vectors are too few for {n_codes} codes. Give fewer --codes, or more items.")
+            _refuse(source, TooFewVectors(f"the number of vectors is {n_rows}, too few for {n_codes} codes"), Corrupt.code)
         quiet = self.quiet or not world.is_root
         fit = self.recipe.new_fit(Ticker(total=self.recipe.epochs or 1, unit="epochs", label="semid-build", quiet=quiet))
         if not start_over and (bag := state.load()) is not None:
@@ -127,9 +138,9 @@ class Fitting:
         try:
             self._fit(fit, vectors, state, world, quiet=quiet)
         except OtherVectors as fault:
-            _refuse(source, Usage, f"{state.path}: {fault}. Give the same vectors to resume it, or --force to start over.")
+            _refuse(source, OtherVectors(f"{state.path}: {fault}"), Usage.code)
         except ValueError as fault:
-            _refuse(source, Corrupt, f"{fault}. Give another --seed, or look at the sizes of the vectors.")
+            _refuse(source, fault, Corrupt.code)
         codes_NS, report = _resolve(self.recipe, fit, vectors, n_rows, world)
         if source is None:
             return None
@@ -179,11 +190,11 @@ def _resolve(
     return codes_NS, report | quality.describe(codes_NS, recipe.levels, recipe.codes)
 
 
-def _refuse(source: VectorSource | None, fault: type[Fault], sentence: str) -> NoReturn:
-    """Raise what all ranks have found at once, with words on the rank that reads the source."""
+def _refuse(source: VectorSource | None, fault: ValueError, code: int) -> NoReturn:
+    """Raise the fault on the rank that reads the source; the others, which know of it too, end with the exit code alone."""
     if source is None:
-        raise Died(fault.code, is_agreed=True) from None
-    raise fault(f"{source.name}: {sentence}" if fault is Corrupt else sentence) from None
+        raise Died(code, is_agreed=True) from None
+    raise fault from None
 
 
 def _adopt_old_state(state: RunState) -> None:

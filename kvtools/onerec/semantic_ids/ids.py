@@ -1,7 +1,7 @@
 """Semantic IDs: every item's key and codes, and the codebooks behind them, as `semid-build` makes them.
 
-Legend: N items, S codes an ID, L levels, K codes a level, D width. S is L, or L + 1 where one more token tells items of one
-ID apart. Not here: how IDs are made (fit.py, assign.py), and how a generator searches them (model/trie.py).
+Legend: N items, S codes an ID, L levels, K codes a level, D width. S is L, or L + 1 where one more token makes the
+IDs distinct. Not here: how IDs are made (fit.py, assign.py), and how a generator searches them (model/trie.py).
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from kvtools.artifact.files import Sink
 from kvtools.artifact.history import Step
 from kvtools.artifact.open import open_bag, source_name
 from kvtools.artifact.strings import first_repeated, pack, unpack
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, raising
 
 if TYPE_CHECKING:
     from kvtools.onerec.model.trie import Trie
@@ -41,10 +41,8 @@ class SemanticIds:
     def open(cls, src: str) -> Self:
         """From a `semantic-id` bag. Raises Corrupt for another artifact, and for codes that no codebook has."""
         bag, name = open_bag(src, "semantic-id", made_by="kvtools semid-build"), source_name(src)
-        try:
+        with raising(Corrupt, name, _REMAKE):
             kinds.check("semantic-id", "bag", bag.tensors, bag.fields)
-        except ValueError as fault:
-            raise Corrupt(f"{name}: {fault}.") from None
         fields, weights = bag.fields, {tensor: x for tensor, x in bag.tensors.items() if tensor.startswith("encoder.")}
         return cls.from_tensors(
             bag.tensors, name, config=fields["config"], report=fields.get("quality", {}), weights=weights,
@@ -62,11 +60,11 @@ class SemanticIds:
         keys = np.array(unpack(f"{prefix}keys", tensors), np.dtypes.StringDType())
         n_levels, n_codes, _ = codebooks_LKD.shape
         if len(keys) != len(codes_NS) or not len(keys):
-            raise Corrupt(f"{name}: {len(keys)} keys belong to the codes of {len(codes_NS)} items. {_REMAKE}")
+            raise Corrupt(f"{name}: the number of keys is {len(keys)}, and that of items with codes {len(codes_NS)}. {_REMAKE}")
         largest = int(codes_NS[:, :n_levels].max())
         if codes_NS.min() < 0 or largest >= n_codes:
             raise Corrupt(f"{name}: codes run from {codes_NS.min()} to {largest}, and a level has {n_codes}. {_REMAKE}")
-        if codes_NS.max() >= max(n_codes, len(keys)):  # further codes tell items of one ID apart
+        if codes_NS.max() >= max(n_codes, len(keys)):  # further codes number the items of one ID
             raise Corrupt(f"{name}: code {codes_NS.max()} is too large for {len(keys)} items. {_REMAKE}")
         if not np.isfinite(codebooks_LKD).all():
             raise Corrupt(f"{name}: a codebook holds NaN or infinity. {_REMAKE}")

@@ -3,7 +3,10 @@
 Source: Arthur & Vassilvitskii 2007; each row is drawn in proportion to its squared distance to those drawn before, and of
 2 + ln K draws the one that leaves least is kept, as their section 5 proposes. Distances are exact integers of rows rounded to
 16 bits, so that every machine draws the same. Where one row at a time would take too many passes over the rows, several are
-drawn and kept at once, as k-means|| does (Bahmani et al. 2012). Legend: R rows of the sample, K codes, D width, M candidates.
+drawn and kept at once, as k-means|| does (Bahmani et al. 2012). The k-means++ of model/lifelong.py is another: its nodes have
+few items, in one process, and need no exact integers, samples or ranks.
+
+Legend: R rows of the sample, K codes, D width, M candidates.
 """
 
 import math

@@ -41,7 +41,7 @@ class RqVaeConfig:
     beta: float = 0.25
     n_batch: int = 1024
     n_epochs: int = 200
-    learning_rate: float = 1e-3
+    lr: float = 1e-3
     weight_decay: float = 1e-4
 
 
@@ -192,7 +192,7 @@ def train_rqvae(
         codebooks_LKE = nn.Parameter(_first_codebooks(encoder(x[torch.from_numpy(sample)]), n_levels, n_codes, seed))
     parameters = [*encoder.parameters(), *decoder.parameters()]
     groups: list[dict[str, Any]] = [{"params": parameters}, {"params": [codebooks_LKE], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     losses: list[float] = []
     for epoch in range(config.n_epochs):
         rng = rng_for(seed, "rq-vae", "epoch", epoch)

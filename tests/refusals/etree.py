@@ -96,6 +96,7 @@ def networks():
         "negative-edges.txt": "a b -3\n",
         "no-edges.txt": "# nothing\n",
         "broken.gml": "graph [ node [",
+        "word.gml": 'graph [ node [ id 0 ] node [ id 1 ] edge [ source 0 target 1 delay "far" ] ]',
         "no-edges.gml": "graph [\n  node [\n    id 0\n  ]\n]\n",
         "where.csv": "city,country\na,b\n",
         "where-word.csv": "latitude,longitude\n1,east\n",
@@ -236,6 +237,7 @@ kvtools devices --graph negative-edges.txt
 kvtools devices --graph no-edges.txt
 kvtools devices --graph broken.gml
 kvtools devices --graph no-edges.gml
+kvtools devices --graph word.gml
 kvtools devices --coordinates where.csv
 kvtools devices --coordinates where-word.csv
 kvtools devices --coordinates where-far.csv

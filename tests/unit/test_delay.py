@@ -65,7 +65,7 @@ def test_rows_nearest_medoid_and_server_are_those_of_the_full_matrix(metric, is_
     assert full.max(axis=1)[delays.server()] == pytest.approx(full.max(axis=1).min(), abs=35 if is_spread else 1e-4)
 
 
-def test_large_groups_of_positions_have_a_nearly_best_middle():
+def test_large_groups_of_positions_have_a_nearly_best_medoid():
     rng = np.random.default_rng(2)
     delays = Delays("euclidean", np.arange(5000), np.zeros(5000), points=rng.normal(size=(5000, 2)))
     line = delays.succession(np.arange(5000))

@@ -113,13 +113,21 @@ def test_gaps_can_be_computed_by_hand():
 
 
 def test_public_devices_leave_every_group_within_delta():
-    delays, accuracy = delays_of(60, 1), np.random.default_rng(1).normal(0.5, 0.05, 60)
+    delays = delays_of(60, 3)
     groups = kma.cluster("k-medoids", delays, 4, seed=0, world=World())
-    chosen = kma.public_devices(groups, delays, accuracy, 0.03, 0.5)
-    assert 0 < len(chosen) <= 30
-    for index in range(4):
-        members = np.union1d(np.flatnonzero(groups.group == index), chosen)
-        assert abs(accuracy[members].mean() - accuracy.mean()) < 0.03
+    mean_delay = delays.between(np.arange(60), groups.centre).mean(axis=1)
+    # the candidates are the central half, which learns better, so that all of them together would move every group's mean
+    accuracy = np.random.default_rng(3).normal(0.5, 0.05, 60) + 0.2 * (mean_delay < np.median(mean_delay))
+
+    def largest_gap(public):
+        members = [np.union1d(np.flatnonzero(groups.group == index), public) for index in range(4)]
+        return max(abs(accuracy[group].mean() - accuracy.mean()) for group in members)
+
+    chosen = kma.public_devices(groups, delays, accuracy, 0.05, 0.5)
+    candidates = kma.public_devices(groups, delays, accuracy, math.inf, 0.5)
+    assert 0 < len(chosen) < len(candidates) == 30
+    assert largest_gap(candidates) > 0.05
+    assert largest_gap(chosen) < 0.05
 
 
 def test_balanced_groups_keep_to_their_bounds_and_to_the_labels():

@@ -64,7 +64,7 @@ def test_captions_are_read_and_change_the_outcome(sh, shop):
     assert sh("cmp a.ids b.ids").code == 1
 
 
-def test_pairs_of_unknown_items_are_told_and_left_out(sh, shop):
+def test_pairs_of_unknown_items_are_reported_and_left_out(sh, shop):
     fewer = {name.replace(" ", "_"): words for name, words in WORDS.items() if name != "item 3"}
     sh("kvtools embed --dim 8 - -o fewer.kvs", stdin=json.dumps(fewer).encode())
     done = sh("kvtools semid-build fewer.kvs --pairs pairs.kvs --align-steps 2 --codes 4 -o a.ids")

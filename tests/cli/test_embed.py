@@ -279,12 +279,12 @@ def test_beauty_is_embedded_whole(sh, top, data):
 
 def test_a_coarse_decomposition_comes_near_to_the_converged_one(sh, top, data):
     items = data / "rec" / "amazon_beauty_2014" / "item_keywords.json"
-    shares = []
+    fractions = []
     for n in (0, 2, 20):
         sh(f"kvtools embed {items} --power-iterations {n} -o a.kvs --report r.json --force")
-        shares.append(json.loads((top / "r.json").read_text())["explained_share"])
-    assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(0.2979, abs=1e-4)
+        fractions.append(json.loads((top / "r.json").read_text())["explained_share"])
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == pytest.approx(0.2979, abs=1e-4)
 
 
 def test_words_cuts_terms(sh, top):

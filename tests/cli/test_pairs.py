@@ -79,7 +79,7 @@ def test_only_good_ratings_and_frequent_items_count(sh, top):
     assert {i for pair in pairs_of(top / "q.kvs") for i in pair} == {"b", "c", "d"}
 
 
-def test_caps_are_told(sh, top):
+def test_caps_are_reported(sh, top):
     done = sh("kvtools pairs --max-users 4 --max-items 3 --report r.json log.txt -o p.kvs")
     assert done.code == 0
     assert "users with more than 3 clicks, compared by their latest: 3 (u0, u2, u4)." in done.err
@@ -108,7 +108,7 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
     assert sh("test -e q.kvs").code == 1
 
 
-def test_copies_and_disorder_are_put_right_and_told_when_asked(sh, top):
+def test_copies_and_disorder_are_put_right_and_reported_when_asked(sh, top):
     rows = [f"{u},{i},{t}\n" for u, items in LOG.items() for t, i in enumerate(items)]
     (top / "good.csv").write_text("user_id,item_id,t\n" + "".join(rows))
     (top / "mixed.csv").write_text("user_id,item_id,t\n" + "".join([*reversed(rows), rows[0]]))

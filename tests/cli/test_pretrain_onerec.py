@@ -38,14 +38,14 @@ def curve(path):
 def test_items_and_clicks_become_a_model_that_tells_its_story(sh, shop):
     words = {f"i{n}": [f"topic{n % 5}", f"word{n % 7}", f"word{n % 3}"] for n in range(40)}
     (shop / "films.json").write_text(json.dumps(words))
-    made = sh("kvtools embed films.json --dim 8 | kvtools semid-build - --codes 4 -o films.ids")
-    assert (made.code, made.err) == (0, "")
+    built = sh("kvtools embed films.json --dim 8 | kvtools semid-build - --codes 4 -o films.ids")
+    assert (built.code, built.err) == (0, "")
     done = sh(f"kvtools pretrain onerec clicks.csv --items films.ids {SMALL} --steps 3 | tee m.safetensors | kvtools check -")
     assert (done.code, done.out, done.err) == (0, b"", "")
-    told = json.loads(sh("kvtools info --json m.safetensors").out)
-    assert (told["kind"], told["step"]) == ("model", 3)
-    assert [step["command"] for step in told["history"]] == ["embed", "semid-build", "pretrain onerec"]
-    assert told["pathways"] == {
+    info_json = json.loads(sh("kvtools info --json m.safetensors").out)
+    assert (info_json["kind"], info_json["step"]) == ("model", 3)
+    assert [step["command"] for step in info_json["history"]] == ["embed", "semid-build", "pretrain onerec"]
+    assert info_json["pathways"] == {
         "static": "off: no user table",
         "short": "on",
         "positive": "on",
@@ -55,10 +55,10 @@ def test_items_and_clicks_become_a_model_that_tells_its_story(sh, shop):
     tensors = load_file(shop / "m.safetensors")
     weights = {name for name in tensors if not name.startswith(("catalogue.", "counts."))}
     buffers = {name for name in weights if name.endswith((".bias", ".load", ".recent")) and ".feed." in name}
-    assert told["parameters"] == sum(tensors[name].size for name in weights - buffers)
+    assert info_json["parameters"] == sum(tensors[name].size for name in weights - buffers)
     table = sh("kvtools info m.safetensors").out.decode()
     assert "off: no user table" in table
-    assert f"{told['parameters']:,}" in table
+    assert f"{info_json['parameters']:,}" in table
 
 
 def test_a_stream_of_clicks_gives_the_same_model(sh, shop, capfd):
@@ -102,10 +102,10 @@ def test_stopped_by_a_signal_and_run_again_it_ends_with_the_same_bytes(sh, shop)
     while running.poll() is None and not (log.exists() and log.read_text().count("\n") >= 12):
         time.sleep(0.002)
     running.send_signal(signal.SIGUSR2)
-    told = running.stderr.read()
-    assert running.wait(60) == 75, told
-    assert told.count("\n") == 1
-    assert "Run again to continue" in told
+    info_json = running.stderr.read()
+    assert running.wait(60) == 75, info_json
+    assert info_json.count("\n") == 1
+    assert "Run again to continue" in info_json
     assert not (shop / "m.safetensors").exists()
     at = curve(log)[0][-1]["step"]
     assert 10 <= at < 150
@@ -137,11 +137,11 @@ def test_a_signal_while_input_is_read_stops_the_run_at_its_first_step(sh, shop, 
         running.stdin.write((head + "\n" * (1 << 20)).encode())
         running.stdin.flush()
         running.send_signal(number)
-        _, told = running.communicate("".join(rows).encode(), timeout=60)
+        _, info_json = running.communicate("".join(rows).encode(), timeout=60)
     finally:
         running.kill()
-    assert running.returncode == 75, told
-    assert told == b"kvtools pretrain onerec: stopped after step 1. Run again to continue.\n"
+    assert running.returncode == 75, info_json
+    assert info_json == b"kvtools pretrain onerec: stopped after step 1. Run again to continue.\n"
     assert not (shop / "m.safetensors").exists()
     assert os.listdir(shop / ".m.safetensors.state") == ["train.state"]
     assert sh(f"{line} m.safetensors").code == 0
@@ -161,9 +161,9 @@ def test_killed_and_run_again_it_goes_on_from_the_last_state_and_ends_with_the_s
     assert not (shop / "m.safetensors").exists()
     again = sh(f"{line} m.safetensors")
     assert again.code == 0
-    told = re.match(r"kvtools pretrain onerec: \.m\.safetensors\.state: resumes after step (\d+)\.\n", again.err)
-    assert told, again.err
-    assert curve(log)[0][-1]["step"] - int(told[1]) <= 5
+    info_json = re.match(r"kvtools pretrain onerec: \.m\.safetensors\.state: resumes after step (\d+)\.\n", again.err)
+    assert info_json, again.err
+    assert curve(log)[0][-1]["step"] - int(info_json[1]) <= 5
     assert sh(f"{line} whole.safetensors").code == 0
     assert sh("cmp m.safetensors whole.safetensors").code == 0
 
@@ -252,8 +252,8 @@ def test_the_log_has_the_keys_that_scripts_rely_on(shop, capfd):
     assert np.all(np.diff([step["tokens"] for step in steps]) > 0)
     assert epochs[-1]["step"] == 12
     assert {"epoch", "score", "id_hr@10", "id_ndcg@10"} <= set(epochs[0])
-    told = info(capfd, "a.safetensors")
-    assert told["validation"] == max(line["score"] for line in epochs)
+    info_json = info(capfd, "a.safetensors")
+    assert info_json["validation"] == max(line["score"] for line in epochs)
     assert say(f"{TRAIN} --steps 2 --log curve.jsonl -o b.safetensors").code == 0
     assert len(curve(shop / "curve.jsonl")[0]) == 14, "a log is appended to"
 
@@ -265,7 +265,7 @@ def test_the_loss_falls(shop):
 
 
 @pytest.mark.parametrize(("steps", "n_epochs"), [("7", None), ("2ep", 2), ("0.5ep", 0.5), ("300tok", None)])
-def test_steps_may_be_told_in_epochs_and_in_tokens(shop, steps, n_epochs):
+def test_steps_may_be_given_in_epochs_and_in_tokens(shop, steps, n_epochs):
     assert say(f"{TRAIN} --steps {steps} --training patience=0 --log curve.jsonl -o m.safetensors").code == 0
     lines, _ = curve(shop / "curve.jsonl")
     if steps == "7":
@@ -301,12 +301,12 @@ VARIANTS = {
 def test_every_variant_trains_says_what_is_on_and_recommends(shop, capfd, options):
     done = say(f"{TRAIN} --steps 3 {options} -o m.safetensors", capfd)
     assert (done.code, done.err) == (0, "")
-    told = info(capfd, "m.safetensors")
-    assert VARIANTS[options].items() <= told["pathways"].items()
+    info_json = info(capfd, "m.safetensors")
+    assert VARIANTS[options].items() <= info_json["pathways"].items()
     weights = load_file(shop / "m.safetensors")
-    assert any(name.startswith("static.") for name in weights) is (told["pathways"]["static"] == "on")
-    assert any(name.startswith("pathways.positive") for name in weights) is (told["pathways"]["positive"] == "on")
-    assert any(name.startswith("pathways.lifelong") for name in weights) is (told["pathways"]["lifelong"] == "on")
+    assert any(name.startswith("static.") for name in weights) is (info_json["pathways"]["static"] == "on")
+    assert any(name.startswith("pathways.positive") for name in weights) is (info_json["pathways"]["positive"] == "on")
+    assert any(name.startswith("pathways.lifelong") for name in weights) is (info_json["pathways"]["lifelong"] == "on")
     assert any(name.startswith("encoder.") for name in weights) is ("lazy" not in options)
     assert all(np.isfinite(x).all() for name, x in weights.items() if not name.startswith("counts."))
     asked = say("kvtools recgen --model m.safetensors clicks.csv --users u1,u2 -k 4 --beam 16 --table users.csv --json", capfd)
@@ -320,9 +320,9 @@ def test_without_ratings_times_or_validation_there_is_a_model_too(shop, capfd):
     line = TRAIN.replace("clicks.csv", "bare.csv")
     done = say(f"{line} --steps 3 --training valid_users=0 --log curve.jsonl -o m.safetensors", capfd)
     assert (done.code, done.err) == (0, "")
-    told = info(capfd, "m.safetensors")
-    assert told["pathways"]["positive"] == "off: no ratings"
-    assert "validation" not in told
+    info_json = info(capfd, "m.safetensors")
+    assert info_json["pathways"]["positive"] == "off: no ratings"
+    assert "validation" not in info_json
     assert curve(shop / "curve.jsonl")[1] == []
 
 
@@ -344,7 +344,7 @@ def test_unknown_items_are_counted_and_named_and_lose_nothing_else(shop, capfd):
     assert not (shop / "strict.safetensors").exists()
 
 
-def test_a_bad_row_is_told_and_the_model_written(shop, capfd):
+def test_a_bad_row_is_reported_and_the_model_written(shop, capfd):
     add_clicks(shop / "clicks.csv", ["u1,i1,soon,3\n", ",i2,5,3\n"])
     done = say(f"{TRAIN} --steps 2 -o m.safetensors", capfd)
     assert done.code == 65
@@ -417,7 +417,7 @@ USAGE = {
 
 
 @pytest.mark.parametrize("options", USAGE)
-def test_an_option_that_cannot_be_meant_is_told_on_one_line(shop, capfd, options):
+def test_an_option_that_cannot_be_meant_is_reported_on_one_line(shop, capfd, options):
     (shop / "odd.toml").write_text("colour = 3\n")
     before = sorted(os.listdir(shop))
     line = TRAIN.replace("clicks.csv", "") if options.endswith(" -") else TRAIN
@@ -488,12 +488,12 @@ def test_what_is_held_out_is_never_looked_at_wherever_it_stands(shop):
     """Held-out items in the middle of histories, then others in their place: the same model."""
     head, *rows = (shop / "clicks.csv").read_text().splitlines()
     for name, other in (("one", None), ("two", "i0")):
-        told = [f"{head},part"]
+        info_json = [f"{head},part"]
         for number, row in enumerate(rows):
             user, item, *rest = row.split(",")
             part = ("train", "train", "test", "train")[number % 4]
-            told.append(",".join([user, other if other and part == "test" else item, *rest, part]))
-        (shop / f"{name}.csv").write_text("\n".join(told) + "\n")
+            info_json.append(",".join([user, other if other and part == "test" else item, *rest, part]))
+        (shop / f"{name}.csv").write_text("\n".join(info_json) + "\n")
         line = TRAIN.replace("clicks.csv", f"{name}.csv")
         done = say(f"{line} --column part=part --near 3 --steps 4 --training patience=0 -o {name}.model")
         assert done.code == 0
@@ -502,7 +502,7 @@ def test_what_is_held_out_is_never_looked_at_wherever_it_stands(shop):
     assert all(np.array_equal(array, two[name]) for name, array in one.items())
 
 
-def test_items_of_another_catalogue_are_told_apart_from_no_items(shop, capfd):
+def test_items_of_another_catalogue_are_distinguished_from_no_items(shop, capfd):
     (shop / "elsewhere.txt").write_text("".join(f"u{n} x1 x2 x3 x4 x5\n" for n in range(5)))
     done = say(TRAIN.replace("clicks.csv", "elsewhere.txt") + " --steps 2 -o m.safetensors", capfd)
     assert done.code == 65
@@ -514,7 +514,7 @@ def test_items_of_another_catalogue_are_told_apart_from_no_items(shop, capfd):
     assert not (shop / "m.safetensors").exists()
 
 
-def test_a_full_disk_and_a_reader_that_left_are_told_by_the_code(sh, shop):
+def test_a_full_disk_and_a_reader_that_left_are_reported_by_the_code(sh, shop):
     full = sh(f"{TRAIN} --steps 2 > /dev/full")
     assert (full.code, full.err.count("\n")) == (74, 1)
     done = sh(f"{TRAIN} --steps 2 | :; echo ${{PIPESTATUS[0]}}", pipefail=False)

@@ -78,9 +78,9 @@ def test_the_stream_holds_what_json_tells_and_where_it_comes_from(sh, shop):
         assert [f"i{n}" for n in items] == line["items"]
         np.testing.assert_allclose(record.tensors["scores"], line["scores"], atol=1e-6)
         assert np.array_equal(record.tensors["codes"], codes[items])
-    told = json.loads(sh("kvtools info --json r.kvs").out)
-    assert (told["kind"], told["records"]) == ("recommendation", N_USERS)
-    assert [step["command"] for step in told["history"]] == ["pretrain onerec", "recgen"]
+    info_json = json.loads(sh("kvtools info --json r.kvs").out)
+    assert (info_json["kind"], info_json["records"]) == ("recommendation", N_USERS)
+    assert [step["command"] for step in info_json["history"]] == ["pretrain onerec", "recgen"]
 
 
 def test_clicks_come_through_the_pipe(sh, shop):
@@ -123,12 +123,12 @@ def test_users_without_history_get_what_is_popular_and_it_is_said(shop, capfd):
     assert [record.fields.get("fallback") for record in open_artifact("r.kvs")] == ["popular", None]
 
 
-def test_titles_are_told_beside_the_items(shop, ask):
+def test_titles_are_reported_beside_the_items(shop, ask):
     for line in ask(f"{ASK} -k 3 --beam 32 --titles titles.csv"):
         assert line["titles"] == [f"Item No. {item[1:]}" for item in line["items"]]
 
 
-def test_titles_that_are_lost_are_told_even_quietly(shop, capfd):
+def test_titles_that_are_lost_are_reported_even_quietly(shop, capfd):
     (shop / "torn.csv").write_text("item_id,title\ni1,Toy, The\ni2,Good\ni2,Other\n")
     done = say(f"{ASK} -q -k 40 --beam 64 --keep-seen --users u1 --titles torn.csv --json", capfd)
     line = json.loads(done.out)
@@ -202,13 +202,13 @@ def test_who_may_have_missed_something_for_want_of_memory_is_counted(shop, capfd
     monkeypatch.setattr("kvtools.onerec.recommend.recommend._N_SCORES", 32)
     done = say(f"{ASK} -k 4 --beam 4 --sure {options}", capfd)
     assert done.code == 0
-    told = re.fullmatch(
+    info_json = re.fullmatch(
         r"kvtools recgen: --sure: better items may be missing for (\d+) of 30, "
         r"since memory limits the beam\. Use --exact\.\n",
         done.err,
     )
-    assert told, done.err
-    assert 0 < int(told[1]) <= 30
+    assert info_json, done.err
+    assert 0 < int(info_json[1]) <= 30
 
 
 def test_without_the_trie_the_model_says_ids_that_no_item_has_and_they_are_dropped(shop, ask):
@@ -332,7 +332,10 @@ def test_files_that_are_named_have_to_be_there(shop, capfd, options, code, words
 def test_a_baseline_refuses_what_only_a_model_has(shop, capfd, option):
     done = say(f"kvtools recgen --items items.ids clicks.csv --baseline popular {option} --json", capfd)
     assert (done.code, done.out) == (2, b"")
-    assert done.err == f"kvtools recgen: {option.split()[0]} cannot be combined with --baseline popular. Drop one of them.\n"
+    assert (
+        done.err
+        == f"kvtools recgen: {option.split()[0]} cannot be combined with --baseline popular. Leave it out, or give --model.\n"
+    )
 
 
 def test_a_blend_lies_between_the_generator_and_the_counts(shop, ask, capfd):
@@ -346,9 +349,9 @@ def test_a_blend_lies_between_the_generator_and_the_counts(shop, ask, capfd):
     assert done.err == f"kvtools recgen: --blend auto: {auto['blend']:g} by NDCG@10 of 30 users of the validation part.\n"
     valid = [ask(f"{ASK} --evaluate valid --beam 64 --blend {x}")[0]["ndcg@10"] for x in (0, 1, auto["blend"])]
     assert valid[2] == max(valid)
-    told = say(f"{ASK} --beam 64 -k 5 --blend auto --json", capfd)
-    assert told.err == done.err
-    assert told.out == say(f"{ASK} --beam 64 -k 5 --blend {auto['blend']} --json", capfd).out
+    info_json = say(f"{ASK} --beam 64 -k 5 --blend auto --json", capfd)
+    assert info_json.err == done.err
+    assert info_json.out == say(f"{ASK} --beam 64 -k 5 --blend {auto['blend']} --json", capfd).out
 
 
 def test_a_blend_of_counts_alone_keeps_what_was_seen_if_asked_to(ask):
@@ -361,21 +364,21 @@ def test_a_table_from_stdin_is_read_once(sh, shop):
     line = "kvtools recgen --model near.safetensors clicks.csv --evaluate test --beam 32 --blend auto --json --table"
     piped, named = sh(f"cat users.csv | {line} -"), sh(f"{line} users.csv")
     assert (piped.code, named.code) == (0, 0), piped.err
-    told = [{k: x for k, x in json.loads(done.out).items() if k != "seconds"} for done in (piped, named)]
-    assert told[0] == told[1]
+    info_json = [{k: x for k, x in json.loads(done.out).items() if k != "seconds"} for done in (piped, named)]
+    assert info_json[0] == info_json[1]
 
 
 def test_several_held_out_items_of_a_user_are_one_truth(shop, ask):
     head, *rows = (shop / "clicks.csv").read_text().splitlines()
     left = {user: len(items) for user, items in clicks_of(shop / "clicks.csv").items()}
-    told = []
+    info_json = []
     for row in rows:
         left[row.split(",")[0]] -= 1
-        told.append(f"{row},{'test' if left[row.split(',')[0]] < 2 else 'train'}")
-    (shop / "parts.csv").write_text("\n".join([f"{head},part", *told]) + "\n")
+        info_json.append(f"{row},{'test' if left[row.split(',')[0]] < 2 else 'train'}")
+    (shop / "parts.csv").write_text("\n".join([f"{head},part", *info_json]) + "\n")
     line = ask("kvtools recgen --model m.safetensors parts.csv --column part=part --evaluate test --beam 64")[0]
     assert (line["users"], line["held_out"]) == (N_USERS, 2 * N_USERS)
-    (shop / "before.csv").write_text("\n".join([head, *(row[:-6] for row in told if row.endswith(",train"))]) + "\n")
+    (shop / "before.csv").write_text("\n".join([head, *(row[:-6] for row in info_json if row.endswith(",train"))]) + "\n")
     clicks = clicks_of(shop / "clicks.csv")
     hits = [
         [item in clicks[answer["user"]][-2:] for item in answer["items"]]
@@ -385,7 +388,7 @@ def test_several_held_out_items_of_a_user_are_one_truth(shop, ask):
     assert line["recall@8"] == pytest.approx(np.mean([sum(each) / 2 for each in hits]))
 
 
-def test_a_model_that_knows_users_says_when_it_is_told_nothing_of_them(shop, ask, capfd):
+def test_a_model_that_knows_users_says_when_it_is_given_nothing_of_them(shop, ask, capfd):
     line = "kvtools recgen --model near.safetensors clicks.csv --beam 32 -k 5"
     done = say(f"{line} --json", capfd)
     assert done.code == 0
@@ -393,8 +396,8 @@ def test_a_model_that_knows_users_says_when_it_is_told_nothing_of_them(shop, ask
         "kvtools recgen: near.safetensors: this model was trained with a user table, and none is given. "
         "Give --table for better results.\n"
     )
-    told = ask(f"{line} --table users.csv")
-    assert [row["scores"] for row in told] != [json.loads(row)["scores"] for row in done.out.splitlines()]
+    info_json = ask(f"{line} --table users.csv")
+    assert [row["scores"] for row in info_json] != [json.loads(row)["scores"] for row in done.out.splitlines()]
 
 
 # ── what is wrong with the data ──────────────────────────────────────────────────────────────────────────────────────────
@@ -514,7 +517,7 @@ REFUSED = [
     (
         "kvtools recgen --baseline popular --items items.ids --blend 0.5 clicks.csv --json",
         2,
-        "--blend cannot be combined with --baseline popular. Drop one of them.",
+        "--blend cannot be combined with --baseline popular. Leave it out, or give --model.",
     ),
     (f"{ASK} --titles titles.csv", 2, "--titles is allowed only with --json. Give --json, or leave it out."),
     (f"{ASK} --json -o r.kvs", 2, "--json prints on stdout and cannot be combined with -o r.kvs. Drop one of them."),
@@ -604,7 +607,7 @@ def test_clicks_that_know_no_item_of_the_model_are_refused(shop, capfd):
         assert not (shop / "r.kvs").exists()
 
 
-def test_a_full_disk_and_a_reader_that_left_are_told_by_the_code(sh, shop):
+def test_a_full_disk_and_a_reader_that_left_are_reported_by_the_code(sh, shop):
     done = sh(
         f"{ASK} --beam 16 | :; echo ${{PIPESTATUS[0]}}; {ASK} --beam 16 --json | :; echo ${{PIPESTATUS[0]}};"
         f"{ASK} --beam 16 > /dev/full; echo $?; {ASK} --beam 16 --json > /dev/full; echo $?",

@@ -43,9 +43,9 @@ def test_vectors_become_ids_that_reconstruct_them(sh, items, tmp_path):
     assert tensors["codes"].dtype == np.uint16
     assert tensors["codebooks"].shape == (3, 32, 16)
     rebuilt = sum(tensors["codebooks"][level][tensors["codes"][:, level]] for level in range(3))
-    told = json.loads(done.out.splitlines()[-1])
-    assert told["quality"]["mse"] == pytest.approx(np.square(items - rebuilt, dtype=np.float64).mean(), rel=1e-4)
-    assert "seconds" not in told["quality"], "the same work must give the same bytes"
+    report = json.loads(done.out.splitlines()[-1])
+    assert report["quality"]["mse"] == pytest.approx(np.square(items - rebuilt, dtype=np.float64).mean(), rel=1e-4)
+    assert "seconds" not in report["quality"], "the same work must give the same bytes"
 
 
 def test_the_report_has_the_keys_that_scripts_rely_on(sh, items):
@@ -99,10 +99,10 @@ def test_every_way_out_of_collisions_leaves_none(sh, items, tmp_path, method, wa
         f"{BUILD} --codes 8 --levels 2 --method {method} --collisions {way_out} -o out.ids --json && kvtools check out.ids"
     )
     codes = bag(tmp_path / "out.ids")[0]["codes"]
-    told = json.loads(done.out.splitlines()[0])
-    assert len(np.unique(codes, axis=0)) == min(600, room) == round(told["distinct_share"] * 600)
-    if way_out == "nearest":  # 64 IDs for 600 items: the others are told to be stuck
-        assert told["stuck"] == 600 - 64
+    report = json.loads(done.out.splitlines()[0])
+    assert len(np.unique(codes, axis=0)) == min(600, room) == round(report["distinct_share"] * 600)
+    if way_out == "nearest":  # 64 IDs for 600 items: the others are reported as stuck
+        assert report["stuck"] == 600 - 64
 
 
 def test_newcomers_get_ids_and_old_ones_never_change(sh, items, tmp_path):
@@ -217,13 +217,13 @@ def test_bad_input_is_refused_on_one_line_and_leaves_no_file(sh, items, tmp_path
     assert not (tmp_path / "out.ids").exists()
 
 
-def test_an_npy_may_come_from_stdin_and_what_is_missing_is_told(sh, items):
+def test_an_npy_may_come_from_stdin_and_what_is_missing_is_reported(sh, items):
     assert sh("kvtools semid-build - --keys items.keys --codes 32 < items.npy | kvtools sum -").code == 0
     done = sh(": | kvtools semid-build - -o out.ids", pipefail=False)
     assert (done.code, len(done.err.splitlines())) == (65, 1)
     done = sh("kvtools semid-build items.npy -o out.ids", pipefail=False)
-    told = "kvtools semid-build: items.npy: an .npy file does not name its rows. Give their keys with --keys FILE.\n"
-    assert (done.code, done.err) == (2, told)
+    report = "kvtools semid-build: items.npy: an .npy file does not name its rows. Give their keys with --keys FILE.\n"
+    assert (done.code, done.err) == (2, report)
 
 
 def test_two_runs_do_not_share_a_state(sh, items, tmp_path):

@@ -30,7 +30,7 @@ def losses(path):
 def test_recommendations_and_figures_do_not_depend_on_the_number_of_ranks(sh, shop):
     assert sh(f"{TRAIN} --steps 4 -o m.safetensors").code == 0
     ask = "kvtools recgen --model m.safetensors --beam 16 clicks.csv"
-    digests, told = [], []
+    digests, figures = [], []
     for n in (1, 2, 4):
         done = sh(f"mpiexec -n {n} {ask} | kvtools sum -")
         assert (done.code, done.err) == (0, "")
@@ -39,9 +39,9 @@ def test_recommendations_and_figures_do_not_depend_on_the_number_of_ranks(sh, sh
     for launcher in ("", "mpiexec -n 3"):
         done = sh(f"{launcher} {ask} --evaluate test --json")
         assert (done.code, done.err) == (0, "")
-        told.append({name: x for name, x in json.loads(done.out).items() if name != "seconds"})
-    assert told[0] == told[1]
-    assert told[0]["users"] == N_USERS
+        figures.append({name: x for name, x in json.loads(done.out).items() if name != "seconds"})
+    assert figures[0] == figures[1]
+    assert figures[0]["users"] == N_USERS
 
 
 @pytest.mark.parametrize("options", ["", "--near 3 --users users.csv --training accumulate=3"])

@@ -38,7 +38,7 @@ def test_vectors_from_a_pipe_reach_all_ranks(sh, items):
     assert piped.out == sh(f"{BUILD} | kvtools sum -").out
 
 
-def test_too_few_rows_are_told_once(sh, items):
+def test_too_few_rows_are_reported_once(sh, items):
     done = sh(f"mpiexec -n 3 {BUILD.replace('64', '30000')} -o out.ids", pipefail=False)
     assert done.code == 65
     sentence = "items.npy: 20000 vectors are too few for 30000 codes. Give fewer --codes, or more items."

@@ -26,7 +26,7 @@ every_kind = pytest.mark.parametrize(
     ("decoder", "attention", "is_sparse", "near", "n_levels"),
     [*itertools.product(["cross", "lazy"], ["causal", "full"], [False, True], NEAR, [2, 3, 4])],
 )
-some_kinds = pytest.mark.parametrize(
+model_kinds = pytest.mark.parametrize(
     ("decoder", "attention", "is_sparse", "near", "n_levels"),
     [
         ("cross", "causal", True, "tokens", 3),
@@ -78,7 +78,7 @@ def copied_logits(model, level, codes, normed_D, items, similarities):
 
 def slow_scores(case, user, ids_US):
     """log P of each ID for one user: every ID a full pass of its own, in float64."""
-    told = []
+    totals = []
     with float64(), torch.no_grad():
         model, batch = copy.deepcopy(case.model).double(), in_double(case.batch([user]))
         context = model.context(batch)
@@ -94,8 +94,8 @@ def slow_scores(case, user, ids_US):
                     items, similarities = (x.flatten().tolist() for x in batch.neighbours)
                     logits += copied_logits(model, level, codes, normed_D, items, similarities)
                 total += logits[code] - np.log(np.exp(logits).sum())
-            told.append(total)
-    return np.array(told)
+            totals.append(total)
+    return np.array(totals)
 
 
 @every_kind
@@ -117,7 +117,7 @@ def test_beams_enough_for_the_prefixes_are_enough_for_the_best_ids(decoder, atte
     assert torch.equal(beams.ids, case.ranked()[0][:, :n_beams])
 
 
-@some_kinds
+@model_kinds
 def test_scores_are_those_of_one_id_at_a_time_in_float64(decoder, attention, is_sparse, near, n_levels):
     case = Case(decoder, attention, is_sparse, near, n_levels, seed=2)
     beams = search(case.model, case.context(), case.trie, 12)
@@ -126,14 +126,14 @@ def test_scores_are_those_of_one_id_at_a_time_in_float64(decoder, attention, is_
         np.testing.assert_allclose(beams.scores[user].numpy(), expected, **CLOSE)
 
 
-@some_kinds
+@model_kinds
 def test_the_oracle_is_right_in_float64(decoder, attention, is_sparse, near, n_levels):
     case = Case(decoder, attention, is_sparse, near, n_levels, seed=3)
     found = rank_all(case.model, case.context(), case.trie)[2].numpy()
     np.testing.assert_allclose(found, slow_scores(case, 2, case.trie.ids_US), **CLOSE)
 
 
-@some_kinds
+@model_kinds
 def test_the_oracle_in_many_small_passes_is_the_same(decoder, attention, is_sparse, near, n_levels):
     case = Case(decoder, attention, is_sparse, near, n_levels)
     one, many = (rank_all(case.model, case.context(), case.trie, n_rows=n) for n in (1 << 14, 1))
@@ -160,7 +160,7 @@ def test_cached_decoding_is_the_full_pass(decoder, is_sparse, near):
         torch.testing.assert_close(h_M1D[:, 0], full_MSD[:, level], **CLOSE)
 
 
-@some_kinds
+@model_kinds
 def test_what_a_user_gets_does_not_depend_on_the_others(decoder, attention, is_sparse, near, n_levels):
     case = Case(decoder, attention, is_sparse, near, n_levels)
     together = search(case.model, case.context(), case.trie, 8)
@@ -245,9 +245,9 @@ def test_nothing_that_is_missed_has_more_than_it_is_said_to(found):
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 0.5, 0.9, 1.0]))
-def test_barred_ids_never_come_and_the_others_keep_their_order(seed, share):
+def test_barred_ids_never_come_and_the_others_keep_their_order(seed, fraction):
     case = Case("cross", "causal", False, "evidence", 3)
-    is_barred_BU = torch.from_numpy(np.random.default_rng(seed).random((len(USERS), case.trie.n_ids)) < share)
+    is_barred_BU = torch.from_numpy(np.random.default_rng(seed).random((len(USERS), case.trie.n_ids)) < fraction)
     beams = search(case.model, case.context(), case.trie, case.trie.n_ids, barred_BU=is_barred_BU)
     for user, order in enumerate(case.ranked()[0]):
         left = order[~is_barred_BU[user][order]].tolist()
@@ -265,7 +265,7 @@ def test_more_beams_than_legal_ids_end_in_minus_one():
     assert (beams.ids[:, : case.trie.n_ids].sort(dim=1).values == torch.arange(case.trie.n_ids)).all()
 
 
-@some_kinds
+@model_kinds
 def test_without_the_trie_the_best_of_all_combinations_come(decoder, attention, is_sparse, near, n_levels):
     case = Case(decoder, attention, is_sparse, near, n_levels)
     everything = Trie(np.array(list(itertools.product(*map(range, SIZES[n_levels])))))

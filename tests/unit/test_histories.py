@@ -128,7 +128,7 @@ def test_what_the_training_part_does_not_know_is_0():
     assert coded["duration"] == [4, 0, 2]
 
 
-def test_many_ratings_are_told_apart_by_tenths():
+def test_many_ratings_are_distinguished_by_tenths():
     ratings = np.random.default_rng(0).random(500).round(3)
     interactions = read([("u", f"i{n}", n, rating, "", "", None, None) for n, rating in enumerate(ratings)])
     encoder = FeatureEncoder.fit(interactions, np.ones(500, bool))

@@ -57,7 +57,7 @@ def test_wrong_guesses_are_replaced_where_a_better_one_leaves_no_candidate(backe
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
-def test_near_ties_are_told_apart_and_ties_go_to_the_lower_code(backend):
+def test_near_ties_are_distinguished_and_ties_go_to_the_lower_code(backend):
     # codes a few float32 steps apart, and each of them twice: bfloat16 sees one code where there are two hundred
     base = rows(4, 1, 40, offset=1.0)
     codes = np.repeat(base + np.linspace(-1e-6, 1e-6, 100, dtype=np.float32)[:, None], 2, axis=0)

@@ -56,7 +56,7 @@ class Case:
         return self.batcher.batch(self.rows if rows is None else rows)
 
 
-def told(model, batch):
+def target_losses(model, batch):
     """What each target costs, (B, T, S), NaN where there is none: the terms of the sums that `loss` takes."""
     terms, whole = [], torch.nn.functional.cross_entropy
 
@@ -145,26 +145,28 @@ def test_every_field_of_an_architecture_comes_back_from_json():
 def test_the_loss_is_the_sum_over_targets_and_the_mean_over_levels(attention, near):
     case = Case(attention=attention, near=near)
     batch = case.batch()
-    apart = told(case.model, batch)
+    apart = target_losses(case.model, batch)
     assert batch.n_targets == sum(LENGTHS) - len(LENGTHS) == int((~apart[..., 0].isnan()).sum())
     with torch.no_grad():
         total, levels_S = case.model.loss(batch)
         torch.testing.assert_close(levels_S, apart.nansum((0, 1)), rtol=1e-5, atol=0)
         torch.testing.assert_close(total, levels_S.mean(), rtol=1e-5, atol=0)
-        for row, place in (batch.targets >= 0).nonzero().tolist():
+        for row, position in (batch.targets >= 0).nonzero().tolist():
             only = torch.full_like(batch.targets, -1)
-            only[row, place] = batch.targets[row, place]
-            torch.testing.assert_close(case.model.loss(replace(batch, targets=only))[1], apart[row, place], **CLOSE)
+            only[row, position] = batch.targets[row, position]
+            torch.testing.assert_close(case.model.loss(replace(batch, targets=only))[1], apart[row, position], **CLOSE)
 
 
 @every_kind
 def test_a_target_costs_the_same_in_a_row_that_ends_with_it(decoder, attention, is_sparse, near):
     case = Case(decoder, attention, is_sparse, near)
-    together = told(case.model, case.batch())
+    together = target_losses(case.model, case.batch())
     for number, (user, begin, end) in enumerate(zip(case.rows.users, case.rows.begins, case.rows.ends, strict=True)):
-        for place in range(begin, end):
-            alone = HistoryRows(*(np.array([x]) for x in (user, place, place + 1)))
-            torch.testing.assert_close(told(case.model, case.batch(alone))[0, 0], together[number, place - begin], **CLOSE)
+        for position in range(begin, end):
+            alone = HistoryRows(*(np.array([x]) for x in (user, position, position + 1)))
+            torch.testing.assert_close(
+                target_losses(case.model, case.batch(alone))[0, 0], together[number, position - begin], **CLOSE
+            )
 
 
 @every_kind
@@ -179,36 +181,36 @@ def test_what_a_target_costs_is_what_inference_makes_of_it(decoder, attention, i
     with torch.no_grad():
         log_p_BU = rank_all(case.model, case.model.context(asked), trie)
     found = log_p_BU[torch.arange(len(items)), torch.from_numpy(trie.id_of_item[items])]
-    torch.testing.assert_close(found, -told(case.model, batch)[batch.targets >= 0].sum(1), **CLOSE)
+    torch.testing.assert_close(found, -target_losses(case.model, batch)[batch.targets >= 0].sum(1), **CLOSE)
 
 
 @every_kind
 def test_no_target_sees_itself_or_what_comes_after(decoder, attention, is_sparse, near):
     case = Case(decoder, attention, is_sparse, near)
     batch, user = case.batch(), LENGTHS.index(max(LENGTHS))
-    together, users = told(case.model, batch), torch.from_numpy(case.rows.users)[:, None]
+    together, users = target_losses(case.model, batch), torch.from_numpy(case.rows.users)[:, None]
     base = case.histories.offsets[user]
-    for place in range(LENGTHS[user]):
+    for position in range(LENGTHS[user]):
         other = copy.deepcopy(case.histories)
-        after = slice(base + place, base + LENGTHS[user])
+        after = slice(base + position, base + LENGTHS[user])
         other.items[after] = (other.items[after] + 7) % N_ITEMS
         other.features[after] = (other.features[after] + 1) % np.array(list(FEATURES.values()))
         other.gaps[after] += 3000
         other.is_positive[after] = ~other.is_positive[after]
         # what is asked stays; what is known of the last interactions does not
         changed = replace(batcher_of(other, case.config, N_ITEMS).batch(case.rows), targets=batch.targets)
-        is_before = (batch.targets >= 0) & ((users != user) | (batch.target_positions <= place))
-        torch.testing.assert_close(told(case.model, changed)[is_before], together[is_before], **CLOSE)
+        is_before = (batch.targets >= 0) & ((users != user) | (batch.target_positions <= position))
+        torch.testing.assert_close(target_losses(case.model, changed)[is_before], together[is_before], **CLOSE)
 
 
 @every_kind
 def test_a_target_does_see_what_comes_before(decoder, attention, is_sparse, near):
     case = Case(decoder, attention, is_sparse, near)
     batch = case.batch()
-    together = told(case.model, batch)
+    together = target_losses(case.model, batch)
     items = batch.short.items.clone()
     items[:, 0] = (items[:, 0] + 7) % N_ITEMS
-    changed = told(case.model, replace(batch, short=replace(batch.short, items=items)))
+    changed = target_losses(case.model, replace(batch, short=replace(batch.short, items=items)))
     assert ((changed - together).abs().amax(2) > 1e-3)[batch.targets >= 0].all()
 
 
@@ -232,7 +234,7 @@ def test_padding_does_not_matter(decoder, attention, is_sparse, near):
     if near:
         items, similarity = batch.neighbours
         changed = replace(changed, neighbours=(items, torch.where(items < 0, 0.5, similarity)))
-    torch.testing.assert_close(told(case.model, changed), told(case.model, batch), equal_nan=True, **CLOSE)
+    torch.testing.assert_close(target_losses(case.model, changed), target_losses(case.model, batch), equal_nan=True, **CLOSE)
 
 
 # ── pathways ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -252,7 +254,7 @@ def gone(tokens):
 def test_a_pathway_speaks_when_it_has_tokens_and_never_without(decoder, attention, is_sparse, near, pathway):
     case = Case(decoder, attention, is_sparse, near)
     batch = case.batch()
-    before = told(case.model, batch)
+    before = target_losses(case.model, batch)
     part = getattr(batch, pathway)
     if pathway == "neighbours":
         items, similarity = part
@@ -261,9 +263,9 @@ def test_a_pathway_speaks_when_it_has_tokens_and_never_without(decoder, attentio
     else:
         without = replace(batch, **{pathway: gone(part)})
         other = replace(batch, **{pathway: replace(gone(part), features=part.features + (part.features < 2))})
-    silent = told(case.model, without)
+    silent = target_losses(case.model, without)
     assert is_moved(silent, before)
-    torch.testing.assert_close(told(case.model, other), silent, equal_nan=True, **CLOSE)
+    torch.testing.assert_close(target_losses(case.model, other), silent, equal_nan=True, **CLOSE)
 
 
 def is_moved(a, b):
@@ -278,7 +280,7 @@ def test_what_is_known_of_a_user_speaks(decoder, attention, is_sparse, near):
     for column, n_codes in enumerate(STATIC):
         other = batch.static.clone()
         other[:, column] = (other[:, column] + 1) % n_codes
-        assert is_moved(told(case.model, replace(batch, static=other)), told(case.model, batch))
+        assert is_moved(target_losses(case.model, replace(batch, static=other)), target_losses(case.model, batch))
 
 
 @pytest.mark.parametrize("pathway", ["positive", "lifelong"])
@@ -287,7 +289,7 @@ def test_a_pathway_of_padding_is_a_pathway_left_out(pathway):
     batch = case.batch()
     padded = replace(batch, **{pathway: gone(getattr(batch, pathway))})
     absent = replace(batch, **{pathway: None})
-    torch.testing.assert_close(told(case.model, padded), told(case.model, absent), equal_nan=True, **CLOSE)
+    torch.testing.assert_close(target_losses(case.model, padded), target_losses(case.model, absent), equal_nan=True, **CLOSE)
 
 
 def test_users_without_a_table_share_one_static_token():
@@ -372,9 +374,9 @@ def test_gradients_are_the_finite_differences(decoder, attention, is_sparse, nea
 
 def test_the_same_seed_makes_the_same_model():
     vocabulary = VocabularySizes(CODES, N_ITEMS, FEATURES, STATIC)
-    made = []
+    states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        made.append(OneRec(SMALL, vocabulary, torch.from_numpy(catalogue(N_ITEMS, CODES))).state_dict())
-    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
-    assert any(not torch.equal(made[0][name], made[2][name]) for name in made[0])
+        states.append(OneRec(SMALL, vocabulary, torch.from_numpy(catalogue(N_ITEMS, CODES))).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])

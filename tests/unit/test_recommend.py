@@ -47,8 +47,8 @@ class Shop:
         self.trie = Trie(codes_NS)
 
     def recommend(self, ask=None, **choice):
-        made = Recommender(self.checkpoint, self.batcher, SearchOptions(**choice), "cpu", torch.float32)
-        return made.recommend(self.everyone if ask is None else ask)
+        recommender = Recommender(self.checkpoint, self.batcher, SearchOptions(**choice), "cpu", torch.float32)
+        return recommender.recommend(self.everyone if ask is None else ask)
 
     @property
     def everyone(self):
@@ -95,10 +95,10 @@ def test_shares_of_an_id_are_as_stated_and_add_to_one(within, seed):
         else:
             assert sorted(in_order) == mine
             expected = dict.fromkeys(mine, 1)
-        told = np.exp(given_id.log_p[in_order])
-        assert told.sum() == pytest.approx(1)
-        np.testing.assert_allclose(told, [expected[item] / sum(expected.values()) for item in in_order])
-        assert (np.diff(told) <= 1e-12).all(), "the largest share first"
+        blended = np.exp(given_id.log_p[in_order])
+        assert blended.sum() == pytest.approx(1)
+        np.testing.assert_allclose(blended, [expected[item] / sum(expected.values()) for item in in_order])
+        assert (np.diff(blended) <= 1e-12).all(), "the largest share first"
 
 
 def test_the_order_within_an_id_is_the_seeds():
@@ -174,11 +174,11 @@ def slow_blend(found, near, weight, row):
         i: math.exp(s) for i, s in zip(found.items[row].tolist(), found.scores[row].tolist(), strict=True) if i >= 0
     }
     by_counts = {i: s for i, s in zip(near[0][row].tolist(), near[1][row].tolist(), strict=True) if i >= 0}
-    told = {}
-    for share, proposed in ((1 - weight, by_generator), (weight, by_counts)):
-        for item, chance in proposed.items():
-            told[item] = told.get(item, 0) + share * chance / sum(proposed.values())
-    return {item: math.log(chance) for item, chance in told.items() if chance > 0}
+    blended = {}
+    for weight_of_source, proposed in ((1 - weight, by_generator), (weight, by_counts)):
+        for item, probability in proposed.items():
+            blended[item] = blended.get(item, 0) + weight_of_source * probability / sum(proposed.values())
+    return {item: math.log(probability) for item, probability in blended.items() if probability > 0}
 
 
 @settings(deadline=None, max_examples=80)
@@ -186,16 +186,16 @@ def slow_blend(found, near, weight, row):
 def test_a_blend_adds_what_both_say_each_normed_over_its_candidates(seed, weight, k):
     found, near = proposals(seed)
     id_of_item = np.arange(15) // 2
-    told = blend(found, near, weight, k, id_of_item)
+    blended = blend(found, near, weight, k, id_of_item)
     for row in range(3):
         expected = slow_blend(found, near, weight, row)
         n = min(k, len(expected))
-        items, scores = told.items[row].tolist(), told.scores[row].tolist()
+        items, scores = blended.items[row].tolist(), blended.scores[row].tolist()
         assert scores[:n] == pytest.approx(sorted(expected.values(), reverse=True)[:n], rel=1e-6, abs=1e-6)
         assert [expected[item] for item in items[:n]] == pytest.approx(scores[:n], rel=1e-6, abs=1e-6)
         assert len(set(items[:n])) == n
         assert items[n:] == [-1] * (k - n)
-        assert told.ids[row].tolist() == [item // 2 if item >= 0 else -1 for item in items]
+        assert blended.ids[row].tolist() == [item // 2 if item >= 0 else -1 for item in items]
 
 
 @settings(deadline=None, max_examples=40)
@@ -214,8 +214,8 @@ def test_a_blend_of_nothing_and_counts_is_what_counts_say():
         np.full((3, 4), -1, np.int32), np.full((3, 4), -np.inf, np.float32), np.full((3, 4), -1), np.zeros(3, bool)
     )
     with np.errstate(all="raise", divide="ignore", under="ignore"):
-        told = blend(nothing, near, 0.5, 10, np.arange(15))
-    assert told.items.tolist() == blend(found, near, 1.0, 10, np.arange(15)).items.tolist()
+        blended = blend(nothing, near, 0.5, 10, np.arange(15))
+    assert blended.items.tolist() == blend(found, near, 1.0, 10, np.arange(15)).items.tolist()
 
 
 # ── who asks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -326,14 +326,14 @@ def test_scores_are_log_probabilities_of_items(is_exact):
     context = shop.checkpoint.model.context(shop.batcher.batch(shop.batcher.next_rows(ask.users, ask.lengths)))
     log_p_BU = rank_all(shop.checkpoint.model, context, shop.trie).double().numpy()
     for row in range(2):
-        chances = {}
+        probabilities = {}
         for item in range(N_ITEMS):
             number = shop.trie.id_of_item[item]
             together = shop.counts.popularity[shop.trie.id_of_item == number] + 1
-            chances[item] = math.exp(log_p_BU[row, number]) * (shop.counts.popularity[item] + 1) / together.sum()
+            probabilities[item] = math.exp(log_p_BU[row, number]) * (shop.counts.popularity[item] + 1) / together.sum()
         assert sorted(found.items[row].tolist()) == list(range(N_ITEMS))
         for item, score in zip(found.items[row].tolist(), found.scores[row].tolist(), strict=True):
-            assert score == pytest.approx(math.log(chances[item]), abs=1e-4)
+            assert score == pytest.approx(math.log(probabilities[item]), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -367,8 +367,8 @@ def test_users_without_history_get_what_is_popular(choice):
     found = shop.recommend(k=12, **choice)
     order = sorted(range(N_ITEMS), key=lambda item: (-popularity[item], item))[:12]
     assert found.items[1].tolist() == order
-    chances = [(popularity[item] + 1) / (popularity.sum() + N_ITEMS) for item in order]
-    np.testing.assert_allclose(found.scores[1], np.log(chances), rtol=1e-6)
+    probabilities = [(popularity[item] + 1) / (popularity.sum() + N_ITEMS) for item in order]
+    np.testing.assert_allclose(found.scores[1], np.log(probabilities), rtol=1e-6)
     alone = shop.recommend(Query(np.array([1]), np.array([0])), k=12, **choice)
     assert alone.items.tolist() == [order]
 
@@ -403,9 +403,9 @@ def test_without_the_trie_what_no_item_has_is_dropped_and_counted():
 def test_blends_end_in_what_each_says_alone():
     shop = Shop(near=4)
     ask = Query(np.array([0, 2, 3, 4, 5]), np.array([6, 15, 3, 1, 30]))
-    made = Recommender(shop.checkpoint, shop.batcher, SearchOptions(k=10, beam=27), "cpu", torch.float32)
-    first, last = made.blends(ask, [0.0, 1.0])
-    assert first.items.tolist() == made.recommend(ask).items.tolist()
+    recommender = Recommender(shop.checkpoint, shop.batcher, SearchOptions(k=10, beam=27), "cpu", torch.float32)
+    first, last = recommender.blends(ask, [0.0, 1.0])
+    assert first.items.tolist() == recommender.recommend(ask).items.tolist()
     counts = shop.counts.recommend("co-occurrence", ask, shop.histories, 10, exclude_seen=True)[0]
     assert last.items.tolist() == counts.tolist()
 

@@ -103,15 +103,15 @@ def test_ids_are_saved_and_opened_whole_and_by_the_same_bytes(tmp_path):
     books = rng.normal(size=(2, 3, 4)).astype(np.float32)
     report = quality.describe(codes, 2, 3)
     weights = {"encoder.align.queries": rng.normal(size=(4, 4)).astype(np.float32)}
-    made = SemanticIds(keys, codes, books, {"levels": 2}, report, weights, {"n_queries": 4})
-    made.save(Sink(str(tmp_path / "a.ids")), history=[])
+    semantic_ids = SemanticIds(keys, codes, books, {"levels": 2}, report, weights, {"n_queries": 4})
+    semantic_ids.save(Sink(str(tmp_path / "a.ids")), history=[])
     again = SemanticIds.open(str(tmp_path / "a.ids"))
     again.save(Sink(str(tmp_path / "b.ids")), history=again.history)
     assert (tmp_path / "a.ids").read_bytes() == (tmp_path / "b.ids").read_bytes()
     assert (again.keys.tolist(), again.codes_NS.tolist()) == (keys.tolist(), codes.tolist())
     assert (again.config, again.report, again.encoder) == ({"levels": 2}, report, {"n_queries": 4})
     assert np.array_equal(again.weights["encoder.align.queries"], weights["encoder.align.queries"])
-    assert (again.digest, again.vocab_sizes) == (made.digest, (3, 3, 2))
+    assert (again.digest, again.vocab_sizes) == (semantic_ids.digest, (3, 3, 2))
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_ids_that_contradict_themselves_are_refused(change, sentence):
 
 def test_the_report_of_known_ids():
     codes = np.array([[0, 0], [0, 1], [1, 0], [1, 0]], np.int32)
-    told = quality.describe(codes, 2, 4)
-    assert told["utilisation"] == [0.5, 0.5]
-    assert told["dead_codes"] == [2, 2]
-    assert told["entropy_nats"][0] == pytest.approx(np.log(2))
-    assert told["entropy_share"][0] == pytest.approx(0.5)
-    assert told["entropy_nats"][1] == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
-    assert (told["distinct_share"], told["colliding_items"], told["max_bucket"]) == (0.75, 2, 2)
+    described = quality.describe(codes, 2, 4)
+    assert described["utilisation"] == [0.5, 0.5]
+    assert described["dead_codes"] == [2, 2]
+    assert described["entropy_nats"][0] == pytest.approx(np.log(2))
+    assert described["entropy_share"][0] == pytest.approx(0.5)
+    assert described["entropy_nats"][1] == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+    assert (described["distinct_share"], described["colliding_items"], described["max_bucket"]) == (0.75, 2, 2)
     # sizes 1, 1, 2: the mean difference of all nine pairs is 4/9, half of it over the mean of 4/3
-    assert told["gini"] == pytest.approx((4 / 9) / 2 / (4 / 3))
+    assert described["gini"] == pytest.approx((4 / 9) / 2 / (4 / 3))

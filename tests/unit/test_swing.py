@@ -74,8 +74,8 @@ def test_a_target_goes_with_the_most_similar_of_the_latest_before_it(log, latest
     dense = similar.toarray().astype(np.float32)
     expected = {}
     for clicks in log:
-        for place, target in enumerate(clicks):
-            before = clicks[max(0, place - latest) : place][::-1]
+        for position, target in enumerate(clicks):
+            before = clicks[max(0, position - latest) : position][::-1]
             source = max(before, key=lambda item: dense[target, item], default=target)
             if dense[target, source] > 0:
                 expected[target, source] = float(dense[target, source])

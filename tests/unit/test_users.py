@@ -88,7 +88,7 @@ def test_buckets_that_many_users_share_are_fewer():
     assert np.bincount(users.codes[:, 0]).tolist() == [0, 61, 9, 10, 10, 10]
 
 
-def test_identifiers_are_left_out_and_told_unless_they_are_asked_for():
+def test_identifiers_are_left_out_and_reported_unless_they_are_asked_for():
     text = people(40, zip=lambda i: f"0{i}", gender=lambda i: "mf"[i % 2], nothing=lambda i: "")
     users, skipped = read(text)
     assert users.names == ["gender"]

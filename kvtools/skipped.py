@@ -3,6 +3,7 @@
 Not here: what to do about it, which is the command's: it reports them, and exits with 65 where rows were skipped.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,6 +12,7 @@ from typing import Any
 from kvtools.errors import Corrupt
 
 _N_NAMED = 3
+_DONE = re.compile(r",? (left out|sorted|joined to it|taken as .*)$")  # how reasons end that say what was done
 
 
 @dataclass
@@ -60,7 +62,9 @@ class SkippedRows:
         }
 
     def line(self, reason: str) -> str:
-        """One reason in words: what, how many rows, and the first few of them."""
+        """One reason as a sentence without its full stop: `rows without user were left out, 1 in all (row 2)`."""
         named = self.names[reason]
         more = ", …" if self.counts[reason] > len(named) else ""
-        return f"{reason}: {self.counts[reason]}{' (' + ', '.join(named) + more + ')' if named else ''}"
+        done = _DONE.search(reason)
+        sentence = f"{reason[: done.start()]} were {done[1]}" if done else f"there are {reason}"
+        return f"{sentence}, {self.counts[reason]} in all{' (' + ', '.join(named) + more + ')' if named else ''}"

@@ -72,7 +72,7 @@ def main(
     if has_chats:
         chats = open_conversations(src, file)
         if not chats.conversations:
-            raise Corrupt(f"{name}: {chats.skipped.lines()[0]}; nothing is left. Repair the file.")
+            raise Corrupt(f"{name}: {chats.skipped.lines()[0]}. No conversation is left. Repair the file.")
         skipped, history = chats.skipped, chats.history
     else:
         interactions, skipped, history = open_interactions(src, columns=roles(columns or []), file=file)

@@ -80,7 +80,7 @@ def test_a_question_that_cannot_be_read_is_named_and_the_others_are_answered(top
     done = say("kvtools answer torn.jsonl --media clips.kvs --model yes.model --json", capfd)
     assert (done.code, json.loads(done.out)["n"]) == (65, 8)
     assert done.err.startswith(
-        "kvtools answer: torn.jsonl: conversations that cannot be understood left out: 1 (line 9: not JSON"
+        "kvtools answer: torn.jsonl: conversations that cannot be understood were left out, 1 in all (line 9: not JSON"
     )
 
 

@@ -96,15 +96,15 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
     done = sh("kvtools convert bad.csv -o bad.kvs")
     assert done.code == 65
     assert done.err.splitlines() == [
-        "kvtools convert: bad.csv: rows without user left out: 1 (row 34).",
-        "kvtools convert: bad.csv: rows whose time cannot be read left out: 1 (row 35).",
+        "kvtools convert: bad.csv: rows without user were left out, 1 in all (row 34).",
+        "kvtools convert: bad.csv: rows whose time cannot be read were left out, 1 in all (row 35).",
     ]
     assert sh("kvtools sum bad.kvs").out.split()[0] == sh("kvtools convert clicks.csv | kvtools sum -").out.split()[0]
     assert sh("kvtools convert -q bad.csv | kvtools check -").err == done.err, "what is lost is told even quietly"
     strict = sh("kvtools convert --strict bad.csv -o no.kvs")
     assert (strict.code, strict.err.count("\n")) == (65, 1)
     assert sh("test -e no.kvs").code == 1
-    assert "rows out of time order, sorted: 27" in sh("kvtools convert -v clicks.csv | kvtools check -").err
+    assert "rows out of time order were sorted, 27 in all" in sh("kvtools convert -v clicks.csv | kvtools check -").err
 
 
 @pytest.mark.parametrize(

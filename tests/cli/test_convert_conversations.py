@@ -53,7 +53,7 @@ def test_one_bad_line_does_not_lose_the_others(top, capfd):
         done = say("kvtools convert bad.jsonl -o c.kvs", capfd)
         assert done.code == 65
         assert done.err.startswith(
-            "kvtools convert: bad.jsonl: conversations that cannot be understood left out: 2 (line 2: not JSON ("
+            "kvtools convert: bad.jsonl: conversations that cannot be understood were left out, 2 in all (line 2: not JSON ("
         )
         assert "line 3: fields are text; messages, conversations or instruction is needed" in done.err
         assert done.err.count("\n") == 1
@@ -68,7 +68,7 @@ def test_one_bad_line_does_not_lose_the_others(top, capfd):
         ("kvtools convert none.json", 66, "no such file"),
         ("kvtools convert broken.json", 65, "broken.json: not JSON"),
         ("kvtools convert empty.json", 65, "empty.json: there is no conversation in it. Look at the stage before this one."),
-        ("kvtools convert sound.json", 65, "sound.json: conversations that cannot be understood left out: 1"),
+        ("kvtools convert sound.json", 65, "sound.json: conversations that cannot be understood were left out, 1 in all"),
         ("kvtools convert list.json --column user=x", 2, "--column"),
         (
             "kvtools convert list.json -o list.json --force",

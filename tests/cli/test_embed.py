@@ -135,7 +135,7 @@ def test_videos_with_an_embedding_are_batched_from_the_pipe(sh, top):
         writer.write("blind.mp4", video, **words)
     done = sh("cat v.kvs | kvtools embed - -o a.kvs", pipefail=False)
     assert done.code == 65
-    assert done.err == "kvtools embed: stdin: records without an embedding left out: 1 (blind.mp4).\n"
+    assert done.err == "kvtools embed: stdin: records without an embedding were left out, 1 in all (blind.mp4).\n"
     keys, x_ND = vectors_of(top / "a.kvs")
     assert keys == ["0.mp4", "1.mp4", "2.mp4"]
     np.testing.assert_allclose(x_ND, np.sqrt(0.5), rtol=1e-6)
@@ -147,9 +147,9 @@ def test_one_bad_item_does_not_lose_the_others(sh, top):
     done = sh("kvtools embed k.json --dim 2 -o a.kvs")
     assert done.code == 65
     assert [line.partition(": k.json: ")[2] for line in done.err.splitlines()] == [
-        "items that came before left out: 1 (a).",
-        "items that are not text, terms or fields of these left out: 1 (e).",
-        "items of which nothing is said left out: 1 (d).",
+        "items that came before were left out, 1 in all (a).",
+        "items that are not text, terms or fields of these were left out, 1 in all (e).",
+        "items of which nothing is said were left out, 1 in all (d).",
     ]
     assert vectors_of(top / "a.kvs")[0] == ["a", "b", "c"]
     strict = sh("kvtools embed k.json --dim 2 --strict -o b.kvs")
@@ -165,9 +165,9 @@ def test_vectors_that_say_nothing_are_named_and_left_out(sh, top):
     done = sh("kvtools embed x.npy --keys keys.json -o a.kvs")
     assert done.code == 65
     for words in (
-        "vectors with NaN or infinity left out: 2 (nan, inf)",
-        "vectors of zeros left out: 1 (zero)",
-        "items that came before left out: 1 (a)",
+        "vectors with NaN or infinity were left out, 2 in all (nan, inf)",
+        "vectors of zeros were left out, 1 in all (zero)",
+        "items that came before were left out, 1 in all (a)",
     ):
         assert words in done.err
     assert vectors_of(top / "a.kvs")[0] == ["a"]

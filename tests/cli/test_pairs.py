@@ -99,8 +99,8 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
     done = sh("kvtools pairs bad.csv -o p.kvs")
     assert done.code == 65
     assert done.err.splitlines() == [
-        f"kvtools pairs: bad.csv: rows without user left out: 1 (row {len(rows) + 1}).",
-        f"kvtools pairs: bad.csv: rows whose time cannot be read left out: 1 (row {len(rows) + 2}).",
+        f"kvtools pairs: bad.csv: rows without user were left out, 1 in all (row {len(rows) + 1}).",
+        f"kvtools pairs: bad.csv: rows whose time cannot be read were left out, 1 in all (row {len(rows) + 2}).",
     ]
     assert sh("kvtools sum - < p.kvs").out == sh("kvtools pairs good.csv | kvtools sum -").out
     strict = sh("kvtools pairs --strict bad.csv -o q.kvs")
@@ -117,7 +117,7 @@ def test_copies_and_disorder_are_put_right_and_reported_when_asked(sh, top):
     assert pairs_of(top / "p.kvs") == pytest.approx(pairs_of_log(sh, top))
     verbose = sh("kvtools pairs -v mixed.csv | kvtools check -")
     assert "rows out of time order, sorted" in verbose.err
-    assert f"copies of a row left out: 1 (row {len(rows) + 1})." in verbose.err
+    assert f"copies of a row were left out, 1 in all (row {len(rows) + 1})." in verbose.err
 
 
 def pairs_of_log(sh, top):

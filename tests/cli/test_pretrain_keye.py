@@ -362,7 +362,9 @@ def test_an_unreadable_clip_is_left_out_named_and_counted_and_the_model_written(
     done = say(f"{TRAIN} --steps 2 -o m", capfd)
     assert done.code == 65
     assert done.err.count("\n") == 1
-    assert done.err.startswith("kvtools pretrain keye: DATA: conversations with an unreadable picture or video left out: 2 (")
+    assert done.err.startswith(
+        "kvtools pretrain keye: DATA: conversations with an unreadable picture or video were left out, 2 in all ("
+    )
     assert "q99: c99: no record of that key" in done.err
     assert info(capfd, "m")["step"] == 2
     strict = say(f"{TRAIN} --steps 2 --strict -o strict", capfd)
@@ -428,7 +430,7 @@ def test_bad_lines_are_told_by_their_numbers(here, capfd):
         file.write('{"messages": 3}\n{"id": \n')
     done = say(f"{TRAIN} --steps 2 -o m", capfd)
     assert (done.code, done.err.count("\n")) == (65, 1), done.err
-    assert "asked.jsonl: conversations that cannot be understood left out: 2 (line 13: " in done.err
+    assert "asked.jsonl: conversations that cannot be understood were left out, 2 in all (line 13: " in done.err
 
 
 def test_conversations_too_long_are_told_or_cut(here, capfd):
@@ -437,7 +439,7 @@ def test_conversations_too_long_are_told_or_cut(here, capfd):
     write(here / "asked.jsonl", [conversation(0, "Which colour?", "red"), long])
     done = say(f"{TRAIN} --steps 2 -o m", capfd)
     assert (done.code, done.err.count("\n")) == (0, 1), "what does not fit is a choice, not a fault"
-    assert "DATA: conversations longer than a row left out: 1 (q1: " in done.err
+    assert "DATA: conversations longer than a row were left out, 1 in all (q1: " in done.err
     done = say(f"{TRAIN} --steps 2 --training cut=true -o cut", capfd)
     assert (done.code, done.err) == (0, "")
 
@@ -654,20 +656,20 @@ REFUSED = [
     (
         f"kvtools pretrain keye norows.kvs {SMALL} -o m",
         65,
-        "DATA: no conversations; nothing is left to learn. Look at --length, --media and the data.",
+        "DATA: it has no conversations. Nothing is left to learn. Change --length, --media or the data.",
     ),
     (
         f"{ASKED} --media clips.kvs --length 32 -o m",
         65,
         (
-            "DATA: conversations longer than a row left out: 12 (q1: 85 tokens, q11: 84 tokens, q3: 83 "
-            "tokens, …); nothing is left to learn. Look at --length, --media and the data."
+            "DATA: conversations longer than a row were left out, 12 in all (q1: 85 tokens, q11: 84 tokens, q3: 83 "
+            "tokens, …). Nothing is left to learn. Change --length, --media or the data."
         ),
     ),
     (
         f"{ASKED} -o m",
         65,
-        "DATA: conversations with an unreadable picture or video left out: 12 (q1: c1: no record of that key, and no ",
+        "DATA: conversations with an unreadable picture or video were left out, 12 in all (q1: c1: no record of that key",
     ),
     (f"{ASKED} --media clips.kvs -o asked.jsonl", 73, "asked.jsonl: exists already. Give --force to overwrite it."),
     (f"{ASKED} --media clips.kvs -o no/such/m", 73, "no/such/m: no such file or directory."),

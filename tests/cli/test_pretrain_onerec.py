@@ -349,8 +349,8 @@ def test_a_bad_row_is_reported_and_the_model_written(shop, capfd):
     done = say(f"{TRAIN} --steps 2 -o m.safetensors", capfd)
     assert done.code == 65
     assert [line.split(": ", 2)[2] for line in done.err.splitlines()] == [
-        "rows without user left out: 1 (row 2).",
-        "rows whose time cannot be read left out: 1 (row 1).",
+        "rows without user were left out, 1 in all (row 2).",
+        "rows whose time cannot be read were left out, 1 in all (row 1).",
     ]
     assert (shop / "m.safetensors").exists()
 

@@ -88,7 +88,7 @@ def test_a_bad_clip_does_not_lose_the_others(sh, top):
     (top / "none.mp4").write_bytes(b"x")
     done = sh("kvtools quiz cut.mp4 videos none.mp4 --task order --form check --frames 4 -n 4 -o q.kvs")
     assert done.code == 65
-    assert "clips that cannot be read left out: 2 (cut.mp4: " in done.err
+    assert "clips that cannot be read were left out, 2 in all (cut.mp4: " in done.err
     assert done.err.count("\n") == 1
     assert json.loads(sh("kvtools info --json q.kvs").out)["records"] == 4
     strict = sh("kvtools quiz --strict cut.mp4 videos --task order --form check --frames 4 -n 4 -o r.kvs")
@@ -139,7 +139,7 @@ def test_labels_are_asked_by_their_own_split(sh, top):
     assert {question["chance"] for question in made} == {0.5}
     assert made[0]["messages"][0]["content"][1]["text"] == "Is it a fight?"
     whole = sh("kvtools quiz clips.kvs --labels labels.csv --form open | kvtools cat --json -")
-    assert "does not name left out: 1 (v4.mp4)" in whole.err
+    assert "does not name were left out, 1 in all (v4.mp4)" in whole.err
     assert Counter(question["answer"] for question in questions(whole)) == {"calm": 2, "fight": 2}
 
 
@@ -172,7 +172,7 @@ def test_fewer_questions_than_asked_for_is_told(sh, top):
         (
             "kvtools quiz clips.kvs --frames 60",
             65,
-            "5 clips: no question could be made: clips with too few frames for order left out: 5 (",
+            "5 clips: no question could be made: clips with too few frames for order were left out, 5 in all (",
         ),
         (
             "kvtools quiz clips.kvs --split train",
@@ -223,7 +223,11 @@ def test_fewer_questions_than_asked_for_is_told(sh, top):
             "clips.kvs: this is both an input and the output. Name another output.",
         ),
         ("kvtools quiz clips.kvs -o bad.csv", 73, "bad.csv: exists already. Give --force to overwrite it."),
-        ("kvtools quiz bad.csv", 65, "clips: clips that cannot be read left out: 1 (bad.csv: this is not a readable video "),
+        (
+            "kvtools quiz bad.csv",
+            65,
+            "clips: clips that cannot be read were left out, 1 in all (bad.csv: this is not a readable video ",
+        ),
         (
             "kvtools quiz clips.kvs --frame-tokens 9",
             2,

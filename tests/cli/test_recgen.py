@@ -134,7 +134,7 @@ def test_titles_that_are_lost_are_reported_even_quietly(shop, capfd):
     line = json.loads(done.out)
     assert dict(zip(line["items"], line["titles"], strict=True))["i2"] == "Good"
     assert done.code == 65
-    assert "torn.csv: other titles of an item that had one left out: 1 (i2)" in done.err
+    assert "torn.csv: other titles of an item that had one were left out, 1 in all (i2)" in done.err
     assert done.err.count("\n") == 2
     assert say(f"{ASK} --titles torn.csv --strict --json", capfd).code == 65
 

@@ -236,6 +236,7 @@ kvtools devices --graph bad-edges.txt
 kvtools devices --graph negative-edges.txt
 kvtools devices --graph no-edges.txt
 kvtools devices --graph broken.gml
+kvtools devices --data blobs --last-mile 5:2
 kvtools devices --graph no-edges.gml
 kvtools devices --graph word.gml
 kvtools devices --coordinates where.csv

@@ -22,6 +22,8 @@ def clip(**words):
 
 
 TALKS = {
+    "no-role": {"messages": [{"content": "Hm."}]},
+    "no-type": {"messages": [{"role": "user", "content": [{"text": "Hm."}]}]},
     "list": [1],
     "mode": asked("Why?", mode="loud"),
     "role": {"messages": [{"role": "robot", "content": "Hm."}]},

@@ -61,6 +61,7 @@ def furnish():
         "other-keys.kvs": stream("embedding", [embedding("r0"), embedding("r1")], ["r0", "rX"]),
         "other-crc.kvs": stream("embedding", [embedding("r0"), embedding("r1")], key_crcs=[stored(embedding("r0")), b"?"]),
         "more-keys.kvs": stream("embedding", [embedding("r0")], ["r0", "r1"], key_crcs=[b"", b""]),
+        "vast-end.kvs": good[:-n_end] + end([(1 << 20, 0)] * 3),
         "bad-end.kvs": good[:-5] + b"\1" + good[-4:],
         "other-end.kvs": good[: -n_end + 8] + b"\7" + good[-n_end + 9 :],
         "two-kinds.kvs": good + stream("conversation", [blob({"json": zeros("U8", 2)}, {"kind": "conversation", "key": "c"})]),
@@ -239,6 +240,7 @@ kvtools check bad-keys.kvs
 kvtools check other-keys.kvs
 kvtools check other-crc.kvs
 kvtools check bad-end.kvs
+index("vast-end.kvs")
 kvtools check other-end.kvs
 kvtools check two-kinds.kvs
 kvtools check bag-few-bytes

@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -20,10 +21,6 @@ from same_outputs import redirected
 
 PROPER_NAMES = {"SLURM"}
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS = {
-    "Usage", "Corrupt", "Missing", "CannotCreate", "Fault", "Stopped", "ValueError", "EOFError", "Unreadable", "FramesMissing",
-    "_Torn", "_Failure",
-}  # fmt: skip
 
 
 def lines_of(cases):
@@ -98,27 +95,54 @@ def normal(text):
     return re.sub(r"/tmp/tmp\w+|/dev/fd/\d+", "TEMPORARY", text.replace(os.getcwd() + "/", "").replace(os.getcwd(), "."))
 
 
+@cache
+def fault_classes():
+    """Names of what kvtools raises: exceptions of Python, and the classes of kvtools that are derived from them."""
+    found = {"ValueError", "EOFError", "Exception"}
+    trees = [ast.parse(path.read_text()) for path in sorted((ROOT / "kvtools").rglob("*.py"))]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    while more := {node.name for node in classes if {last_word(base) for base in node.bases} & found} - found:
+        found |= more
+    return found
+
+
+def last_word(node):
+    """`Unfit` of `sample.Unfit`."""
+    return ast.unparse(node).rpartition(".")[2]
+
+
 def refusals():
     """(file, pattern with {} for what varies) of each message that kvtools can refuse with, in the order of the code."""
     for path in sorted((ROOT / "kvtools").rglob("*.py")):
         name = path.relative_to(ROOT / "kvtools").as_posix()
-        for node in ast.walk(ast.parse(path.read_text())):
-            for message in messages(node):
+        tree = ast.parse(path.read_text())
+        variables = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                variables.setdefault(node.targets[0].id, []).append(node.value)
+        for node in ast.walk(tree):
+            for message in messages(node, variables):
                 if len(re.sub(r"\{\}|\W", "", message)) >= 6:  # less is a frame around a message raised elsewhere
                     yield name, message
 
 
-def messages(node):
+def messages(node, variables):
     """The messages of a raise statement, or of the rules of refuse_if."""
-    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) in FAULTS:
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and last_word(node.exc.func) in fault_classes():
         for argument in node.exc.args[:1]:
-            yield from texts(argument)
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "refuse_if":
+            yield from texts_or_values(argument, variables)
+    elif isinstance(node, ast.Call) and last_word(node.func) == "refuse_if":
         for rule in node.args:
             for part in ast.walk(rule):
                 if isinstance(part, ast.Tuple) and len(part.elts) == 2:
-                    yield from texts(part.elts[1])
+                    yield from texts_or_values(part.elts[1], variables)
                     break
+
+
+def texts_or_values(node, variables):
+    """The texts of an expression, or of each value that its variable is given in that file."""
+    for value in variables.get(node.id, []) if isinstance(node, ast.Name) else [node]:
+        yield from texts(value)
 
 
 def texts(node):

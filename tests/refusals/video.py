@@ -30,6 +30,7 @@ def furnish():
         Path(name).mkdir()
         os.rename(f"{name}.png", f"{name}/1.png")
     Path(".stopped.kvs.part").write_bytes(Path("clips.kvs").read_bytes()[:-1000])
+    Path(".torn.kvs.part").write_bytes(Path("clips.kvs").read_bytes()[:20])
     with av.open("sound.mp4", "w") as container:
         stream = container.add_stream("aac", rate=16000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
@@ -81,4 +82,5 @@ list(kvtools.video.decode.read_decord("nowhere.mp4", frames("videos/a.mp4"), [0]
 kvtools.video.decode._checked(np.zeros((2, 2, 3)), frames("videos/a.mp4"))
 SLURM_JOB_END_TIME=1 kvtools tokenize-video --jobs 1 videos
 kvtools tokenize-video --fps 3 videos -o stopped.kvs
+kvtools tokenize-video videos -o torn.kvs
 """

@@ -90,7 +90,7 @@ def test_one_bad_date_does_not_lose_the_others():
     assert sequences(read(log)[0]) == expected
     found, skipped = read(log + "u,d,yesterday\nv,d,7\n")
     assert sequences(found) == expected
-    assert skipped.lines(skipped=True) == ["rows whose time cannot be read left out: 2 (row 4, row 5)"]
+    assert skipped.lines(skipped=True) == ["rows whose time cannot be read were left out, 2 in all (row 4, row 5)"]
 
 
 def test_a_pipe_may_bring_the_header_in_pieces():
@@ -128,17 +128,17 @@ def test_bad_rows_are_counted_and_named_and_the_others_kept():
     assert split(found) is found.parts
     assert n_skipped(skipped) == 7
     assert skipped.lines(skipped=True) == [
-        "rows with too many or too few cells left out: 1 (row 8 has 2, not 5)",
-        "rows without user left out: 1 (row 2)",
-        "rows without item left out: 1 (row 3)",
-        "rows without time left out: 1 (row 5)",
-        "rows whose time cannot be read left out: 1 (row 4)",
-        "rows whose rating cannot be read left out: 1 (row 6)",
-        "rows whose part is none of train, valid, validation, val, test left out: 1 (row 7)",
+        "rows with too many or too few cells were left out, 1 in all (row 8 has 2, not 5)",
+        "rows without user were left out, 1 in all (row 2)",
+        "rows without item were left out, 1 in all (row 3)",
+        "rows without time were left out, 1 in all (row 5)",
+        "rows whose time cannot be read were left out, 1 in all (row 4)",
+        "rows whose rating cannot be read were left out, 1 in all (row 6)",
+        "rows whose part is none of train, valid, validation, val, test were left out, 1 in all (row 7)",
     ]
     assert skipped.lines(skipped=False) == [
-        "rows out of time order, sorted: 1 (row 10)",
-        "copies of a row left out: 1 (row 11)",
+        "rows out of time order were sorted, 1 in all (row 10)",
+        "copies of a row were left out, 1 in all (row 11)",
     ]
 
 

@@ -94,8 +94,8 @@ def test_identifiers_are_left_out_and_reported_unless_they_are_asked_for():
     assert users.names == ["gender"]
     assert n_skipped(skipped) == 0
     assert skipped.lines(skipped=False) == [
-        "columns without a value left out: 1 (nothing)",
-        "columns with more than half as many categories as users left out: 1 (zip)",
+        "columns without a value were left out, 1 in all (nothing)",
+        "columns with more than half as many categories as users were left out, 1 in all (zip)",
     ]
     users, skipped = read(text, columns=["zip", "nothing"])
     assert ([v.n_codes for v in users.vocabularies], skipped.counts) == ([41, 1], {})
@@ -119,8 +119,8 @@ def test_another_table_is_coded_by_the_same_vocabularies():
     assert other.codes.tolist() == [[1, 1], [0, 0], [0, 0], [10, 2]]
     assert n_skipped(skipped) == 0
     assert skipped.lines(skipped=False) == [
-        "cells of age that are no number, taken as unknown: 1 (row 2)",
-        "cells of gender that are in no known category, taken as unknown: 1 (row 2)",
+        "cells of age that are no number were taken as unknown, 1 in all (row 2)",
+        "cells of gender that are in no known category were taken as unknown, 1 in all (row 2)",
     ]
     with pytest.raises(Corrupt, match="no column 'age' among user, gender"):
         read("user,gender\na,f\n", vocabularies=vocabularies)
@@ -131,17 +131,17 @@ def test_a_declared_number_may_be_missing_or_wrong():
     users, skipped = read(header + "".join(f"u{i}\t{'?' if i == 3 else i}\n" for i in range(50)))
     assert len(users.vocabularies[0].edges) == 9
     assert users.codes[3, 0] == 0
-    assert skipped.lines(skipped=False) == ["cells of age that are no number, taken as unknown: 1 (row 4)"]
+    assert skipped.lines(skipped=False) == ["cells of age that are no number were taken as unknown, 1 in all (row 4)"]
 
 
 def test_bad_rows_are_named_and_the_others_kept():
     users, skipped = read("user_id,gender\nu,f\n,m\nv,m,1\nw,f\nw,m\nx,f\ny,m\n")
     assert words_of(users) == {"u": ("f",), "w": ("m",), "x": ("f",), "y": ("m",)}
     assert skipped.lines(skipped=True) == [
-        "rows with too many or too few cells left out: 1 (row 3 has 3, not 2)",
-        "rows without user left out: 1 (row 2)",
+        "rows with too many or too few cells were left out, 1 in all (row 3 has 3, not 2)",
+        "rows without user were left out, 1 in all (row 2)",
     ]
-    assert skipped.lines(skipped=False) == ["rows of a user who has a later one, which stays: 1 (row 4)"]
+    assert skipped.lines(skipped=False) == ["there are rows of a user who has a later one, which stays, 1 in all (row 4)"]
 
 
 def test_users_are_found_by_key_and_strangers_are_unknown():
@@ -160,12 +160,12 @@ def test_users_are_found_by_key_and_strangers_are_unknown():
         (
             "user_id,gender\n",
             {},
-            "^x: no feature of any user is left to use. columns without a value left out: 1 .gender.. Mend the table.$",
+            "^x: no feature of any user is left to use. columns without a value were left out, 1 in all .gender.. Mend the table.$",
         ),
         (
             "user_id,name\nu,Ann\nv,Bob\n",
             {},
-            "no feature of any user is left to use. .* half as many categories as users left out: 1 .name.",
+            "no feature of any user is left to use. .* half as many categories as users were left out, 1 in all .name.",
         ),
     ],
 )
@@ -202,4 +202,6 @@ def test_movielens_users_have_age_gender_and_occupation(data):
     assert np.bincount(users.codes[:, 1]).tolist() == [0, 273, 670]
     assert 60 < np.bincount(users.codes[:, 0])[1:].min() <= np.bincount(users.codes[:, 0]).max() < 120
     assert users.codes.min() == 1
-    assert skipped.lines(skipped=False) == ["columns with more than half as many categories as users left out: 1 (zip_code)"]
+    assert skipped.lines(skipped=False) == [
+        "columns with more than half as many categories as users were left out, 1 in all (zip_code)"
+    ]

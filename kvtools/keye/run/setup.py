@@ -110,8 +110,10 @@ def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, w
         held_out = ConversationLoader(data.held_out, processor, length=recipe.length, window=recipe.settings["window"])
         data.watch("--valid", held_out)
     if next(loader.epoch(0), None) is None:
-        lines = "; ".join(f"{name}: {line}" for name, skipped in data.skipped for line in skipped.lines())
-        raise Corrupt(f"{lines or 'DATA: no conversations'}; nothing is left to learn. Look at --length, --media and the data.")
+        lines = " ".join(f"{name}: {line}." for name, skipped in data.skipped for line in skipped.lines())
+        raise Corrupt(
+            f"{lines or 'DATA: it has no conversations.'} Nothing is left to learn. Change --length, --media or the data."
+        )
     options: dict[str, Any] = {
         "batch_tokens": recipe.batch_tokens,
         "world": world,

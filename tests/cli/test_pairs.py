@@ -82,8 +82,8 @@ def test_only_good_ratings_and_frequent_items_count(sh, top):
 def test_caps_are_reported(sh, top):
     done = sh("kvtools pairs --max-users 4 --max-items 3 --report r.json log.txt -o p.kvs")
     assert done.code == 0
-    assert "users with more than 3 clicks, compared by their latest: 3 (u0, u2, u4)." in done.err
-    assert "items with more than 4 users, sampled: 3 (b, c, d)." in done.err
+    assert "there are users with more than 3 clicks, compared by their latest, 3 in all (u0, u2, u4)." in done.err
+    assert "there are items with more than 4 users, sampled, 3 in all (b, c, d)." in done.err
     report = json.loads((top / "r.json").read_text())
     assert report["findings"]["items with more than 4 users, sampled"]["count"] == 3
     assert report["pairs"] == len(pairs_of(top / "p.kvs"))
@@ -116,7 +116,7 @@ def test_copies_and_disorder_are_put_right_and_reported_when_asked(sh, top):
     assert (done.code, done.err) == (0, "")
     assert pairs_of(top / "p.kvs") == pytest.approx(pairs_of_log(sh, top))
     verbose = sh("kvtools pairs -v mixed.csv | kvtools check -")
-    assert "rows out of time order, sorted" in verbose.err
+    assert "rows out of time order were sorted" in verbose.err
     assert f"copies of a row were left out, 1 in all (row {len(rows) + 1})." in verbose.err
 
 

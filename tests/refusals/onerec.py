@@ -11,6 +11,7 @@ ONEREC = "pretrain onerec --config shop.toml clicks.csv"
 
 
 def furnish():
+    Path("other.txt").write_text("".join(f"o{n}\n" for n in range(40)))
     np.save("other.npy", np.random.default_rng(1).normal(size=(40, 6)).astype(np.float32))
     np.save("bare.npy", np.ones((4, 3), np.float32))
     np.save("whole.npy", np.ones((4, 3), np.int32))
@@ -185,7 +186,7 @@ kvtools semid-build later.npy --keys later.txt --codebook items.ids --append
 kvtools semid-build later.npy --keys later.txt --codebook narrow.ids --append --collisions extend
 SLURM_JOB_END_TIME=1 kvtools semid-build items.kvs --codes 8 -o stopped.ids
 kvtools semid-build items.kvs --codes 9 -o stopped.ids
-kvtools semid-build other.npy --codes 8 -o stopped.ids
+kvtools semid-build other.npy --keys other.txt --codes 8 -o stopped.ids
 kvtools {ONEREC} --users users-words.txt
 kvtools {ONEREC} --users users-none.csv
 kvtools {ONEREC} --users users-only.csv

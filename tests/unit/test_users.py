@@ -160,7 +160,10 @@ def test_users_are_found_by_key_and_strangers_are_unknown():
         (
             "user_id,gender\n",
             {},
-            "^x: no feature of any user is left to use. columns without a value were left out, 1 in all .gender.. Mend the table.$",
+            (
+                "^x: no feature of any user is left to use. "
+                "columns without a value were left out, 1 in all .gender.. Mend the table.$"
+            ),
         ),
         (
             "user_id,name\nu,Ann\nv,Bob\n",

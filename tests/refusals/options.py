@@ -35,7 +35,6 @@ kvtools {ONEREC} --config nowhere.toml
 kvtools {ONEREC} --config broken.toml
 kvtools {ONEREC} --config recipe.toml
 kvtools {ONEREC} --lr nan
-kvtools {ONEREC} --lr inf
 kvtools {ONEREC} --lr -1
 kvtools {ONEREC} --steps soon
 kvtools {ONEREC} --steps 3%

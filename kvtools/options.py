@@ -61,6 +61,10 @@ Tokenizer = Annotated[
 Media = Annotated[
     list[str] | None, value("STREAM|DIR", "Where pictures and videos are: video streams, folders; may be repeated.", "--media")
 ]
+_KEYE = "A model, or a Hugging Face directory of Keye-VL"
+NO_MODEL = "--model is missing. Give a model that kvtools pretrain keye has written."
+Model = Annotated[str | None, value("M", f"{_KEYE}.", "--model")]
+Models = Annotated[list[str] | None, value("M", f"{_KEYE}; may be repeated.", "--model")]
 FrameTokens = Annotated[
     str, value("LOW:HIGH", "Visual tokens per frame of a file, at least LOW, at most HIGH.", "--frame-tokens")
 ]

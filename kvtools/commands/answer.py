@@ -23,7 +23,7 @@ def main(
     questions: Annotated[
         list[str] | None, opt.argument("QUESTIONS", "Questions, from kvtools quiz; - is stdin, the default.")
     ] = None,
-    model: Annotated[list[str] | None, opt.value("M", "A model, or a Hugging Face directory; may be repeated.")] = None,
+    model: opt.Models = None,
     media: opt.Media = None,
     tokenizer: opt.Tokenizer = None,
     as_json: opt.AsJson = False,
@@ -35,7 +35,7 @@ def main(
     The answer is the option whose first token is the most probable next token: a model is scored by what it knows, not by how
     it ends its sentences. Intervals are 95 % bootstrap intervals over clips, since questions of one clip are not independent.
     """
-    from kvtools.errors import Corrupt
+    from kvtools.errors import Corrupt, raising
     from kvtools.keye.data import media as media_sources
     from kvtools.keye.data.processor import Processor
     from kvtools.keye.quiz.multiple_choice import open_questions, predict, score
@@ -44,7 +44,7 @@ def main(
     from kvtools.train.device import keep_freed_memory, resolve_device
 
     sources, models = questions or ["-"], model or []
-    opt.refuse_if((not models, "--model is missing. Give a model that kvtools pretrain keye has written."))
+    opt.refuse_if((not models, opt.NO_MODEL))
     run.refuse_shared_stdin(*sources, *models)
     inputs = [open_questions(src) for src in sources]
     code = max(part.skipped.report(part.name, run.warn, strict=False) for part in inputs)
@@ -56,13 +56,9 @@ def main(
         for name in models:
             keye, template = open_model(name, tokenizer, device=compute_on, dtype=precision)
             processor = Processor.for_model(keye.config, template, opened_media)
-            try:
+            with raising(Corrupt, name, "Give another model."), media_sources.raising_unreadable("Look at --media."):
                 predicted = predict(keye, processor, asked)
                 answers = list(progress(predicted, total=len(asked), unit="questions", label=name, quiet=run.quiet))
-            except media_sources.Unreadable as fault:
-                raise Corrupt(f"{fault}.") from None
-            except ValueError as fault:
-                raise Corrupt(f"{name}: {fault}.") from None
             scores += [(name, task_score) for task_score in score(asked, answers)]
     for line in _lines(scores, as_json=as_json):
         typer.echo(line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kvtools import options as opt
-from kvtools.errors import Corrupt, Missing, Usage
+from kvtools.errors import Corrupt, Missing, raising
 
 if TYPE_CHECKING:
     from kvtools.keye.run.session import Reply
@@ -24,11 +24,11 @@ SEE_ALSO = ("kvtools pretrain keye", "kvtools tokenize-video", "kvtools convert"
 
 def main(
     run: opt.Invocation,
-    words: Annotated[
+    arguments: Annotated[
         list[str] | None,
         opt.argument("CLIP|IMAGE|QUESTION", "Pictures and videos, then the question in quotes; - reads questions from stdin."),
     ] = None,
-    model: Annotated[str | None, opt.value("M", "A model, or a Hugging Face directory of Keye-VL.")] = None,
+    model: opt.Model = None,
     tokenizer: opt.Tokenizer = None,
     system: Annotated[str | None, opt.value("TEXT", "System message before the conversation.")] = None,
     mode: Annotated[
@@ -46,7 +46,7 @@ def main(
     frame_tokens: opt.FrameTokens = "128:768",
     max_tokens: Annotated[int, opt.value("N", "Most visual tokens of a video.", least=1)] = 24_576,
     seed: opt.Seed = 0,
-    as_json: Annotated[bool, opt.option("Print each answer as a line of JSON.", "--json")] = False,
+    as_json: opt.AsJson = False,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
 ) -> int:
@@ -56,25 +56,33 @@ def main(
     stdin is a separate question about the same pictures and videos. All records of a video stream (.kvs) are used. The same
     seed gives the same answers on one machine.
     """
-    from kvtools.keye.data.media import Unreadable
+    from kvtools.keye.data.media import raising_unreadable
     from kvtools.keye.run.session import ChatSession, GenerationConfig, open_model, open_visuals
     from kvtools.train.device import keep_freed_memory, resolve_device
     from kvtools.video.patch import Budget
 
+    inputs = arguments or []
+    has_question = bool(inputs) and (inputs[-1] == "-" or not os.path.exists(inputs[-1]))
     opt.refuse_if(
-        (model is None, "--model is missing. Give a model that kvtools pretrain keye has written."),
-        (not 0 < fps < float("inf"), f"--fps {fps} must be a finite number above 0."),
-        (not 0 <= temperature < float("inf"), f"--temperature {temperature} must be a finite number, 0 or more."),
-        (not 0 < top_p <= 1, f"--top-p {top_p} must be more than 0 and at most 1."),
+        (model is None, opt.NO_MODEL),
+        (not 0 < fps < float("inf"), f"--fps {fps:g} must be a finite number above 0."),
+        (not 0 <= temperature < float("inf"), f"--temperature {temperature:g} must be a finite number of 0 or more."),
+        (not 0 < top_p <= 1, f"--top-p {top_p:g} must be a finite number above 0 and at most 1."),
+        (
+            not has_question and not sys.stdin.isatty(),
+            "QUESTION is missing. Give it in quotes after the files, or - to read questions from stdin, one a line.",
+        ),
     )
-    names, question = _split(words or [])
+    names, question = (inputs[:-1], inputs[-1]) if has_question else (inputs, None)
+    if question is not None and _is_file_name(question):
+        raise Missing(f"{question}: no such file. A question comes last, in quotes.")
     budget = Budget(max_tokens, *opt.parse_range(frame_tokens, "--frame-tokens"))
     torch_device, precision = resolve_device(device, dtype)
     keep_freed_memory()
     generation = GenerationConfig(0.0 if greedy else temperature, top_k, top_p, max_new, mode, seed)
     keye, template = open_model(model or "", tokenizer, device=torch_device, dtype=precision)
     before: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
-    try:
+    with raising(Corrupt, model or "", "Give another model."), raising_unreadable("Give another file."):
         media, visuals = open_visuals(names, budget=budget, fps=fps, n_frames=frames)
         with media:
             session = ChatSession(keye, template, media, generation)
@@ -91,24 +99,14 @@ def main(
                     messages, content = [*messages, {"role": "assistant", "content": reply.text}], []
                 else:
                     messages = before
-    except Unreadable as fault:
-        raise Corrupt(f"{fault}.") from None
-    except ValueError as fault:
-        raise Corrupt(f"{model}: {fault}.") from None
     return 0
 
 
-def _split(words: list[str]) -> tuple[list[str], str | None]:
-    """The files, and the question: "-" for questions on stdin, None for a conversation."""
+def _is_file_name(text: str) -> bool:
+    """Whether what stands for a question looks like the name of a picture, a video or a stream."""
     from kvtools.video.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-    if words and (words[-1] == "-" or not os.path.exists(words[-1])):
-        if " " not in words[-1] and os.path.splitext(words[-1])[1].lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, ".kvs"):
-            raise Missing(f"{words[-1]}: no such file. A question comes last, in quotes.")
-        return words[:-1], words[-1]
-    if sys.stdin.isatty():
-        return words, None
-    raise Usage("QUESTION is missing. Give it in quotes after the files, or - to read questions from stdin, one a line.")
+    return " " not in text and os.path.splitext(text)[1].lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, ".kvs")
 
 
 def _questions(question: str | None) -> Iterator[str]:

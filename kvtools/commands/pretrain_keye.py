@@ -65,6 +65,7 @@ def main(
     # before anything slow, such as loading torch: a signal from here on waits until the first step is saved
     stop = Stop() if state or run.output != "-" else False
     from kvtools.artifact.state import lock_folder, state_folder
+    from kvtools.errors import Usage, raising
     from kvtools.keye.checkpoint import weights as checkpoint
     from kvtools.keye.run import setup
     from kvtools.keye.run.recipe import TrainingRecipe, default_length
@@ -91,7 +92,8 @@ def main(
     keep_freed_memory()
 
     with ExitStack() as stack:
-        opened = stack.enter_context(open_training_data(sources, recipe, media=media or [], valid=valid))
+        with raising(Usage, ", ".join(sources) if ratio is None else f"--ratio {ratio}"):
+            opened = stack.enter_context(open_training_data(sources, recipe, media=media or [], valid=valid))
         log_of_any_rank = (lambda _: None) if run.quiet else run.log
         report = partial(opened.report, log_of_any_rank, is_root=world.is_root, strict=run.strict)
         start = setup.initial_model(recipe, init or [], tokenizer, torch_device)

@@ -4,10 +4,9 @@ import os
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from kvtools import options as opt
-from kvtools.chance import rng_for
 
 if TYPE_CHECKING:
-    from kvtools.keye.quiz.clips import Clip, Side, Table
+    from kvtools.keye.quiz.clips import Clip, Side
 
 EXAMPLES = [
     "kvtools quiz clips.kvs --task order --frames 3 --choices 2 -n 20 -o questions.kvs",
@@ -55,10 +54,12 @@ def main(
     looked at. A clip stays on its side of a split. Clips that cannot be read are reported and left out; the exit code is
     then 65.
     """
-    from kvtools.errors import Corrupt
+    from kvtools.artifact import source_name
+    from kvtools.errors import Corrupt, raising
     from kvtools.keye.data.conversations import write
     from kvtools.keye.quiz import clips as sources
     from kvtools.keye.quiz.build import ask, ask_labels
+    from kvtools.keye.quiz.tasks import has_orders
     from kvtools.skipped import SkippedRows
     from kvtools.video.inputs import find_clips
     from kvtools.video.patch import Budget
@@ -66,6 +67,8 @@ def main(
     from kvtools.video.sample import FrameSampling
 
     tasks = list(dict.fromkeys(task.split(",")))
+    n_options = {"choice": choices, "open": 1, "check": 2}[form]
+    side = None if split is None else _side(split)
     opt.refuse_if(
         (
             not set(tasks) <= set(_TASKS),
@@ -75,32 +78,48 @@ def main(
         (labels is None and positive, "--positive is used only with --labels. Give --labels CSV, or leave it out."),
         (positive is not None and form != "check", "--positive is used only with --form check. Give both, or leave it out."),
         (labels is not None and "task" in run.given, "--task and --labels cannot be used together. Give one of them."),
+        (
+            labels is None and "order" in tasks and not has_orders(frames, n_options),
+            f"--frames {frames} has no {n_options} orders that differ enough. Give more --frames, or fewer --choices.",
+        ),
+        (
+            labels is None and "time" in tasks and n_options >= frames,
+            f"--frames {frames} has too few moments for {n_options} options of --task time. Give {n_options + 1} or more.",
+        ),
+        (
+            split is not None and side is None,
+            f"--split {split} is not a side. Give train:FRACTION or test:FRACTION, with a fraction between 0 and 1.",
+        ),
+        (side is not None and side.fraction is None and labels is None, _no_fraction(split)),
     )
-    if labels is None:
-        _refuse_unaskable(tasks, form, frames, choices)
     recipe = VideoRecipe(
         FrameSampling(fps=4.0, max_frames=256), Budget(24_576, *opt.parse_range(frame_tokens, "--frame-tokens"))
     )
     inputs = clips or ["-"]
     run.refuse_own_input(*inputs)
     run.refuse_existing()
-    label_table = None if labels is None else sources.Table.open(labels)
-    side = _side(split, label_table)
-    group_table = label_table if group is None else sources.Table.open(group)
+    label_table = None if labels is None else sources.ClipTable.open(labels)
+    if side is not None and side.fraction is None and label_table is not None:
+        opt.refuse_if((label_table.column("split") is None, _no_fraction(split)))
+    group_table = label_table if group is None else sources.ClipTable.open(group)
 
-    found: list[Clip] = []
+    opened: list[Clip] = []
     unreadable, notes, histories, files = SkippedRows(), SkippedRows(), [], []
     for src in inputs:
         reader = None if os.path.isdir(src) else sources.open_video_stream(src)
         if reader is None:
             files.append(src)
         else:
-            found += sources.clips_of(reader, src)
+            opened += sources.clips_of(reader, src)
             histories.append(reader.head.history)
     if files:
-        found += sources.clips_of_files(find_clips(files), recipe, unreadable)
+        opened += sources.clips_of_files(find_clips(files), recipe, unreadable)
+    names = ", ".join(map(source_name, inputs))
+    if not opened:
+        why = "".join(f": {line}" for line in unreadable.lines())
+        raise Corrupt(f"{names}: no clip could be read{why}. Repair the files, or give others.")
     code = unreadable.report("clips", run.log, strict=run.strict)
-    first_of_key = {clip.key: clip for clip in reversed(found)}
+    first_of_key = {clip.key: clip for clip in reversed(opened)}
     grouped = sources.in_groups(list(reversed(first_of_key.values())), group_table)
     kept = sources.on_side(grouped, side, label_table)
     for pair in sources.leaks(grouped, kept) if side is not None else []:
@@ -108,15 +127,24 @@ def main(
     if label_table is None:
         questions = list(ask(kept, tasks, form, number or 100, notes, n_frames=frames, n_choices=choices, seed=seed))
     else:
-        names = sources.labels_of(kept, label_table, notes)
-        questions = ask_labels(
-            [clip for clip in kept if clip.key in names], list(names.values()), form, number,
-            n_frames=frames, n_choices=choices, seed=seed, positive=positive, question=question or "",
-        )  # fmt: skip
+        label_of = sources.labels_of(kept, label_table, notes)
+        known = sorted(set(label_of.values()))
+        opt.refuse_if(
+            (
+                known and positive is not None and positive not in known,
+                f"--positive {positive} is not a label. Give one of {', '.join(known)}.",
+            )
+        )
+        with raising(Corrupt, label_table.name):
+            questions = ask_labels(
+                [clip for clip in kept if clip.key in label_of], list(label_of.values()), form, number,
+                n_frames=frames, n_choices=choices, seed=seed, positive=positive, question=question or "",
+            )  # fmt: skip
     if not questions:
         why = "; ".join(notes.lines()) or ("none is on this side of the split" if side else "none that differ")
         raise Corrupt(
-            f"{len(found)} clips: no question could be made: {why}. Give longer clips, more of them, or fewer --frames."
+            f"{names}: no question could be made of {len(opened)} clips: {why}. "
+            "Give longer clips, more of them, or fewer --frames."
         )
     notes.report("clips", run.info, strict=False)  # reported, and no fault: enough clips were left
     if number is not None and len(questions) < number:
@@ -128,36 +156,19 @@ def main(
     return code
 
 
-def _refuse_unaskable(tasks: list[str], form: str, frames: int, choices: int) -> None:
-    """Raise Usage for options by which no question can be made."""
-    from kvtools.errors import Usage
-    from kvtools.keye.quiz.tasks import orders
-
-    n_options = {"choice": choices, "open": 1, "check": 2}[form]
-    if "order" in tasks:
-        try:
-            orders(frames, n_options, rng_for(0))
-        except ValueError as fault:
-            raise Usage(f"--frames {frames}: {fault}.") from None
-    too_few = f"--frames {frames} has too few moments for {n_options} options of --task time. Give {n_options + 1} or more."
-    opt.refuse_if(("time" in tasks and n_options >= frames, too_few))
-
-
-def _side(split: str | None, labels: "Table | None") -> "Side | None":
-    """`train:0.7` or, where a table decides, `train`."""
+def _side(split: str) -> "Side | None":
+    """`train:0.7` or, where a table decides, a name alone; None for what is not a side."""
     from kvtools.keye.quiz.clips import Side
 
-    if split is None:
-        return None
     name, colon, fraction = split.partition(":")
     if not colon:
-        has_split = labels is not None and labels.column("split") is not None
-        opt.refuse_if((not has_split, f"--split {split} needs a fraction, as train:0.7, or --labels with a column split."))
         return Side(name, None)
     try:
         value = float(fraction)
     except ValueError:
-        value = -1.0
-    is_side = 0 < value < 1 and name in ("train", "test")
-    opt.refuse_if((not is_side, f"--split {split} is not a side. Give train:FRACTION or test:FRACTION, between 0 and 1."))
-    return Side(name, value)
+        return None
+    return Side(name, value) if 0 < value < 1 and name in ("train", "test") else None
+
+
+def _no_fraction(split: str | None) -> str:
+    return f"--split {split} has no fraction. Give one, as train:0.7, or --labels with a column split."

@@ -60,8 +60,8 @@ class Task(Protocol[Batch]):
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batch of each step, the same every time for the same number."""
 
-    def microbatches(self, batch: Batch, n: int) -> Sequence[Batch]:
-        """The batch in at most n parts of nearly equal work."""
+    def microbatches(self, batch: Batch, n: int, own: slice, /) -> Sequence[Batch]:
+        """The batch in at most n parts of nearly equal work. own: those that this rank will ask the loss of."""
 
     def loss(self, batch: Batch) -> Loss:
         """The loss of a microbatch; called under autocast."""
@@ -190,9 +190,10 @@ class Trainer:
         """Add up the gradients of this rank's microbatches; returns the sums over all ranks of what their losses hold."""
         self.task.model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        microbatches = self.task.microbatches(batch, max(self.plan.n_microbatches, self._world.size))
+        own = slice(self._world.rank, None, self._world.size)
+        microbatches = self.task.microbatches(batch, max(self.plan.n_microbatches, self._world.size), own)
         sums: dict[str, float] = {"count": 0.0, "tokens": 0.0, "flops": 0.0}
-        for number in self._world.shard(range(len(microbatches))):
+        for number in range(len(microbatches))[own]:
             torch.manual_seed(seed_for(self.plan.seed, "step", self.progress.step, number))
             with torch.autocast(torch.device(self._device).type, DTYPES[self.plan.dtype], enabled=self.plan.dtype != "float32"):
                 loss = self.task.loss(microbatches[number])

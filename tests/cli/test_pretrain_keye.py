@@ -363,7 +363,7 @@ def test_an_unreadable_clip_is_left_out_named_and_counted_and_the_model_written(
     assert done.code == 65
     assert done.err.count("\n") == 1
     assert done.err.startswith(
-        "kvtools pretrain keye: DATA: conversations with an unreadable picture or video were left out, 2 in all ("
+        "kvtools pretrain keye: asked.jsonl: conversations with an unreadable picture or video were left out, 2 in all ("
     )
     assert "q99: c99: no record of that key" in done.err
     assert info(capfd, "m")["step"] == 2
@@ -439,7 +439,7 @@ def test_conversations_too_long_are_told_or_cut(here, capfd):
     write(here / "asked.jsonl", [conversation(0, "Which colour?", "red"), long])
     done = say(f"{TRAIN} --steps 2 -o m", capfd)
     assert (done.code, done.err.count("\n")) == (0, 1), "what does not fit is a choice, not a fault"
-    assert "DATA: conversations longer than a row were left out, 1 in all (q1: " in done.err
+    assert "asked.jsonl: conversations longer than a row were left out, 1 in all (q1: " in done.err
     done = say(f"{TRAIN} --steps 2 --training cut=true -o cut", capfd)
     assert (done.code, done.err) == (0, "")
 
@@ -536,7 +536,7 @@ USAGE = {
     "--lr 0": "--lr 0.0 must be a finite number above 0.",
     "--length 1": "invalid value for '--length': it must be greater than or equal to 2. See --help.",
     "--length 1024": "--length 1024 is larger than --batch-tokens 512. Raise it, or lower --length.",
-    "--ratio 1,2": "--ratio 1,2 must have one number above 0 for each of the 1 inputs.",
+    "--ratio 1,2": "--ratio 1,2: one number above 0 is needed for each of the 1 inputs, as 1.",
     "--seed -1": "invalid value for '--seed': it must be greater than or equal to 0. See --help.",
     "--size huge": "invalid value for '--size': 'huge'",
     "--stage rest": "invalid value for '--stage': 'rest'",
@@ -631,12 +631,12 @@ REFUSED = [
     (
         f"{ASKED} --media clips.kvs rows.kvs -o m",
         2,
-        "rows.kvs: packed rows cannot be mixed with conversations. Give one or the other.",
+        "asked.jsonl, rows.kvs: rows.kvs holds packed rows, and others conversations. Give one or the other.",
     ),
     (
         f"kvtools pretrain keye rows.kvs {SMALL} --ratio 1 -o m",
         2,
-        "--ratio cannot be used with packed rows, which are mixed already. Leave it out.",
+        "--ratio 1: packed rows are mixed already. Leave it out.",
     ),
     (
         f"kvtools pretrain keye clips.kvs {SMALL} -o m",
@@ -656,20 +656,20 @@ REFUSED = [
     (
         f"kvtools pretrain keye norows.kvs {SMALL} -o m",
         65,
-        "DATA: it has no conversations. Nothing is left to learn. Change --length, --media or the data.",
+        "norows.kvs: it has no conversations. Nothing is left to learn. Change --length, --media or the data.",
     ),
     (
         f"{ASKED} --media clips.kvs --length 32 -o m",
         65,
         (
-            "DATA: conversations longer than a row were left out, 12 in all (q1: 85 tokens, q11: 84 tokens, q3: 83 "
+            "asked.jsonl: conversations longer than a row were left out, 12 in all (q1: 85 tokens, q11: 84 tokens, q3: 83 "
             "tokens, …). Nothing is left to learn. Change --length, --media or the data."
         ),
     ),
     (
         f"{ASKED} -o m",
         65,
-        "DATA: conversations with an unreadable picture or video were left out, 12 in all (q1: c1: no record of that key",
+        "asked.jsonl: conversations with an unreadable picture or video were left out, 12 in all (q1: c1: no record of that key",
     ),
     (f"{ASKED} --media clips.kvs -o asked.jsonl", 73, "asked.jsonl: exists already. Give --force to overwrite it."),
     (f"{ASKED} --media clips.kvs -o no/such/m", 73, "no/such/m: no such file or directory."),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvtools.errors import Corrupt
 from kvtools.keye.quiz.build import ask, ask_labels
-from kvtools.keye.quiz.clips import Clip, Side, Table, in_groups, on_side
+from kvtools.keye.quiz.clips import Clip, ClipTable, Side, in_groups, on_side
 from kvtools.keye.quiz.tasks import LETTERS, orders
 from kvtools.skipped import SkippedRows
 
@@ -219,7 +219,7 @@ def test_groups_stay_together_and_tables_are_read_by_the_end_of_a_path(tmp_path)
     (tmp_path / "g.csv").write_text(
         "file,label,split,scene_group\nd/x/a.mp4,1,train,g1\nd/x/b.mp4,2,test,g1\nc.mp4,1,test,g2\n"
     )
-    table = Table.open(str(tmp_path / "g.csv"))
+    table = ClipTable.open(str(tmp_path / "g.csv"))
     grouped = in_groups([clip("x/a.mp4"), clip("b.mp4"), clip("long/c.mp4"), clip("none")], table)
     assert [each.group for each in grouped] == ["g1", "g1", "g2", "none"]
     assert [each.key for each in on_side(grouped, Side("test", None), table)] == ["b.mp4", "long/c.mp4"]
@@ -238,7 +238,7 @@ def test_groups_stay_together_and_tables_are_read_by_the_end_of_a_path(tmp_path)
 def test_a_table_that_cannot_be_meant_is_corrupt(tmp_path, text, words):
     (tmp_path / "t.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(Corrupt, match=words):
-        Table.open(str(tmp_path / "t.csv"))
+        ClipTable.open(str(tmp_path / "t.csv"))
     (tmp_path / "t.csv").write_text("file\nx/a\ny/a\n")
     with pytest.raises(Corrupt, match="may both be a"):
-        Table.open(str(tmp_path / "t.csv")).of("a")
+        ClipTable.open(str(tmp_path / "t.csv")).of("a")

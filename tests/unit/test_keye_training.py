@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kvtools.artifact.files import Sink, open_source
 from kvtools.artifact.stream import Head, Writer
 from kvtools.artifact.stream_index import Index
-from kvtools.errors import Corrupt, Usage
+from kvtools.errors import Corrupt
 from kvtools.keye.data.augment import Augment, mirrored, upended
 from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.dataloader import ConversationLoader, PackedRowLoader
@@ -250,7 +250,7 @@ def test_pieces_and_ranks_share_the_rows_of_a_step_and_lose_none():
             given = []
             for rank in range(size):
                 task = task_of(source=loader_of(length=128), world=of_size(rank, size))
-                pieces = task.microbatches(rows, n)
+                pieces = task.microbatches(rows, n, slice(None))
                 given += [plan.indices for piece in pieces[rank::size] for plan in piece]
                 task.close()
             assert sorted(given) == wanted, (size, n)
@@ -261,7 +261,8 @@ def test_ranks_get_nearly_equal_work_and_are_told_how_nearly():
     long, short = [talk(n, answer="x" * 150) for n in range(4)], [talk(n) for n in range(4, 24)]
     tasks = [task_of(source=loader_of([*long, *short], length=256), batch_tokens=10_000, world=of_size(r, 3)) for r in range(3)]
     (rows,) = list(tasks[0].epoch(0))
-    work = [sum(t.flops(plan) for piece in t.microbatches(rows, 5)[r::3] for plan in piece) for r, t in enumerate(tasks)]
+    own = [(task, task.microbatches(rows, 5, slice(r, None, 3))[r::3]) for r, task in enumerate(tasks)]
+    work = [sum(task.flops(plan) for part in parts for plan in part) for task, parts in own]
     told = tasks[1].after_step(World())
     assert told["load_max_over_mean"] == pytest.approx(max(work) / np.mean(work))
     in_turn = [sum(tasks[0].flops(plan) for plan in rows[r::3]) for r in range(3)]
@@ -280,7 +281,7 @@ def test_a_run_taken_up_builds_only_what_is_still_to_be_learnt():
     going = task.epoch(0)
     for _ in steps[:-1]:
         next(going)
-    task.microbatches(next(going), 1)
+    task.microbatches(next(going), 1, slice(None))
     task.close()
     assert shelf.n_fetched - n_measured <= sum(len(plan.indices) for plan in steps[-1])
 
@@ -582,5 +583,5 @@ def test_inputs_come_in_the_shares_told_and_none_loses_any(parts, ratio, wanted)
 
 @pytest.mark.parametrize("ratio", ["1", "1,2,3", "1,0", "1,x", "1,inf", "-1,2", "1,nan"])
 def test_shares_that_cannot_be_meant_are_refused(ratio):
-    with pytest.raises(Usage, match=f"^--ratio {ratio} must have one number above 0 for each of the 2 inputs.$"):
+    with pytest.raises(ValueError, match=r"^one number above 0 is needed for each of the 2 inputs, as 1,1$"):
         mix([[{}], [{}]], ratio)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kvtools.artifact.blob import canonical
 from kvtools.chance import rng_for, seed_for
-from kvtools.errors import Corrupt, Usage
 from kvtools.keye.quiz.clips import Clip
 from kvtools.keye.quiz.tasks import TASKS, Draw, Form, Question, label
 from kvtools.skipped import SkippedRows
@@ -44,14 +43,11 @@ def ask_labels(
     """A question for each clip, in a shuffled order, repeated until there are n.
 
     positive: the label that a `check` asks for, by default the first. `chance` is the fraction of the most frequent answer,
-    which a model reaches without looking, or that of one option where that is more. Raises Corrupt for clips of one label,
-    Usage for a positive label that no clip has.
+    which a model reaches without looking, or that of one option where that is more. Raises ValueError for clips of one label.
     """
     names = sorted(set(labels))
     if labels and len(names) < 2:
-        raise Corrupt(f"labels: all {len(labels)} clips have the label {names[0]!r}. Give clips of two labels or more.")
-    if positive is not None and labels and positive not in names:
-        raise Usage(f"--positive {positive} is not a label. The labels are {', '.join(names)}.")
+        raise ValueError(f"all {len(labels)} clips have the label {names[0]!r}. Give clips of two labels or more")
     positive = names[0] if positive is None and names else positive or ""
     n_options = min(n_choices, len(names))
     answers = _answers(n_options, seed, "label", form)

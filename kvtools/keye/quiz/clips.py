@@ -64,14 +64,14 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Table:
+class ClipTable:
     """What a CSV says of clips: file → column → text. A clip is its file, or one of the two ends in the other at a slash."""
 
     name: str
     rows: Mapping[str, Mapping[str, str]]
 
     @staticmethod
-    def open(src: str) -> "Table":
+    def open(src: str) -> "ClipTable":
         """Raises Missing where src cannot be read; Corrupt for a table without a column `file` or with a file twice."""
         with open_source(src) as file:
             table = read_rows(file, src, delimiters=",", has_header=True)
@@ -83,7 +83,7 @@ class Table:
             if row["file"] in rows:
                 raise Corrupt(f"{src}: line {line}: {row['file']} comes a second time. Remove one of the two rows.")
             rows[row["file"]] = row
-        return Table(src, rows)
+        return ClipTable(src, rows)
 
     def of(self, key: str) -> Mapping[str, str] | None:
         """The row of a clip; None where there is none. Raises Corrupt where two rows may be meant."""
@@ -143,7 +143,7 @@ def clips_of_files(paths: Sequence[tuple[str, str]], recipe: VideoRecipe, skippe
                 yield Clip.of_record(outcome.key, outcome.decoded()[0])
 
 
-def in_groups(clips: Sequence[Clip], table: Table | None) -> list[Clip]:
+def in_groups(clips: Sequence[Clip], table: ClipTable | None) -> list[Clip]:
     """The clips in the groups that a table's column `group` or `scene_group` gives; a clip without one is its own group."""
     column = table.column("group", "scene_group") if table is not None else None
     if table is None or column is None:
@@ -152,7 +152,7 @@ def in_groups(clips: Sequence[Clip], table: Table | None) -> list[Clip]:
     return [clip if row is None else replace(clip, group=row[column]) for clip, row in rows]
 
 
-def on_side(clips: Sequence[Clip], side: Side | None, table: Table | None) -> list[Clip]:
+def on_side(clips: Sequence[Clip], side: Side | None, table: ClipTable | None) -> list[Clip]:
     """The clips of one side: by a hash of the group where a fraction is given, else by the table's column `split`."""
     if side is None:
         return list(clips)
@@ -162,7 +162,7 @@ def on_side(clips: Sequence[Clip], side: Side | None, table: Table | None) -> li
     return [clip for clip in clips if (table.of(clip.key) or {}).get("split") == side.name]
 
 
-def labels_of(clips: Sequence[Clip], table: Table, skipped: SkippedRows) -> dict[str, str]:
+def labels_of(clips: Sequence[Clip], table: ClipTable, skipped: SkippedRows) -> dict[str, str]:
     """The table's column `label` by clip key; clips not in the table are skipped. Raises Corrupt without the column."""
     if table.column("label") is None:
         raise Corrupt(f"{table.name}: there is no column label. Add it.")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kvtools.chance import rng_for
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, raising
 from kvtools.keye.data.conversations import Conversations, open_conversations
 from kvtools.keye.data.packing import collate
 from kvtools.keye.data.processor import Processor
@@ -24,7 +24,7 @@ _RESAMPLES = 2000  # of clips, for an interval
 
 @dataclass(frozen=True)
 class Score:
-    """How many of n questions of a task were answered right, which share that is, its 95 % interval, and guessing's share."""
+    """How many of n questions of a task were answered right, the accuracy, its 95 % interval, and that of guessing."""
 
     task: str
     right: int
@@ -40,14 +40,12 @@ def open_questions(src: str) -> Conversations:
     source = open_conversations(src)
     for question in source.conversations:
         where = f"{source.name}: {question['id']}"
-        try:
+        with raising(Corrupt, where, "Make questions with kvtools quiz."):
+            if "answer" not in question:
+                raise ValueError("the question has no answer")
             answer, options = question["answer"], options_of(question)
-        except KeyError as fault:
-            raise Corrupt(f"{where}: the question has no {fault.args[0]}. Make questions with kvtools quiz.") from None
-        except ValueError as fault:
-            raise Corrupt(f"{where}: {fault}.") from None
-        if answer not in options:
-            raise Corrupt(f"{where}: the answer is {answer!r}, and the options are {', '.join(options)}.")
+            if answer not in options:
+                raise ValueError(f"the answer is {answer!r}, and the options are {', '.join(options) or 'none'}")
     return source
 
 
@@ -65,8 +63,8 @@ def score(questions: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> lis
         clips = [(questions[n].get("clips") or [questions[n]["id"]])[0] for n in numbers]
         low, high = _interval(is_right_N, clips)
         chance_accuracy = float(np.mean([questions[n].get("chance", 0.0) for n in numbers]))
-        share = float(is_right_N.mean())
-        scores.append(Score(task, int(is_right_N.sum()), len(numbers), share, low, high, chance_accuracy))
+        accuracy = float(is_right_N.mean())
+        scores.append(Score(task, int(is_right_N.sum()), len(numbers), accuracy, low, high, chance_accuracy))
     return scores
 
 
@@ -81,11 +79,12 @@ def _interval(is_right_N: np.ndarray, clips: Sequence[str]) -> tuple[float, floa
 
 def options_of(question: Mapping[str, Any]) -> list[str]:
     """The possible answers: yes and no, or as many letters as there are choices. Raises ValueError for an open question."""
-    if question["form"] == "check":
+    form = question.get("form")
+    if form == "check":
         return ["yes", "no"]
-    if question["form"] == "choice":
-        return list(LETTERS[: len(question["choices"])])
-    raise ValueError(f"the form is {question['form']!r}, and only questions of the forms choice and check have options")
+    if form == "choice":
+        return list(LETTERS[: len(question.get("choices", ()))])
+    raise ValueError(f"the form is {form!r}, and only questions of the forms choice and check have options")
 
 
 @torch.no_grad()

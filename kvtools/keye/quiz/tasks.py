@@ -65,34 +65,59 @@ class Draw:
         return {"choice": self.n_choices, "open": 1, "check": 2}[self.form]
 
 
+@dataclass(frozen=True)
+class _Shuffled:
+    """Frames of a clip to put in order: their indices, the orders on offer, the right one, and wrong ones by frame."""
+
+    frames: list[int]
+    orders_KT: list[list[int]]
+    right: list[int]
+    wrong: list[list[int]]
+
+    @property
+    def shown(self) -> list[int]:
+        """Which frame each number shows: number right[i] is the i-th in time."""
+        return list(np.argsort(self.right).tolist())
+
+
 def order(clip: Clip, _others: Sequence[Clip], draw: Draw) -> Question | None:
     """In which order were these shuffled frames of a clip taken? `check`: is a video of them in order?"""
+    sample = _sample_order(clip, draw)
+    min_detour = 1.0 if draw.form == "open" else _MIN_DETOUR
+    if not _is_fair_order(clip.thumbnails[sample.frames], sample.wrong, min_detour=min_detour):
+        return None
+    return _render_order(clip, sample, draw)
+
+
+def _sample_order(clip: Clip, draw: Draw) -> _Shuffled:
     orders_KT = orders(draw.n_frames, draw.n_options, rng_for(draw.text_seed))
     frames = _evenly_spaced(len(clip.seconds), draw.n_frames, draw.rng)
-    # frames are numbered as they are shown: number right[i] is the i-th in time
     right = orders_KT[draw.answer if draw.form == "choice" else 0]
-    shown = np.argsort(right).tolist()
     if draw.form == "open":
         wrong = [[*range(i), i + 1, i, *range(i + 2, draw.n_frames)] for i in range(draw.n_frames - 1)]
     else:
+        shown = np.argsort(right).tolist()
         wrong = [[shown[number] for number in other] for other in orders_KT if other != right]
-    if not _is_fair_order(clip.thumbnails[frames], wrong, min_detour=1.0 if draw.form == "open" else _MIN_DETOUR):
-        return None
-    seconds = [float(clip.seconds[frame]) for frame in frames]
+    return _Shuffled(frames, orders_KT, right, wrong)
+
+
+def _render_order(clip: Clip, sample: _Shuffled, draw: Draw) -> Question:
+    seconds = [float(clip.seconds[frame]) for frame in sample.frames]
     if draw.form == "check":
         times = [round(second - seconds[0], 6) for second in seconds]
-        sequence = range(draw.n_frames) if draw.answer == 0 else wrong[0]
+        sequence = range(draw.n_frames) if draw.answer == 0 else sample.wrong[0]
         video = {"type": "video", "video": clip.key, "seconds": [seconds[i] for i in sequence], "shown": times}
         return _question([video, _text("Are the frames in order?")], draw, _YES_NO, clips=[clip.key])
     parts: list[dict[str, Any]] = []
-    for number, index in enumerate(shown, start=1):
+    for number, index in enumerate(sample.shown, start=1):
         parts += [_text(f"{number}:"), {"type": "image", "image": clip.key, "second": seconds[index]}]
-    options = [" ".join(str(number + 1) for number in option) for option in orders_KT]
+    text = "In which order were they taken?"
+    options = [" ".join(str(number + 1) for number in option) for option in sample.orders_KT]
     if draw.form == "choice":
-        return _question([*parts, _text(_listed("In which order were they taken?", options))], draw, options, clips=[clip.key])
-    chance = 1.0 / float(np.prod(np.arange(1, draw.n_frames + 1, dtype=np.float64)))
-    question = _question([*parts, _text("In which order were they taken?")], draw, options[:1], clips=[clip.key])
-    return {**question, "chance": chance, "choices": [], "reversed": options[0][::-1]}
+        return _question([*parts, _text(_listed(text, options))], draw, options, clips=[clip.key])
+    chance_accuracy = 1.0 / float(np.prod(np.arange(1, draw.n_frames + 1, dtype=np.float64)))
+    question = _question([*parts, _text(text)], draw, options[:1], clips=[clip.key])
+    return {**question, "chance": chance_accuracy, "choices": [], "reversed": options[0][::-1]}
 
 
 def _is_fair_order(thumbnails: np.ndarray, wrong: Sequence[Sequence[int]], *, min_detour: float) -> bool:
@@ -103,49 +128,61 @@ def _is_fair_order(thumbnails: np.ndarray, wrong: Sequence[Sequence[int]], *, mi
     return has_motion and all(_path_length(distances_TT, path) >= min_detour * length + 1e-3 for path in wrong)
 
 
+_Part = tuple[Clip, list[int]]  # frames of a clip
+
+
 def match(clip: Clip, others: Sequence[Clip], draw: Draw) -> Question | None:
     """Which of these clips continues the beginning of a clip? `check`: does this one? There is no open form."""
     draw = replace(draw, form="choice") if draw.form == "open" else draw
-    n, n_choices = max(1, draw.n_frames // 2), draw.n_options
-    frames = _evenly_spaced(len(clip.seconds), 2 * n, draw.rng)
-    before, right = (clip, frames[:n]), (clip, frames[n:])
-    wrong = _other_scenes(clip, others, n_choices - 1, n, draw.rng)
-    if len(wrong) < n_choices - 1 or not _is_fair_match(before, right, wrong):
+    before, right, wrong = _sample_match(clip, others, draw)
+    if len(wrong) < draw.n_options - 1 or not _is_fair_match(before, right, wrong):
         return None
-    times = [round(float(clip.seconds[frame] - clip.seconds[frames[0]]), 6) for frame in frames[:n]]
-    # the size of any of them: were it always the clip's own, the right one would be the one that is never resized
-    size = [right, *wrong][int(draw.rng.integers(n_choices))][0].size
+    return _render_match(before, right, wrong, draw)
 
-    def part(of: Clip, indices: Sequence[int]) -> dict[str, Any]:
-        seconds = [float(of.seconds[index]) for index in indices]
-        return {"type": "video", "video": of.key, "seconds": seconds, "shown": times, "size": list(size)}
+
+def _sample_match(clip: Clip, others: Sequence[Clip], draw: Draw) -> tuple[_Part, _Part, list[_Part]]:
+    """The beginning of a clip, its continuation, and those of other clips."""
+    n = max(1, draw.n_frames // 2)
+    frames = _evenly_spaced(len(clip.seconds), 2 * n, draw.rng)
+    return (clip, frames[:n]), (clip, frames[n:]), _other_scenes(clip, others, draw.n_options - 1, n, draw.rng)
+
+
+def _render_match(before: _Part, right: _Part, wrong: list[_Part], draw: Draw) -> Question:
+    clip, frames = before
+    times = [round(float(clip.seconds[frame] - clip.seconds[frames[0]]), 6) for frame in frames]
+    # the size of any of them: were it always the clip's own, the right one would be the one that is never resized
+    size = [right, *wrong][int(draw.rng.integers(draw.n_options))][0].size
+
+    def video(part: _Part) -> dict[str, Any]:
+        seconds = [float(part[0].seconds[index]) for index in part[1]]
+        return {"type": "video", "video": part[0].key, "seconds": seconds, "shown": times, "size": list(size)}
 
     keys = [clip.key, *(other.key for other, _ in wrong)]
     if draw.form == "check":
-        second = part(*right) if draw.answer == 0 else part(*wrong[0])
-        content = [part(*before), second, _text("Are they of the same clip?")]
+        second = right if draw.answer == 0 else wrong[0]
+        content = [video(before), video(second), _text("Are they of the same clip?")]
         return _question(content, draw, _YES_NO, clips=keys[: 1 + draw.answer])
-    content = [part(*before), _text("How does it go on?")]
+    content = [video(before), _text("How does it go on?")]
     for letter, option in zip(LETTERS, [*wrong[: draw.answer], right, *wrong[draw.answer :]], strict=False):
-        content += [_text(f"\n{letter}:"), part(*option)]
-    return _question(content, draw, list(LETTERS[:n_choices]), clips=keys)
+        content += [_text(f"\n{letter}:"), video(option)]
+    return _question(content, draw, list(LETTERS[: draw.n_options]), clips=keys)
 
 
 def _other_scenes(
     clip: Clip, others: Sequence[Clip], n_clips: int, n_frames: int, rng: np.random.Generator
-) -> list[tuple[Clip, list[int]]]:  # fmt: skip
+) -> list[_Part]:  # fmt: skip
     """So many clips of different scenes, with the frames of each that are shown; fewer where there are not so many."""
-    found: list[tuple[Clip, list[int]]] = []
+    scenes: list[_Part] = []
     for other in (others[index] for index in rng.permutation(len(others))):
-        known = [clip, *(each for each, _ in found)]
-        is_new = all(other.group != each.group and not same_scene(other, each) for each in known)
-        if len(found) < n_clips and is_new and len(other.seconds) >= 2 * n_frames:
-            found.append((other, _evenly_spaced(len(other.seconds), 2 * n_frames, rng)[n_frames:]))
-    return found
+        known = [clip, *(scene for scene, _ in scenes)]
+        is_new = all(other.group != scene.group and not same_scene(other, scene) for scene in known)
+        if len(scenes) < n_clips and is_new and len(other.seconds) >= 2 * n_frames:
+            scenes.append((other, _evenly_spaced(len(other.seconds), 2 * n_frames, rng)[n_frames:]))
+    return scenes
 
 
 def _is_fair_match(
-    before: tuple[Clip, list[int]], right: tuple[Clip, list[int]], wrong: Sequence[tuple[Clip, list[int]]]
+    before: _Part, right: _Part, wrong: Sequence[_Part]
 ) -> bool:  # fmt: skip
     """Whether any wrong part is less similar to the beginning than the right one is."""
     means = [clip.thumbnails[frames].mean(0) for clip, frames in (before, right, *wrong)]
@@ -153,8 +190,25 @@ def _is_fair_match(
     return bool(from_before[1] < from_before[2:].max())
 
 
+@dataclass(frozen=True)
+class _Joined:
+    """Frames of two clips, one after the other, step_s apart: n before the cut, and the cuts that are on offer."""
+
+    pieces: list[_Part]
+    cuts: list[int]
+    cut: int
+    step_s: float
+
+
 def time(clip: Clip, others: Sequence[Clip], draw: Draw) -> Question | None:
     """Two clips joined: at which second does one become the other? `check`: is it at this second?"""
+    sample = _sample_time(clip, others, draw)
+    if sample is None or not _is_fair_cut(np.concatenate([of.thumbnails[frames] for of, frames in sample.pieces]), sample.cut):
+        return None
+    return _render_time(sample, draw)
+
+
+def _sample_time(clip: Clip, others: Sequence[Clip], draw: Draw) -> _Joined | None:
     n = draw.n_frames
     cuts = rng_for(draw.text_seed).permutation(np.arange(1, n))[: draw.n_options].tolist()
     if draw.form != "check":  # of a check, the first is asked about
@@ -164,24 +218,26 @@ def time(clip: Clip, others: Sequence[Clip], draw: Draw) -> Question | None:
     other = _joinable(clip, others, step_s, n, draw.rng)
     if other is None:
         return None
-    pieces = [
-        (of, _frames_at_steps(of.seconds, count, step_s, draw.rng)) for of, count in ((clip, cut), (other, n - cut))
-    ]  # fmt: skip
-    if not _is_fair_cut(np.concatenate([of.thumbnails[frames] for of, frames in pieces]), cut):
-        return None
+    parts = ((clip, cut), (other, n - cut))
+    pieces = [(of, _frames_at_steps(of.seconds, count, step_s, draw.rng)) for of, count in parts]
+    return _Joined(pieces, cuts, cut, step_s)
+
+
+def _render_time(sample: _Joined, draw: Draw) -> Question:
+    n, pieces = draw.n_frames, sample.pieces
     joined = [{"video": of.key, "seconds": [float(of.seconds[frame]) for frame in frames]} for of, frames in pieces]
-    times = [round(k * step_s, 6) for k in range(n)]
+    times = [round(k * sample.step_s, 6) for k in range(n)]
     size = list(pieces[int(draw.rng.integers(2))][0].size)
     video = {"type": "video", "video": joined, "shown": times, "size": size}
-    text, options = "When does the scene change?", [f"{times[index]:.1f}" for index in cuts]
+    text, options = "When does the scene change?", [f"{times[index]:.1f}" for index in sample.cuts]
     if draw.form == "check":
         text, options = f"Does the scene change at {options[0]} s?", _YES_NO
     elif draw.form == "choice":
         text = _listed(text, [f"{option} s" for option in options])
-    question = _question([video, _text(text)], draw, options, clips=[clip.key, other.key])
+    question = _question([video, _text(text)], draw, options, clips=[of.key for of, _ in pieces])
     if draw.form == "open":
         question |= {"chance": 1 / (n - 1), "choices": []}
-    return {**question, "second": times[cut]}
+    return {**question, "second": times[sample.cut]}
 
 
 def _joinable(clip: Clip, others: Sequence[Clip], step_s: float, n: int, rng: np.random.Generator) -> Clip | None:
@@ -231,9 +287,9 @@ def describe(clip: Clip, others: Sequence[Clip], draw: Draw) -> Question | None:
 def _other_descriptions(right: str, others: Sequence[Clip], n: int, rng: np.random.Generator) -> list[str]:
     wrong: list[str] = []
     for other in (others[index] for index in rng.permutation(len(others)) if n):
-        words = description(other.thumbnails)
-        if words not in (right, *wrong):
-            wrong.append(words)
+        text = description(other.thumbnails)
+        if text not in (right, *wrong):
+            wrong.append(text)
         if len(wrong) == n:
             break
     return wrong
@@ -268,16 +324,23 @@ def orders(n: int, n_options: int, rng: np.random.Generator) -> list[list[int]]:
     """
     most = 2 if n == 4 else (n - 1) // 2  # of 4 things there are no four orders with one in common
     for _ in range(200):
-        found: list[list[int]] = []
+        distinct: list[list[int]] = []
         for _ in range(50):
             candidate = rng.permutation(n).tolist()
-            if all(len(_neighbours(candidate) & _neighbours(other)) <= most for other in found):
-                found.append(candidate)
-            if len(found) == n_options:
-                return found
-    raise ValueError(
-        f"there are no {n_options} orders of {n} frames that differ enough; fewer options or more frames are needed"
-    )
+            if all(len(_neighbours(candidate) & _neighbours(other)) <= most for other in distinct):
+                distinct.append(candidate)
+            if len(distinct) == n_options:
+                return distinct
+    raise ValueError(f"there are no {n_options} orders of {n} frames that differ enough")
+
+
+def has_orders(n: int, n_options: int) -> bool:
+    """Whether there are so many orders of n frames as `orders` gives."""
+    try:
+        orders(n, n_options, rng_for(0))
+    except ValueError:
+        return False
+    return True
 
 
 def _neighbours(path: Sequence[int]) -> set[frozenset[int]]:

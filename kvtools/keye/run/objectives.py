@@ -43,7 +43,7 @@ class RowLoss(NamedTuple):
     n: int
 
 
-class Task:
+class PackedRowTask:
     """Steps of packed rows, built ahead of their use: a `train.loop.Task` whose subclasses say what the loss of a row is.
 
     held_out: rows for validation; is_judged: whether they decide which weights are best, and when to stop.
@@ -85,13 +85,13 @@ class Task:
         """Steps of the first epoch, which stands for all. Measures every conversation."""
         return sum(1 for _ in steps(self.loader.epoch(0), self._batch_tokens))
 
-    def microbatches(self, rows: StepRows, n: int) -> Sequence[StepRows]:
+    def microbatches(self, rows: StepRows, n: int, own: slice) -> Sequence[StepRows]:
         """The rows in n parts of nearly equal FLOPs, some of which may be empty where there are several ranks.
 
-        From here on this rank's rows of the step are built, and those of the next step.
+        From here on the rows of this rank's own parts of the step are built, and those of the next step.
         """
         parts = self._split(rows, n)
-        for plan in (plan for step in (parts, self._split(self._next, n)) for part in self._world.shard(step) for plan in part):
+        for plan in (plan for step in (parts, self._split(self._next, n)) for part in step[own] for plan in part):
             if plan.indices not in self._built:
                 self._built[plan.indices] = self._builder.submit(self.loader.build, plan)
         self._balance = self._load_balance(rows, n)
@@ -141,7 +141,7 @@ class Task:
         self._builder.shutdown(wait=True, cancel_futures=True)
 
     def _split(self, rows: StepRows, n: int) -> list[StepRows]:
-        """The rows split over the ranks, and each rank's rows over its microbatches; World.shard gives each rank its own."""
+        """The rows split over the ranks, and each rank's rows over its parts: part i is of rank i modulo their number."""
         n_ranks, flops = self._world.size, [self.flops(plan) for plan in rows]
         n_of_rank = -(-n // n_ranks)
         of_ranks = balance(flops, n_ranks)
@@ -166,7 +166,7 @@ class Task:
         return self._augment(row, self._visual_tokens, lambda key: rng_for(self._seed, "augment", self._epoch, key))
 
 
-class NextToken(Task):
+class NextToken(PackedRowTask):
     """Next-token prediction of the assistant's text, for every stage but the first."""
 
     def __init__(self, model: Keye, *args: Any, **options: Any) -> None:
@@ -191,7 +191,7 @@ class NextToken(Task):
         return RowLoss(loss, n_right, int(row.targets.sum()))
 
 
-class SigmoidContrastive(Task):
+class SigmoidContrastive(PackedRowTask):
     """Stage 0: the first picture or video of each conversation against the assistant's text, within each row (SigLIP's loss).
 
     A row is a batch of pairs, the same for any number of ranks; equal texts are positives for each other's pictures.

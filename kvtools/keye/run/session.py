@@ -13,7 +13,7 @@ from typing import Any, Literal
 from kvtools.artifact import is_stream
 from kvtools.artifact.files import open_source
 from kvtools.artifact.stream_index import Index
-from kvtools.errors import Corrupt, Missing
+from kvtools.errors import Corrupt, Missing, raising
 from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.media import Media, Unreadable
@@ -124,10 +124,8 @@ def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> t
     config = weights.format.config
     if config is None:
         raise Corrupt(f"{src}: this is a {weights.format.layout}, which cannot answer. Give a whole Keye-VL.")
-    try:
+    with raising(Corrupt, src, "Give another model."):
         require_patch_size(config.vision)
-    except ValueError as fault:
-        raise Corrupt(f"{src}: {fault}.") from None
     template = ChatTemplate.open(tokenizer) if tokenizer is not None else ChatTemplate.of_model(src, weights.files)
     template.require_fits(config.language.vocabulary, config.image_token, config.video_token)
     model = checkpoint.build(weights, dtype=DTYPES[dtype])

@@ -15,7 +15,7 @@ import torch
 
 from kvtools.artifact.blob import bytes_of
 from kvtools.artifact.history import Step
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, raising
 from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.checkpoint.weights import Weights
 from kvtools.keye.data.augment import Augment
@@ -27,7 +27,7 @@ from kvtools.keye.model.config import SIZES, ModelConfig, TextConfig
 from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
-from kvtools.keye.run.objectives import Loader, NextToken, SigmoidContrastive, Task
+from kvtools.keye.run.objectives import Loader, NextToken, PackedRowTask, SigmoidContrastive
 from kvtools.keye.run.recipe import TrainingRecipe
 from kvtools.keye.run.training_data import TrainingData
 from kvtools.train.durations import EpochLength
@@ -80,11 +80,8 @@ def initial_model(recipe: TrainingRecipe, init: Sequence[str], tokenizer: str | 
     else:
         model = Keye(config)
     for part in parts:
-        try:
+        with raising(Corrupt, part.name, "Give models of one shape, or another --size or --architecture."):
             checkpoint.copy_shared_weights(model, part)
-        except ValueError as fault:
-            why = str(fault).removeprefix(f"{part.name}: ")
-            raise Corrupt(f"{part.name}: {why}. Give models of one shape, or another --size or --architecture.") from None
     model.float()
     model.checkpointing = recipe.settings["checkpointing"]
     files = {name: data for name, data in (speaker.files if speaker is not None else {}).items() if name in _TOKENIZER_FILES}
@@ -93,7 +90,7 @@ def initial_model(recipe: TrainingRecipe, init: Sequence[str], tokenizer: str | 
     return InitialModel(model.to(device), config, template, like, histories, _digest(parts, template), files)
 
 
-def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, world: World, device: str) -> Task:
+def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, world: World, device: str) -> PackedRowTask:
     """The task of a stage. Raises Corrupt where the data have nothing to learn."""
     processor = Processor.for_model(start.config, start.template, data.media)
     loader: Loader
@@ -104,16 +101,15 @@ def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, w
             data.conversations, processor, length=recipe.length, window=recipe.settings["window"], seed=recipe.seed,
             truncates=recipe.settings["cut"],
         )  # fmt: skip
-    data.watch("DATA", loader)
+    data.watch(data.name, loader)
     held_out = None
     if data.held_out:
         held_out = ConversationLoader(data.held_out, processor, length=recipe.length, window=recipe.settings["window"])
         data.watch("--valid", held_out)
     if next(loader.epoch(0), None) is None:
         lines = " ".join(f"{name}: {line}." for name, skipped in data.skipped for line in skipped.lines())
-        raise Corrupt(
-            f"{lines or 'DATA: it has no conversations.'} Nothing is left to learn. Change --length, --media or the data."
-        )
+        why = lines or f"{data.name}: it has no conversations."
+        raise Corrupt(f"{why} Nothing is left to learn. Change --length, --media or the data.")
     options: dict[str, Any] = {
         "batch_tokens": recipe.batch_tokens,
         "world": world,
@@ -128,7 +124,7 @@ def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, w
     return NextToken(start.model, loader, start.config, recipe.objective, **options)
 
 
-def epoch_length(recipe: TrainingRecipe, task: Task) -> EpochLength:
+def epoch_length(recipe: TrainingRecipe, task: PackedRowTask) -> EpochLength:
     """The length of an epoch; where no option counts in epochs, an endless one, since to know it is to read all the data."""
     n_steps = task.n_steps() if recipe.counts_epochs else 1 << 40
     return EpochLength(n_steps, n_steps * recipe.batch_tokens)

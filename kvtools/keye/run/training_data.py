@@ -13,7 +13,7 @@ from kvtools.artifact.history import Step
 from kvtools.artifact.open import source_name
 from kvtools.artifact.stream import Reader
 from kvtools.artifact.stream_index import Index
-from kvtools.errors import Corrupt, Usage
+from kvtools.errors import Corrupt
 from kvtools.keye.data.conversations import BAD, Conversations, open_conversations
 from kvtools.keye.data.dataloader import UNREADABLE
 from kvtools.keye.data.media import Media
@@ -30,10 +30,11 @@ _FAULTS = (BAD, UNREADABLE)  # reasons that make the exit code 65; that a conver
 class TrainingData:
     """The data of a run, by which `digest` a resumed run knows that it is the same.
 
-    skipped: what was left out, by source, which all ranks know alike. lost_later: what became unreadable after it was measured,
-    which one rank alone may know.
+    name: its files, joined. skipped: what was left out by source, which all ranks know alike. lost_later: what became
+    unreadable after it was measured, which one rank alone may know.
     """
 
+    name: str
     media: Media
     conversations: list[dict[str, Any]]
     packed: list[Index]
@@ -84,7 +85,7 @@ def open_training_data(
 ) -> Iterator[TrainingData]:  # fmt: skip
     """The data of these sources; media and valid as the options. Its media are closed at the end.
 
-    Raises Corrupt for inputs of another kind, Usage for options that do not fit them.
+    Raises Corrupt for inputs of another kind, ValueError where they do not fit one another or recipe.ratio.
     """
     inputs: list[Conversations] = []
     packed: list[Index] = []
@@ -103,9 +104,9 @@ def open_training_data(
             for conversation in inputs[-1].conversations:
                 digest.update(canonical(conversation))
     if packed and inputs:
-        raise Usage(f"{packed[0].name}: packed rows cannot be mixed with conversations. Give one or the other.")
+        raise ValueError(f"{packed[0].name} holds packed rows, and others conversations. Give one or the other")
     if packed and recipe.ratio is not None:
-        raise Usage("--ratio cannot be used with packed rows, which are mixed already. Leave it out.")
+        raise ValueError("packed rows are mixed already. Leave it out")
     conversations = mix([part.conversations for part in inputs], recipe.ratio)
     held_out = open_conversations(valid) if valid is not None else Conversations("", "")
     inputs += [held_out] if valid is not None else []
@@ -116,16 +117,17 @@ def open_training_data(
         digest.update(f"{recipe.ratio} {opened_media.digest} {opened_media.folders}".encode())
         digest.update(canonical(held_out.conversations))
         skipped = [(part.name, part.skipped) for part in inputs]
+        name = ", ".join(map(source_name, sources))
         yield TrainingData(
-            opened_media, conversations, packed, held_out.conversations, histories, digest.hexdigest(), skipped
+            name, opened_media, conversations, packed, held_out.conversations, histories, digest.hexdigest(), skipped
         )  # fmt: skip
 
 
 def mix(parts: Sequence[list[dict[str, Any]]], ratio: str | None) -> list[dict[str, Any]]:
     """The conversations of all inputs in this ratio: each at least once, those of too small inputs repeated in turn.
 
-    ratio: `A,B,...`, a number for each input; None: as they are. Raises Usage for another number of parts, and for a part that
-    is not above 0.
+    ratio: `A,B,...`, a number for each input; None: as they are. Raises ValueError for another number of parts, and for a
+    part that is not above 0.
     """
     if ratio is None:
         return [conversation for part in parts for conversation in part]
@@ -134,7 +136,7 @@ def mix(parts: Sequence[list[dict[str, Any]]], ratio: str | None) -> list[dict[s
     except ValueError:
         weights = []
     if len(weights) != len(parts) or not all(0 < weight < float("inf") for weight in weights):
-        raise Usage(f"--ratio {ratio} must have one number above 0 for each of the {len(parts)} inputs.")
+        raise ValueError(f"one number above 0 is needed for each of the {len(parts)} inputs, as {','.join('1' * len(parts))}")
     total = max(len(part) / weight for part, weight in zip(parts, weights, strict=True))
     counts = [round(total * weight) if part else 0 for part, weight in zip(parts, weights, strict=True)]
     return [part[n % len(part)] for part, count in zip(parts, counts, strict=True) for n in range(count)]

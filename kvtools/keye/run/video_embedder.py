@@ -24,7 +24,7 @@ from kvtools.artifact.casts import to_numpy
 from kvtools.artifact.digest import Digest
 from kvtools.artifact.files import Spool
 from kvtools.artifact.zstd_frame import MAX_RAW_BYTES
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, raising
 from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.data.processor import require_patch_size
 from kvtools.keye.model.config import MERGE
@@ -62,10 +62,8 @@ class VideoEmbedder:
     def open(cls, src: str, *, device: str, dtype: str) -> Self:
         """The embedder of a `model` bag or a Hugging Face directory. Raises Missing and Corrupt as checkpoint.load."""
         model, weights = checkpoint.load(src, dtype=DTYPES[dtype])
-        try:
+        with raising(Corrupt, src, "Give another model."):
             return cls(model, weights.history, device)
-        except ValueError as fault:
-            raise Corrupt(f"{src}: {fault}.") from None
 
     @property
     def max_tokens(self) -> int:
@@ -87,7 +85,7 @@ class VideoEmbedder:
         else:
             pooled_D = encoded[0]
         if not bool(pooled_D.isfinite().all()):
-            raise ValueError("the encoder gives numbers that are not finite; look at its training")
+            raise ValueError("the encoder gives numbers that are not finite. Give another model")
         return {**tensors, "embedding": to_numpy(pooled_D)}
 
     def finish(self, max_tokens: int, stop: Callable[[], bool]) -> Callable[[Iterator[Outcome]], Iterator[Outcome]]:

@@ -62,7 +62,7 @@ class NextItemTask:
         n_targets = int((self._rows.ends - self._rows.begins).sum())
         return n_targets * (1 + self.model.n_levels) + len(self._rows)
 
-    def microbatches(self, rows: HistoryRows, n: int) -> Sequence[HistoryRows]:
+    def microbatches(self, rows: HistoryRows, n: int, _own: slice) -> Sequence[HistoryRows]:
         """The rows in at most n parts, every n-th row in one."""
         return [rows.take(np.arange(i, len(rows), n)) for i in range(min(n, len(rows)))]
 

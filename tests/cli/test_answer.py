@@ -109,14 +109,21 @@ REFUSED = [
     (
         "open.jsonl --media clips.kvs --model yes.model",
         65,
-        "open.jsonl: q0: the form is 'open', and only questions of the forms choice and check have options.",
+        (
+            "open.jsonl: q0: the form is 'open', and only questions of the forms choice and check have options. "
+            "Make questions with kvtools quiz."
+        ),
     ),
     (
         "wrong.jsonl --media clips.kvs --model yes.model",
         65,
-        "wrong.jsonl: q0: the answer is 'perhaps', and the options are yes, no.",
+        "wrong.jsonl: q0: the answer is 'perhaps', and the options are yes, no. Make questions with kvtools quiz.",
     ),
-    ("questions.jsonl --model yes.model", 65, "c0: no record of that key, and no such file in the current folder."),
+    (
+        "questions.jsonl --model yes.model",
+        65,
+        "c0: no record of that key, and no such file in the current folder. Look at --media.",
+    ),
     (
         "questions.jsonl --media clips.kvs --model clips.kvs",
         65,

@@ -160,7 +160,7 @@ def test_an_answer_that_is_cut_is_noted(ask):
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "words"),
+    ("line", "code", "sentence"),
     [
         ("Well?", 2, "--model is missing. Give a model that kvtools pretrain keye has written."),
         (
@@ -173,7 +173,7 @@ def test_an_answer_that_is_cut_is_noted(ask):
             2,
             ("QUESTION is missing. Give it in quotes after the files, or - to read questions from stdin, one a line."),
         ),
-        ("--model keye.safetensors --top-p 0 Well?", 2, "--top-p 0.0 must be more than 0 and at most 1."),
+        ("--model keye.safetensors --top-p 0 Well?", 2, "--top-p 0 must be a finite number above 0 and at most 1."),
         (
             "--model keye.safetensors --frame-tokens 3 Well?",
             2,
@@ -212,9 +212,9 @@ def test_an_answer_that_is_cut_is_noted(ask):
         (
             "--model keye.safetensors bad.mp4 Well?",
             65,
-            "bad.mp4: this is not a readable video (invalid data found when processing input).",
+            "bad.mp4: this is not a readable video (invalid data found when processing input). Give another file.",
         ),
-        ("--model keye.safetensors bad.png Well?", 65, "bad.png: this file cannot be read as a picture."),
+        ("--model keye.safetensors bad.png Well?", 65, "bad.png: this file cannot be read as a picture. Give another file."),
         (
             "--model keye.safetensors cut.kvs Well?",
             65,
@@ -242,13 +242,18 @@ def test_an_answer_that_is_cut_is_noted(ask):
             65,
             "mute.safetensors: this model has no tokenizer. Give the one it was trained with: --tokenizer FILE.",
         ),
-        ("--model nan.safetensors Well?", 65, "nan.safetensors: the model gives logits that are not finite"),
+        (
+            "--model nan.safetensors Well?",
+            65,
+            "nan.safetensors: the model gives logits that are not finite. Give another model.",
+        ),
     ],
 )
-def test_what_is_refused(ask, line, code, words):
+def test_what_is_refused(ask, line, code, sentence):
     done = ask(line)
     assert (done.code, done.out, done.err.count("\n")) == (code, b"", 1)
-    assert done.err.removeprefix("kvtools chat: ").startswith(words)
+    message = done.err.removeprefix("kvtools chat: ")
+    assert message == f"{sentence}\n" if sentence.endswith(".") else message.startswith(sentence)
 
 
 def test_a_letter_of_several_tokens_comes_whole():

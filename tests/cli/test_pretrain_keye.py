@@ -519,9 +519,15 @@ USAGE = {
     "--architecture colour=3": "--architecture colour=3: there is no setting colour. The settings are ",
     "--architecture vision.width": "--architecture vision.width: give vision.width a value like 128.",
     "--architecture vision.width=wide": "--architecture vision.width=wide: give vision.width a value like 128.",
-    "--architecture language.kv_heads=3": "--architecture: language: heads is 2, and a multiple of kv_heads, 3, is needed.",
-    "--architecture language.width=0": "--architecture: width is 0, and a whole number of at least 1 is needed.",
-    "--architecture vision.heads=5": "--architecture: vision: width is 32, and a multiple of 20 is needed for 5 heads.",
+    "--architecture language.kv_heads=3": (
+        "--architecture: language: heads is 2, and a multiple of kv_heads, 3, is needed. Give other values."
+    ),
+    "--architecture language.width=0": (
+        "--architecture: width is 0, and a whole number of at least 1 is needed. Give other values."
+    ),
+    "--architecture vision.heads=5": (
+        "--architecture: vision: width is 32, and a multiple of 20 is needed for 5 heads. Give other values."
+    ),
     "--training speed=3": "--training speed=3: there is no setting speed. The settings are ",
     "--training weight_decay=-1": "--training weight_decay=-1.0: weight_decay must be 0 or more.",
     "--training clip=0": "--training clip=0.0: clip must be more than 0.",
@@ -533,7 +539,7 @@ USAGE = {
     "--steps 2%": "--steps 2% is not the length of a run. Give steps, epochs or tokens, as 500, 3ep or 1e9tok.",
     "--steps many": "--steps many is not a duration. Give one as 500 (steps), 3ep, 2% or 1e9tok.",
     "--lr inf": "--lr inf: give a finite number.",
-    "--lr 0": "--lr 0.0 must be a finite number above 0.",
+    "--lr 0": "--lr 0 must be a finite number above 0.",
     "--length 1": "invalid value for '--length': it must be greater than or equal to 2. See --help.",
     "--length 1024": "--length 1024 is larger than --batch-tokens 512. Raise it, or lower --length.",
     "--ratio 1,2": "--ratio 1,2: one number above 0 is needed for each of the 1 inputs, as 1.",

@@ -204,7 +204,10 @@ def test_bfloat16_sees_nearly_the_same(here, capfd):
         (
             "--encoder sixteen.safetensors",
             65,
-            "sixteen.safetensors: the model's patches have 16 pixels a side, and pictures are cut into patches of 14.",
+            (
+                "sixteen.safetensors: the model's patches have 16 pixels a side, and pictures are cut into patches of 14. "
+                "Give another model."
+            ),
         ),
         ("--encoder wide.safetensors", 2, "--max-tokens 24576 is more than a record holds with --encoder. Give at most 12629."),
         ("--encoder nan.safetensors", 65, "c0.mp4: the encoder gives numbers that are not finite"),

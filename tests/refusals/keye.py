@@ -27,6 +27,8 @@ TALKS = {
     "list": [1],
     "mode": asked("Why?", mode="loud"),
     "role": {"messages": [{"role": "robot", "content": "Hm."}]},
+    "roleless": {"messages": [{"content": "x"}]},
+    "typeless": {"messages": [{"role": "user", "content": [{"text": "x"}]}]},
     "silent": {"messages": [{"role": "user", "content": ""}]},
     "none": {"messages": []},
     "string": {"messages": "words"},
@@ -65,7 +67,9 @@ def furnish():
         "small.toml": f'architecture = {json.dumps(KEYE_SIZES)}\nbatch_tokens = 1024\nlength = 512\nsteps = "1"\n',
         "empty.jsonl": "",
         "empty.kvs": "",
+        "broken.mp4": b"no video",
         "binary.json": b"{\0\0",
+        "latin.jsonl": b'{"messages": "\xff"}',
         "cut.json": '[{"messages": [',
         "long.jsonl": json.dumps(asked("word " * 4000)) + "\n",
         "good.jsonl": json.dumps(asked("Why?")) + "\n",
@@ -207,6 +211,7 @@ kvtools convert empty.jsonl
 kvtools convert - < empty.jsonl
 kvtools convert binary.json
 kvtools convert cut.json
+kvtools convert latin.jsonl
 kvtools {TRAIN} nowhere.jsonl
 kvtools {TRAIN} clicks.kvs
 kvtools {TRAIN} binary.json
@@ -286,6 +291,7 @@ kvtools quiz nowhere.kvs
 kvtools quiz clips.kvs -o clips.kvs
 kvtools quiz questions.kvs
 kvtools quiz no-video.kvs
+kvtools quiz broken.mp4
 kvtools quiz clips.kvs --task smell
 kvtools quiz clips.kvs --question What?
 kvtools quiz clips.kvs --positive wide

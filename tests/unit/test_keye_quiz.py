@@ -150,9 +150,7 @@ def test_orders_on_offer_differ_and_none_is_anothers_reverse(n, n_options, seed)
 
 
 def test_more_orders_than_there_are_is_refused():
-    with pytest.raises(
-        ValueError, match="^there are no 4 orders of 3 frames that differ enough; fewer options or more frames are needed$"
-    ):
+    with pytest.raises(ValueError, match="^there are no 4 orders of 3 frames that differ enough$"):
         orders(3, 4, np.random.default_rng(0))
 
 

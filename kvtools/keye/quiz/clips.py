@@ -17,7 +17,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.open import open_stream, source_name
 from kvtools.artifact.stream import Reader
 from kvtools.chance import seed_for
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, raising
 from kvtools.skipped import SkippedRows
 from kvtools.video.patch import PATCH
 from kvtools.video.pool import Pool
@@ -126,10 +126,9 @@ def open_video_stream(src: str) -> Reader | None:
 def clips_of(reader: Reader, src: str) -> Iterator[Clip]:
     """The clips of a stream. Raises Corrupt for a record that does not fit its kind."""
     for record in reader:
-        try:
+        where = f"{source_name(src)}: record {record.number}"
+        with raising(Corrupt, where, "Make the stream again with kvtools tokenize-video."):
             kinds.check("video", "stream", record.tensors, record.fields)
-        except ValueError as fault:
-            raise Corrupt(f"{source_name(src)}: record {record.number}: {fault}.") from None
         yield Clip.of_record(record.key, record.tensors)
 
 

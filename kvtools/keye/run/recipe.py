@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from kvtools.chance import seed_for
-from kvtools.errors import Usage
+from kvtools.errors import Usage, raising
 from kvtools.keye.model.config import SIZES, ModelConfig
 from kvtools.keye.run.stages import PARTS, STAGES, Stage, peak_lr
 from kvtools.option_values import parse_range, refuse_if
@@ -68,7 +68,7 @@ class TrainingRecipe:
         refuse_bad_values("--training", self.settings, _ALLOWED, _DURATIONS)
         EpochLength(1, 1).total(self.steps)
         refuse_if(
-            (self.lr is not None and not 0 < self.lr < math.inf, f"--lr {self.lr} must be a finite number above 0."),
+            (self.lr is not None and not 0 < self.lr < math.inf, f"--lr {self.lr or 0:g} must be a finite number above 0."),
             (
                 self.length > self.batch_tokens,
                 f"--length {self.length} is larger than --batch-tokens {self.batch_tokens}. Raise it, or lower --length.",
@@ -113,14 +113,12 @@ class TrainingRecipe:
         parts: dict[str, Any] = {"vision": config.vision, "language": config.language}
         defaults = {f"{name}.{f.name}": getattr(part, f.name) for name, part in parts.items() for f in fields(part)}
         values = parse_overrides(self.architecture, "--architecture", defaults)
-        try:
+        with raising(Usage, "--architecture", "Give other values."):
             changed: dict[str, Any] = {
                 name: replace(part, **{f.name: values[f"{name}.{f.name}"] for f in fields(part)})
                 for name, part in parts.items()
             }
             return replace(config, **changed)
-        except ValueError as fault:
-            raise Usage(f"--architecture: {fault}.") from None
 
     def to_json(self) -> dict[str, Any]:
         """Option names to values, without those that were not given."""

@@ -85,7 +85,7 @@ class VideoEmbedder:
         else:
             pooled_D = encoded[0]
         if not bool(pooled_D.isfinite().all()):
-            raise ValueError("the encoder gives numbers that are not finite. Give another model")
+            raise ValueError("the encoder gives numbers that are not finite, and another model is needed")
         return {**tensors, "embedding": to_numpy(pooled_D)}
 
     def finish(self, max_tokens: int, stop: Callable[[], bool]) -> Callable[[Iterator[Outcome]], Iterator[Outcome]]:

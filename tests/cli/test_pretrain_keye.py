@@ -675,7 +675,7 @@ REFUSED = [
     (
         f"{ASKED} -o m",
         65,
-        "asked.jsonl: conversations with an unreadable picture or video were left out, 12 in all (q1: c1: no record of that key",
+        "asked.jsonl: conversations with an unreadable picture or video were left out, 12 in all (q1: c1: no record of that",
     ),
     (f"{ASKED} --media clips.kvs -o asked.jsonl", 73, "asked.jsonl: exists already. Give --force to overwrite it."),
     (f"{ASKED} --media clips.kvs -o no/such/m", 73, "no/such/m: no such file or directory."),

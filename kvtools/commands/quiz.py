@@ -59,7 +59,7 @@ def main(
     from kvtools.keye.data.conversations import write
     from kvtools.keye.quiz import clips as sources
     from kvtools.keye.quiz.build import ask, ask_labels
-    from kvtools.keye.quiz.tasks import has_orders
+    from kvtools.keye.quiz.orders import has_orders
     from kvtools.skipped import SkippedRows
     from kvtools.video.inputs import find_clips
     from kvtools.video.patch import Budget

@@ -353,7 +353,7 @@ kvtools.keye.model.rope.mrope_positions(np.array([1, 49]), 48, 49, [(1, 4, 4)], 
 kvtools.keye.model.rope.mrope_positions(np.array([49, 49]), 48, 49, [(1, 2, 2)], [np.zeros(1)])
 kvtools.keye.model.generate.log_probabilities(keye(), row([1, 2], [1, 1]))
 kvtools.keye.data.frames.spliced([])
-kvtools.keye.quiz.tasks.orders(2, 8, np.random.default_rng(0))
+kvtools.keye.quiz.orders.orders(2, 8, np.random.default_rng(0))
 kvtools.keye.data.media.Media().fetch({{"type": "image", "image": 3}})
 kvtools.keye.data.processor.require_patch_size(vision(patch=16))
 kvtools.keye.checkpoint.weights.load("decoder.model")

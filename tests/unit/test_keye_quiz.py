@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kvtools.errors import Corrupt
 from kvtools.keye.quiz.build import ask, ask_labels
 from kvtools.keye.quiz.clips import Clip, ClipTable, Side, in_groups, on_side
-from kvtools.keye.quiz.tasks import LETTERS, orders
+from kvtools.keye.quiz.orders import orders
+from kvtools.keye.quiz.tasks import LETTERS
 from kvtools.skipped import SkippedRows
 
 FORMS = ("choice", "open", "check")

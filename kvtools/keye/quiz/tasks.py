@@ -33,6 +33,7 @@ import numpy as np
 from kvtools.chance import rng_for
 from kvtools.keye.quiz.captions import description
 from kvtools.keye.quiz.clips import Clip, same_scene
+from kvtools.keye.quiz.orders import orders, path_length
 
 Form = Literal["choice", "open", "check"]
 Question = dict[str, Any]
@@ -123,9 +124,9 @@ def _render_order(clip: Clip, sample: _Shuffled, draw: Draw) -> Question:
 def _is_fair_order(thumbnails: np.ndarray, wrong: Sequence[Sequence[int]], *, min_detour: float) -> bool:
     """Whether frames in time order move, and a wrong order's path is longer by the factor min_detour."""
     distances_TT = _distances(thumbnails)
-    length = _path_length(distances_TT, range(len(thumbnails)))
+    length = path_length(distances_TT, range(len(thumbnails)))
     has_motion = length >= _MIN_MOTION * (len(thumbnails) - 1)
-    return has_motion and all(_path_length(distances_TT, path) >= min_detour * length + 1e-3 for path in wrong)
+    return has_motion and all(path_length(distances_TT, path) >= min_detour * length + 1e-3 for path in wrong)
 
 
 _Part = tuple[Clip, list[int]]  # frames of a clip
@@ -316,37 +317,6 @@ TASKS: dict[str, Callable[[Clip, Sequence[Clip], Draw], Question | None]] = {
 }  # fmt: skip
 
 
-def orders(n: int, n_options: int, rng: np.random.Generator) -> list[list[int]]:
-    """So many random orders of n things, no two the reverse of one another and any two with few neighbours in common.
-
-    The rule is the same for any two, so that the correct one cannot be guessed from the others. Raises ValueError where there
-    are not so many.
-    """
-    most = 2 if n == 4 else (n - 1) // 2  # of 4 things there are no four orders with one in common
-    for _ in range(200):
-        distinct: list[list[int]] = []
-        for _ in range(50):
-            candidate = rng.permutation(n).tolist()
-            if all(len(_neighbours(candidate) & _neighbours(other)) <= most for other in distinct):
-                distinct.append(candidate)
-            if len(distinct) == n_options:
-                return distinct
-    raise ValueError(f"there are no {n_options} orders of {n} frames that differ enough")
-
-
-def has_orders(n: int, n_options: int) -> bool:
-    """Whether there are so many orders of n frames as `orders` gives."""
-    try:
-        orders(n, n_options, rng_for(0))
-    except ValueError:
-        return False
-    return True
-
-
-def _neighbours(path: Sequence[int]) -> set[frozenset[int]]:
-    return {frozenset(pair) for pair in pairwise(path)}
-
-
 def _evenly_spaced(n_available: int, n: int, rng: np.random.Generator) -> list[int]:
     """N indices at equal steps, the step and the first at random."""
     stride = int(rng.integers(1, (n_available - 1) // (n - 1) + 1)) if n > 1 else 1
@@ -363,10 +333,6 @@ def _frames_at_steps(seconds: np.ndarray, n: int, step_s: float, rng: np.random.
 def _distances(thumbnails: np.ndarray) -> np.ndarray:
     """Mean absolute difference of each two thumbnails (T, 8, 8, 3), in levels of 255: (T, T)."""
     return np.asarray(np.abs(thumbnails[:, None] - thumbnails[None]).mean((2, 3, 4)))
-
-
-def _path_length(distances_TT: np.ndarray, path: Sequence[int]) -> float:
-    return float(sum(distances_TT[a, b] for a, b in pairwise(path)))
 
 
 def _text(text: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from kvtools.keye.quiz.multiple_choice import score
 
 
 def asked_of(number, said, answer, form, choices):
-    told = {"task": "fair", "form": form, "choices": choices, "chance": 0.5, "clips": [f"c{number}"]}
-    return {**conversation(number, "Is it?", said), **told, "answer": answer}
+    fields = {"task": "fair", "form": form, "choices": choices, "chance": 0.5, "clips": [f"c{number}"]}
+    return {**conversation(number, "Is it?", said), **fields, "answer": answer}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("line", "code", "words"), REFUSED)
-def test_what_cannot_be_answered_is_told_in_one_line(top, monkeypatch, capfd, line, code, words):
+def test_what_cannot_be_answered_is_refused_in_one_line(top, monkeypatch, capfd, line, code, words):
     monkeypatch.chdir(top)
     cinema.write(top / "open.jsonl", [asked_of(0, "I", "I", "open", [])])
     cinema.write(top / "wrong.jsonl", [asked_of(0, "yes", "perhaps", "check", ["yes", "no"])])

@@ -76,9 +76,9 @@ def parrot():
         table, head = model.model.embed_tokens.weight.zero_(), model.lm_head.weight.zero_()
         table[:, 0] = 1
         before = [*CHAT.tokenizer.encode("\n"), *said]
-        for place, (one, other) in enumerate(zip(before, said, strict=False), start=1):
+        for number, (one, other) in enumerate(zip(before, said, strict=False), start=1):
             table[one, 0] = 0
-            table[one, place] = head[other, place] = 99
+            table[one, number] = head[other, number] = 99
     return model
 
 
@@ -264,7 +264,7 @@ def test_a_letter_of_several_tokens_comes_whole():
     assert text.rest() == ""
 
 
-def test_half_a_letter_is_told_at_the_end_and_does_not_hold_up_the_rest():
+def test_half_a_letter_is_printed_at_the_end_and_does_not_hold_up_the_rest():
     text = StreamDecoder(CHAT)
     half = CHAT.tokenizer.encode("漢")[:2]
     assert [text.add(token) for token in half] == ["", ""]

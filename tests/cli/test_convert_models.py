@@ -250,7 +250,7 @@ def test_a_bag_whose_weights_were_changed_is_refused(kv, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "in", "m.safetensors"]
 
 
-def test_a_directory_is_overwritten_when_told_and_only_a_models(kv, tmp_path):
+def test_a_directory_is_overwritten_with_force_and_only_a_models(kv, tmp_path):
     qwen(tmp_path / "in")
     assert kv("convert in -o out/") == (0, "")
     assert kv("convert in -o out/") == (73, "kvtools convert: out/: exists already. Give --force to overwrite it.\n")
@@ -277,7 +277,7 @@ def test_equal_models_give_equal_bytes(kv, tmp_path):
     assert all(np.array_equal(x.tensors[name], y.tensors[name]) for name in x.tensors)
 
 
-def test_what_is_no_model_is_told(kv, tmp_path):
+def test_what_is_no_model_is_refused(kv, tmp_path):
     assert kv("convert nowhere -o out/")[0] == 66
     (tmp_path / "d").mkdir()
     assert "no config.json" in kv("convert d -o m")[1]

@@ -74,9 +74,9 @@ def test_four_stages_follow_one_another_and_end_in_an_average(here, capfd):
     say(f"{TRAIN} --stage alignment --init seen --steps 1 -o other")
     assert is_same(parts("aligned", "model."), parts("other", "model."))
     assert not is_same(parts("aligned", "mlp_AR."), parts("other", "mlp_AR."))
-    told = info(capfd, "skilled")
-    assert (told["stage"], told["step"]) == ("multitask", 2)
-    assert [step["command"] for step in told["history"]] == ["pretrain keye"] * 3
+    reported = info(capfd, "skilled")
+    assert (reported["stage"], reported["step"]) == ("multitask", 2)
+    assert [step["command"] for step in reported["history"]] == ["pretrain keye"] * 3
     table = say("kvtools info skilled", capfd).out.decode()
     assert "model    stage            multitask\n" in table
     assert "model    step             2\n" in table
@@ -185,9 +185,9 @@ def test_stage_0_goes_on_from_a_published_siglip_and_goes_back_to_it(here, capfd
     before, after = (load_file(f"{name}/model.safetensors") for name in ("siglip", "back"))
     assert set(before) == set(after)
     assert not is_same(before, after)
-    told = published.SiglipModel.from_pretrained("back", output_loading_info=True)[1]
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    reported = published.SiglipModel.from_pretrained("back", output_loading_info=True)[1]
+    assert not reported["missing_keys"]
+    assert not reported["unexpected_keys"]
 
 
 def test_published_words_are_not_learnt_by_another_tokenizer_unasked(here, capfd, published):
@@ -253,9 +253,9 @@ def test_stopped_by_a_signal_and_run_again_it_ends_with_the_same_bytes(here, cap
     line = f"{TRAIN} --steps 50 --valid held.jsonl --log log -o m"
     running = started(here, line, 12)
     running.send_signal(signal.SIGUSR2)
-    _, told = running.communicate(timeout=60)
-    assert (running.returncode, told.count("\n")) == (75, 1), told
-    assert "Run again to continue" in told
+    _, reported = running.communicate(timeout=60)
+    assert (running.returncode, reported.count("\n")) == (75, 1), reported
+    assert "Run again to continue" in reported
     at = curve(here / "log")[0][-1]["step"]
     assert 1 <= at < 50
     for other, word in (
@@ -286,10 +286,10 @@ def test_a_signal_while_input_is_read_stops_the_run_at_its_first_step(here, numb
         running.stdin.write(b"\n" * (4 << 20))
         running.stdin.flush()
         running.send_signal(number)
-        _, told = running.communicate((here / "asked.jsonl").read_bytes(), timeout=60)
+        _, reported = running.communicate((here / "asked.jsonl").read_bytes(), timeout=60)
     finally:
         running.kill()
-    assert (running.returncode, told) == (75, b"kvtools pretrain keye: stopped after step 1. Run again to continue.\n")
+    assert (running.returncode, reported) == (75, b"kvtools pretrain keye: stopped after step 1. Run again to continue.\n")
     assert os.listdir(here / ".m.state") == ["train.state"]
 
 
@@ -338,14 +338,14 @@ def test_patience_ends_a_run_and_the_best_weights_are_written(here, capfd):
     best = min(epochs, key=lambda line: line["valid_loss"])
     assert len(epochs) == best["epoch"] + 3 < 30
     assert all(line["score"] == -line["valid_loss"] for line in epochs)
-    told = info(capfd, "m")
-    assert told["validation"] == best["score"]
-    assert told["step"] == steps[-1]["step"]
+    reported = info(capfd, "m")
+    assert reported["validation"] == best["score"]
+    assert reported["step"] == steps[-1]["step"]
     assert say(f"{TRAIN} --init m --lr 1e-30 --steps 1 --valid held.jsonl --training patience=9ep --log again -o n").code == 0
     assert curve(here / "again")[1][0]["valid_loss"] == pytest.approx(best["valid_loss"], rel=1e-4)
 
 
-def test_without_patience_the_last_weights_are_written_and_validation_is_told(here, capfd):
+def test_without_patience_the_last_weights_are_written_and_validation_is_reported(here, capfd):
     assert say(f"{TRAIN} --steps 2ep --valid held.jsonl --log log -o m").code == 0
     assert say(f"{TRAIN} --steps 2ep -o blind").code == 0
     assert [line["epoch"] for line in curve(here / "log")[1]] == [1, 2]
@@ -401,7 +401,7 @@ def test_a_video_file_costs_what_a_row_has_room_for_or_what_is_said(here, capfd,
     assert "--frame-tokens 8 is not a range. Give LOW:HIGH" in say(f"{line} --frame-tokens 8 -o m", capfd).err
 
 
-def test_a_clip_that_goes_while_training_is_told_and_the_model_written(here, capfd, clip):
+def test_a_clip_that_goes_while_training_is_reported_and_the_model_written(here, capfd, clip):
     from kvtools.keye.run import setup as starting
 
     talks = [conversation(n, "Which colour?", "red") for n in range(3)] + [conversation(0, "Does it move?", "yes", id="moving")]
@@ -425,7 +425,7 @@ def test_a_clip_that_goes_while_training_is_told_and_the_model_written(here, cap
     assert all(np.isfinite(step["loss"]) for step in curve(here / "log")[0])
 
 
-def test_bad_lines_are_told_by_their_numbers(here, capfd):
+def test_bad_lines_are_named_by_their_numbers(here, capfd):
     with open(here / "asked.jsonl", "a") as file:
         file.write('{"messages": 3}\n{"id": \n')
     done = say(f"{TRAIN} --steps 2 -o m", capfd)
@@ -433,7 +433,7 @@ def test_bad_lines_are_told_by_their_numbers(here, capfd):
     assert "asked.jsonl: conversations that cannot be understood were left out, 2 in all (line 13: " in done.err
 
 
-def test_conversations_too_long_are_told_or_cut(here, capfd):
+def test_conversations_too_long_are_reported_or_cut(here, capfd):
     long = conversation(1, "Which colour?", "blue")
     long["messages"] += [{"role": "user", "content": "And?" * 99}, {"role": "assistant", "content": "No."}]
     write(here / "asked.jsonl", [conversation(0, "Which colour?", "red"), long])
@@ -554,7 +554,7 @@ USAGE = {
 
 
 @pytest.mark.parametrize("options", USAGE)
-def test_an_option_that_cannot_be_meant_is_told_on_one_line(here, capfd, options):
+def test_an_option_that_cannot_be_meant_is_refused_on_one_line(here, capfd, options):
     (here / "odd.toml").write_text("colour = 3\n")
     before = sorted(os.listdir(here))
     done = say(f"{TRAIN} --steps 2 {options} -o m", capfd)

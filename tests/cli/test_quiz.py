@@ -50,15 +50,15 @@ def questions(done):
 def test_questions_come_of_a_stream_with_their_answers(sh, top):
     done = sh("kvtools quiz clips.kvs --frames 5 --choices 3 -n 90 | tee q.kvs | kvtools cat --json -")
     assert (done.code, done.err) == (0, "")
-    made = questions(done)
-    assert Counter(question["task"] for question in made) == {"order": 30, "match": 30, "time": 30}
-    assert Counter(question["answer"] for question in made) == {"A": 30, "B": 30, "C": 30}
-    assert {question["chance"] for question in made} == {1 / 3}
+    asked = questions(done)
+    assert Counter(question["task"] for question in asked) == {"order": 30, "match": 30, "time": 30}
+    assert Counter(question["answer"] for question in asked) == {"A": 30, "B": 30, "C": 30}
+    assert {question["chance"] for question in asked} == {1 / 3}
     assert sh("kvtools check q.kvs").code == 0
     assert "kvtools quiz clips.kvs" in sh("kvtools info q.kvs").out.decode()
     assert "kvtools tokenize-video" in sh("kvtools info q.kvs").out.decode()
     with Media([str(top / "clips.kvs")]) as media:
-        for question in made:
+        for question in asked:
             shown = [media.fetch(part) for part in question["messages"][0]["content"] if part["type"] != "text"]
             assert len({(visual.n_tokens, tuple(visual.grid)) for visual in shown}) == 1
 
@@ -74,10 +74,10 @@ def test_the_same_words_make_the_same_questions_and_another_seed_others(sh, top)
 def test_files_and_folders_are_asked_about_by_the_same_names(sh, top):
     done = sh("kvtools quiz videos --task order --frames 4 --choices 3 -n 6 | kvtools cat --json -")
     assert (done.code, done.err) == (0, "")
-    made = questions(done)
-    assert {question["clips"][0] for question in made} <= {f"v{n}.mp4" for n in range(5)}
+    asked = questions(done)
+    assert {question["clips"][0] for question in asked} <= {f"v{n}.mp4" for n in range(5)}
     with Media([str(top / "videos")]) as media:
-        assert all(media.fetch(part) for q in made for part in q["messages"][0]["content"] if part["type"] != "text")
+        assert all(media.fetch(part) for q in asked for part in q["messages"][0]["content"] if part["type"] != "text")
 
 
 def test_a_bad_clip_does_not_lose_the_others(sh, top):
@@ -99,23 +99,23 @@ def test_sides_share_no_clip(sh, top):
     used = []
     for side in ("train:0.5", "test:0.5"):
         done = sh(f"kvtools quiz clips.kvs --task order --form check --frames 4 --split {side} -n 40 | kvtools cat --json -")
-        made = questions(done)
-        assert {question["split"] for question in made} == {side.split(":")[0]}
-        used.append({key for question in made for key in question["clips"]})
+        asked = questions(done)
+        assert {question["split"] for question in asked} == {side.split(":")[0]}
+        used.append({key for question in asked for key in question["clips"]})
     assert used[0]
     assert used[1]
     assert not used[0] & used[1]
     assert used[0] | used[1] == {f"v{n}.mp4" for n in range(5)}
 
 
-def test_groups_stay_on_one_side_and_likeness_across_is_told(sh, top):
+def test_groups_stay_on_one_side_and_likeness_across_is_reported(sh, top):
     make_clip(top / "one.mp4")
     (top / "two.mp4").write_bytes((top / "one.mp4").read_bytes())
     sh("kvtools tokenize-video --fps 4 --frame-tokens 4:16 one.mp4 two.mp4 -o twins.kvs")
     line = "kvtools quiz twins.kvs clips.kvs --task order --form check --frames 4 -n 20 -o q.kvs --force --split"
     apart = next(share for share in (0.1, 0.3, 0.5, 0.7, 0.9) if len(side_of("one.mp4", "two.mp4", share)) == 2)
-    told = [sh(f"{line} {side}").err for side in (f"train:{apart}", f"test:{1 - apart:.1f}")]
-    assert all("look like one on the other side of the split" in each and ".mp4 like " in each for each in told)
+    stderr = [sh(f"{line} {side}").err for side in (f"train:{apart}", f"test:{1 - apart:.1f}")]
+    assert all("look like one on the other side of the split" in each and ".mp4 like " in each for each in stderr)
     (top / "g.csv").write_text("file,group\none.mp4,same\ntwo.mp4,same\n")
     assert not any(
         "look like" in sh(f"{line} {side} --group g.csv").err for side in (f"train:{apart}", f"test:{1 - apart:.1f}")
@@ -132,18 +132,18 @@ def test_labels_are_asked_by_their_own_split(sh, top):
     (top / "labels.csv").write_text("file,label,split\n" + "".join(rows))
     line = "kvtools quiz clips.kvs --labels labels.csv --form check --positive fight --question 'Is it a fight?' --split train"
     done = sh(f"{line} | kvtools cat --json -")
-    made = questions(done)
-    assert {question["clips"][0]: question["answer"] for question in made} == {
+    asked = questions(done)
+    assert {question["clips"][0]: question["answer"] for question in asked} == {
         "v0.mp4": "no", "v1.mp4": "no", "v2.mp4": "yes", "v3.mp4": "yes",
     }  # fmt: skip
-    assert {question["chance"] for question in made} == {0.5}
-    assert made[0]["messages"][0]["content"][1]["text"] == "Is it a fight?"
+    assert {question["chance"] for question in asked} == {0.5}
+    assert asked[0]["messages"][0]["content"][1]["text"] == "Is it a fight?"
     whole = sh("kvtools quiz clips.kvs --labels labels.csv --form open | kvtools cat --json -")
     assert "does not name were left out, 1 in all (v4.mp4)" in whole.err
     assert Counter(question["answer"] for question in questions(whole)) == {"calm": 2, "fight": 2}
 
 
-def test_fewer_questions_than_asked_for_is_told(sh, top):
+def test_fewer_questions_than_asked_for_is_reported(sh, top):
     done = sh("kvtools quiz clips.kvs --task order --form check --frames 8 -n 4000 -o q.kvs")
     assert done.code == 0
     assert "questions made of 4000" in done.err
@@ -270,7 +270,7 @@ def test_real_clips_give_questions_that_blind_guesses_do_not_answer(sh, tmp_path
     sh(f"kvtools tokenize-video --fps 2 --frame-tokens 4:16 {names} -o clips.kvs")
     done = sh("kvtools quiz clips.kvs -n 240 | kvtools cat --json -")
     assert done.code == 0
-    made = questions(done)
+    asked = questions(done)
     for task in ("order", "match", "time"):
-        answers = Counter(question["answer"] for question in made if question["task"] == task)
+        answers = Counter(question["answer"] for question in asked if question["task"] == task)
         assert answers == {"A": 20, "B": 20, "C": 20, "D": 20}

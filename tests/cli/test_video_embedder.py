@@ -160,7 +160,7 @@ def test_a_run_that_is_asked_to_stop_begins_no_clip(here):
     ]  # fmt: skip
 
 
-def test_the_model_is_told_in_the_stream_and_in_recipes(here, capfd):
+def test_the_model_is_named_in_the_stream_and_in_recipes(here, capfd):
     state = checkpoint.load("keye.safetensors")[0].state_dict()
     digest = Digest()
     for name, weight in state.items():
@@ -170,10 +170,12 @@ def test_the_model_is_told_in_the_stream_and_in_recipes(here, capfd):
     assert line["history"][-1]["inputs"] == [str(digest)]
     first = json.loads(say("kvtools info --json --records clips.kvs", capfd).out.splitlines()[0])
     assert first["encoder"] == {"digest": str(digest), "pooling": "mean"}
-    told = say("kvtools info --config clips.kvs", capfd).out
-    assert tomllib.loads(told.decode()) | {"encoder": "keye.safetensors", "dtype": "float32"} == tomllib.loads(told.decode())
-    (here / "r.toml").write_bytes(told)
-    assert say("kvtools tokenize-video --config r.toml --print-config", capfd).out == told
+    printed = say("kvtools info --config clips.kvs", capfd).out
+    assert tomllib.loads(printed.decode()) | {"encoder": "keye.safetensors", "dtype": "float32"} == tomllib.loads(
+        printed.decode()
+    )
+    (here / "r.toml").write_bytes(printed)
+    assert say("kvtools tokenize-video --config r.toml --print-config", capfd).out == printed
     say("kvtools tokenize-video --config r.toml --force c0.mp4 -o config.kvs")
     (again,) = records((here / "config.kvs").read_bytes())
     assert bytes(again.raw) == bytes(records((here / "clips.kvs").read_bytes())[0].raw)
@@ -229,8 +231,8 @@ def test_clips_become_semantic_ids_and_embeddings_through_pipes(sh, data, here):
     make = f"cd {here}; kvtools tokenize-video --encoder keye.safetensors {SMALL} {' '.join(map(str, names))} | tee real.kvs"
     done = sh(f"{make} | kvtools semid-build --levels 2 --codes 2 - -o clips.ids --force; kvtools info --json clips.ids")
     assert (done.code, done.err) == (0, "")
-    told = json.loads(done.out)
-    assert told["quality"]["items"] == 4
-    assert [step["command"] for step in told["history"]] == ["tokenize-video", "semid-build"]
+    printed = json.loads(done.out)
+    assert printed["quality"]["items"] == 4
+    assert [step["command"] for step in printed["history"]] == ["tokenize-video", "semid-build"]
     rows = records(sh(f"cd {here}; kvtools embed real.kvs").out)
     assert rows[0].tensors["vectors"].shape == (4, 24)

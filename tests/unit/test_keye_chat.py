@@ -164,7 +164,7 @@ def test_what_is_not_a_conversation_is_refused(chat, conversation, counts, words
     assert str(caught.value) == words
 
 
-def test_a_wrong_tokenizer_is_told_in_one_line(chat):
+def test_a_wrong_tokenizer_is_refused_in_one_line(chat):
     chat.require_fits(chat.size + 100, chat.image_token, chat.video_token)
     with pytest.raises(
         Corrupt, match=f"has {chat.size} tokens, and the model only 100. Give the tokenizer that the model was trained with"
@@ -198,8 +198,8 @@ def test_minimind_lacks_six_tokens_which_are_added(data):
 @pytest.mark.data
 def test_the_vocabulary_of_qwen2_gets_keyes_numbers(data):
     chat = ChatTemplate.open(str(data / "tokenizer" / "qwen2"))
-    told = json.loads((data / "tokenizer" / "keye" / "tokenizer_config.json").read_text())["added_tokens_decoder"]
-    assert {int(n): entry["content"] for n, entry in told.items()} == {n: word for word, n in chat.tokenizer.ids.items()}
+    config = json.loads((data / "tokenizer" / "keye" / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert {int(n): entry["content"] for n, entry in config.items()} == {n: word for word, n in chat.tokenizer.ids.items()}
     assert (chat.size, chat.image_token, chat.video_token) == (151_675, 151_655, 151_656)
 
 
@@ -209,7 +209,7 @@ def test_tokens_are_those_of_keyes_own_template(data, tmp_path):
     from tokenizers import Tokenizer as Library
 
     chat = ChatTemplate.open(str(data / "tokenizer" / "qwen2"))
-    told = json.loads((data / "tokenizer" / "keye" / "tokenizer_config.json").read_text())
+    config = json.loads((data / "tokenizer" / "keye" / "tokenizer_config.json").read_text())
     library = Library.from_str(chat.to_bytes().decode())
     talks = [
         [("system", "You are kind."), ("user", "Hi, what's 12+34?\n\n  Tell!"), ("assistant", "It's 46."), ("user", "视频")],
@@ -218,7 +218,7 @@ def test_tokens_are_those_of_keyes_own_template(data, tmp_path):
     ]
     for talk in talks:
         messages = [{"role": role, "content": content} for role, content in talk]
-        rendered = jinja2.Template(told["chat_template"]).render(messages=messages, add_generation_prompt=False)
+        rendered = jinja2.Template(config["chat_template"]).render(messages=messages, add_generation_prompt=False)
         # the template of today's Qwen3 puts empty thoughts before the last answer, which Keye's modes do not
         rendered = rendered.replace("<think>\n\n</think>\n\n", "")
         assert chat.encode({"messages": messages})[0].tolist() == library.encode(rendered, add_special_tokens=False).ids

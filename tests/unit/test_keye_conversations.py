@@ -1,4 +1,4 @@
-"""Other people's layouts of conversations, each brought to the one form; what cannot be understood told by its place."""
+"""Other people's layouts of conversations, each brought to the one form; what cannot be understood named by its line."""
 
 import json
 
@@ -104,22 +104,22 @@ LAYOUTS = {
 def test_a_layout_is_brought_to_the_one_form(name):
     document, expected = LAYOUTS[name]
     before = json.dumps(document)
-    made = normalise(document)
+    source = normalise(document)
     assert json.dumps(document) == before
-    found = said(made)
+    found = said(source)
     if name == "tools":
         assert found[0][0] == "system"
         assert '<tools>\n{"name": "f"}\n</tools>' in found.pop(0)[1]
     assert found == expected
-    assert made["mode"] is None
+    assert source["mode"] is None
     # the one form is a layout too
-    again = normalise(made)
-    assert again == made
+    again = normalise(source)
+    assert again == source
 
 
 def test_what_else_is_said_stays():
-    made = normalise({"messages": [{"role": "user", "content": "x"}], "mode": "think", "answer": 4, "id": 3})
-    assert (made["mode"], made["answer"], made["id"]) == ("think", 4, "3")
+    source = normalise({"messages": [{"role": "user", "content": "x"}], "mode": "think", "answer": 4, "id": 3})
+    assert (source["mode"], source["answer"], source["id"]) == ("think", 4, "3")
     pair = normalise(LAYOUTS["pairs"][0])
     assert pair["rejected"] == {"role": "assistant", "content": [{"type": "text", "text": "bad"}]}
     for word in ({"loss_weight": 0.0}, {"weight": 0}, {"loss": False}):
@@ -199,11 +199,11 @@ def test_bad_lines_are_named_and_the_others_read(tmp_path):
     lines = [good, "{", '{"a": 1}', '{"messages": NaN}', '{"messages": [{"role": "user", "content": "\\ud800"}]}', "7", good]
     data = "\n".join(lines).encode() + b'\n{"messages": "\xff"}\n'
     (tmp_path / "x.jsonl").write_bytes(data)
-    made = open_conversations(str(tmp_path / "x.jsonl"))
-    assert [each["id"] for each in made.conversations] == ["00000000", "00000006"]
-    assert made.skipped.counts == {BAD: 6}
-    assert made.skipped.names[BAD][0].startswith("line 2: not JSON")
-    assert made.root == str(tmp_path)
+    source = open_conversations(str(tmp_path / "x.jsonl"))
+    assert [each["id"] for each in source.conversations] == ["00000000", "00000006"]
+    assert source.skipped.counts == {BAD: 6}
+    assert source.skipped.names[BAD][0].startswith("line 2: not JSON")
+    assert source.root == str(tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -261,10 +261,10 @@ def test_a_source_with_nothing_in_it_is_corrupt(tmp_path, data, words):
 def test_llamafactorys_demos_are_understood(data, name, n_found, n_lost):
     from kvtools.keye.data.chat_template import ChatTemplate, visuals_of
 
-    made = open_conversations(str(data / "reasoning" / "llamafactory" / name))
-    assert (len(made.conversations), n_skipped(made.skipped)) == (n_found, n_lost)
+    source = open_conversations(str(data / "reasoning" / "llamafactory" / name))
+    assert (len(source.conversations), n_skipped(source.skipped)) == (n_found, n_lost)
     chat = ChatTemplate.open(None)
-    for conversation in made.conversations:
+    for conversation in source.conversations:
         _, targets = chat.encode(conversation, [1] * len(visuals_of(conversation)))
         assert targets.any()
 

@@ -48,9 +48,9 @@ def answers(keye, prompts=PROMPTS, **options):
     return list(generate(keye, prompts, **{"max_new_tokens": 12, "temperature": 0.0, **options}))
 
 
-def full_logits(keye, made):
+def full_logits(keye, example):
     """Logits of a conversation by one forward without a cache."""
-    row = collate([made])
+    row = collate([example])
     with torch.no_grad():
         visual = None if row.pixels is None else keye.encode_images(torch.tensor(row.pixels), row.grid.tolist())
         hidden = keye.hidden(torch.tensor(row.tokens).long(), torch.tensor(row.positions), [0], visual)
@@ -70,8 +70,12 @@ def constant(logits):
 
 
 def same(one, other):
-    assert [a.tokens.tolist() for some in one for a in some] == [a.tokens.tolist() for some in other for a in some]
-    assert [a.ended for some in one for a in some] == [a.ended for some in other for a in some]
+    assert [a.tokens.tolist() for answers_of_prompt in one for a in answers_of_prompt] == [
+        a.tokens.tolist() for answers_of_prompt in other for a in answers_of_prompt
+    ]
+    assert [a.ended for answers_of_prompt in one for a in answers_of_prompt] == [
+        a.ended for answers_of_prompt in other for a in answers_of_prompt
+    ]
 
 
 def test_greedy_with_a_cache_is_the_argmax_of_full_forwards():
@@ -85,11 +89,11 @@ def test_greedy_with_a_cache_is_the_argmax_of_full_forwards():
 
 def test_an_answer_stands_after_a_video_that_is_longer_than_it_is_wide():
     asked = PROMPTS[4]  # 20 s are 40 positions for 6 tokens
-    made = with_answer(asked, answers(model(), [asked])[0][0])
-    assert made.positions[:, len(asked)].tolist() == [1 + 40 + 2] * 3
+    example = with_answer(asked, answers(model(), [asked])[0][0])
+    assert example.positions[:, len(asked)].tolist() == [1 + 40 + 2] * 3
     # as if the answer had been there from the beginning
-    known = mrope_positions(made.tokens, IMAGE, VIDEO, [asked.visuals[0].grid], [asked.visuals[0].seconds])
-    assert (made.positions == known).all()
+    known = mrope_positions(example.tokens, IMAGE, VIDEO, [asked.visuals[0].grid], [asked.visuals[0].seconds])
+    assert (example.positions == known).all()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,7 @@ def test_batch_order_and_budget_change_nothing(options):
 def test_more_answers_begin_with_the_fewer_and_longer_ones_with_the_shorter():
     keye = model(2)
     few, many = (answers(keye, temperature=1.0, n_answers=n) for n in (2, 5))
-    same(few, [some[:2] for some in many])
+    same(few, [answers_of_prompt[:2] for answers_of_prompt in many])
     assert len({tuple(a.tokens.tolist()) for a in many[0]}) == 5
     longer = answers(keye, temperature=1.0, n_answers=2, max_new_tokens=20)
     assert [a.tokens[:12].tolist() for s in longer for a in s] == [a.tokens.tolist() for s in few for a in s]
@@ -152,13 +156,15 @@ def test_frequencies_follow_the_distribution():
     probs = np.exp((logits - logits.max()) / 0.8)
     probs[[IMAGE, VIDEO]] = 0
     probs /= probs.sum()
-    some = answers(keye, [PROMPTS[0]], temperature=0.8, n_answers=400, max_new_tokens=25)[0]
-    counts = np.bincount(np.concatenate([a.tokens for a in some]), minlength=50)
+    answers_of_prompt = answers(keye, [PROMPTS[0]], temperature=0.8, n_answers=400, max_new_tokens=25)[0]
+    counts = np.bincount(np.concatenate([a.tokens for a in answers_of_prompt]), minlength=50)
     is_likely = probs * counts.sum() >= 5
     found = [*counts[is_likely], counts[~is_likely].sum()]
     expected = np.array([*probs[is_likely], probs[~is_likely].sum()]) * counts.sum()
     assert stats.chisquare(found, expected).pvalue > 1e-3
-    pairs = Counter((int(a), int(b)) for each in some for a, b in zip(each.tokens[:-1], each.tokens[1:], strict=True))
+    pairs = Counter(
+        (int(a), int(b)) for each in answers_of_prompt for a, b in zip(each.tokens[:-1], each.tokens[1:], strict=True)
+    )
     top = np.argsort(-probs)[:4]  # a token says nothing of the next
     assert all(
         abs(pairs[a, b] - probs[a] * probs[b] * 9600) < 5 * (probs[a] * probs[b] * 9600) ** 0.5 for a in top for b in top
@@ -170,13 +176,17 @@ def test_a_temperature_near_0_is_greedy():
     greedy = answers(keye)
     for temperature in (1e-3, 1e-30):
         same(greedy, answers(keye, temperature=temperature))
-    assert all((a.sampling_logprobs == 0).all() for some in greedy for a in some)
+    assert all((a.sampling_logprobs == 0).all() for answers_of_prompt in greedy for a in answers_of_prompt)
     same(greedy, answers(keye, temperature=1.0, top_k=1))
 
 
 def test_log_probabilities_are_those_of_a_full_forward():
     keye = model(4)
-    drawn = [a for some in answers(keye, temperature=1.3, top_k=20, top_p=0.9, stop_tokens=[5]) for a in some]
+    drawn = [
+        a
+        for answers_of_prompt in answers(keye, temperature=1.3, top_k=20, top_p=0.9, stop_tokens=[5])
+        for a in answers_of_prompt
+    ]
     for asked, answer in zip(PROMPTS, drawn, strict=True):
         logits = full_logits(keye, with_answer(asked, answer))[len(asked) - 1 : -1].double()
         tokens = torch.tensor(answer.tokens).long()
@@ -189,12 +199,16 @@ def test_log_probabilities_are_those_of_a_full_forward():
 
 def test_scores_of_a_packed_row_are_those_of_the_answers():
     keye = model(4)
-    made = [(p, a) for p, some in zip(PROMPTS, answers(keye, temperature=1.0, n_answers=2), strict=True) for a in some]
-    row = collate([with_answer(*pair) for pair in made])
+    example = [
+        (p, a)
+        for p, answers_of_prompt in zip(PROMPTS, answers(keye, temperature=1.0, n_answers=2), strict=True)
+        for a in answers_of_prompt
+    ]
+    row = collate([with_answer(*pair) for pair in example])
     scores = log_probabilities(keye, row)
     assert (scores.shape, scores.dtype) == ((len(row),), torch.float32)
     assert (scores[row.targets == 0] == 0).all()
-    expected = np.concatenate([answer.logprobs for _, answer in made])
+    expected = np.concatenate([answer.logprobs for _, answer in example])
     np.testing.assert_allclose(scores[row.targets == 1].detach(), expected, atol=1e-5)
     everywhere = log_probabilities(keye, row, everywhere=True).detach()
     assert np.flatnonzero(everywhere == 0).tolist() == row.segments.tolist()
@@ -234,19 +248,19 @@ def test_a_picture_is_encoded_once_and_a_prompt_read_once(monkeypatch):
     monkeypatch.setattr(Keye, "hidden", lambda self, t, *rest: read.append(len(t)) or hidden(self, t, *rest))
     asked = PROMPTS[1]
     other = replace(prompt(2, (1, 4, 6), 4, key="o", seed=9), visuals=asked.visuals)
-    some = answers(keye, [asked, other], n_answers=3, max_new_tokens=4)
+    answers_of_prompt = answers(keye, [asked, other], n_answers=3, max_new_tokens=4)
     assert encoded == [24]
     assert read == [len(asked) + len(other), 6, 6, 6]
     encoded.clear()
     cache = VisualCache(keye)
     for _ in range(2):
-        same(some, answers(keye, [asked, other], n_answers=3, max_new_tokens=4, visual_cache=cache, budget=1))
+        same(answers_of_prompt, answers(keye, [asked, other], n_answers=3, max_new_tokens=4, visual_cache=cache, budget=1))
     assert encoded == [24]
     monkeypatch.undo()
-    same(some, [answers(keye, [p], n_answers=3, max_new_tokens=4)[0] for p in (asked, other)])
+    same(answers_of_prompt, [answers(keye, [p], n_answers=3, max_new_tokens=4)[0] for p in (asked, other)])
 
 
-def test_each_token_is_told_as_it_is_chosen_and_prompts_are_taken_as_needed():
+def test_each_token_is_reported_as_it_is_chosen_and_prompts_are_taken_as_needed():
     chosen, taken = [], []
 
     def prompts():

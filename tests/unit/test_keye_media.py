@@ -1,4 +1,4 @@
-"""Items of conversations into patches: the right frames, true times, budgets kept, and what is not there told by name."""
+"""Items of conversations into patches: the right frames, true times, budgets kept, and what is not there named."""
 
 import base64
 import io
@@ -102,8 +102,8 @@ def test_the_frame_of_a_file_at_a_second_is_the_one_that_tokenizing_gives(tmp_pa
     make_clip(tmp_path / "clip.mp4")
     with Media([str(tmp_path)]) as media:
         whole = media.fetch({"type": "video", "video": "clip.mp4", "frames": 4})
-        some = media.fetch({"type": "video", "video": "clip.mp4", "seconds": whole.seconds[[2, 0]].tolist()})
-        assert (some.pixels_P3HW == take(whole, [2, 0]).pixels_P3HW).all()
+        chosen = media.fetch({"type": "video", "video": "clip.mp4", "seconds": whole.seconds[[2, 0]].tolist()})
+        assert (chosen.pixels_P3HW == take(whole, [2, 0]).pixels_P3HW).all()
 
 
 def test_an_absolute_path_needs_no_folder_and_the_first_folder_counts(tmp_path):
@@ -225,8 +225,8 @@ def test_llamafactorys_demos_are_seen(data):
     from kvtools.keye.data.processor import Processor
 
     chat = ChatTemplate.open(None)
-    made = open_conversations(str(data / "reasoning" / "llamafactory" / "mllm_demo.json"))
-    with Media([made.root], image_tokens=(4, 64)) as media:
-        rows = [Processor(chat, media).example(conversation) for conversation in made.conversations]
+    source = open_conversations(str(data / "reasoning" / "llamafactory" / "mllm_demo.json"))
+    with Media([source.root], image_tokens=(4, 64)) as media:
+        rows = [Processor(chat, media).example(conversation) for conversation in source.conversations]
     assert [len(row.visuals) for row in rows] == [2, 1, 1, 2, 1, 1]
     assert all((row.tokens == chat.image_token).sum() == sum(v.n_tokens for v in row.visuals) for row in rows)

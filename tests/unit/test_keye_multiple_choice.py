@@ -46,9 +46,9 @@ def test_the_choice_is_the_likeliest_of_the_options_first_tokens(media):
     assert len(set(together)) > 1
     for one, said in zip(asked, together, strict=True):
         alone = processor.prompt(one)
-        tokens, places = torch.from_numpy(alone.tokens).long(), torch.from_numpy(alone.positions)
+        tokens, positions = torch.from_numpy(alone.tokens).long(), torch.from_numpy(alone.positions)
         seen = keye.encode_images(torch.tensor(alone.visuals[0].pixels_P3HW), [alone.visuals[0].grid.tolist()])
-        logits = keye.logits(keye.hidden(tokens, places, [0], seen)[-1])
+        logits = keye.logits(keye.hidden(tokens, positions, [0], seen)[-1])
         assert said == max(options_of(one), key=lambda word: float(logits[CHAT.tokenizer.encode(word, ())[0]]))
 
 

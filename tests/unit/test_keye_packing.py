@@ -1,4 +1,4 @@
-"""Examples, rows and epochs: nothing lost in packing, an epoch that is the same every time, what is left out told by name."""
+"""Examples, rows and epochs: nothing lost in packing, an epoch that is the same every time, what is left out named."""
 
 import numpy as np
 import pytest
@@ -69,8 +69,8 @@ def test_positions_follow_the_true_times(media):
 
 
 def test_a_sequence_record_gives_the_row_back(tmp_path, media):
-    told = {**talk("one", 3, VIDEO), "as_is": True}
-    row = collate([Processor(CHAT, media).example(told), Processor(CHAT, media).example(talk("two", 5))])
+    as_is = {**talk("one", 3, VIDEO), "as_is": True}
+    row = collate([Processor(CHAT, media).example(as_is), Processor(CHAT, media).example(talk("two", 5))])
     assert row.as_is == {"one"}
     bare = collate([Processor(CHAT, None).example(talk("three", 2))])
     with Writer(Sink(str(tmp_path / "s.kvs")), Head("sequence")) as writer:
@@ -88,7 +88,7 @@ def test_a_sequence_record_gives_the_row_back(tmp_path, media):
     plans = list(loader.epoch(0))
     assert sorted(plan.keys for plan in plans) == [("one", "two"), ("three",)]
     assert {loader.build(plan).keys for plan in plans} == {("one", "two"), ("three",)}
-    with pytest.raises(Corrupt, match=r"clips.kvs: record 0: kind .video. "):
+    with pytest.raises(Corrupt, match=r"clips.kvs: record 0: its kind is 'video', "):
         list(PackedRowLoader([index_of(tmp_path / "clips.kvs")]).epoch(0))
 
 
@@ -202,8 +202,8 @@ def test_real_conversations_fill_rows_and_balance(data):
 
     folder = data / "reasoning" / "llamafactory"
     chat = ChatTemplate.open(str(data / "tokenizer" / "minimind"))
-    made = open_conversations(str(folder / "alpaca_en_demo.json"))
-    loader = ConversationLoader(made.conversations, Processor(chat), length=1024)
+    source = open_conversations(str(folder / "alpaca_en_demo.json"))
+    loader = ConversationLoader(source.conversations, Processor(chat), length=1024)
     plans = list(loader.epoch(0))
     assert n_skipped(loader.skipped) == 0
     assert sum(len(plan.indices) for plan in plans) == 999

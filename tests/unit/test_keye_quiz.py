@@ -1,4 +1,4 @@
-"""Self-made questions: the answer is right, is told by looking, and by nothing else."""
+"""Self-made questions: the answer is right, is seen by looking, and by nothing else."""
 
 from collections import Counter
 from itertools import combinations, pairwise
@@ -41,17 +41,17 @@ def items(question, kind):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("task", ["order", "match", "time"])
 def test_answers_are_spread_evenly_and_the_same_every_time(task, form):
-    made = questions(task, form)
-    assert made == questions(task, form)
-    assert len(made) == 240
-    assert len({str(question["messages"]) for question in made}) == 240
-    assert all(question["messages"][-1]["content"][0]["text"] == question["answer"] for question in made)
+    asked = questions(task, form)
+    assert asked == questions(task, form)
+    assert len(asked) == 240
+    assert len({str(question["messages"]) for question in asked}) == 240
+    assert all(question["messages"][-1]["content"][0]["text"] == question["answer"] for question in asked)
     if form == "check":
-        assert Counter(question["answer"] for question in made) == {"yes": 120, "no": 120}
+        assert Counter(question["answer"] for question in asked) == {"yes": 120, "no": 120}
     elif form == "choice" or task == "match":
-        assert Counter(question["answer"] for question in made) == dict.fromkeys("ABCD", 60)
-        assert {question["chance"] for question in made} == {0.25}
-    used = Counter(question["clips"][0] for question in made)
+        assert Counter(question["answer"] for question in asked) == dict.fromkeys("ABCD", 60)
+        assert {question["chance"] for question in asked} == {0.25}
+    used = Counter(question["clips"][0] for question in asked)
     assert set(used) == {each.key for each in CLIPS}
     assert max(used.values()) <= 2 * 240 / len(CLIPS)
 
@@ -85,7 +85,7 @@ def test_the_clip_that_goes_on_is_the_one_of_the_same_key():
         assert (first["video"] == second["video"]) == (question["answer"] == "yes")
 
 
-def test_the_cut_is_at_the_second_told():
+def test_the_cut_is_at_the_second_asked_for():
     for form in FORMS:
         for question in questions("time", form):
             (video,) = items(question, "video")
@@ -119,7 +119,7 @@ def test_videos_of_a_question_tell_nothing_by_their_shape_and_times():
 
 def test_who_looks_at_no_picture_is_at_chance():
     """Blind answerers of the choice of orders: the option most like, or least like, the others; 800 questions, 4 options."""
-    made = questions("order", "choice", 800)
+    asked = questions("order", "choice", 800)
 
     def likeness(question, compare):
         options = [question["choices"][i].split() for i in range(4)]
@@ -133,11 +133,11 @@ def test_who_looks_at_no_picture_is_at_chance():
 
     for compare in (neighbours, slots):
         for pick in (np.argmax, np.argmin):
-            right = [LETTERS[int(pick(likeness(question, compare)))] == question["answer"] for question in made]
+            right = [LETTERS[int(pick(likeness(question, compare)))] == question["answer"] for question in asked]
             assert abs(np.mean(right) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 800), (compare.__name__, pick.__name__)
     times = questions("time", "choice", 800)
-    for place in range(4):  # the options rise: is the first, or the last, right more often?
-        assert np.mean([question["answer"] == LETTERS[place] for question in times]) == pytest.approx(0.25)
+    for index in range(4):  # the options rise: is the first, or the last, right more often?
+        assert np.mean([question["answer"] == LETTERS[index] for question in times]) == pytest.approx(0.25)
 
 
 @given(st.integers(4, 9), st.integers(2, 6), st.integers(0, 99))
@@ -158,8 +158,10 @@ def test_more_orders_than_there_are_is_refused():
 def test_a_still_clip_a_short_one_and_twins_are_not_asked_about():
     still = Clip("still", np.arange(20) / 4, (56, 56), np.full((20, 8, 8, 3), 9, np.float32), "still")
     skipped = SkippedRows()
-    made = list(ask([still, clip("short", 3), clip("good")], ["order"], "choice", 40, skipped, n_frames=6, n_choices=4, seed=0))
-    assert {question["clips"][0] for question in made} == {"good"}
+    asked = list(
+        ask([still, clip("short", 3), clip("good")], ["order"], "choice", 40, skipped, n_frames=6, n_choices=4, seed=0)
+    )
+    assert {question["clips"][0] for question in asked} == {"good"}
     assert skipped.counts == {
         "clips with too few frames for order left out": 1,
         "clips of which no fair question could be asked (order)": 1,
@@ -182,8 +184,8 @@ def test_a_clip_with_a_cut_of_its_own_is_not_asked_when_it_changes():
 
 
 def test_tasks_take_turns_and_end_apart():
-    made = questions("order,match,time", "choice", 30)
-    assert Counter(question["task"] for question in made) == {"order": 10, "match": 10, "time": 10}
+    asked = questions("order,match,time", "choice", 30)
+    assert Counter(question["task"] for question in asked) == {"order": 10, "match": 10, "time": 10}
     alone = list(ask(CLIPS[:1], ["order", "match"], "choice", 10, SkippedRows(), n_frames=6, n_choices=4, seed=0))
     assert {question["task"] for question in alone} == {"order"}
     assert len(alone) == 10
@@ -199,8 +201,8 @@ def test_labels_are_asked_once_a_clip_and_chance_is_the_majority():
     assert items(check[0], "text")[0]["text"] == "A fight?"
     choice = ask_labels(CLIPS, words, "choice", 48, **options)
     assert Counter(question["answer"] for question in choice) == {"A": 24, "B": 24}
-    told = dict(zip((each.key for each in CLIPS), words, strict=True))
-    assert all(q["choices"][LETTERS.index(q["answer"])] == told[q["clips"][0]] == q["label"] for q in choice)
+    label_of = dict(zip((each.key for each in CLIPS), words, strict=True))
+    assert all(q["choices"][LETTERS.index(q["answer"])] == label_of[q["clips"][0]] == q["label"] for q in choice)
     free = ask_labels(CLIPS, words, "open", None, **options)
     assert all(question["answer"] == question["label"] for question in free)
 

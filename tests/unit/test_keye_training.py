@@ -124,9 +124,9 @@ def slow_loss(model, row):
         answer = words.split("<|im_start|>assistant\n")[1].split("<|im_end|>")[0]
         n_answer = len(CHAT.tokenizer.encode(answer, ())) + 1
         last = begin + max(np.flatnonzero(row.tokens[begin:end] == said))
-        for place in range(last - n_answer + 1, last + 1):
-            total -= float(shares[place - 1, row.tokens[place]].detach())
-            n_right += int(shares[place - 1].argmax() == int(row.tokens[place]))
+        for position in range(last - n_answer + 1, last + 1):
+            total -= float(shares[position - 1, row.tokens[position]].detach())
+            n_right += int(shares[position - 1].argmax() == int(row.tokens[position]))
             n += 1
     model.float()
     return total, n_right, n
@@ -147,8 +147,8 @@ def test_what_is_shown_and_asked_carries_no_loss():
     row = rows_of(task.loader)[0]
     is_said = row.targets == 1
     assert not np.isin(row.tokens[is_said], (CHAT.image_token, CHAT.video_token)).any()
-    told = CHAT.decode(row.tokens[is_said]).split("<|im_end|>")[:-1]
-    assert told == [talk(int(key[1:]))["messages"][1]["content"][0]["text"] for key in row.keys]
+    logged = CHAT.decode(row.tokens[is_said]).split("<|im_end|>")[:-1]
+    assert logged == [talk(int(key[1:]))["messages"][1]["content"][0]["text"] for key in row.keys]
 
 
 def test_rows_packed_give_the_loss_of_conversations_alone():
@@ -257,17 +257,17 @@ def test_pieces_and_ranks_share_the_rows_of_a_step_and_lose_none():
     alone.close()
 
 
-def test_ranks_get_nearly_equal_work_and_are_told_how_nearly():
+def test_ranks_get_nearly_equal_work_and_are_logged_how_nearly():
     long, short = [talk(n, answer="x" * 150) for n in range(4)], [talk(n) for n in range(4, 24)]
     tasks = [task_of(source=loader_of([*long, *short], length=256), batch_tokens=10_000, world=of_size(r, 3)) for r in range(3)]
     (rows,) = list(tasks[0].epoch(0))
     own = [(task, task.microbatches(rows, 5, slice(r, None, 3))[r::3]) for r, task in enumerate(tasks)]
     work = [sum(task.flops(plan) for part in parts for plan in part) for task, parts in own]
-    told = tasks[1].after_step(World())
-    assert told["load_max_over_mean"] == pytest.approx(max(work) / np.mean(work))
+    logged = tasks[1].after_step(World())
+    assert logged["load_max_over_mean"] == pytest.approx(max(work) / np.mean(work))
     in_turn = [sum(tasks[0].flops(plan) for plan in rows[r::3]) for r in range(3)]
-    assert told["in_turn_max_over_mean"] == pytest.approx(max(in_turn) / np.mean(in_turn))
-    assert told["load_max_over_mean"] < 4 / 3  # Graham's bound on the largest share
+    assert logged["in_turn_max_over_mean"] == pytest.approx(max(in_turn) / np.mean(in_turn))
+    assert logged["load_max_over_mean"] < 4 / 3  # Graham's bound on the largest share
     for task in tasks:
         task.close()
 
@@ -287,7 +287,7 @@ def test_a_run_taken_up_builds_only_what_is_still_to_be_learnt():
 
 
 # ── what became unreadable ───────────────────────────────────────────────────────────────────────────────────────────────
-def test_a_clip_that_goes_between_two_looks_is_left_out_and_told_once():
+def test_a_clip_that_goes_between_two_looks_is_left_out_and_reported_once():
     shelf = Shelf()
     task = task_of(source=loader_of(shelf=shelf))
     assert task.n_steps() > 0
@@ -322,17 +322,17 @@ def test_packed_rows_give_the_loss_of_the_conversations_they_are_of(tmp_path):
     source = loader_of()
     rows = rows_of(source)
     task = task_of(source=PackedRowLoader([packed(tmp_path / "rows.kvs", rows)]))
-    told = [task.row_loss(task.loader.build(plan)) for plan in task.loader.epoch(0)]
+    logged = [task.row_loss(task.loader.build(plan)) for plan in task.loader.epoch(0)]
     live = [task.row_loss(row) for row in rows]
-    totals = [float(sum(x[0].detach() for x in some)) for some in (told, live)]
+    totals = [float(sum(x[0].detach() for x in some)) for some in (logged, live)]
     assert totals[0] == pytest.approx(totals[1], rel=1e-6)
     assert sorted(key for plan in task.loader.epoch(1) for key in plan.keys) == sorted(f"t{n}" for n in range(N))
 
 
 def edited(row, **changed):
-    def put(array, place, value):
+    def put(array, position, value):
         array = array.copy()
-        array[place] = value
+        array[position] = value
         return array
 
     return replace(row, **{name: put(getattr(row, name), *change) for name, change in changed.items()})
@@ -341,7 +341,7 @@ def edited(row, **changed):
 BAD_ROWS = {
     "an id beyond the vocabulary": (
         {"tokens": (5, 70_000)},
-        "tokens are 10 to 70000, and the model's are 0 to 319; pack rows with the model's tokenizer",
+        "tokens are 10 to 70000, and the model's are 0 to 319. Pack the rows again, with the model's tokenizer.",
     ),
     "an id below 0": ({"tokens": (5, -1)}, "tokens are -1 to"),
     "a visual token too many": (
@@ -556,9 +556,9 @@ def test_patience_is_at_least_an_epoch_where_there_is_any(patience, n_epochs):
 
 def test_a_stage_has_its_rate_and_wide_models_a_lower_one():
     wide = replace(SMALL, language=replace(SMALL.language, width=512), vision=replace(SMALL.vision, width=256))
-    for stage, told in STAGES.items():
-        assert recipe(stage).lr_for(SMALL) == told.lr
-        assert recipe(stage).lr_for(wide) == told.lr / (2 if told.is_contrastive else 4)
+    for stage, logged in STAGES.items():
+        assert recipe(stage).lr_for(SMALL) == logged.lr
+        assert recipe(stage).lr_for(wide) == logged.lr / (2 if logged.is_contrastive else 4)
         alone = stage in ("matching", "alignment")  # what is trained alone has the stage's own rate
         assert recipe(stage).plan(EpochLength(40, 40_000), SMALL, "float32").lr_factors == ({} if alone else SLOWER)
     assert recipe(lr=0.5).lr_for(wide) == 0.5
@@ -574,7 +574,7 @@ def test_a_stage_has_its_rate_and_wide_models_a_lower_one():
         ([4, 0], "1,1", "aaaa"),
     ],
 )
-def test_inputs_come_in_the_shares_told_and_none_loses_any(parts, ratio, wanted):
+def test_inputs_come_in_the_ratio_given_and_none_loses_any(parts, ratio, wanted):
     found = [[{"id": f"{name}{k}"} for k in range(n)] for name, n in zip("ab", parts, strict=True)]
     made = mix(found, ratio)
     assert "".join(each["id"][0] for each in made) == wanted

@@ -22,7 +22,7 @@ def damaged(case, folder):
         return "do not fit shape [32] or the"
     if case == "cut in the header":
         path.write_bytes(path.read_bytes()[:50])
-        return "its header of 2496 bytes is longer than the 50 bytes there are. Fetch it again.\n"
+        return "its header of 2496 bytes does not fit into its 50 bytes. Fetch it again.\n"
     if case == "empty":
         path.write_bytes(b"")
         return "in/model.safetensors: the file is empty. Fetch it again.\n"

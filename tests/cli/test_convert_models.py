@@ -297,7 +297,7 @@ def test_a_merge_that_is_not_built_is_refused_by_name_in_both_forms(kv, tmp_path
     (keye / "config.json").write_text(json.dumps(config))
     assert kv("convert keye -o n.safetensors") == (
         65,
-        "kvtools convert: keye: spatial_merge_size is 1, and only 2 is built here.\n",
+        "kvtools convert: keye: spatial_merge_size is 1, and only 2 is built here. Repair its config, or give another model.\n",
     )
     bag = open_artifact(str(tmp_path / "m.safetensors"))
     fields = {name: value for name, value in bag.fields.items() if name not in ("kind", "config", "history", "crc32")}
@@ -305,5 +305,6 @@ def test_a_merge_that_is_not_built_is_refused_by_name_in_both_forms(kv, tmp_path
     write_bag(Sink(str(tmp_path / "n.safetensors")), "model", bag.tensors, config={}, history=[], **fields)
     assert kv("convert n.safetensors -o out/") == (
         65,
-        "kvtools convert: n.safetensors: merge is 3, and only 2 is built: a visual token stands for 2 x 2 patches.\n",
+        "kvtools convert: n.safetensors: merge is 3, and only 2 is built: a visual token stands for 2 x 2 patches. "
+        "Repair its config, or give another model.\n",
     )

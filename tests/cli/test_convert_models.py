@@ -305,6 +305,8 @@ def test_a_merge_that_is_not_built_is_refused_by_name_in_both_forms(kv, tmp_path
     write_bag(Sink(str(tmp_path / "n.safetensors")), "model", bag.tensors, config={}, history=[], **fields)
     assert kv("convert n.safetensors -o out/") == (
         65,
-        "kvtools convert: n.safetensors: merge is 3, and only 2 is built: a visual token stands for 2 x 2 patches. "
-        "Repair its config, or give another model.\n",
+        (
+            "kvtools convert: n.safetensors: merge is 3, and only 2 is built: a visual token stands for 2 x 2 patches. "
+            "Repair its config, or give another model.\n"
+        ),
     )

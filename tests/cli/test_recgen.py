@@ -407,7 +407,10 @@ def test_items_outside_the_catalogue_are_counted_and_lose_nothing_else(shop, cap
     done = say(f"{ASK} --beam 32 -o r.kvs", capfd)
     assert done.code == 65
     assert done.err.splitlines() == [
-        "kvtools recgen: clicks.csv: items that m.safetensors does not have, left out with their 3 interactions: 2 (x1, x2).",
+        (
+            "kvtools recgen: clicks.csv: there are items that m.safetensors does not have, left out with their 3 interactions, "
+            "2 in all (x1, x2)."
+        ),
         "kvtools recgen: clicks.csv: users without a known item get popular items: 1 (new).",
     ]
     found = {record.key: record for record in open_artifact("r.kvs")}

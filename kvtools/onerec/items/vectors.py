@@ -121,7 +121,7 @@ def read_keys(src: str) -> list[str]:
             f"{source_name(src)}: this is not one JSON list ({fault}). Give keys one a line, or as a JSON list."
         ) from None
     if not all(isinstance(key, str) for key in keys):
-        raise Corrupt(f"{source_name(src)}: not all keys are strings. Put each of the JSON list in quotes.")
+        raise Corrupt(f"{source_name(src)}: some keys are not strings. Put each of the JSON list in quotes.")
     return list(keys)
 
 
@@ -142,7 +142,7 @@ def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
             f"{name}: this is {matrix.dtype} {shape}, and float16, float32 or float64 (N, D) is needed. Convert it with numpy."
         )
     if len(matrix) != len(keys):
-        raise Corrupt(f"{name}: rows are {len(matrix)} in number, and keys {len(keys)}. Give one key per row with --keys.")
+        raise Corrupt(f"{name}: there are {len(matrix)} rows and {len(keys)} keys. Give one key per row with --keys.")
     for begin in range(0, len(keys), _ROWS):
         yield keys[begin : begin + _ROWS], np.asarray(matrix[begin : begin + _ROWS])
 

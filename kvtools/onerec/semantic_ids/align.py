@@ -284,7 +284,7 @@ def _tokens(x: np.ndarray, mask_NT: np.ndarray | None, config: AlignConfig) -> t
 def _padded(captions: Sequence[Sequence[int]], n_items: int, n_caption: int) -> np.ndarray:
     """int64 (N, W): the first W ids of each caption, -1 beyond its end. Raises ValueError."""
     if len(captions) != n_items:
-        raise ValueError(f"the number of captions is {len(captions)}, and that of items {n_items} items")
+        raise ValueError(f"there are {len(captions)} captions for {n_items} items")
     if min((min(caption) for caption in captions if caption), default=0) < 0:
         raise ValueError("a caption holds an id below 0")
     ids_NW = np.full((n_items, n_caption), -1, np.int64)

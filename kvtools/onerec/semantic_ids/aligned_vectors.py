@@ -67,7 +67,7 @@ class AlignedSource(VectorSource):
         pairs_P2 = np.concatenate(known)
         if len(pairs_P2) < 2:
             raise Corrupt(
-                f"{self._pairs_name}: pairs with two vectors are {len(pairs_P2)} in number, and 2 are needed. Look at the keys."
+                f"{self._pairs_name}: {len(pairs_P2)} pairs have vectors for both items, and 2 are needed. Look at the keys."
             )
         return pairs_P2
 

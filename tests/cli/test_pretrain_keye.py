@@ -382,7 +382,7 @@ def test_a_torn_video_file_does_not_lose_the_others(here, capfd, clip):
     write(here / "asked.jsonl", talks)
     done = say(f"{TRAIN.replace('--length 256', '--length 512')} --steps 2 -o m", capfd)
     assert (done.code, done.err.count("\n")) == (65, 1), done.err
-    assert "left out: 1 (torn.mp4: torn.mp4: " in done.err
+    assert "were left out, 1 in all (torn.mp4: torn.mp4: " in done.err
     assert (here / "m").exists()
 
 
@@ -421,7 +421,7 @@ def test_a_clip_that_goes_while_training_is_reported_and_the_model_written(here,
         patch.setattr(starting, "epoch_length", then_gone)
         done = say(f"{line} --steps 3ep --log log -o m", capfd)
     assert (done.code, done.err.count("\n")) == (65, 1), done.err
-    assert "left out: 1 (moving: clip.mp4: " in done.err
+    assert "were left out, 1 in all (moving: clip.mp4: " in done.err
     assert all(np.isfinite(step["loss"]) for step in curve(here / "log")[0])
 
 

@@ -333,8 +333,8 @@ def test_unknown_items_are_counted_and_named_and_lose_nothing_else(shop, capfd):
     done = say(f"{TRAIN} --steps 3 -o m.safetensors", capfd)
     assert done.code == 65
     assert done.err == (
-        "kvtools pretrain onerec: clicks.csv: items that items.ids does not have, left out with their 3 interactions: "
-        "2 (x1, x2).\n"
+        "kvtools pretrain onerec: clicks.csv: there are items that items.ids does not have, "
+        "left out with their 3 interactions, 2 in all (x1, x2).\n"
     )
     digests = say("kvtools sum clean.safetensors m.safetensors", capfd).out.split()
     assert digests[0] == digests[2]
@@ -396,7 +396,7 @@ USAGE = {
     "--steps 0": "--steps 0 is not the length of a run. Give ",
     "--steps 2%": "--steps 2% is not the length of a run. Give ",
     "--steps many": "--steps many is not a duration. Give one as 500 (steps), 3ep, 2% or 1e9tok.",
-    "--lr inf": "--lr inf is not finite. Give a finite number.",
+    "--lr inf": "--lr inf: give a finite number.",
     "--lr -1": "'--lr'",
     "--batch 0": "'--batch'",
     "--near 65": "'--near'",
@@ -407,7 +407,7 @@ USAGE = {
     "--dtype int8": "'--dtype'",
     "--without short": "--without short: there is no such pathway. Give static, positive, lifelong or near.",
     "--without encoder": "--without encoder: there is no such pathway. Give static, positive, lifelong or near.",
-    "--column colour=red": "--column colour=red: ROLE=COL",
+    "--column colour=red": "--column colour=red is not ROLE=COL. Give one of the roles ",
     "--config odd.toml": "has no option colour",
     "--config clicks.csv": "this is not TOML",
     "--users - -": "several inputs are -, and stdin can be read only once. Give files for the others.",
@@ -448,9 +448,13 @@ REFUSED = [
     ),
     ("kvtools pretrain onerec clicks.csv --items cut.ids -o m", 65, "cut.ids"),
     ("kvtools pretrain onerec cut.kvs --items items.ids -o m", 65, "cut.kvs"),
-    ("kvtools pretrain onerec clicks.csv --items items.ids --users titles.csv -o m", 65, "titles.csv: no user column"),
+    (
+        "kvtools pretrain onerec clicks.csv --items items.ids --users titles.csv -o m",
+        65,
+        "titles.csv: there is no user column among item_id, title. Rename it user_id.",
+    ),
     ("kvtools pretrain onerec clicks.csv --items items.ids --column time=when -o m", 65, "there is no column 'when'"),
-    ("kvtools pretrain onerec users.csv --items items.ids -o m", 65, "users.csv: no item column"),
+    ("kvtools pretrain onerec users.csv --items items.ids -o m", 65, "users.csv: there is no item column among "),
     ("kvtools pretrain onerec empty.csv --items items.ids -o m", 65, "empty.csv"),
     (
         "kvtools pretrain onerec thin.txt --items items.ids -o m",

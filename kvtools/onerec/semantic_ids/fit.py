@@ -130,7 +130,7 @@ class Fitting:
         vectors = scatter(source or (), world, limit_bytes=memory_bytes // world.local_size)
         n_rows, n_codes = int(world.sum(len(vectors))), self.recipe.codes
         if n_rows < n_codes:
-            _refuse(source, TooFewVectors(f"the number of vectors is {n_rows}, too few for {n_codes} codes"), Corrupt.code)
+            _refuse(source, TooFewVectors(f"{n_rows} vectors are too few for {n_codes} codes"), Corrupt.code)
         quiet = self.quiet or not world.is_root
         fit = self.recipe.new_fit(Ticker(total=self.recipe.epochs or 1, unit="epochs", label="semid-build", quiet=quiet))
         if not start_over and (bag := state.load()) is not None:

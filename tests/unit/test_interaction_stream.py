@@ -117,7 +117,7 @@ def record(users=("u", "v"), keys=("a", "b"), **columns):
         ({"offsets": np.array([0, 2, 2])}, "offsets do not run from 0 to the end of the items"),
         ({"offsets": np.array([1, 2, 3])}, "offsets do not run from 0 to the end of the items"),
         ({"offsets": np.array([0, 5, 3])}, "offsets do not run from 0 to the end of the items"),
-        ({"offsets": np.array([0, 3])}, "users.offsets|offsets: I64"),
+        ({"offsets": np.array([0, 3])}, "users.offsets|offsets is I64"),
         ({"items": np.array([0, 2, 1], np.int32)}, r"items\[1\] is 2, and must be 0 to 1"),
         ({"items": np.array([0, 1, -1], np.int32)}, r"items\[2\] is -1, and must be 0 to 1"),
         ({"items": np.array([0, 1], np.int32)}, "I32|I64"),
@@ -135,7 +135,7 @@ def record(users=("u", "v"), keys=("a", "b"), **columns):
         (pack("users", ["u", "u"]), "user 'u' has interactions elsewhere too; a user's interactions must lie together"),
         ({"users.bytes": np.array([117, 255], np.uint8)}, "utf-8"),
         ({"keys.bytes": np.array([97, 255], np.uint8)}, "utf-8"),
-        ({"more": np.zeros(3)}, "more: no tensor of a interaction"),
+        ({"more": np.zeros(3)}, "it has a tensor more, which kind interaction does not have"),
     ],
 )
 def test_numbers_that_cannot_be_meant_are_refused_with_their_record(tmp_path, bad, words):

@@ -102,7 +102,10 @@ BAD = {
         "-k 5 --data digits.csv empty.devices", 65,
         "empty.devices: these devices hold no data. Make them with kvtools devices --data.",
     ),
-    "no devices": ("-k 5 --method random digits.csv", 65, "digits.csv: this is neither a stream nor a bag of kvtools. Give one, or see kvtools convert."),
+    "no devices": (
+        "-k 5 --method random digits.csv", 65,
+        "digits.csv: this is neither a stream nor a bag of kvtools. Give one, or see kvtools convert.",
+    ),
     "stdin twice": (
         "--since - -", 2, "several inputs are -, and stdin can be read only once. Give files for the others.",
     ),

@@ -136,8 +136,10 @@ def cluster(
             group, centre_K = _sweep_moving_centres(delays, centre_K, accuracy, delta, order)
         else:
             group = _sweep_fixed_centres(delays, centre_K, accuracy, delta, order, is_near=method == "kma-code", world=world)
-        group = _refilled(group, centre_K, delays)
-        return Groups(group, centre_K if method == "kma" else medoids(delays, group, centre_K, world))
+        full = _refilled(group, centre_K, delays)
+        # `kma` moved its centres already, but a group that gave a device to an empty one may need another
+        is_moved = method == "kma" and np.array_equal(full, group)
+        return Groups(full, centre_K if is_moved else medoids(delays, full, centre_K, world))
 
     weight = 0.0
     if accuracy is not None:
@@ -296,7 +298,7 @@ def _sweep_moving_centres(
 def _refilled(group: np.ndarray, centre: np.ndarray, delays: Delays) -> np.ndarray:
     """The groups without empty ones, int32 (n,). An empty group takes its centre back or, where the centre is alone in its
     group or the centre of it, the device of the largest group that is farthest from its centre."""
-    sizes = np.bincount(group, minlength=len(centre))
+    group, sizes = group.copy(), np.bincount(group, minlength=len(centre))
     for k in np.flatnonzero(sizes == 0).tolist():
         device = int(centre[k])
         if sizes[group[device]] < 2 or (device == centre[group[device]]):

@@ -1,0 +1,1 @@
+"""Objectives of training by rewards and preferences: pure functions of log-probabilities, advantages and masks."""

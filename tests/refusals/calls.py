@@ -6,9 +6,22 @@ import numpy as np
 import torch
 
 __all__ = [
-    "cache", "cut", "delays", "frames", "hot", "index", "keye", "model", "np", "processor", "row", "segments", "template",
-    "texts", "torch", "vision", "world", "writer",
+    "cache", "chat", "cut", "delays", "frames", "hot", "index", "keye", "model", "np", "processor", "row", "segments",
+    "template", "texts", "torch", "vision", "world", "writer",
 ]  # fmt: skip
+
+
+def chat(fault):
+    """One call of a server with that fault."""
+    from chat_server import ChatServer
+
+    from kvtools.keye.endpoint.wire import Failed, Server
+
+    with ChatServer(fault=lambda n: fault) as server:
+        try:
+            return Server(server.url, timeout_s=0.05, key_variable="NO_KEY").ask([{"role": "user", "content": "?"}], "m", {})
+        except Failed as failure:
+            raise Failed(str(failure).replace(server.url, "URL")) from None
 
 
 def writer(dst):

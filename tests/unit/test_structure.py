@@ -18,7 +18,7 @@ LAYERS = {
 SYSTEMS = {"keye", "onerec", "etree"}
 OWNERS = {
     "zstandard": "artifact", "safetensors": "artifact", "pyarrow": "artifact", "mpi4py": "world", "decord": "video",
-    "av": "video", "tokenizers": "keye", "torch.distributed": "train", "matplotlib": "draw",
+    "av": "video", "tokenizers": "keye", "openai": "keye", "torch.distributed": "train", "matplotlib": "draw",
     "typer": "cli options invocation commands",
 }  # fmt: skip
 # models and algorithms: arrays in, arrays out

@@ -1,0 +1,141 @@
+"""JSON documents one at a time, from files that hold many: lists, lines, objects one after another, parquet.
+
+Text may be compressed (gzip, zstd), and is UTF-8 or, with a byte-order mark, UTF-16. The first bytes of a file say what it is,
+never its name. Memory: one document, and a few MiB. Not here: what documents mean, and streams of kvtools.
+"""
+
+import codecs
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+import zstandard
+
+_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_PEEK = 1 << 12
+
+
+def read_documents(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """(where, document) of each; a ValueError in the place of a document that is not JSON.
+
+    where: `line 3`, `entry 0` of a list, `row 7` of parquet. file: open, buffered, of which nothing has been consumed. Raises
+    ValueError for bytes that are no text, and where the next document cannot be found.
+    """
+    head = _peek(file)
+    if head.startswith(_GZIP):
+        yield from read_documents(cast("BinaryIO", gzip.GzipFile(fileobj=file)))
+    elif head.startswith(_ZSTD):
+        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        yield from read_documents(cast("BinaryIO", io.BufferedReader(reader, _PEEK)))
+    elif head.startswith(_PARQUET):
+        yield from _rows(file)
+    elif head.startswith(_UTF16):
+        text = io.TextIOWrapper(file, encoding="utf-16")
+        yield from _of_text(cast("BinaryIO", io.BufferedReader(_Encoded(text), _PEEK)))
+    else:
+        yield from _of_text(file)
+
+
+class _Encoded(io.RawIOBase):
+    """A text file as the UTF-8 bytes of its text."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text, self._left = text, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._left = self._left or self._text.read(_PEEK).encode("utf-8", "surrogatepass")
+        n = min(len(buffer), len(self._left))
+        buffer[:n], self._left = self._left[:n], self._left[n:]
+        return n
+
+
+def _peek(file: BinaryIO) -> bytes:
+    return bytes(file.peek(_PEEK)[:_PEEK])  # type: ignore[attr-defined]
+
+
+def _rows(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """Rows of a parquet file; bytes in them stay bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not file.seekable():
+        file = cast("BinaryIO", io.BytesIO(file.read()))  # the index of a parquet file stands at its end
+    try:
+        number = 0
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                yield f"row {number}", {name: value for name, value in row.items() if value is not None}
+                number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"parquet is damaged ({' '.join(str(error).split())})") from None
+
+
+def _of_text(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    import ijson
+
+    head = _peek(file)
+    if head.startswith(codecs.BOM_UTF8):
+        file.read(len(codecs.BOM_UTF8))
+        head = _peek(file)
+    if b"\0" in head:
+        raise ValueError("this is neither a stream nor JSON")
+    begins = head.lstrip()
+    if begins.startswith(b"["):
+        yield from _incremental(ijson.items(file, "item", use_float=True))
+    elif begins.startswith(b"{") and not _is_lines(begins):
+        yield from _incremental(ijson.items(file, "", use_float=True, multiple_values=True))
+    else:
+        yield from _lines(file)
+
+
+def _is_lines(begins: bytes) -> bool:
+    """Whether the first line is a document of its own, or longer than can be seen."""
+    line, newline, _ = begins.partition(b"\n")
+    if not newline:
+        return True
+    try:
+        json.loads(line)
+    except ValueError:
+        return line.strip() != b"{" and not line.rstrip().endswith((b",", b"{", b"["))
+    return True
+
+
+def _incremental(documents: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+    import ijson
+
+    number = 0
+    while True:
+        try:
+            document = next(documents)
+        except StopIteration:
+            return
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise ValueError(f"not JSON after entry {number - 1} ({' '.join(str(error).split())})") from None
+        yield f"entry {number}", document
+        number += 1
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            yield f"line {number}", parsed(line)
+
+
+def parsed(data: bytes) -> Any:
+    """A JSON document, or the ValueError that says why it is none."""
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return ValueError(f"not JSON ({' '.join(str(error).split())})")
+    except ValueError as error:
+        return error
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is not a number of JSON")

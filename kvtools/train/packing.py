@@ -4,9 +4,13 @@
 Graham 1969: at most 4/3 - 1/(3 n) of the best possible. Not here: what a row costs (keye/model/flops.py).
 """
 
-from collections.abc import Sequence
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
+
+_T = TypeVar("_T")
 
 
 def pack(lengths: Sequence[int] | np.ndarray, capacity: int, *, window: int | None = None) -> list[list[int]]:
@@ -64,3 +68,22 @@ def max_over_mean(costs: Sequence[float] | np.ndarray, parts: Sequence[Sequence[
     sums = [float(sum(costs[index] for index in part)) for part in parts]
     mean = sum(sums) / len(sums)
     return max(sums) / mean if mean else 1.0
+
+
+def pack_stream(things: Iterable[_T], size: Callable[[_T], int], capacity: int, *, n_open: int = 64) -> Iterator[list[_T]]:
+    """Rows of at most `capacity`, as things come: each goes into the fullest open row in which it fits (best fit).
+
+    At most n_open rows are open; where none fits, the fullest is closed, so that memory stays flat. Raises ValueError for a
+    size below 1 or above the capacity. Source: Johnson 1974; the bound on open rows is our choice.
+    """
+    rows: list[tuple[int, list[_T]]] = []  # room left, things; the fullest first
+    for thing in things:
+        n = size(thing)
+        if not 0 < n <= capacity:
+            raise ValueError(f"a length is {n}, and 1 to {capacity} is needed")
+        index = next((i for i, (room, _) in enumerate(rows) if room >= n), None)
+        if index is None and len(rows) == n_open:
+            yield rows.pop(0)[1]
+        room, row = (capacity, []) if index is None else rows.pop(index)
+        insort(rows, (room - n, [*row, thing]), key=lambda pair: pair[0])
+    yield from (row for _, row in rows)

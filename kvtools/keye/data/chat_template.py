@@ -26,7 +26,7 @@ Conversation = Mapping[str, Any]
 SYSTEM = "You are a helpful assistant."
 MODES: dict[str | None, str] = {
     None: "", "auto": "", "think": "/think", "no_think": "/no_think", "auto_think": "/auto_think",
-    "agentic": "/agentic_think",
+    "agentic": "/agentic_think", "video": "",
 }  # fmt: skip
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -43,15 +43,20 @@ def as_kind(kind: str, visual: Visual) -> Visual:
 
 def resized(visual: Visual, height: int, width: int) -> Visual:
     """The frames at another size in pixels, by the bicubic filter. Raises ValueError for sides that are no multiples of 28."""
-    n_frames, rows, cols = visual.grid.tolist()
+    _, rows, cols = visual.grid.tolist()
     side = patch.PATCH
     if (height, width) == (rows * side, cols * side):
         return visual
     if height % patch.FACTOR or width % patch.FACTOR or min(height, width) <= 0:
         raise ValueError(f"size is {height}x{width}, and both must be multiples of {patch.FACTOR} above 0")
-    patches = visual.pixels_P3HW.reshape(n_frames, rows, cols, 3, side, side)
-    frames_THWC = patches.transpose(0, 1, 4, 2, 5, 3).reshape(n_frames, rows * side, cols * side, 3)
-    return of_pictures(list(frames_THWC), height, width, visual.seconds, is_video=visual.is_video)
+    return of_pictures(list(frames_of(visual)), height, width, visual.seconds, is_video=visual.is_video)
+
+
+def frames_of(visual: Visual) -> np.ndarray:
+    """The frames as pictures, uint8 (T, rows * 14, columns * 14, 3)."""
+    n_frames, rows, cols = visual.grid.tolist()
+    patches = visual.pixels_P3HW.reshape(n_frames, rows, cols, 3, patch.PATCH, patch.PATCH)
+    return patches.transpose(0, 1, 4, 2, 5, 3).reshape(n_frames, rows * patch.PATCH, cols * patch.PATCH, 3)
 
 
 def of_pictures(frames_HWC: Sequence[np.ndarray], height: int, width: int, seconds: np.ndarray, *, is_video: bool) -> Visual:

@@ -28,6 +28,7 @@ import numpy as np
 from kvtools.artifact import kinds
 from kvtools.artifact.files import open_seekable
 from kvtools.artifact.open import open_stream
+from kvtools.artifact.stream import Record
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Fault, reason_of
 from kvtools.keye.data.frames import as_kind, nearest, of_pictures, resized, spliced, take, with_times
@@ -126,12 +127,22 @@ class Media:
         except (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError, Fault) as error:
             raise Unreadable(name, reason_of(error).removeprefix(f"{name}: ")) from None
 
+    def file_of(self, item: Item) -> bytes:
+        """The bytes of a picture's file, undecoded. Raises Unreadable where there is no file of it."""
+        name = str(item[item["type"]])
+        try:
+            if name.startswith("data:"):
+                return _decode_data_url(name).read()
+            return Path(self._find(name)).read_bytes()
+        except (ValueError, OSError) as error:
+            raise Unreadable(name, reason_of(error).removeprefix(f"{name}: ")) from None
+
     def _frames_of(self, item: Item) -> Visual:
         """The frames that an item of one source asks for."""
         name = item[item["type"]]
         stream = next((stream for stream in self._streams if name in stream), None)
         if stream is not None:
-            return _select(self._cached(("record", name), lambda: _of_record(stream, name)), item)
+            return _select(self._cached(("record", name), lambda: visual_of_record(stream.fetch(name))), item)
         if item["type"] == "image" and name.startswith("data:"):
             content = hashlib.blake2b(name.encode(), digest_size=16).digest()
             return self._cached(("base64", content), lambda: self._picture(_decode_data_url(name)))
@@ -238,8 +249,8 @@ def _open_stream(src: str) -> Index:
     return Index(file, src)
 
 
-def _of_record(stream: Index, key: str) -> Visual:
-    record = stream.fetch(key)
+def visual_of_record(record: Record) -> Visual:
+    """The patches that a `video` record holds. Raises ValueError where it is none."""
     kinds.check("video", "stream", record.tensors, record.fields)
     pixels, grid, seconds = (record.tensors[name] for name in ("pixels", "grid", "seconds"))
     if not len(pixels) or (grid[1:] % 2).any():

@@ -22,7 +22,7 @@ SECTIONS = {
     "plumbing": "Artifacts, tables, directories, and the commands that take any of them",
     "video": "Videos and pictures",
     "keye": "Conversations, media, questions, checkpoints, the vision-language model",
-    "endpoint": "Servers that answer questions",
+    "endpoint": "Servers that answer questions; benchmarks",
     "onerec": "Items, interactions, semantic IDs, recommendations",
     "etree": "Devices, networks, trees, training over them",
 }

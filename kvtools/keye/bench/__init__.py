@@ -1,0 +1,1 @@
+"""Benchmarks: their questions, how answers are read from texts, and what counts as right."""

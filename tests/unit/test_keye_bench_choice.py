@@ -1,0 +1,255 @@
+"""Answers to questions with options, and the questions of TempCompass and of the layouts of VLMEvalKit and lmms-eval."""
+
+import base64
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kvtools.errors import Corrupt
+from kvtools.keye.bench import choice, tempcompass
+from kvtools.keye.bench.options import letter_of, listed_options, strict_letter_of, yes_or_no
+
+OPTIONS = {"A": "a dog", "B": "a cat", "C": "A big cat", "D": "None of the above"}
+LABELLED = """
+B | B
+b | B
+(B) | B
+B. | B
+B. a cat | B
+B) a cat | B
+[B] | B
+**B** | B
+Ｂ | B
+（C） | C
+B、 | B
+A: a dog | A
+C - A big cat | C
+B\\nBecause the other one is big. | B
+A cat | B
+a big cat | C
+it is a big cat | C
+none of the above | D
+The answer is B. | B
+The answer is a cat. | B
+The answer is A cat | B
+The answer is a | A
+Answer: C | C
+answer: c | C
+Best Option:B | B
+The best answer is: (A) | A
+Answer is option B | B
+Option C | C
+I choose A | A
+I think it is A | A
+A is right | A
+A dog is running so the answer is B | B
+Both A and B are wrong, the answer is D | D
+First A, then B; so the answer: **C** | C
+The correct option is (D) None of the above | D
+\\boxed{B} | B
+$\\boxed{\\text{B}}$ | B
+答案是B | B
+答案：C | C
+选B | B
+选 C。 | C
+There is a dog and a cat. | -
+A or B | -
+A man | -
+It's not A, it's B | -
+E | -
+I do not know | -
+ | -
+"""
+
+
+@pytest.mark.parametrize("line", [line for line in LABELLED.split("\n") if line])
+def test_the_rules_read_an_answer_as_a_person_does(line):
+    text, _, label = line.rpartition("|")
+    assert letter_of(text.strip().replace("\\n", "\n"), OPTIONS) == (None if label.strip() == "-" else label.strip())
+
+
+def test_the_strict_reading_is_that_of_the_letters_among_words():
+    read = [strict_letter_of(text, OPTIONS) for text in ("B", "b", "(B).", "Option B or C", "it is a cat", "the dog, a dog")]
+    assert read == ["B", None, "B", None, "B", "A"]
+    assert strict_letter_of("a dog " + "x" * 80, OPTIONS) is None
+
+
+def test_yes_and_no():
+    texts = ["Yes.", "no", "No, it is yes", "The answer is yes", "yes and no", "maybe", "Nobody", "**Yes**"]
+    assert [*map(yes_or_no, texts)] == ["yes", "no", "no", "yes", "yes", None, None, "yes"]
+
+
+FORMS = ("multi-choice", "yes_no")
+
+
+@pytest.fixture(scope="module")
+def published(data_folder):
+    """{form: [(question, answer, prediction, official rating)]} of Video-LLaVA's answers."""
+    folder = data_folder / "video_qa_text" / "tempcompass"
+    rows = {}
+    for form in FORMS:
+        verdicts = json.loads((folder / f"auto_eval_video-llava_{form}.json").read_text())
+        rows[form] = [
+            (entry["question"], entry["gt-answer"], entry["video-llm-prediction"], bool(entry["rating"]))
+            for aspects in verdicts.values()
+            for entries in aspects.values()
+            for entry in entries
+            if entry["match_success"]
+        ]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def data_folder():
+    from conftest import DATA
+
+    if not DATA.is_dir():
+        pytest.skip("no data folder")
+    return DATA
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("form", "n"), [("multi-choice", 1580), ("yes_no", 2453)])
+def test_both_scorers_agree_with_all_published_verdicts_of_tempcompass(published, form, n):
+    rows = published[form]
+    assert len(rows) == n
+    official = [tempcompass.official_verdict(form, *row[:3]) for row in rows]
+    rules = [tempcompass.rules_verdict(form, *row[:3]) for row in rows]
+    disagreements = [row for row, a, b in zip(rows, official, rules, strict=True) if (a, b) != (row[3], (row[3], True))]
+    assert disagreements == []  # none to explain; so the aggregates are equal, too
+
+
+@pytest.mark.data
+def test_every_question_of_tempcompass_is_read_and_its_own_answer_is_right(data_folder):
+    questions = tempcompass.read_questions(str(data_folder / "video_qa_text" / "tempcompass"))
+    forms = [question.task for question in questions]
+    assert {form: forms.count(form) for form in dict.fromkeys(forms)} == {
+        "multi-choice": 1580, "yes_no": 2453, "caption_matching": 1503,
+    }  # fmt: skip
+    for question in questions:
+        assert tempcompass.official_verdict(question.task, question.question, question.answer, question.answer), question
+        assert tempcompass.rules_verdict(question.task, question.question, question.answer, question.answer)[0], question
+
+
+CAPTIONS = "Which is better?\nCaption A: A dog runs.\nCaption B: A dog sits."
+
+
+def test_answers_to_caption_matching():
+    answers = [
+        "Caption B",
+        "Caption B.",
+        "A dog sits.",
+        "caption b: a dog sits.",
+        "B",
+        "I think Caption B is better",
+        "Caption A",
+        "x",
+    ]
+    rules = [tempcompass.rules_verdict("caption_matching", CAPTIONS, "Caption B: A dog sits.", a) for a in answers]
+    assert rules == [(True, True)] * 6 + [(False, True), (False, False)]
+    official = [tempcompass.official_verdict("caption_matching", CAPTIONS, "Caption B: A dog sits.", a) for a in answers]
+    assert official == [True, True, True, None, None, None, False, None]
+
+
+def test_what_a_judge_says():
+    said = ["Correct", "Incorrect.", "It is **incorrect**", "I would say correct", "hm"]
+    assert [*map(tempcompass.judged, said)] == [True, False, False, True, None]
+
+
+def test_predictions_of_the_published_layout(tmp_path):
+    entries = {"v1.mp4": {"action": [{"question": "Q", "answer": "yes", "prediction": "Yes."}]}}
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    assert [*tempcompass.read_predictions(str(tmp_path / "p.json"), "yes_no")] == [("v1/action/0", "Yes.")]
+
+
+def picture():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+IMAGE = {"type": "image", "image": f"data:image/png;base64,{picture()}"}
+VIDEO = {"type": "video", "video": "v.mp4"}
+TEXTS = {"A": "cat", "B": "dog", "C": "7"}
+PLAIN, LETTERED = ["cat", "dog", "7"], ["A. cat", "B. dog", "C. 7"]
+Q, V = {"question": "Q"}, {"video": "v.mp4"}
+LAYOUTS = {
+    "VLMEvalKit, pictures": (Q | TEXTS | {"index": 5, "answer": "B", "image": picture()}, IMAGE),
+    "VLMEvalKit, MVBench": (Q | V | {"index": 5, "candidates": str(PLAIN), "answer": "dog"}, VIDEO),
+    "VLMEvalKit, Video-MME": (
+        Q | {"index": 5, "video": "v", "video_path": "v.mp4", "candidates": json.dumps(LETTERED), "answer": "B"}, VIDEO,
+    ),
+    "lmms-eval, Video-MME": (Q | {"question_id": "5", "videoID": "v.mp4", "options": LETTERED, "answer": "B"}, VIDEO),
+    "lmms-eval, MVBench": (Q | V | {"id": "5", "candidates": PLAIN, "answer": "dog"}, VIDEO),
+    "lmms-eval, NExT-QA": (Q | V | {"qid": "5", "a0": "cat", "a1": "dog", "a2": 7, "answer": 1}, VIDEO),
+    "lmms-eval, LongVideoBench": (Q | {"id": "5", "video_path": "v.mp4", "candidates": PLAIN, "correct_choice": 1}, VIDEO),
+    "EgoSchema": (
+        Q | V | {"q_uid": "5", "option_0": "cat", "option_1": "dog", "option_2": "7", "answer": "1"}, VIDEO,
+    ),
+    "a dictionary": (
+        Q | {"index": 5, "image_path": "a.jpg", "options": TEXTS, "answer": "(B)"}, {"type": "image", "image": "a.jpg"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("form", ["jsonl", "json", "tsv"])
+def test_layouts(tmp_path, layout, form):
+    row, item = LAYOUTS[layout]
+    path = tmp_path / f"q.{form}"
+    if form == "tsv":
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file, delimiter="\t")
+            writer.writerows([[*row], [value if isinstance(value, str | int) else json.dumps(value) for value in row.values()]])
+    else:
+        path.write_text(json.dumps([row] if form == "json" else row))
+    (question,) = choice.read_questions(str(path))
+    assert question == choice.ChoiceQuestion("5", "Q", TEXTS, "B", [item])
+    assert (
+        question.text == "Question: Q\nOptions:\nA. cat\nB. dog\nC. 7\nPlease select the correct answer from the options above."
+    )
+
+
+def test_ten_options_on_the_lines_of_the_question(tmp_path):
+    lines = "\n".join(f"{letter}. option {letter}" for letter in "ABCDEFGHIJ")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question": f"Q\n{lines}", "answer": "J", "category": "c"}))
+    (question,) = choice.read_questions(str(tmp_path / "q.jsonl"))
+    assert (question.options, question.answer, question.category) == (listed_options(lines), "J", "c")
+    assert question.text.count("option J") == 1
+
+
+def test_a_row_may_have_the_picture_of_another(tmp_path):
+    rows = [
+        {"index": i, "question": f"Q{i}", "A": "x", "B": "y", "answer": "A", "image": p} for i, p in ((1, picture()), (2, "1"))
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [question.media for question in choice.read_questions(str(tmp_path / "q.jsonl"))] == [[IMAGE], [IMAGE]]
+
+
+GOOD = {"index": 1, "question": "Q", "A": "x", "B": "y", "answer": "A"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": "C"}, "line 1: the answer is 'C', and the options are A, B"),
+        ({"answer": None}, "line 1: it has no answer"),
+        ({"question": ""}, "line 1: it has no question"),
+        ({"B": None}, "line 1: it has 1 options, and 2 to 10 are needed"),
+        ({"image": "x" * 101 + "!"}, "line 1: its picture is no base64"),
+    ],
+)
+def test_a_row_without_what_is_needed_is_refused_with_its_place(tmp_path, change, message):
+    (tmp_path / "q.jsonl").write_text(json.dumps(GOOD | change))
+    with pytest.raises(Corrupt, match=message):
+        choice.read_questions(str(tmp_path / "q.jsonl"))
+
+
+def test_an_index_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "q.jsonl").write_text(f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}")
+    with pytest.raises(Corrupt, match="line 2: index 1 is there twice"):
+        choice.read_questions(str(tmp_path / "q.jsonl"))

@@ -20,7 +20,8 @@ def text_of(body):
 
 class ChatServer:
     """answer: the text for a request's body. fault: what goes wrong at the n-th call, from 0: a status, "cut" (the connection
-    ends), "cut body", "hang" (no answer until the end), "rubbish" (no JSON), "no choices"; None for nothing. delay_s: of each
+    ends), "cut body", "hang" (no answer until the end), "rubbish" (no JSON), "no choices"; a dictionary is the error of a
+    status 400; None for nothing. delay_s: of each
     answer. busy: the most calls that were open at once."""
 
     def __init__(self, answer=lambda body: "ok", *, fault=lambda n: None, delay_s=0.0, models=("tiny",), retry_after=None):
@@ -77,6 +78,8 @@ class ChatServer:
                     self.close_connection = True
                 elif isinstance(fault, int):
                     self.send(fault, {"error": {"message": f"told to fail; your key is {self.headers['Authorization']}"}})
+                elif isinstance(fault, dict):
+                    self.send(400, {"error": {"message": "told to fail"} | fault})
                 elif fault == "rubbish":
                     self.send(200, "<html>")
                 elif fault == "no choices":

@@ -10,10 +10,13 @@ import time
 import numpy as np
 import pytest
 from chat_server import ChatServer, text_of
+from conftest import make_clip
 from PIL import Image
 
+from kvtools.keye.data.media import Media
 from kvtools.keye.endpoint import endpoint as pool
 from kvtools.keye.endpoint.cache import AnswerCache
+from kvtools.keye.endpoint.conversation import request_of
 from kvtools.keye.endpoint.endpoint import Endpoint
 from kvtools.keye.endpoint.request import Request
 from kvtools.keye.endpoint.wire import api_root
@@ -156,6 +159,7 @@ def test_a_second_run_asks_nothing_and_answers_the_same(tmp_path):
 
 KILLED = """
 import os, sys
+from kvtools.keye.endpoint.conversation import request_of
 from kvtools.keye.endpoint.endpoint import Endpoint
 from kvtools.keye.endpoint.request import Request
 with Endpoint([sys.argv[1]], concurrency=4, cache=sys.argv[2]) as endpoint:
@@ -226,6 +230,26 @@ def test_pictures_and_frames_go_out_in_base64_in_their_order(tmp_path):
     assert server.bodies[0]["model"] == "m"
 
 
+def test_a_conversation_is_sent_with_its_pictures_and_the_frames_of_its_video(tmp_path):
+    make_clip(tmp_path / "a.mp4", n_frames=20)
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    content = [
+        {"type": "image", "image": "a.png"},
+        {"type": "video", "video": "a.mp4", "frames": 3},
+        {"type": "image", "image": "b.png"},
+        {"type": "text", "text": "?"},
+    ]
+    talks = [{"messages": [{"role": "user", "content": parts}]} for parts in (content[:2] + content[3:], content)]
+    with ChatServer() as server, Endpoint([server.url]) as endpoint, Media([str(tmp_path)]) as media:
+        replies = {reply.index: reply for reply in endpoint.ask_all(request_of(talk, media) for talk in talks)}
+    (body,) = server.bodies
+    urls = [part["image_url"]["url"] for part in body["messages"][0]["content"][:-1]]
+    assert [url.split(";")[0][11:] for url in urls] == ["png", "jpeg", "jpeg", "jpeg"]
+    assert base64.b64decode(urls[0].split(",")[1]) == (tmp_path / "a.png").read_bytes()
+    assert replies[0].text == "ok"
+    assert replies[1].fault.startswith("b.png: no record of that key, and no such file in")
+
+
 def test_a_missing_picture_is_a_named_failure_of_its_request_alone():
     missing = question([{"type": "image", "image": "none.jpg"}, {"type": "text", "text": "?"}])
     with ChatServer(echo) as server, Endpoint([server.url]) as endpoint:
@@ -238,6 +262,15 @@ def test_the_model_is_the_first_that_the_server_lists_unless_it_is_named():
         asked(server, 1)
         asked(server, 1, model="other")
     assert [body["model"] for body in server.bodies] == ["big", "other"]
+
+
+def test_what_a_model_does_not_take_is_not_sent_to_it_again():
+    refused = [{"code": f"unsupported_{w}", "param": p} for w, p in (("parameter", "max_tokens"), ("value", "temperature"))]
+    with ChatServer(fault=lambda n: refused[n] if n < 2 else None) as server, Endpoint([server.url]) as endpoint:
+        replies = [endpoint.ask(question(q, sampling={"max_tokens": 7, "temperature": 0})) for q in "ab"]
+    assert [reply.fault for reply in replies] == [None, None]
+    fields = [{name for name in body if name not in ("model", "messages")} for body in server.bodies]
+    assert fields == [{"max_tokens", "temperature"}, {"max_completion_tokens", "temperature"}] + [{"max_completion_tokens"}] * 2
 
 
 def test_sampling_reaches_the_server_and_is_part_of_the_question():

@@ -2,8 +2,8 @@
 
 Messages are those of conversations: {"role", "content"}, the content a string or a list of parts. A part is
 {"type": "text", "text"}, {"type": "image", "image": picture} or {"type": "video", "video": [picture, …]}, whose frames are sent
-as pictures, one after the other. A picture is uint8 (H, W, 3), the bytes of a file, a path, or a data: URL. Files are read when
-the request is sent, so that a long list of requests is small.
+as pictures, one after the other. A picture is uint8 (H, W, 3), the bytes of a file, a path, or a data: URL; or a function gives
+the picture, or the list of frames. Files are read when the request is sent, so that a long list of requests is small.
 
 Not here: which frames of a video are shown, and what the reply means.
 """
@@ -104,6 +104,7 @@ def _wired(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _pictures(part: Mapping[str, Any]) -> Sequence[Any]:
     source = part[part["type"]]
+    source = source() if callable(source) else source
     if part["type"] == "video" and isinstance(source, str | bytes):
         raise ValueError("a video is sent as a list of its frames")
     return [source] if part["type"] == "image" else source

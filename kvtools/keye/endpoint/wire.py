@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import openai
 
 _PASSING = (408, 409, 425, 429)  # beside 5xx: errors that pass
+_NEW_NAMES = {"max_tokens": "max_completion_tokens"}
 _QUOTED = 200  # characters of a server's message
 _CONNECT_S = 10.0
 _LONGEST_WAIT_S = 300.0  # that a server can ask for
@@ -65,19 +66,32 @@ class Server:
         self.not_before = 0.0  # on the monotonic clock: the server asked for a pause until then
         self._timeout_s = timeout_s
         self._secret = os.environ.get(key_variable, "").strip()
+        self._renamed: dict[str, str] = {}  # fields of the protocol that the server does not take: their new names, or none
         self._made: openai.OpenAI | None = None
         self._lock = threading.Lock()
 
     def ask(self, messages: list[dict[str, Any]], model: str, sampling: Mapping[str, Any]) -> Answer:
-        """The answer of one call. messages and sampling: as the protocol has them. Raises Failed."""
+        """The answer of one call. messages and sampling: as the protocol has them. Raises Failed.
+
+        What this server has refused to be told, such as a temperature by models that reason, it is not told again.
+        """
         import openai
 
+        fields = {self._renamed.get(name, name): value for name, value in sampling.items()}
+        body = {name: value for name, value in fields.items() if name}
         try:
             raw = self._client().chat.completions.with_raw_response.create(
-                model=model, messages=cast(Any, messages), extra_body=dict(sampling)
+                model=model, messages=cast("Any", messages), extra_body=body
             )
             return _answer_of(json.loads(raw.content))
         except openai.APIStatusError as error:
+            if (
+                error.status_code == 400
+                and error.param in body.keys() & sampling.keys()
+                and str(error.code).startswith("unsupported_")
+            ):
+                self._renamed[error.param] = _NEW_NAMES.get(error.param, "")
+                return self.ask(messages, model, sampling)
             raise self._refused(error) from None
         except openai.APITimeoutError:
             raise Failed(f"{self.url}: no answer within {self._timeout_s:g} s") from None

@@ -69,6 +69,34 @@ FrameTokens = Annotated[
     str, value("LOW:HIGH", "Visual tokens per frame of a file, at least LOW, at most HIGH.", "--frame-tokens")
 ]
 
+ItemRewards = Annotated[
+    list[str] | None,
+    value(
+        "NAME[:WEIGHT]",
+        "A term of the reward: hit, column:NAME, pscore:MODEL, format or duration; may be repeated.",
+        "--reward",
+    ),
+]
+GroupSize = Annotated[
+    int, value("N", "Items proposed to each user; four times as many as will be recommended.", "--group", least=2)
+]
+HeldOut = Annotated[
+    str | None,
+    value("FILE", "Measure before and after on the valid part of FILE. Default: on that of INTERACTIONS.", "--valid"),
+]
+RequireGain = Annotated[bool, option("Exit with 1 unless the held-out reward has risen.", "--require-gain")]
+RolloutsFile = Annotated[str | None, value("FILE", "Keep what was proposed, with its rewards, as a stream.", "--rollouts")]
+Recommender = Annotated[str | None, value("M", "Model from pretrain onerec.", "--model")]
+PolicyLr = Annotated[float, value("X", "Learning rate.", "--lr", least=0)]
+PolicyBatch = Annotated[int, value("N", "Users of a step.", "--batch", least=1)]
+Listed = Annotated[
+    str | None, value("FILE", "Items, one a line, whose reward is lowered while they have too large a share.", "--listed")
+]
+KeepSeen = Annotated[bool, option("Propose items of the user's history, too.", "--keep-seen")]
+Sampling = Annotated[
+    Literal["beam", "sample"], option("How items are proposed: by beam search, or drawn at random.", "--sampling")
+]
+
 Device = Annotated[Literal["auto", "cpu", "cuda"], option("Where to compute; auto is cuda if there is one.", "--device")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],

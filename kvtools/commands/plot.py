@@ -14,15 +14,17 @@ COMMON = ("output", "force")
 def main(
     run: opt.Invocation,
     inputs: Annotated[
-        list[str] | None, opt.argument("INPUT", "A semantic-id bag, the log of etree-train, or logs of pretrain; - is stdin.")
+        list[str] | None,
+        opt.argument("INPUT", "A semantic-id bag, the log of etree-train, or logs of pretrain or rl; - is stdin."),
     ] = None,
 ) -> int:
     """Plot training logs, or the statistics of semantic IDs.
 
     Of semantic IDs: how evenly each level uses its codes, and how many items share an ID. They are read from a bag, a
     safetensors file with a kind. Of etree-train: accuracy against rounds, local epochs, bytes and simulated seconds. Of
-    pretraining: loss and accuracy against steps, several logs one after the other. The suffix of the output is the format:
-    .png, .svg or .pdf; on stdout it is PNG. The same input gives the same bytes.
+    pretraining: loss and accuracy against steps, several logs one after the other. Of rl: reward, legality, drift and length
+    against steps, several logs in one picture. The suffix of the output is the format: .png, .svg or .pdf; on stdout it is PNG.
+    The same input gives the same bytes.
     """
     from kvtools.artifact import open_bag, source_name
     from kvtools.artifact.files import open_source
@@ -53,14 +55,17 @@ def main(
 def _draw_logs(logs: dict[str, list[dict[str, Any]]]) -> Any:
     from kvtools.draw.curves import draw_curves
     from kvtools.draw.losses import draw_losses, split_stages
+    from kvtools.draw.rewards import draw_rewards, is_of_rewards
     from kvtools.errors import Corrupt
 
     try:
+        if all(is_of_rewards(lines) for lines in logs.values()):
+            return draw_rewards(logs)
         if all("loss" in lines[0] and "step" in lines[0] for lines in logs.values()):
             return draw_losses([stage for name, lines in logs.items() for stage in split_stages(lines, name)])
         return draw_curves([line for lines in logs.values() for line in lines])
     except ValueError as fault:
-        raise Corrupt(f"{', '.join(logs)}: {fault}. Give logs of kvtools pretrain, or of kvtools etree-train.") from None
+        raise Corrupt(f"{', '.join(logs)}: {fault}. Give logs of kvtools pretrain, rl or etree-train.") from None
 
 
 def _read_log(file: BinaryIO, name: str) -> list[dict[str, Any]]:

@@ -133,7 +133,9 @@ def main(
         )
     if not world.is_root:
         return 0
-    checkpoint = Checkpoint(model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json())
+    checkpoint = Checkpoint(
+        model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json(), seed=seed
+    )
     figures = {"step": trainer.progress.step, "validation": trainer.progress.best_score, "loss": trainer.progress.loss}
     checkpoint.save(
         run.sink(),

@@ -42,6 +42,23 @@ COMMANDS = {
     "pretrain onerec": Entry(
         "OneRec", "Train a generative recommender.", ("interactions", "semantic-id"), ("model",), is_parallel=True
     ),
+    "rl ecpo": Entry(
+        "OneRec",
+        "Move a recommender towards a reward by ECPO.",
+        ("model", "interactions"),
+        ("model", "rollout"),
+        is_parallel=True,
+    ),
+    "rl gbpo": Entry(
+        "OneRec",
+        "Move a recommender towards a reward by GBPO.",
+        ("model", "interactions"),
+        ("model", "rollout"),
+        is_parallel=True,
+    ),
+    "rl pscore": Entry(
+        "OneRec", "Train a ranker whose score is a reward.", ("model", "interactions"), ("model",), is_parallel=True
+    ),
     "recgen": Entry("OneRec", "Recommend items to users.", ("model", "interactions"), ("recommendation",), is_parallel=True),
     "kma-cluster": Entry("E-Tree", "Group devices into a tree of aggregators.", ("device",), ("tree",), is_parallel=True),
     "etree-train": Entry(

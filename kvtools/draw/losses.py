@@ -56,7 +56,7 @@ def draw_losses(stages: Sequence[Stage]) -> Any:
             if points:
                 x, y = np.array(points, np.float64).T
                 axis.plot(x, y, color=color, linewidth=0.6, alpha=0.35)
-                axis.plot(x, _smoothed(y), color=color, linewidth=1.8, label=stage.name if title == "loss" else None)
+                axis.plot(x, smoothed(y), color=color, linewidth=1.8, label=stage.name if title == "loss" else None)
                 lowest = min(lowest, float(y.min()))
             held_out = [(first + step, line[held]) for step, line in sorted(stage.epochs.items()) if held in line]
             if held_out:
@@ -72,7 +72,7 @@ def draw_losses(stages: Sequence[Stage]) -> Any:
     return figure
 
 
-def _smoothed(y: np.ndarray) -> np.ndarray:
+def smoothed(y: np.ndarray) -> np.ndarray:
     """The running mean of y, float64 (n,), over the last twentieth, and over fewer values at the beginning."""
     width = max(1, len(y) // _N_WINDOWS)
     sums = np.concatenate([[0.0], y.cumsum()])

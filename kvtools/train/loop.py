@@ -91,6 +91,7 @@ class Plan:
     n_microbatches: int = 1  # a step: gradient accumulation
     patience: int = 0  # epochs without a better score until the run ends; 0: never
     save_every: int = 0  # steps between states saved within an epoch, for what gives no warning; 0: none
+    validates_first: bool = False  # whether the weights that the run begins with are validated too, and may be the best
     lr_factors: dict[str, float] = field(default_factory=dict)  # prefix of names -> factor of the rate; the longest that fits
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -144,6 +145,9 @@ class Trainer:
         finite, naming the rows, with the last saved state kept.
         """
         at = self.progress
+        is_first = self.plan.validates_first and at.step == 0 and at.best_score is None
+        if is_first and (validation := self._validate()) is not None:
+            yield TrainStep(0, 0, {}, validation)
         # a run stopped after its last step has that epoch's validation before it still
         while at.epoch < self.plan.epochs and (at.step < self.plan.n_steps or at.batch) and not at.is_over:
             for number, batch in enumerate(self.task.epoch(at.epoch)):

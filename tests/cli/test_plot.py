@@ -38,7 +38,7 @@ def test_logs_of_training_over_trees_are_drawn(sh, tmp_path):
     assert [name for name in names if f"<!-- {name} -->" in drawn] == ["etree", "fedavg", "etree #2"]
     (tmp_path / "run.jsonl").write_text('{"step": 1}\n')
     done = sh("kvtools plot run.jsonl -o b.png", pipefail=False)
-    remedy = "Give logs of kvtools pretrain, or of kvtools etree-train."
+    remedy = "Give logs of kvtools pretrain, rl or etree-train."
     assert (done.code, done.err) == (65, f"kvtools plot: run.jsonl: some lines have no 'algorithm'. {remedy}\n")
 
 
@@ -54,7 +54,7 @@ def test_logs_of_pretraining_are_drawn_one_after_the_other(sh, tmp_path):
     assert (done.code, done.err) == (0, "")
     (tmp_path / "b.jsonl").write_text('{"loss": 1, "step": "two"}\n')
     done = sh("kvtools plot a.jsonl b.jsonl -o c.svg", pipefail=False)
-    remedy = "Give logs of kvtools pretrain, or of kvtools etree-train."
+    remedy = "Give logs of kvtools pretrain, rl or etree-train."
     assert (done.code, done.err) == (65, f"kvtools plot: a.jsonl, b.jsonl: some lines have no 'step'. {remedy}\n")
 
 

@@ -6,6 +6,7 @@ import pytest
 from kvtools.draw.codes import draw_codes
 from kvtools.draw.curves import draw_curves
 from kvtools.draw.losses import draw_losses, split_stages
+from kvtools.draw.rewards import draw_rewards
 
 
 def data(axis):
@@ -76,3 +77,16 @@ def test_codes_are_counted_from_the_most_used_and_ids_by_their_items(n_codes):
         assert first.collections[0].get_paths()[0].vertices[:, 1].max() == 4
     assert [bar.get_height() for bar in buckets.patches] == [1, 2], "one ID of one item, two of two"
     assert first.lines[0].get_ydata()[0] == 5 / n_codes
+
+
+def test_rewards_have_a_panel_for_each_number_that_a_log_has():
+    steps = [{"step": n, "loss": 1.0, "reward": 0.1 * n, "legal_share": 0.9} for n in (1, 2)]
+    held_out = [{"step": 0, "valid_reward": 0.5}, {"step": 2, "valid_reward": 0.7}]
+    kept = {"step": 2, "valid_reward": 0.6, "valid_reward_before": 0.5}
+    figure = draw_rewards({"a.jsonl": [*steps, *held_out, kept], "b.jsonl": held_out})
+    reward, legal = figure.axes
+    assert (reward.get_ylabel(), legal.get_ylabel()) == ("reward", "share of legal IDs without the trie")
+    assert data(reward)[0] == [[1, 0.1], [2, 0.2]]
+    assert data(reward)[-1] == [[0, 0.5], [2, 0.7]], "of the weights at that step, not of those that were kept"
+    with pytest.raises(ValueError, match="^some lines have no 'step'$"):
+        draw_rewards({"a": [{"reward": 1.0}]})

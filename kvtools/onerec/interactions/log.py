@@ -7,7 +7,7 @@ All is held in memory: ten million rows of a CSV out of time order took 10 s and
 users, and negative feedback.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
@@ -93,11 +93,13 @@ def read_interactions(
     *,
     form: Format = "auto",
     columns: Mapping[str, str | None] | None = None,
+    more: Sequence[str] = (),
     encoding: str = "utf-8",
 ) -> tuple[Interactions, SkippedRows]:
     """Interactions from an open, buffered file, and the rows that were skipped or repaired.
 
-    columns: role → the name of its column, where that is not one of NAMES. Skipped: ragged rows, rows without user or item,
+    columns: role → the name of its column, where that is not one of NAMES. more: columns of numbers to be read beside, into
+    extras under `column:NAME`, NaN where a cell holds none. Skipped: ragged rows, rows without user or item,
     with a bad or empty time, rating or part. Repaired: rows out of time order, and copies of a row (same user, item and time),
     of which one stays. In a file without times the order of the rows is that of time, and a repetition is no copy. Raises
     Corrupt where there is no user or item column, or nothing is left.
@@ -107,7 +109,9 @@ def read_interactions(
         _refuse_table(text.first_line, name)
         if columns:
             raise Usage(f"--column cannot be used with {name}, which has lines of words and no columns. Leave it out.")
-    read = _read_sequences(text) if text.form == "sequence" else _read_rows(text, name, columns or {})
+        if more:
+            raise Corrupt(f"{name}: there is no column {more[0]!r}, only lines of words. Give a table with that column.")
+    read = _read_sequences(text) if text.form == "sequence" else _read_rows(text, name, columns or {}, more)
     if not len(read[0].items):
         reasons = "".join(f" {line}." for line in read[1].lines(skipped=True))
         raise Corrupt(f"{name}: no interactions are left to use.{reasons} Mend the rows.")
@@ -139,13 +143,16 @@ def _read_sequences(text: ColumnReader) -> tuple[Interactions, SkippedRows]:
     return _arrange(users[order], user_keys, items[order], item_keys, {}, {}), skipped
 
 
-def _read_rows(text: ColumnReader, name: str, columns: Mapping[str, str | None]) -> tuple[Interactions, SkippedRows]:
+def _read_rows(
+    text: ColumnReader, name: str, columns: Mapping[str, str | None], more: Sequence[str]
+) -> tuple[Interactions, SkippedRows]:
     there = list(text.types)
     chosen = {role: columns.get(role) or next((n for n in NAMES[role] if n in there), None) for role in NAMES}
     for role in ("user", "item"):
         if chosen[role] is None:
             raise Corrupt(f"{name}: there is no {role} column among {', '.join(there)}. Name it with --column {role}=COL.")
     wanted = {role: column for role, column in chosen.items() if column is not None}
+    wanted |= {f"column:{column}": column for column in more}
     read = text.table(wanted.values())
     cells = {role: read.columns[column] for role, column in wanted.items()}
     good = np.ones(read.n_rows, bool)

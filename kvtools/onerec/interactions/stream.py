@@ -43,19 +43,21 @@ def roles(options: Sequence[str]) -> dict[str, str]:
 
 
 def open_interactions(
-    src: str, *, columns: Mapping[str, str | None] | None = None, file: BinaryIO | None = None
+    src: str, *, columns: Mapping[str, str | None] | None = None, more: Sequence[str] = (), file: BinaryIO | None = None
 ) -> tuple[Interactions, SkippedRows, list[Step]]:
     """Interactions from a path or `-`, the rows that were skipped, and the history that they bring, of which text has none.
 
-    columns: as read_interactions takes them. file: src already open. Raises Usage for columns with a stream, Corrupt for a
-    stream of another kind.
+    columns, more: as read_interactions takes them. file: src already open. Raises Usage for columns with a stream, Corrupt for
+    a stream of another kind.
     """
     file, name = file or open_source(src), source_name(src)
     if not is_stream(file):
-        interactions, skipped = read_interactions(file, name, columns=columns)
+        interactions, skipped = read_interactions(file, name, columns=columns, more=more)
         return _in_order(interactions), skipped, []
     if columns:
         raise Usage(f"--column cannot be used with {name}, a stream, whose columns have fixed names. Leave it out.")
+    if more:
+        raise Corrupt(f"{name}: a stream has no column {more[0]!r}; rating, playtime and duration it may have. Give the table.")
     reader = open_stream(src, "interaction", made_by="kvtools convert", file=file)
     return read_stream(reader, name), SkippedRows(), reader.head.history
 

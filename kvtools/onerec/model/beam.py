@@ -36,7 +36,7 @@ class Beams:
 def search(model: OneRec, context: Context, trie: Trie, n_beams: int, *, barred_BU: Tensor | None = None) -> Beams:
     """The n_beams best IDs of the catalogue. barred_BU: bool (B, U), IDs that a user must not get. Exact where n_beams is at
     least the number of prefixes of every level but the last, and of IDs asked for."""
-    state = _SearchState(model, context)
+    state = SearchState(model, context)
     prefix_BW = torch.zeros(state.n_users, 1, dtype=torch.long, device=state.score_BW.device)
     for level in range(model.n_levels):
         logits_MK = state.logits(level)
@@ -58,7 +58,7 @@ def search(model: OneRec, context: Context, trie: Trie, n_beams: int, *, barred_
 @torch.inference_mode()
 def search_freely(model: OneRec, context: Context, n_beams: int) -> Beams:
     """As `search`, without the trie: every code may follow. `ids` are all -1; the codes say which IDs were found."""
-    state = _SearchState(model, context)
+    state = SearchState(model, context)
     codes_BWS = torch.zeros(state.n_users, 1, 0, dtype=torch.long, device=state.score_BW.device)
     for level in range(model.n_levels):
         gain_MK = state.logits(level).log_softmax(1)
@@ -71,8 +71,11 @@ def search_freely(model: OneRec, context: Context, n_beams: int) -> Beams:
     return Beams(torch.full_like(state.score_BW, -1, dtype=torch.long), state.score_BW, codes_BWS, state.missed_B)
 
 
-class _SearchState:
-    """The beams of all users between two levels: scores, keys and values of the codes so far, and the neighbours that match."""
+class SearchState:
+    """The prefixes of all users between two levels: scores, keys and values of the codes so far, and the neighbours that match.
+
+    score_BW: float32 (B, W). missed_B: float32 (B,).
+    """
 
     def __init__(self, model: OneRec, context: Context) -> None:
         self.model, self.n_users = model, len(context.mask_BTC)

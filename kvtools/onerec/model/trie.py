@@ -9,6 +9,7 @@ Legend: N items, S levels, U distinct IDs, M prefixes asked about, W children at
 """
 
 import copy
+import math
 from typing import Self
 
 import numpy as np
@@ -58,6 +59,18 @@ class Trie:
         child_MW = begin_M1 + torch.arange(self.widths[level], device=prefix_M.device)
         is_there = child_MW < self.starts[level][prefix_M + 1].unsqueeze(1)
         return torch.where(is_there, child_MW, begin_M1), is_there
+
+    def numbers(self, codes_MS: Tensor) -> Tensor:
+        """As `find`, on the device of the tables: int64 (M,) of int64 (M, S). Raises ValueError where the codes of all levels
+        have too many combinations for int64."""
+        n_codes = [int(codes.max()) + 1 for codes in self.codes]
+        if math.prod(n_codes) >= 1 << 63:
+            raise ValueError(f"levels of {n_codes} codes have too many combinations to be numbered")
+        radix_S = torch.tensor([math.prod(n_codes[level + 1 :]) for level in range(self.n_levels)], device=codes_MS.device)
+        is_inside = (codes_MS < torch.tensor(n_codes, device=codes_MS.device)).all(1)
+        key_M, known_U = (codes_MS * radix_S).sum(1), (self.ids_US * radix_S).sum(1)
+        number_M = torch.searchsorted(known_U, key_M).clamp(max=self.n_ids - 1)
+        return torch.where(is_inside & (known_U[number_M] == key_M), number_M, -1)
 
     def find(self, codes_MS: np.ndarray) -> np.ndarray:
         """int64 (M,): the number of each ID of codes int (M, S), -1 where the catalogue has no such ID."""

@@ -218,7 +218,7 @@ class RecgenRun:
             static = self._users(vocabularies).codes_of(histories.user_keys.tolist()).astype(np.int64)
         return Batcher(
             histories, config, static=static, vectors=checkpoint.ids.vectors() if config.lifelong else None,
-            time_column=checkpoint.encoder.time_column, seed=int(checkpoint.recipe.get("seed", 0)),
+            time_column=checkpoint.encoder.time_column, seed=checkpoint.seed,
         )  # fmt: skip
 
     def _users(self, vocabularies: tuple[Vocabulary, ...]) -> Users:

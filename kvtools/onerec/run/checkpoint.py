@@ -42,6 +42,7 @@ class Checkpoint:
     pathways: dict[str, str] = field(default_factory=dict)  # name → "on", or why it is off
     recipe: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    seed: int = 0  # of the clusters of the lifelong pathway
 
     @classmethod
     def open(cls, src: str) -> "Checkpoint":
@@ -78,6 +79,7 @@ class Checkpoint:
             "pathways": self.pathways,
             "semantic_ids": self.ids.digest,
             "parameters": sum(p.numel() for p in self.model.parameters()),
+            **({"seed": self.seed} if self.seed != self.recipe.get("seed", self.seed) else {}),
             **fields,
         }
         write_bag(sink, "model", tensors, config=self.recipe, history=history, **fields)
@@ -111,7 +113,8 @@ def _read(bag: Bag, name: str) -> Checkpoint:
     cooccurrence = Cooccurrence(damped_II, Settings(**fields["near"]))
     counts = ItemCounts(np.array(tensors["counts.popularity"]), np.array(tensors["counts.latest"]), cooccurrence)
     model.eval()
-    return Checkpoint(model, ids, encoder, vocabularies, counts, fields["pathways"], fields["config"], bag.history)
+    seed = int(fields.get("seed", fields["config"].get("seed", 0)))
+    return Checkpoint(model, ids, encoder, vocabularies, counts, fields["pathways"], fields["config"], bag.history, seed)
 
 
 def _require_shapes(tensors: Mapping[str, np.ndarray], expected: Mapping[str, torch.Tensor], name: str) -> None:

@@ -156,6 +156,10 @@ class ForwardCost:
         pairs += config.decoder_layers * self._n_levels * n_neighbours if self.neighbour else 0
         return 2.0 * products + 4.0 * config.width * pairs
 
+    def path_flops(self, n_paths: int) -> float:
+        """FLOPs of a forward pass of so many IDs more, on contexts that are there; attention is left out."""
+        return 2.0 * n_paths * (self.code * self._n_levels + self.target)
+
 
 def _active_parameters(module: nn.Module) -> int:
     """Parameters of matrices that a token passes through."""

@@ -85,7 +85,7 @@ HeldOut = Annotated[
     value("FILE", "Measure before and after on the valid part of FILE. Default: on that of INTERACTIONS.", "--valid"),
 ]
 RequireGain = Annotated[bool, option("Exit with 1 unless the held-out reward has risen.", "--require-gain")]
-RolloutsFile = Annotated[str | None, value("FILE", "Keep what was proposed, with its rewards, as a stream.", "--rollouts")]
+RolloutsFile = Annotated[str | None, value("FILE", "Keep what was sampled, with its rewards, as a stream.", "--rollouts")]
 Recommender = Annotated[str | None, value("M", "Model from pretrain onerec.", "--model")]
 PolicyLr = Annotated[float, value("X", "Learning rate.", "--lr", least=0)]
 PolicyBatch = Annotated[int, value("N", "Users of a step.", "--batch", least=1)]
@@ -97,6 +97,30 @@ Sampling = Annotated[
     Literal["beam", "sample"], option("How items are proposed: by beam search, or drawn at random.", "--sampling")
 ]
 
+Rewards = Annotated[
+    list[str] | None,
+    value("NAME[:WEIGHT]", "A term of the reward, as correct, format:0.5 or cmd:PROGRAM; may be repeated.", "--reward"),
+]
+Modes = Annotated[
+    str | None,
+    value("MODE:SHARE,...", "Ask prompts in these modes, as think:1,no_think:1,auto:1. Default: each in its own.", "--modes"),
+]
+Group = Annotated[int, value("N", "Answers to each prompt.", "--group", least=1)]
+MaxNew = Annotated[int, value("N", "Most tokens of an answer.", "--max-new", least=1)]
+Overlong = Annotated[
+    Literal["filter", "keep"],
+    option("Whether answers that were cut at --max-new are left out of their group, or count.", "--overlong"),
+]
+GAIN_WITHOUT_VALID = "--require-gain is given, and --valid is not. Give held-out data, or leave it out."
+LearningRate = Annotated[float | None, value("X", "Peak learning rate. Default: less for wide models.", "--lr")]
+RowTokens = Annotated[int, value("N", "Most tokens of a packed row: memory is that of one.", "--row-tokens", least=2)]
+Lora = Annotated[int | None, value("RANK", "Train low-rank adapters of the decoder, merged at the end.", "--lora", least=1)]
+Judges = Annotated[
+    list[str] | None, value("URL", "A judge behind an OpenAI-compatible address; several share the work.", "--judge")
+]
+JudgeModel = Annotated[str | None, value("NAME", "The judge's name at its servers. Default: their first.", "--judge-model")]
+JudgeCache = Annotated[str | None, value("FILE", "Keep the judge's answers in FILE, for other runs.", "--judge-cache")]
+JudgeTimeout = Annotated[float, value("SECONDS", "Time limit of a call of a judge or a program.", "--timeout", least=0.001)]
 Device = Annotated[Literal["auto", "cpu", "cuda"], option("Where to compute; auto is cuda if there is one.", "--device")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],

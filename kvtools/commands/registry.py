@@ -35,6 +35,28 @@ COMMANDS = {
         ("model",),
         is_parallel=True,
     ),
+    "rl sample": Entry(
+        "Keye-VL",
+        "Draw several answers to each prompt, and reward them.",
+        ("conversation", "model", "video"),
+        ("rollout",),
+        is_parallel=True,
+    ),
+    "rl pairs": Entry("Keye-VL", "Choose a better and a worse answer from rollouts.", ("rollout",), ("conversation",)),
+    "rl grpo": Entry(
+        "Keye-VL",
+        "Train a model by rewards of its own answers, by GRPO or GSPO.",
+        ("conversation", "model", "video"),
+        ("model", "rollout"),
+        is_parallel=True,
+    ),
+    "rl mpo": Entry(
+        "Keye-VL",
+        "Train a model on pairs of a better and a worse answer.",
+        ("conversation", "model", "video"),
+        ("model",),
+        is_parallel=True,
+    ),
     "chat": Entry("Keye-VL", "Chat with a model about pictures and videos.", ("model", "video files", "video")),
     "semid-build": Entry(
         "OneRec", "Turn embeddings into semantic IDs.", ("embedding", "video", ".npy"), ("semantic-id",), is_parallel=True

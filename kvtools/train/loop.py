@@ -248,8 +248,10 @@ class Trainer:
         if metrics is None or "score" not in metrics:
             return metrics
         at = self.progress
+        if at.best_score is None:
+            at.first = metrics
         if at.best_score is None or metrics["score"] > at.best_score:
-            at.best_score, at.best_epoch = metrics["score"], at.epoch
+            at.best_score, at.best_epoch, at.best = metrics["score"], at.epoch, metrics
             self.best = {name: x.detach().clone() for name, x in self.task.model.state_dict().items()}
         at.is_over = bool(self.plan.patience) and at.epoch - at.best_epoch >= self.plan.patience
         return metrics

@@ -5,7 +5,7 @@ file, whose it is, and the refusal of a run with other options (artifact/state.p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,9 @@ class Progress:
     best_epoch: int = 0
     is_over: bool = False
     loss: float | None = None  # of the last step
+    first: dict[str, float] = field(default_factory=dict)  # metrics of the first weights that were validated
+    best: dict[str, float] = field(default_factory=dict)  # metrics of the best weights so far
+    task: dict[str, float] = field(default_factory=dict)  # what the task adds up over its steps
 
 
 def state_tensors(model: nn.Module, best: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:

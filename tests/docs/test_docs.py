@@ -133,6 +133,12 @@ def make_models(top):
     save(Sink(str(top / "keye.safetensors")), Keye(arch), tokenizer_json=chat.to_bytes(), fields={}, history=[])
 
 
+def make_sums(top):
+    """sums.jsonl: questions with answers, for reinforcement learning."""
+    sums = [{"id": f"sum {a}+{b}", "prompt": f"{a}+{b}=", "answer": a + b} for a in range(5) for b in range(4)]
+    (top / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sums))
+
+
 @pytest.fixture(scope="module")
 def worktop(tmp_path_factory):
     """A folder with what the examples speak of."""
@@ -140,6 +146,7 @@ def worktop(tmp_path_factory):
     (top / "videos").mkdir()
     make_items(top)
     make_models(top)
+    make_sums(top)
     make_video(top / "clip.mp4", 20)
     make_video(top / "videos" / "yoga.mp4", 15)
     make_video(top / "videos" / "friday.mp4", 12)
@@ -150,7 +157,9 @@ def worktop(tmp_path_factory):
         "kvtools semid-build --codes 8 --collisions extend items.kvs -o items.ids; "
         "kvtools pretrain onerec clicks.csv --items items.ids --steps 2 --architecture width=16 -o shop.safetensors; "
         "kvtools devices --data digits.csv --partition shards:2 --graph edges.txt -o fleet.devices; "
-        "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o fleet.tree",
+        "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o fleet.tree; "
+        "kvtools rl sample sums.jsonl --model keye.safetensors --max-new 8 --reward length:-1 -o rollouts.kvs; "
+        "kvtools rl pairs -q rollouts.kvs -o preferences.kvs",
         top,
     )
     assert (made.returncode, made.stderr) == (0, "")

@@ -23,6 +23,7 @@ SECTIONS = {
     "video": "Videos and pictures",
     "keye": "Conversations, media, questions, checkpoints, the vision-language model",
     "endpoint": "Servers that answer questions; benchmarks",
+    "alignment": "Rewards, rollouts, pairs of answers, and training by them",
     "onerec": "Items, interactions, semantic IDs, recommendations",
     "etree": "Devices, networks, trees, training over them",
 }

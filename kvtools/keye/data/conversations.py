@@ -5,7 +5,8 @@ The form: {"id", "mode", "messages": [{"role", "content": [{"type": "text", "tex
 and `"rejected"`, a worse last answer, where there is one. Other fields of a conversation stay with it.
 
 Read: that form; OpenAI's messages; ShareGPT's and LLaVA's conversations; LLaMA-Factory's messages with `<image>` and `<video>`
-marks, its alpaca columns, its pairs of answers, and its newer parts with values; as one JSON list, or one object a line. Sound
+marks, its alpaca columns, its pairs of answers, and its newer parts with values; prompts and pairs of answers
+(prompt_layouts.py); as one JSON list, or one object a line. Sound
 is not read: conversations with sound are left out, and so are those of no known layout, each named. Nothing is fetched.
 """
 
@@ -28,6 +29,7 @@ from kvtools.artifact.open import open_stream, source_name
 from kvtools.artifact.stream import Reader, Writer
 from kvtools.errors import Corrupt, raising, reason_of
 from kvtools.keye.data.chat_template import MODES
+from kvtools.keye.data.prompt_layouts import with_messages
 from kvtools.skipped import SkippedRows
 
 BAD = "conversations that cannot be understood left out"
@@ -109,7 +111,7 @@ def normalise(document: Any) -> dict[str, Any]:
     """One conversation in the normal form. Raises ValueError, with what was found, for a document of no known layout."""
     if not isinstance(document, dict):
         raise ValueError(f"it is a JSON {type(document).__name__}, and an object is needed")
-    rest = dict(document)
+    rest = with_messages(document)
     messages = _pop_messages(rest)
     media = {kind: sources for kind in ("image", "video", "audio") if (sources := _pop_sources(rest, kind)) is not None}
     normal = [_message(message, media) for message in messages]

@@ -15,6 +15,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Missing, raising
 from kvtools.keye.checkpoint import weights as checkpoint
+from kvtools.keye.checkpoint.weights import Weights
 from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.media import Media, Unreadable
 from kvtools.keye.data.processor import Processor, require_patch_size
@@ -120,6 +121,11 @@ def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> t
     Raises Missing for a file that is not there; Corrupt for damage, for a part of a Keye-VL, and for a tokenizer that does not
     fit the model.
     """
+    return open_checkpoint(src, tokenizer, device=device, dtype=dtype)[:2]
+
+
+def open_checkpoint(src: str, tokenizer: str | None, *, device: str, dtype: str) -> tuple[Keye, ChatTemplate, Weights]:
+    """As `open_model`, and the weights that the model was built from, with all else that its artifact holds."""
     weights = checkpoint.open_weights(src)
     config = weights.format.config
     if config is None:
@@ -130,7 +136,7 @@ def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> t
     template.require_fits(config.language.vocabulary, config.image_token, config.video_token)
     model = checkpoint.build(weights, dtype=DTYPES[dtype])
     assert isinstance(model, Keye), "its format says so"
-    return model.to(device), template
+    return model.to(device), template, weights
 
 
 def open_visuals(

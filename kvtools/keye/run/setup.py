@@ -87,7 +87,7 @@ def initial_model(recipe: TrainingRecipe, init: Sequence[str], tokenizer: str | 
     files = {name: data for name, data in (speaker.files if speaker is not None else {}).items() if name in _TOKENIZER_FILES}
     like = next((part for part in reversed(parts) if part.format.layout in ("keye", "siglip")), None)
     histories = [part.history for part in parts]
-    return InitialModel(model.to(device), config, template, like, histories, _digest(parts, template), files)
+    return InitialModel(model.to(device), config, template, like, histories, weights_digest(parts, template), files)
 
 
 def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, world: World, device: str) -> PackedRowTask:
@@ -191,7 +191,8 @@ def _vocabulary(template: ChatTemplate) -> int:
     return -(-template.size // _ROUND) * _ROUND
 
 
-def _digest(parts: Sequence[Weights], template: ChatTemplate) -> str:
+def weights_digest(parts: Sequence[Weights], template: ChatTemplate) -> str:
+    """What a resumed run knows its model by: the tensors of its parts, and the tokenizer."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         for name, array in sorted(part.tensors.items()):

@@ -1,0 +1,165 @@
+"""What the options of `rl` open: a model, prompts, rewards, a judge."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from kvtools.artifact.blob import canonical
+from kvtools.artifact.history import Step
+from kvtools.errors import Corrupt, Usage, os_reason
+from kvtools.keye.checkpoint.weights import Weights
+from kvtools.keye.data.chat_template import ChatTemplate
+from kvtools.keye.data.conversations import Conversations, open_conversations
+from kvtools.keye.data.media import Media
+from kvtools.keye.data.processor import Processor
+from kvtools.keye.model.keye import Keye
+from kvtools.keye.rl.mpo import PairSet
+from kvtools.keye.rl.pairs import Pair, pairs_of
+from kvtools.keye.rl.program import Program
+from kvtools.keye.rl.prompts import Prompts, prompts_of
+from kvtools.keye.rl.rewards import RULES, Rewards, RewardSpec, Rule, Scorer
+from kvtools.keye.run.session import open_checkpoint
+from kvtools.keye.run.setup import weights_digest
+from kvtools.option_values import refuse_if
+
+_JUDGED = ("correct", "consistency")
+
+
+def parse_rewards(texts: Sequence[str], judges: Sequence[str]) -> list[RewardSpec]:
+    """What --reward says, in order. Raises Usage for unknown names, a name given twice, and a judge without a term to judge."""
+    specs = [RewardSpec.parse(text) for text in texts]
+    names = [spec.name for spec in specs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    refuse_if(
+        (twice, f"--reward {twice} is given twice. Give it once, with one weight."),
+        (
+            judges and not set(names) & set(_JUDGED),
+            "--judge is given, and no reward is judged. Give --reward correct or --reward consistency, or leave it out.",
+        ),
+    )
+    return specs
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model that answers, and may learn; the weights that it was built from, and what a resumed run knows them by."""
+
+    model: Keye
+    template: ChatTemplate
+    weights: Weights
+    digest: str
+
+    @property
+    def n_trained(self) -> str:
+        """How many parameters are trained, as "1,000 of 2,000"."""
+        counts = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        return f"{sum(n for n, is_trained in counts if is_trained):,} of {sum(n for n, _ in counts):,}"
+
+
+def open_policy(src: str, tokenizer: str | None, *, device: str, dtype: str) -> Policy:
+    """The model of a path. Raises Corrupt for a part of a Keye-VL, and for a tokenizer that does not fit."""
+    model, template, weights = open_checkpoint(src, tokenizer, device=device, dtype=dtype)
+    return Policy(model, template, weights, weights_digest([weights], template))
+
+
+def open_prompts(src: str, specs: Sequence[RewardSpec]) -> Prompts:
+    """The prompts of a path or `-`. Raises Corrupt where none is left."""
+    needs_answers = any(spec.name == "correct" for spec in specs)
+    prompts = prompts_of(open_conversations(src), needs_answers=needs_answers)
+    if not prompts.prompts:
+        why = "; ".join(prompts.skipped.lines())
+        raise Corrupt(f"{prompts.name}: no prompt is left ({why}). Give prompts, with an answer each for --reward correct.")
+    return prompts
+
+
+@dataclass
+class PairData:
+    """The pairs of a training and their media. `code` is 65 once `read` has met something that had to be left out."""
+
+    inputs: list[tuple[Conversations, list[Pair]]]
+    held_out: tuple[Conversations, list[Pair]] | None
+    media: Media
+    code: int = 0
+
+    @property
+    def histories(self) -> list[list[Step]]:
+        """The histories of the inputs."""
+        return [source.history for source, _ in self.inputs]
+
+    @property
+    def digest(self) -> str:
+        """Of all pairs, held-out ones included, in order."""
+        digest = hashlib.blake2b(digest_size=8)
+        for _, pairs in [*self.inputs, *([self.held_out] if self.held_out else [])]:
+            for pair in pairs:
+                digest.update(canonical([pair.key, pair.chosen, pair.rejected]))
+        return digest.hexdigest()
+
+    def read(
+        self, processor: Processor, row_tokens: int, log: Callable[[str], None], *, strict: bool
+    ) -> tuple[PairSet, PairSet | None]:  # fmt: skip
+        """The pairs that can be read, to learn and held out; reports the others. Raises Corrupt where none is left."""
+        name = ", ".join(source.name for source, _ in self.inputs)
+        learnt = PairSet([pair for _, pairs in self.inputs for pair in pairs], processor, row_tokens)
+        held_out = PairSet(self.held_out[1], processor, row_tokens) if self.held_out else None
+        rows = [(source.name, source.skipped) for source, _ in self.inputs] + [(name, learnt.skipped)]
+        if self.held_out and held_out is not None:
+            rows += [("--valid", self.held_out[0].skipped), ("--valid", held_out.skipped)]
+        self.code = max(skipped.report(src, log, strict=strict) for src, skipped in rows)
+        for src, found in ((name, learnt), ("--valid", held_out)):
+            if found is not None and not len(found):
+                raise Corrupt(
+                    f"{src}: no pair of a better and a worse answer is left. Look at the lines above, or at kvtools rl pairs."
+                )
+        return learnt, held_out
+
+
+@contextmanager
+def open_pairs(sources: Sequence[str], valid: str | None, media: Sequence[str]) -> Iterator[PairData]:
+    """The pairs of these sources, each a path or `-`; their media are closed at the end."""
+    read = [open_conversations(src) for src in sources]
+    inputs = [(source, pairs_of(source)) for source in read]
+    held_out = None
+    if valid is not None:
+        source = open_conversations(valid)
+        held_out = (source, pairs_of(source))
+    roots = [source.root for source, _ in [*inputs, *([held_out] if held_out else [])]]
+    with Media(media, roots=roots) as opened:
+        yield PairData(inputs, held_out, opened)
+
+
+@contextmanager
+def open_rewards(
+    specs: Sequence[RewardSpec], judges: Sequence[str], *, model: str | None, cache: str | None, timeout_s: float, seed: int
+) -> Iterator[Rewards]:
+    """The rewards of these terms; a judge and its cache are closed at the end. Raises Usage for an address that is none."""
+    judge = None
+    if judges:
+        from kvtools.keye.endpoint.endpoint import Endpoint
+
+        try:
+            judge = Endpoint(judges, model, cache=cache, seed=seed, timeout_s=timeout_s, retries=4)
+        except ValueError as error:
+            raise Usage(f"--judge: {error}. Name the server of the judge.") from None
+        except OSError as error:
+            raise Usage(f"--judge: {cache}: {os_reason(error)}. Give a file for --judge-cache that can be written.") from None
+    rewards = Rewards([(_scorer(spec, judge, timeout_s), spec.weight) for spec in specs])
+    try:
+        yield rewards
+    finally:
+        rewards.close()
+        if judge is not None:
+            judge.close()
+
+
+def _scorer(spec: RewardSpec, judge: object, timeout_s: float) -> Scorer:
+    if spec.program is not None:
+        return Program(spec.name, spec.program, timeout_s)
+    if judge is not None and spec.name in _JUDGED:
+        from kvtools.keye.endpoint.endpoint import Endpoint
+        from kvtools.keye.rl.judge import JudgedConsistency, JudgedCorrectness
+
+        assert isinstance(judge, Endpoint), "it was opened above"
+        return JudgedCorrectness(judge) if spec.name == "correct" else JudgedConsistency(judge)
+    return Rule(spec.name, RULES[spec.name])

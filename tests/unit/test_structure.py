@@ -195,7 +195,7 @@ def unpickled_or_evaluated():
             if isinstance(node, ast.keyword) and node.arg == "shell":
                 yield f"{module.name} starts a shell"
             is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-            if is_call and node.func.id in ("eval", "exec") and module.name != "keye/sandbox/worker":  # that is its purpose
+            if is_call and node.func.id in ("eval", "exec") and module.name != "keye/sandbox/child":  # that is its purpose
                 yield f"{module.name} evaluates"
 
 

@@ -1,21 +1,29 @@
-"""The sandbox as the rest of the program uses it: pictures and code in; out, what was saved and printed, or why it failed.
+"""The sandbox as the rest of the program uses it: pictures and code in, what was saved and printed out, or why there is
+nothing.
 
 A Sandbox keeps one process with its libraries loaded; a run costs a fork, not an interpreter. Not thread-safe: one Sandbox a
-thread. What it does not protect from: faults of the kernel, and, where the kernel has no seccomp, of Python itself.
+thread. What it does not protect from: faults of the kernel, and, where the kernel has no seccomp, those of Python and Pillow
+(isolation.py).
 """
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
+from kvtools.keye.sandbox.messages import MAX_TEXT_BYTES, Message, receive, send
+
 _STARTS_WITHIN_S = 30.0
 _ANSWERS_WITHIN_S = 5.0  # after the limit of the code itself, which the worker watches
+
+Failure = Literal["refused", "not_python", "library", "error", "time", "memory", "output", "ended"]
 
 
 @dataclass(frozen=True)
@@ -31,16 +39,46 @@ class Limits:
 
 @dataclass(frozen=True)
 class Output:
-    """What a run gave. reason: why it failed, None where it did not. pictures: name -> uint8 (rows, columns, 3), in the order
-    in which they were saved."""
+    """What a run gave. failure and reason: what kind of failure it was and why, None where it did not fail. pictures: path ->
+    uint8 (rows, columns, 3), in the order in which they were saved."""
 
-    reason: str | None
+    reason: str | None = None
     text: str = ""
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    @property
+    def parts(self) -> list[str | np.ndarray]:
+        """Text and pictures, uint8 (rows, columns, 3), as a model sees them. A failed run is its text and the reason.
+
+        A printed line that ends in the path of a saved picture is the picture; where no line does, the picture saved last
+        comes after the text.
+        """
+        parts: list[str | np.ndarray] = []
+        lines = self.text.rstrip().splitlines() + ([f"Error: {self.reason}"] if self.reason is not None else [])
+        for line in lines:
+            if (named := self._named_by(line)) is not None:
+                parts.append(named)
+            elif parts and isinstance(parts[-1], str):
+                parts[-1] += f"\n{line}"
+            else:
+                parts.append(line)
+        if self.pictures and not any(isinstance(part, np.ndarray) for part in parts):
+            parts.append(list(self.pictures.values())[-1])
+        return parts
+
+    def _named_by(self, line: str) -> np.ndarray | None:
+        """The saved picture whose path, or the file's name in it, is the last word of a line."""
+        for name in sorted(self.pictures, key=len, reverse=True):
+            if line.rstrip(" .'\"`)]").endswith((name, name.removeprefix("/"), name.rpartition("/")[2])):
+                return self.pictures[name]
+        return None
 
 
 class Sandbox:
     """One worker process; use it in a `with`."""
+
+    _PROGRAM = ("-m", "kvtools.keye.sandbox.worker")
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
@@ -53,19 +91,18 @@ class Sandbox:
 
     def run(self, code: str) -> Output:
         """Run code in the session that is open; variables stay from run to run. Never raises for what the code does."""
-        header, blobs = self._ask({"op": "run", "code": code}, [])
-        pictures = {}
-        for row, blob in zip(header.get("pictures", []), blobs, strict=False):
-            width, height = row["size"]
-            if len(blob) != 3 * width * height:
-                return Output("a picture of another size than it says")
-            pictures[row["name"]] = np.frombuffer(blob, np.uint8).reshape(height, width, 3)
-        return Output(header.get("reason"), header.get("text", ""), pictures)
+        message = self._ask({"op": "run", "code": code}, [])
+        try:
+            return _output(*message)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.close()
+            return Output("the answer of the process is no message", failure="ended")
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker and the process of a session."""
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
@@ -78,33 +115,48 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, header: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
-        from kvtools.keye.sandbox.worker import receive, send
-
+    def _ask(self, header: dict[str, Any], blobs: list[bytes]) -> Message:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
         within_s = self.limits.timeout_s + _ANSWERS_WITHIN_S
         try:
             send(process.stdin.fileno(), header, blobs)
-            message = receive(process.stdout.fileno(), time.monotonic() + within_s)
-        except (OSError, ValueError, KeyError, TypeError, TimeoutError):
+            message = receive(process.stdout.fileno(), time.monotonic() + within_s, 2 * MAX_TEXT_BYTES)
+        except (OSError, ValueError, TimeoutError):
             message = None
         if message is None:
             self.close()
-            return {"ok": False, "reason": "the worker of the sandbox ended"}, []
+            return {"kind": "ended", "reason": "the worker of the sandbox ended"}, []
         return message
 
     def _started(self) -> subprocess.Popen[bytes]:
-        from kvtools.keye.sandbox.worker import receive
-
         if self._process is None or self._process.poll() is not None:
-            # nothing of this process's environment reaches the code; one thread, since the child may start none
+            self.close()
+            # nothing of this process's environment reaches the code; one thread, since the child may start none; one order
+            # of sets
             environment = {"PATH": os.defpath, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "kvtools.keye.sandbox.worker"],
+                [sys.executable, "-s", "-P", *self._PROGRAM],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment, start_new_session=True,
             )  # fmt: skip
             assert self._process.stdout is not None
-            receive(self._process.stdout.fileno(), time.monotonic() + _STARTS_WITHIN_S)
+            if receive(self._process.stdout.fileno(), time.monotonic() + _STARTS_WITHIN_S) is None:
+                self.close()
+                raise RuntimeError("the sandbox does not start")
         return self._process
+
+
+def _output(header: dict[str, Any], blobs: list[bytes]) -> Output:
+    """A reply as an Output. It comes from a process that ran code: raises ValueError, KeyError or TypeError for another
+    shape."""
+    failure, reason, text = header.get("kind"), header.get("reason"), header.get("text", "")
+    if failure not in (None, *get_args(Failure)) or (failure is None) != (reason is None) or not isinstance(text, str):
+        raise ValueError("a reply of another shape")
+    pictures: dict[str, np.ndarray] = {}
+    for row, blob in zip(header.get("pictures", []), blobs, strict=True):
+        name, (width, height) = row["name"], row["size"]
+        if type(name) is not str or type(width) is not int or type(height) is not int or min(width, height) < 1:
+            raise ValueError("a picture of another shape")
+        pictures[name] = np.frombuffer(blob, np.uint8).reshape(height, width, 3)
+    return Output(None if reason is None else str(reason), text, pictures, failure)

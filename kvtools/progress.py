@@ -8,8 +8,9 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-def progress(items: Iterable[_T], *, total: int, unit: str, label: str, quiet: bool = False) -> Iterator[_T]:
-    """The items, with progress printed as they pass. label: what is being done; unit: what is counted."""
+def progress(items: Iterable[_T], *, total: int | None, unit: str, label: str, quiet: bool = False) -> Iterator[_T]:
+    """The items, with progress printed as they pass. total: None where it is not known; label: what is being done; unit: what
+    is counted."""
     if quiet:
         yield from items
     elif sys.stderr.isatty():
@@ -20,14 +21,15 @@ def progress(items: Iterable[_T], *, total: int, unit: str, label: str, quiet: b
         yield from _lines(items, total, unit, label)
 
 
-def _lines(items: Iterable[_T], total: int, unit: str, label: str) -> Iterator[_T]:
+def _lines(items: Iterable[_T], total: int | None, unit: str, label: str) -> Iterator[_T]:
     start = last = time.monotonic()
     for n, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
         # short work stays silent: the first line comes when there has been something to wait for
         if now - start > 10 and (n & (n - 1) == 0 or now - last >= 60):
-            print(f"{label}: {n} of {total} {unit}, {now - start:.0f} s", file=sys.stderr, flush=True)
+            done = n if total is None else f"{n} of {total}"
+            print(f"{label}: {done} {unit}, {now - start:.0f} s", file=sys.stderr, flush=True)
             last = now
 
 

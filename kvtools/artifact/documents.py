@@ -18,25 +18,31 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _PEEK = 1 << 12
 
 
-def read_documents(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+def read_documents(file: BinaryIO, *, raw: bool = False) -> Iterator[tuple[str, Any]]:
     """(where, document) of each; a ValueError in the place of a document that is not JSON.
 
-    where: `line 3`, `entry 0` of a list, `row 7` of parquet. file: open, buffered, of which nothing has been consumed. Raises
-    ValueError for bytes that are no text, and where the next document cannot be found.
+    where: `line 3`, `entry 0` of a list, `row 7` of parquet. file: open, buffered, of which nothing has been consumed. raw:
+    lines stay bytes, which `parsed` reads. Raises ValueError for bytes that are no text, and where the next document cannot be
+    found.
     """
     head = _peek(file)
     if head.startswith(_GZIP):
-        yield from read_documents(cast("BinaryIO", gzip.GzipFile(fileobj=file)))
+        yield from read_documents(cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=file), _PEEK)), raw=raw)
     elif head.startswith(_ZSTD):
         reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-        yield from read_documents(cast("BinaryIO", io.BufferedReader(reader, _PEEK)))
-    elif head.startswith(_PARQUET):
+        yield from read_documents(cast("BinaryIO", io.BufferedReader(reader, _PEEK)), raw=raw)
+    elif is_parquet(file):
         yield from _rows(file)
     elif head.startswith(_UTF16):
         text = io.TextIOWrapper(file, encoding="utf-16")
-        yield from _of_text(cast("BinaryIO", io.BufferedReader(_Encoded(text), _PEEK)))
+        yield from _of_text(cast("BinaryIO", io.BufferedReader(_Encoded(text), _PEEK)), raw=raw)
     else:
-        yield from _of_text(file)
+        yield from _of_text(file, raw=raw)
+
+
+def is_parquet(file: BinaryIO) -> bool:
+    """Whether a parquet file lies ahead, which is read from its end: one that is not seekable goes into memory."""
+    return _peek(file).startswith(_PARQUET)
 
 
 class _Encoded(io.RawIOBase):
@@ -76,7 +82,7 @@ def _rows(file: BinaryIO) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"parquet is damaged ({' '.join(str(error).split())})") from None
 
 
-def _of_text(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+def _of_text(file: BinaryIO, *, raw: bool) -> Iterator[tuple[str, Any]]:
     import ijson
 
     head = _peek(file)
@@ -91,7 +97,7 @@ def _of_text(file: BinaryIO) -> Iterator[tuple[str, Any]]:
     elif begins.startswith(b"{") and not _is_lines(begins):
         yield from _incremental(ijson.items(file, "", use_float=True, multiple_values=True))
     else:
-        yield from _lines(file)
+        yield from ((where, line if raw else parsed(line)) for where, line in _lines(file))
 
 
 def _is_lines(begins: bytes) -> bool:
@@ -121,10 +127,8 @@ def _incremental(documents: Iterator[Any]) -> Iterator[tuple[str, Any]]:
         number += 1
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            yield f"line {number}", parsed(line)
+def _lines(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    return ((f"line {number}", line) for number, line in enumerate(file, start=1) if line.strip())
 
 
 def parsed(data: bytes) -> Any:

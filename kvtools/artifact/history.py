@@ -26,7 +26,7 @@ _SHOWN = 80  # characters of an option's value in a message
 # options that do not change the result: name → whether a value follows
 _SILENT = {
     "-o": True, "--output": True, "--jobs": True, "--timeout": True, "--state": True, "--log": True, "--report": True,
-    "--list": True, "--memory": True, "--device": True, "--peak": True, "--chunk": True, "--json": False,
+    "--list": True, "--rejects": True, "--memory": True, "--device": True, "--peak": True, "--chunk": True, "--json": False,
     "--force": False, "-q": False, "--quiet": False, "-v": False, "--verbose": False, "--stamp": False, "--strict": False,
 }  # fmt: skip
 

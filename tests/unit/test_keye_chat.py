@@ -149,7 +149,7 @@ def test_a_tokenizer_survives_being_written(chat):
         (
             {"messages": [user("x")], "mode": "loud"},
             [],
-            "mode is 'loud', and must be one of None, auto, think, no_think, auto_think, agentic",
+            "mode is 'loud', and must be one of None, auto, think, no_think, auto_think, agentic, video",
         ),
         (
             {"messages": [user({"type": "audio", "audio": "x"})]},

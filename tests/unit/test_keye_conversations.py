@@ -173,7 +173,7 @@ def test_what_else_is_said_stays():
         ),
         (
             {"messages": [{"role": "user", "content": "x"}], "mode": "loud"},
-            "mode is 'loud', and must be one of None, auto, think, no_think, auto_think, agentic",
+            "mode is 'loud', and must be one of None, auto, think, no_think, auto_think, agentic, video",
         ),
     ],
 )

@@ -53,7 +53,7 @@ class Processor:
             if shortened is not None:
                 return self.example(shortened, key=key)
         key = key or str(conversation.get("id", ""))
-        return Example(key, tokens, targets, self._positions(tokens, visuals), visuals, conversation.get("as_is") is True)
+        return Example(key, tokens, targets, self.positions(tokens, visuals), visuals, conversation.get("as_is") is True)
 
     def prompt(self, conversation: Conversation, *, mode: str | None = None) -> Example:
         """The conversation up to where the assistant speaks next, without targets.
@@ -63,7 +63,7 @@ class Processor:
         visuals = self._fetch(conversation)
         tokens = self.template.prompt(conversation, [visual.n_tokens for visual in visuals], mode=mode)
         targets = np.zeros(len(tokens), np.uint8)
-        return Example(str(conversation.get("id", "")), tokens, targets, self._positions(tokens, visuals), visuals)
+        return Example(str(conversation.get("id", "")), tokens, targets, self.positions(tokens, visuals), visuals)
 
     def _fetch(self, conversation: Conversation) -> tuple[Visual, ...]:
         items = visuals_of(conversation)
@@ -73,7 +73,8 @@ class Processor:
             raise ValueError(f"it has {len(items)} pictures and videos, and no media were given to find them in")
         return tuple(map(self.media.fetch, items))
 
-    def _positions(self, tokens_S: np.ndarray, visuals: Sequence[Visual]) -> np.ndarray:
+    def positions(self, tokens_S: np.ndarray, visuals: Sequence[Visual] = ()) -> np.ndarray:
+        """The positions of the tokens of a conversation with these pictures and videos, int32 (3, S)."""
         return mrope_positions(
             tokens_S, self.template.image_token, self.template.video_token, [visual.grid.tolist() for visual in visuals],
             [visual.seconds for visual in visuals], tokens_per_second=self.tokens_per_second,

@@ -15,16 +15,16 @@ def main(
     run: opt.Invocation,
     inputs: Annotated[
         list[str] | None,
-        opt.argument("INPUT", "A semantic-id bag, the log of etree-train, or logs of pretrain or rl; - is stdin."),
+        opt.argument("INPUT", "A semantic-id bag, logs of training, or a report of coldstart-mix; - is stdin."),
     ] = None,
 ) -> int:
-    """Plot training logs, or the statistics of semantic IDs.
+    """Plot training logs, the statistics of semantic IDs, or a mixture.
 
     Of semantic IDs: how evenly each level uses its codes, and how many items share an ID. They are read from a bag, a
     safetensors file with a kind. Of etree-train: accuracy against rounds, local epochs, bytes and simulated seconds. Of
     pretraining: loss and accuracy against steps, several logs one after the other. Of rl: reward, legality, drift and length
-    against steps, several logs in one picture. The suffix of the output is the format: .png, .svg or .pdf; on stdout it is PNG.
-    The same input gives the same bytes.
+    against steps, several logs in one picture. Of coldstart-mix: records and tokens by mode, and what was left out. The suffix
+    of the output is the format: .png, .svg or .pdf; on stdout it is PNG. The same input gives the same bytes.
     """
     from kvtools.artifact import open_bag, source_name
     from kvtools.artifact.files import open_source
@@ -55,10 +55,14 @@ def main(
 def _draw_logs(logs: dict[str, list[dict[str, Any]]]) -> Any:
     from kvtools.draw.curves import draw_curves
     from kvtools.draw.losses import draw_losses, split_stages
+    from kvtools.draw.mixture import draw_mixture
     from kvtools.draw.rewards import draw_rewards, is_of_rewards
     from kvtools.errors import Corrupt
 
     try:
+        name, lines = next(iter(logs.items()))
+        if "by_mode" in lines[0]:
+            return draw_mixture(lines[0], name)
         if all(is_of_rewards(lines) for lines in logs.values()):
             return draw_rewards(logs)
         if all("loss" in lines[0] and "step" in lines[0] for lines in logs.values()):

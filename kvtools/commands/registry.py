@@ -35,6 +35,13 @@ COMMANDS = {
         ("model",),
         is_parallel=True,
     ),
+    "coldstart-mix": Entry(
+        "Keye-VL",
+        "Mix conversations of five modes by ratio, checked and cleaned.",
+        ("conversation", "conversations", "video"),
+        ("conversation", "sequence"),
+        is_parallel=True,
+    ),
     "rl sample": Entry(
         "Keye-VL",
         "Draw several answers to each prompt, and reward them.",

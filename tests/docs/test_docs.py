@@ -102,6 +102,21 @@ def make_items(top):
         (top / name).write_text("\n".join([title, *(mark.join(map(str, click)) for click in clicks)]) + "\n")
 
 
+def make_chats(top):
+    """math.jsonl: word problems with their reasoning; chats.json: bare answers; bench.tsv: questions of an evaluation."""
+    sums = [
+        {
+            "question": f"Box {n} has {n} pears and {n * 7 % 11} figs. How many fruits?",
+            "answer": f"Add them.\n#### {n + n * 7 % 11}",
+        }
+        for n in range(12)
+    ]
+    (top / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
+    chats = [{"instruction": f"Name term {n} of the list.", "output": f"It is term {n * n}."} for n in range(30)]
+    (top / "chats.json").write_text(json.dumps(chats))
+    (top / "bench.tsv").write_text("index\tquestion\tanswer\n0\tName term 3 of the list.\tA\n")
+
+
 def make_models(top):
     """Qwen3-0.6B, far smaller than its name, as a directory; a.safetensors and b.safetensors, two models of one shape;
     keye.safetensors, a whole one that has learnt nothing."""
@@ -145,6 +160,7 @@ def worktop(tmp_path_factory):
     top = tmp_path_factory.mktemp("worktop")
     (top / "videos").mkdir()
     make_items(top)
+    make_chats(top)
     make_models(top)
     make_sums(top)
     make_video(top / "clip.mp4", 20)

@@ -1,0 +1,123 @@
+"""Documents of a mixture, from files of any layout that conversations.py reads, and from streams of conversations.
+
+What cannot be read to its end gives what it has, and then one more document, a ValueError that says why.
+"""
+
+import base64
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+from kvtools.artifact import is_stream, open_stream, source_name
+from kvtools.artifact.documents import is_parquet, parsed, read_documents
+from kvtools.artifact.files import open_source
+from kvtools.artifact.history import Step, portable
+from kvtools.errors import Fault
+from kvtools.keye.mix.workers import Document
+
+_BLOCK_BYTES = 1 << 16
+END = "its end"  # where what is wrong with a whole source is told
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of one mode."""
+
+    mode: str
+    src: str
+
+    @property
+    def name(self) -> str:
+        """What records and messages call it."""
+        return source_name(self.src) if self.src == "-" else portable([self.src])[0]
+
+    @property
+    def root(self) -> str:
+        """The folder in which its relative paths begin."""
+        return "" if self.src == "-" else os.path.dirname(self.src)
+
+
+class Origins:
+    """What the sources are, for the history: digests of their bytes, and histories of streams. Known once all are read."""
+
+    def __init__(self) -> None:
+        self.digests: list[str] = []
+        self.histories: list[list[Step]] = []
+
+
+def documents(sources: Sequence[Source], origins: Origins) -> Iterator[Document]:
+    """Every document of every source, JSON lines as bytes."""
+    for source in sources:
+        n_read = 0
+        fault: ValueError | None = None
+        try:
+            for where, document in _documents(source.src, origins):
+                n_read += 1
+                yield source.mode, source.name, where, document
+            if not n_read:
+                fault = ValueError("there is no document in it. Look at the stage before this one")
+        except Fault as error:
+            fault = ValueError(str(error).removeprefix(f"{source_name(source.src)}: ").rstrip("."))
+        except ValueError as error:
+            fault = error
+        if fault is not None:
+            yield source.mode, source.name, END, fault
+
+
+def _documents(src: str, origins: Origins) -> Iterator[tuple[str, Any]]:
+    digest = hashlib.blake2b(digest_size=16)
+    with open_source(src) as opened:
+        file = cast("BinaryIO", io.BufferedReader(_Digested(opened, digest), _BLOCK_BYTES))
+        if is_parquet(opened) and opened.seekable():
+            yield from ((where, _without_bytes(row)) for where, row in read_documents(opened))
+            opened.seek(0)
+        elif is_stream(file):
+            reader = open_stream(src, "conversation", made_by="kvtools convert", file=file)
+            origins.histories.append(reader.head.history)
+            for record in reader:
+                yield record.key, record.tensors["json"].tobytes()
+        else:
+            for number, (where, document) in enumerate(read_documents(file, raw=True)):
+                first = parsed(document) if isinstance(document, bytes) and number == 0 else document
+                if isinstance(first, dict) and _is_table(first):
+                    yield from ((f"{where}, {name}", value) for name, value in first.items())
+                else:
+                    yield where, document
+        while file.read(_BLOCK_BYTES):
+            pass  # the digest is of all bytes
+    origins.digests.append(digest.hexdigest())
+
+
+class _Digested(io.RawIOBase):
+    """An open file whose bytes are digested as they are read. Not seekable, so that all are read once, in order."""
+
+    def __init__(self, file: BinaryIO, digest: Any) -> None:
+        self._file, self._digest = file, digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        self._digest.update(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _is_table(document: dict[str, Any]) -> bool:
+    """Whether it is not a conversation but a table of them by name."""
+    return len(document) > 0 and all(isinstance(value, dict) for value in document.values())
+
+
+def _without_bytes(value: Any) -> Any:
+    """The value with pictures that parquet holds as bytes as data: URLs."""
+    if isinstance(value, dict):
+        if isinstance(value.get("bytes"), bytes):
+            return "data:image;base64," + base64.b64encode(value["bytes"]).decode()
+        return {name: _without_bytes(inner) for name, inner in value.items()}
+    if isinstance(value, bytes):
+        return "data:image;base64," + base64.b64encode(value).decode()
+    return [_without_bytes(inner) for inner in value] if isinstance(value, list) else value

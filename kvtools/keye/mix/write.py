@@ -1,0 +1,42 @@
+"""The records of a mixture: conversations as they are, or packed into rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kvtools.artifact.blob import canonical
+from kvtools.artifact.stream import Writer
+from kvtools.keye.data.packing import collate, to_record
+from kvtools.keye.data.processor import Processor
+from kvtools.keye.mix.mixture import records
+from kvtools.keye.mix.pool import Chosen, Pool
+from kvtools.keye.model.inputs import Example
+from kvtools.train.packing import pack_stream
+
+
+def write_conversations(pool: Pool, writer: Writer) -> None:
+    """One record of kind `conversation` for each that was chosen."""
+    for chosen, conversation in records(pool):
+        fields = {name: conversation[name] for name in ("mode", "source", "id")}
+        writer.write(chosen.key, {"json": np.frombuffer(canonical(conversation), np.uint8)}, **fields)
+
+
+def write_rows(pool: Pool, writer: Writer, processor: Processor, length: int) -> float:
+    """Records of kind `sequence`, of at most `length` tokens each; returns the share of the rows that is filled."""
+    n_tokens = n_rows = 0
+    for chosen in pack_stream(records(pool), lambda record: record[0].tokens, length):
+        row = collate([_example(*record, processor) for record in chosen])
+        tensors, fields = to_record(row)
+        writer.write(f"row-{n_rows:08d}", tensors, **fields)
+        n_tokens, n_rows = n_tokens + len(row), n_rows + 1
+    return n_tokens / (length * n_rows)
+
+
+def _example(chosen: Chosen, conversation: Mapping[str, Any], processor: Processor) -> Example:
+    if not chosen.encoded:
+        return processor.example(conversation, key=chosen.key)
+    n = len(chosen.encoded) // 5  # of tokens: four bytes a token and one a target
+    tokens = np.frombuffer(chosen.encoded, np.int32, n)
+    targets = np.frombuffer(chosen.encoded, np.uint8, n, 4 * n)
+    return Example(chosen.key, tokens, targets, processor.positions(tokens), (), conversation.get("as_is") is True)

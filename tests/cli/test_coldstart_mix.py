@@ -1,0 +1,334 @@
+"""`kvtools coldstart-mix`: sources of five modes become one checked, cleaned, exactly mixed stream."""
+
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kvtools.artifact import open_artifact
+
+WORDS = [f"word{n}" for n in range(400)]
+CODE = "from PIL import Image\nimg = Image.open(image_path)\nimg.crop((0, 0, 28, 28)).save('part.png')\nprint('part.png')\n"
+
+
+def sentence(rng, n=12):
+    return " ".join(rng.choices(WORDS, k=n))
+
+
+def chat(question, answer, **fields):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **fields}
+
+
+def think(rng):
+    return chat(sentence(rng), f"<think>{sentence(rng)}</think><answer>\\boxed{{{rng.randrange(10**6)}}}</answer>")
+
+
+def bare(rng):
+    return chat(sentence(rng), sentence(rng))
+
+
+def auto(rng):
+    decided = "<analysis>Of few steps. Therefore, /{} mode is more appropriate.</analysis>"
+    if rng.random() < 0.5:
+        return chat(sentence(rng), decided.format("no_think") + sentence(rng))
+    return chat(sentence(rng), decided.format("think") + think(rng)["messages"][1]["content"])
+
+
+MAKERS = {"think": think, "no_think": bare, "auto": auto}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Make NAME.jsonl of n samples of a mode; returns the documents."""
+
+    def make(name, mode, n, seed=1):
+        rng = random.Random(f"{name} {seed}")
+        documents = [MAKERS[mode](rng) for _ in range(n)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
+        return documents
+
+    return make
+
+
+def records(path):
+    reader = open_artifact(str(path))
+    return [(record.fields, json.loads(record.tensors["json"].tobytes())) for record in reader]
+
+
+def modes(path):
+    return dict(Counter(fields["mode"] for fields, _ in records(path)))
+
+
+def test_counts_are_exactly_those_of_the_ratio(kv, made, tmp_path):
+    for name in ("think", "no_think", "auto"):
+        made(name, name, 60)
+    sources = "--think think.jsonl --no-think no_think.jsonl --auto auto.jsonl"
+    assert kv(f"coldstart-mix {sources} --ratio 3:5:2 -n 77 -o mix.kvs --report r.json")[0] == 0
+    assert modes(tmp_path / "mix.kvs") == {"think": 23, "no_think": 39, "auto": 15}
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["n"], report["by_mode"]["think"]["samples"], report["fill"]) == (77, 23, None)
+
+
+def test_without_a_number_the_ratio_is_kept_and_the_scarcest_source_decides(kv, made, tmp_path):
+    made("a", "think", 10)
+    made("b", "no_think", 100)
+    assert kv("coldstart-mix --think a.jsonl --no-think b.jsonl --ratio 1:2 -o mix.kvs") == (
+        0,
+        "kvtools coldstart-mix: read 110 documents, 0 duplicates; wrote 31 records: think 10, no_think 21.\n",
+    )
+
+
+def test_a_ratio_that_cannot_be_met_is_told_and_the_rest_is_written(kv, made, tmp_path):
+    made("a", "think", 10)
+    made("b", "no_think", 100)
+    code, err = kv("coldstart-mix -q --think a.jsonl --no-think b.jsonl --ratio 1:1 -n 40 -o mix.kvs")
+    lacks = "think has 10 of 20. Give -n 20, the most that this ratio allows, or --repeat to use samples again."
+    assert (code, err) == (65, f"kvtools coldstart-mix: {lacks}\n")
+    assert modes(tmp_path / "mix.kvs") == {"think": 10, "no_think": 20}
+
+
+def test_a_small_source_is_repeated_when_asked_and_every_sample_is_used_before_one_comes_again(kv, made, tmp_path):
+    made("a", "think", 10)
+    made("b", "no_think", 100)
+    assert kv("coldstart-mix -q --think a.jsonl --no-think b.jsonl --ratio 1:1 -n 50 --repeat -o mix.kvs") == (0, "")
+    copies = Counter(d["messages"][0]["content"][0]["text"] for f, d in records(tmp_path / "mix.kvs") if f["mode"] == "think")
+    assert sorted(copies.values()) == [2] * 5 + [3] * 5
+
+
+def test_order_and_grouping_of_sources_do_not_matter(kv, made, tmp_path):
+    rows = [json.dumps(d) for d in made("all", "think", 50)]
+    random.Random(7).shuffle(rows)
+    (tmp_path / "x.jsonl").write_text("\n".join(rows[:20]) + "\n")
+    (tmp_path / "y.json").write_text("[" + ",".join(rows[20:]) + "]")
+    made("b", "no_think", 40)
+    assert kv(
+        "coldstart-mix -q --think all.jsonl --no-think b.jsonl --ratio 1:1 -n 30 -o one.kvs",
+        "coldstart-mix -q --think y.json --think x.jsonl --no-think b.jsonl --ratio 1:1 -n 30 -o two.kvs",
+        "coldstart-mix -q --think all.jsonl --no-think b.jsonl --ratio 1:1 -n 30 --seed 1 -o other.kvs",
+    ) == (0, "")
+    one, two, other = ([d["id"] for _, d in records(tmp_path / f"{name}.kvs")] for name in ("one", "two", "other"))
+    assert one == two
+    assert one != other
+
+
+@pytest.mark.mpi
+def test_any_number_of_ranks_gives_the_same(sh, made):
+    made("a", "think", 300)
+    made("b", "no_think", 300)
+    line = "kvtools coldstart-mix -q --think a.jsonl --no-think b.jsonl --ratio 1:2 -n 90"
+    done = sh(
+        f"{line} -o one.kvs && mpiexec -n 4 {line} -o four.kvs && kvtools sum one.kvs four.kvs | cut -d' ' -f1 | uniq | wc -l"
+    )
+    assert (done.code, done.out.strip()) == (0, b"1"), done.err
+
+
+def test_what_breaks_its_format_is_rejected_by_reason_and_kept(kv, made, tmp_path):
+    rows = [
+        *made("a", "think", 6),
+        chat("q", "bare"),
+        chat("q", "<think>x</think><answer>1"),
+        chat("what /no_think", "<think>x</think><answer>1</answer>"),
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert kv("coldstart-mix --think a.jsonl -o mix.kvs --rejects no.jsonl --report r.json")[0] == 0
+    assert json.loads((tmp_path / "r.json").read_text())["rejects"] == {
+        "<answer> is never closed": 1, "<think> is missing": 1, "the question asks for another mode": 1,
+    }  # fmt: skip
+    kept = [json.loads(line) for line in (tmp_path / "no.jsonl").read_text().splitlines()]
+    assert [(row["where"], row["document"]["messages"][0]["content"]) for row in kept] == [
+        ("line 7", "q"),
+        ("line 8", "q"),
+        ("line 9", "what /no_think"),
+    ]
+
+
+def test_slips_are_repaired_when_asked_and_counted(kv, tmp_path):
+    rows = [chat("q one", "<Think>x</Think>  \n<answer>\\boxed{1}</answer>"), chat("q two", "<think>x</think><answer>1</ans")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert kv("coldstart-mix -q --think a.jsonl -o no.kvs")[0] == 65
+    assert kv("coldstart-mix -q --repair --think a.jsonl -o mix.kvs --report r.json") == (0, "")
+    assert json.loads((tmp_path / "r.json").read_text())["repairs"] == {
+        "spelling of a tag": 1, "unclosed last tag": 1, "white space": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "answer", ["3 + 4 = 7.\n#### 7", "3 + 4 = 7.\nAnswer: 7", "So it is $\\boxed{7}$.", "<think>3 + 4</think>7"]
+)
+def test_reasoning_of_other_layouts_is_brought_into_the_format(kv, tmp_path, answer):
+    (tmp_path / "a.jsonl").write_text(json.dumps(chat("How many?", answer)))
+    assert kv("coldstart-mix -q --think a.jsonl -o mix.kvs") == (0, "")
+    ((_, document),) = records(tmp_path / "mix.kvs")
+    text = document["messages"][1]["content"][0]["text"]
+    assert text.startswith("<think>\n")
+    assert text.endswith(("<answer>\\boxed{7}</answer>", "<answer>7</answer>"))
+
+
+def test_duplicates_are_left_out(kv, made, tmp_path):
+    rows = made("a", "no_think", 20)
+    rng = random.Random(5)
+    long = chat("Tell me about " + sentence(rng, 5), sentence(rng, 60))
+    near = chat(long["messages"][0]["content"] + "!", long["messages"][1]["content"].upper() + " end")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *rows[:4], long, near]))
+    assert kv("coldstart-mix -q --no-think a.jsonl -o mix.kvs --report r.json") == (0, "")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["n"], report["duplicates"], report["near_duplicates"]) == (21, 5, 1)
+
+
+def test_leaks_of_an_evaluation_set_are_left_out_and_listed(kv, made, tmp_path):
+    rows = made("a", "no_think", 30)
+    questions = [{"question": sentence(random.Random(n), 16), "answer": "A"} for n in range(4)]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    planted = [
+        chat(questions[0]["question"], "yes"),
+        chat("  " + questions[1]["question"].upper().replace(" ", "\n "), "no"),
+        chat("Look: " + questions[2]["question"] + ", please!", "so"),
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *planted]))
+    assert kv("coldstart-mix -q --no-think a.jsonl --against bench.jsonl -o mix.kvs --report r.json") == (0, "")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["n"], report["leaks"], report["leaks_by_file"]) == (30, 3, {"bench.jsonl": 3})
+
+
+def picture(path, seed, size=(112, 84)):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize(size, Image.BICUBIC)
+    image.save(path)
+    return image
+
+
+def shown(name, question, answer):
+    content = [{"type": "image", "image": name}, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
+
+
+def test_a_picture_of_an_evaluation_set_is_found_again(kv, tmp_path):
+    (tmp_path / "bench").mkdir()
+    rows = []
+    for n in range(6):
+        image = picture(tmp_path / f"{n}.png", n)
+        rows.append(shown(f"{n}.png", f"What is shown in {n}?", "Colours."))
+        if n == 0:
+            image.save(tmp_path / "bench" / "exact.png")
+        if n == 1:
+            image.save(tmp_path / "bench" / "encoded.jpg", quality=60)
+        if n == 2:
+            image.resize((200, 150)).save(tmp_path / "bench" / "resized.png")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert kv("coldstart-mix -q --no-think a.jsonl --against bench -o mix.kvs --report r.json") == (0, "")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["leaks_by_file"] == {"bench/encoded.jpg": 1, "bench/exact.png": 1, "bench/resized.png": 1}
+
+
+def agentic(code=CODE, result="part.png"):
+    steps = f"<think>Closer.<code>\n```python\n{code}```\n</code>\n<sandbox_output>"
+    parts = [
+        {"type": "text", "text": steps},
+        {"type": "image", "image": result},
+        {"type": "text", "text": "</sandbox_output> Red.</think><answer>\\boxed{red}</answer>"},
+    ]
+    content = [{"type": "image", "image": "photo.png"}, {"type": "text", "text": "Which colour?"}]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": parts}]}
+
+
+def test_code_is_run_again_and_what_gives_another_picture_is_left_out(kv, tmp_path):
+    image = picture(tmp_path / "photo.png", 3)
+    image.crop((0, 0, 28, 28)).save(tmp_path / "part.png")
+    image.crop((56, 28, 84, 56)).save(tmp_path / "else.png")
+    rows = [agentic(), agentic(result="else.png"), agentic(code="import socket\n"), agentic(code="1 / 0\n")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert kv("coldstart-mix -q --agentic a.jsonl -o mix.kvs --report r.json") == (0, "")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["n"], report["rejects"]) == (1, {"the code fails": 2, "the code makes another picture": 1})
+
+
+def test_each_video_is_used_at_16_and_32_frames(kv, clip, tmp_path):
+    (tmp_path / "v.jsonl").write_text(json.dumps({"video": "clip.mp4", "question": "What moves?", "answer": "A square."}))
+    assert kv("coldstart-mix -q --video v.jsonl -o mix.kvs") == (0, "")
+    found = records(tmp_path / "mix.kvs")
+    assert sorted(d["messages"][0]["content"][0]["frames"] for _, d in found) == [16, 32]
+    assert {d["messages"][0]["content"][1]["text"] for _, d in found} == {"What moves?/no_think"}
+
+
+def test_rows_are_packed_and_train(kv, made, tmp_path):
+    made("a", "think", 30)
+    made("b", "no_think", 30)
+    sources = "--think a.jsonl --no-think b.jsonl --ratio 1:1 -n 40"
+    line = f"coldstart-mix -q {sources} --tokenizer tokenizer.json --length 1024 -o rows.kvs --report r.json"
+    from kvtools.keye.data.chat_template import ChatTemplate
+
+    (tmp_path / "tokenizer.json").write_bytes(ChatTemplate.open(None).to_bytes())
+    assert kv(line) == (0, "")
+    report = json.loads((tmp_path / "r.json").read_text())
+    reader = open_artifact(str(tmp_path / "rows.kvs"))
+    assert reader.head.kind == "sequence"
+    rows = list(reader)
+    assert sum(len(row.tensors["tokens"]) for row in rows) == sum(mode["tokens"] for mode in report["by_mode"].values())
+    assert report["fill"] == pytest.approx(sum(len(row.tensors["tokens"]) for row in rows) / (1024 * len(rows)))
+
+
+def test_each_bad_input_is_one_line_with_file_and_line(kv, made, tmp_path):
+    rows = [json.dumps(row) for row in made("a", "no_think", 3)]
+    rows += [
+        "{bad",
+        json.dumps({"messages": [{"role": "wizard", "content": "x"}]}),
+        json.dumps(shown("gone.png", "What?", "Red.")),
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n")
+    code, err = kv("coldstart-mix -q --no-think a.jsonl -o mix.kvs")
+    assert code == 65
+    assert len(err.splitlines()) == 2
+    assert (
+        "a.jsonl: documents that cannot be understood were left out, 2 in all (line 4: not JSON (Expecting"
+        " property name enclosed in double quotes: line 1 column 2 (char 1)), line 5: role is 'wizard', and must be one of "
+        in err
+    )
+    assert "a.jsonl: documents whose pictures or videos cannot be read were left out, 1 in all (line 6: gone.png: " in err
+    assert modes(tmp_path / "mix.kvs") == {"no_think": 3}
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("coldstart-mix", 2, "no source is given. Give files of conversations, as --think FILE --no-think FILE."),
+        ("coldstart-mix --think a.jsonl --ratio 1:2", 2, "--ratio 1:2 has 2 numbers for 1 modes. Give one each for think."),
+        (
+            "coldstart-mix --think a.jsonl --ratio 0",
+            2,
+            "--ratio: 0 is not a list of numbers above 0 with colons between them. Give numbers such as 2:1.",
+        ),
+        (
+            "coldstart-mix --think a.jsonl --frames 16,x",
+            2,
+            "--frames 16,x is not a list of numbers. Give them with commas, as 16,32.",
+        ),
+        (
+            "coldstart-mix --think a.jsonl --epochs 1 -n 5",
+            2,
+            "--epochs stands in place of --ratio and -n. Give one or the other.",
+        ),
+        (
+            "coldstart-mix --think - --auto -",
+            2,
+            "several inputs are -, and stdin can be read only once. Give files for the others.",
+        ),
+        ("coldstart-mix -q --think gone.jsonl -o x.kvs", 66, "gone.jsonl: no such file or directory."),
+        (
+            "coldstart-mix -q --think empty.jsonl -o x.kvs",
+            65,
+            "empty.jsonl: no sample is left. empty.jsonl: there is no document in it. Look at the stage before this one.",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(kv, made, tmp_path, line, code, message):
+    made("a", "think", 3)
+    (tmp_path / "empty.jsonl").write_text("")
+    found, err = kv(line)
+    assert found == code
+    assert err.count("\n") == 1
+    assert message is None or err == f"kvtools coldstart-mix: {message}\n"
+    assert not (tmp_path / "x.kvs").exists()

@@ -33,6 +33,7 @@ PICTURE = "\ufffc"  # stands for a picture within an answer
 NOT_UNDERSTOOD = "the document cannot be understood"
 UNREADABLE = "a picture or video cannot be read"
 BAD_INPUT = (NOT_UNDERSTOOD, UNREADABLE)  # reasons for which the source is at fault, not the sample
+_ANSWERS = ("solution", "answer", "response", "completion", "output")
 _REFERENCES = ("ground_truth", "reference", "reference_answer", "final_answer", "gold", "answer")
 
 
@@ -209,11 +210,23 @@ def _understood(document: Any) -> dict[str, Any]:
     try:
         if isinstance(document, ValueError):
             raise document
-        conversation = normalise(document)
+        conversation = _answered(normalise(document))
         canonical(conversation)  # half a letter (a lone surrogate) can be read but not written
         return conversation
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Reject(NOT_UNDERSTOOD, reason_of(error)) from None
+
+
+def _answered(conversation: dict[str, Any]) -> dict[str, Any]:
+    """The conversation whose answer, where it has none, is in a column of its own, as in GSM8K, MATH and TRL's data."""
+    messages = conversation["messages"]
+    name = next((name for name in _ANSWERS if name in conversation), None)
+    if name is not None and messages[-1]["role"] != "assistant":
+        told = conversation.pop(name)
+        told = told[0] if isinstance(told, list) and len(told) == 1 else told
+        answer = told if isinstance(told, dict) else {"role": "assistant", "content": told}
+        messages += normalise({"messages": [answer]})["messages"]
+    return conversation
 
 
 def _said(conversation: Mapping[str, Any]) -> dict[str, Any]:

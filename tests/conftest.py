@@ -1,6 +1,7 @@
 """What all tests share: the command as a user runs it, the real data folder, and small clips made here."""
 
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -40,9 +41,20 @@ def n_skipped(rows):
     return sum(rows.counts[reason] for reason in rows.skipped)
 
 
+def on_ranks(n, lines, folder):
+    """A shell command that runs these lines of kvtools, one after another, on n ranks that start once."""
+    (folder / f"on_{n}_ranks.txt").write_text("".join(f"{line}\n" for line in lines))
+    return f"mpiexec -n {n} {sys.executable} {Path(__file__).parent / 'series.py'} on_{n}_ranks.txt"
+
+
 @pytest.fixture
 def sh(tmp_path):
     """Run a shell pipeline in a scratch folder, `kvtools` on the PATH; the exit code is the pipeline's last failure."""
+    return shell(tmp_path)
+
+
+def shell(folder):
+    """What `sh` gives, in that folder: for fixtures that are made once for many tests."""
 
     def run(line, *, timeout=120, stdin=None, pipefail=True, **env):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | env
@@ -50,7 +62,7 @@ def sh(tmp_path):
         flags = ["-euo", "pipefail", "-c"] if pipefail else ["-c"]
         done = subprocess.run(
             ["bash", *flags, line],
-            cwd=tmp_path,
+            cwd=folder,
             env=environment,
             input=stdin,
             capture_output=True,
@@ -72,7 +84,7 @@ def kv(tmp_path, monkeypatch, capfd):
 
     def run(*lines):
         capfd.readouterr()
-        codes = [cli.run(line.split()) for line in lines]
+        codes = [cli.run(shlex.split(line)) for line in lines]
         return next((code for code in codes if code), 0), capfd.readouterr().err
 
     return run

@@ -2,24 +2,33 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 
 import numpy as np
 import pytest
-from conftest import BIN
+from conftest import BIN, shell
 from test_devices import write_data
 
 from kvtools.artifact import open_artifact
 
 
-@pytest.fixture
-def fleet(sh, tmp_path):
-    write_data(tmp_path, n=300)
-    np.save(tmp_path / "p.npy", np.random.default_rng(0).uniform(0, 50, (20, 2)).astype(np.float32))
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory):
+    """digits.csv, and f.devices and f.tree of twenty devices that hold it."""
+    folder = tmp_path_factory.mktemp("fleet")
+    write_data(folder, n=300)
+    np.save(folder / "p.npy", np.random.default_rng(0).uniform(0, 50, (20, 2)).astype(np.float32))
     make = "kvtools devices --data digits.csv --partition classes:2 --coordinates p.npy -o f.devices"
-    assert sh(f"{make} && kvtools kma-cluster -k 4 --method k-medoids f.devices -o f.tree").code == 0
+    assert shell(folder)(f"{make} && kvtools kma-cluster -k 4 --method k-medoids f.devices -o f.tree").code == 0
+    return folder
+
+
+@pytest.fixture
+def fleet(furnished, tmp_path):
+    shutil.copytree(furnished, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -258,15 +267,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_refusals_say_what_is_wrong_and_what_to_do(sh, fleet, name):
+def test_refusals_say_what_is_wrong_and_what_to_do(kv, fleet, name):
     line, code, message = BAD[name]
     text = (fleet / "digits.csv").read_text()
     (fleet / "other.csv").write_text(text.replace(",3\n", ",2\n", 1))
     (fleet / "digits.toml").write_text("depth = 3\n")
-    sh("kvtools devices --data digits.csv --coordinates p.npy --devices 5 -o few.devices")
-    sh("kvtools devices --data digits.csv --coordinates p.npy --seed 9 -o alike.devices")
-    done = sh(f"{line} -o out.model", pipefail=False)
-    assert (done.code, done.err) == (code, f"kvtools etree-train: {message}\n")
+    kv("devices --data digits.csv --coordinates p.npy --devices 5 -o few.devices")
+    kv("devices --data digits.csv --coordinates p.npy --seed 9 -o alike.devices")
+    assert kv(f"{line.removeprefix('kvtools ')} -o out.model") == (code, f"kvtools etree-train: {message}\n")
     assert not (fleet / "out.model").exists()
 
 

@@ -1,21 +1,32 @@
 """Devices into a tree, as a user types it: what comes out, what is reported, what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from conftest import shell
 from test_devices import EDGES, write_data
 
 from kvtools.artifact import open_artifact
 
 
-@pytest.fixture
-def fleet(sh, tmp_path):
-    write_data(tmp_path)
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory):
+    """digits.csv, edges.txt, p.npy, and f.devices of forty devices."""
+    folder = tmp_path_factory.mktemp("fleet")
+    write_data(folder)
     rng = np.random.default_rng(0)
-    np.save(tmp_path / "p.npy", rng.uniform(0, 50, (40, 2)).astype(np.float32))
-    (tmp_path / "edges.txt").write_text(EDGES)
-    assert sh("kvtools devices --data digits.csv --partition classes:2 --coordinates p.npy -o f.devices").code == 0
+    np.save(folder / "p.npy", rng.uniform(0, 50, (40, 2)).astype(np.float32))
+    (folder / "edges.txt").write_text(EDGES)
+    make = "kvtools devices --data digits.csv --partition classes:2 --coordinates p.npy -o f.devices"
+    assert shell(folder)(make).code == 0
+    return folder
+
+
+@pytest.fixture
+def fleet(furnished, tmp_path):
+    shutil.copytree(furnished, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -117,13 +128,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_refusals_say_what_is_wrong_and_what_to_do(sh, fleet, name):
+def test_refusals_say_what_is_wrong_and_what_to_do(kv, fleet, name):
     options, code, message = BAD[name]
-    sh("kvtools devices --data digits.csv --devices 5 -o bare.devices; kvtools devices --coordinates p.npy -o empty.devices")
+    kv("devices --data digits.csv --devices 5 -o bare.devices", "devices --coordinates p.npy -o empty.devices")
     if "--since" in options:
-        sh("kvtools kma-cluster -k 5 --method random f.devices -o f.tree")
-    done = sh(f"kvtools kma-cluster {options} -o out.tree", pipefail=False)
-    assert (done.code, done.err) == (code, f"kvtools kma-cluster: {message}\n")
+        kv("kma-cluster -k 5 --method random f.devices -o f.tree")
+    assert kv(f"kma-cluster {options} -o out.tree") == (code, f"kvtools kma-cluster: {message}\n")
     assert not (fleet / "out.tree").exists()
 
 

@@ -1,19 +1,29 @@
 """kvtools plot: every form, the same bytes for the same input, refusals. What is drawn: tests/unit/test_draw.py."""
 
 import json
+import shutil
 
 import pytest
+from conftest import shell
 
 MAGIC = {"png": b"\x89PNG\r\n", "svg": b"<?xml", "pdf": b"%PDF"}
 
 
-@pytest.fixture
-def ids(sh, tmp_path):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """x.npy, keys, and x.ids of two hundred items."""
     import numpy as np
 
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(200, 6)).astype("float32"))
-    (tmp_path / "keys").write_text("".join(f"{i}\n" for i in range(200)))
-    assert sh("kvtools semid-build x.npy --keys keys --codes 8 -o x.ids").code == 0
+    folder = tmp_path_factory.mktemp("ids")
+    np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(200, 6)).astype("float32"))
+    (folder / "keys").write_text("".join(f"{i}\n" for i in range(200)))
+    assert shell(folder)("kvtools semid-build x.npy --keys keys --codes 8 -o x.ids").code == 0
+    return folder
+
+
+@pytest.fixture
+def ids(built, tmp_path):
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize("form", MAGIC)

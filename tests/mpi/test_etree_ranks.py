@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import BIN
+from conftest import BIN, on_ranks
 
 from kvtools.artifact import open_artifact
 
@@ -19,12 +19,23 @@ def fleet(sh, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("method", ["k-medoids", "kma", "kma-code", "balanced"])
-def test_trees_do_not_depend_on_the_number_of_ranks(sh, fleet, method):
+METHODS = ("k-medoids", "kma", "kma-code", "balanced")
+OPTIONS = (
+    "--model mlp:9",
+    "--algorithm grouped",
+    "--algorithm gossip",
+    "--secure --fail root@3,leaf:10%@2",
+    "-q --fail leaf:40%@2-3,aggregator:1@2,late:20%@3,repeat:50%@1-4,reorder@1-4 --late carry --regroup 0.8 --compare",
+)
+
+
+def test_trees_do_not_depend_on_the_number_of_ranks(sh, fleet):
     for n in (1, 2, 4):
-        done = sh(f"mpiexec -n {n} kvtools kma-cluster -k 7 --method {method} --data d.npz f.devices -o {n}.tree")
+        lines = [f"kvtools kma-cluster -k 7 --method {name} --data d.npz f.devices -o {name}.{n}.tree" for name in METHODS]
+        done = sh(on_ranks(n, lines, fleet))
         assert (done.code, done.err) == (0, "")
-    assert sh("cmp 1.tree 2.tree && cmp 1.tree 4.tree").code == 0
+    for name in METHODS:
+        assert sh(f"cmp {name}.1.tree {name}.2.tree && cmp {name}.1.tree {name}.4.tree").code == 0, name
 
 
 def test_devices_from_a_pipe_reach_all_ranks(sh, fleet):
@@ -39,25 +50,16 @@ def test_an_error_ends_all_ranks(sh, fleet):
     assert "f.devices: 70 groups cannot be made of 60 devices." in done.err
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        "--model mlp:9",
-        "--algorithm grouped",
-        "--algorithm gossip",
-        "--secure --fail root@3,leaf:10%@2",
-        "-q --fail leaf:40%@2-3,aggregator:1@2,late:20%@3,repeat:50%@1-4,reorder@1-4 --late carry --regroup 0.8 --compare",
-    ],
-)
-def test_models_do_not_depend_on_the_number_of_ranks(sh, fleet, options):
+def test_models_do_not_depend_on_the_number_of_ranks(sh, fleet):
     assert sh("kvtools kma-cluster -k 7 --levels 3,1 --method k-medoids f.devices -o f.tree").code == 0
-    train = f"kvtools etree-train --tree f.tree --data d.npz f.devices --ratios 1,2,2,1 --rounds 2 {options}"
+    train = "kvtools etree-train --tree f.tree --data d.npz f.devices --ratios 1,2,2,1 --rounds 2"
     for n in (1, 2, 4):
-        done = sh(f"mpiexec -n {n} {train} --log {n}.jsonl -o {n}.model")
+        lines = [f"{train} {options} --log {i}.{n}.jsonl -o {i}.{n}.model" for i, options in enumerate(OPTIONS)]
+        done = sh(on_ranks(n, lines, fleet))
         assert (done.code, done.err) == (0, "")
-    rows = [open_artifact(str(fleet / f"{n}.model")).tensors for n in (1, 2, 4)]
-    for name, array in rows[0].items():
-        for other in rows[1:]:
-            assert other[name] == pytest.approx(array, abs=1e-6)
-    logs = [(fleet / f"{n}.jsonl").read_text().count("\n") for n in (1, 2, 4)]
-    assert logs == [2, 2, 2]
+    for i, options in enumerate(OPTIONS):
+        one, *others = (open_artifact(str(fleet / f"{i}.{n}.model")).tensors for n in (1, 2, 4))
+        for name, array in one.items():
+            for other in others:
+                assert other[name] == pytest.approx(array, abs=1e-6), options
+        assert [(fleet / f"{i}.{n}.jsonl").read_text().count("\n") for n in (1, 2, 4)] == [2, 2, 2]

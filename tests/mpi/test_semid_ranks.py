@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import BIN
+from conftest import BIN, on_ranks
 
 pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not (BIN / "mpiexec").exists(), reason="no mpiexec; install the mpich extra")]
 
@@ -23,12 +23,15 @@ def items(tmp_path):
 BUILD = "kvtools semid-build items.npy --keys items.keys --codes 64 --iterations 6"
 
 
-@pytest.mark.parametrize("options", ["", "--collisions nearest --init random", "--method balanced --collisions extend"])
-def test_ids_and_report_do_not_depend_on_the_number_of_ranks(sh, items, options):
+OPTIONS = ("", "--collisions nearest --init random", "--method balanced --collisions extend")
+
+
+def test_ids_and_report_do_not_depend_on_the_number_of_ranks(sh, items, tmp_path):
     for n in (1, 2, 4):
-        done = sh(f"mpiexec -n {n} {BUILD} {options} -o r{n}.ids")
+        done = sh(on_ranks(n, [f"{BUILD} {options} -o {i}.{n}.ids" for i, options in enumerate(OPTIONS)], tmp_path))
         assert (done.code, done.err) == (0, "")
-    assert sh("cmp r1.ids r2.ids && cmp r1.ids r4.ids").code == 0
+    for i, options in enumerate(OPTIONS):
+        assert sh(f"cmp {i}.1.ids {i}.2.ids && cmp {i}.1.ids {i}.4.ids").code == 0, options
 
 
 def test_vectors_from_a_pipe_reach_all_ranks(sh, items):

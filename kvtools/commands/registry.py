@@ -53,7 +53,7 @@ COMMANDS = {
     "rl grpo": Entry(
         "Keye-VL",
         "Train a model by rewards of its own answers, by GRPO or GSPO.",
-        ("conversation", "model", "video"),
+        ("conversation", "model", "video", "interactions"),
         ("model", "rollout"),
         is_parallel=True,
     ),

@@ -96,6 +96,8 @@ kvtools rl mpo pairs.jsonl
 {MPO} pairs.jsonl --training rate=fast
 kvtools rl grpo sums.jsonl --reward correct
 {GRPO}
+{GRPO} --reward correct --column user=a
+kvtools rl grpo clicks.csv --model shop.model --reward hit --kl 1
 {GRPO} --reward correct --group 1
 {GRPO} --reward correct --updates 3
 {GRPO} --reward correct --temperature 0

@@ -27,6 +27,7 @@ from kvtools.keye.rl.prompts import Prompt
 NAMES = ("correct", "format", "consistency", "repetition", "length")
 N_GRAM = 3
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+|[^\w\s]")
+_TAG = re.compile(r"</?(?:think|answer|analysis|code|sandbox_output)>")  # part of the format, no repetition
 _LAST_LINES = 3  # of the thinking, in which its result is looked for
 
 
@@ -181,7 +182,7 @@ def split_thinking(text: str) -> tuple[str, str]:
 def repetition(text: str, n: int = N_GRAM) -> float:
     """The share of a text's n-grams of words that stood there before, from 0 to 1; letters of Chinese, Japanese and Korean are
     words."""
-    words = _WORD.findall(text.casefold())
+    words = _WORD.findall(_TAG.sub(" ", text).casefold())
     n_grams = [tuple(words[begin : begin + n]) for begin in range(len(words) - n + 1)]
     return 1 - len(set(n_grams)) / len(n_grams) if n_grams else 0.0
 

@@ -183,7 +183,8 @@ def test_the_best_and_the_worst_of_a_group_are_a_pair():
         )  # fmt: skip
 
     rows = [
-        record(0, 0.5, "b"), record(1, 2.0, "cut", "length"), record(2, 1.0, "a"), record(3, math.nan, "n"), record(4, 0.0, "c"),
+        record(0, 0.5, "b"), record(1, 2.0, "cut", "length"), record(2, 1.0, "a"), record(3, math.nan, "n"),
+        record(4, 0.0, "c"),
         record(5, 1.0, "same", group=1), record(6, 1.0, "same too", group=1),
     ]  # fmt: skip
     skipped = SkippedRows()

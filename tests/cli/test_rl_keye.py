@@ -1,0 +1,194 @@
+"""`rl sample`, `rl pairs`, `rl mpo` and `rl grpo` of Keye-VL as a user types them, on a model of random weights."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from chat_server import ChatServer, text_of
+
+from kvtools.artifact import open_artifact
+from kvtools.artifact.files import Sink
+from kvtools.keye.checkpoint.weights import save
+from kvtools.keye.data.chat_template import ChatTemplate
+from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
+from kvtools.keye.model.keye import Keye
+
+SUMS = [{"id": f"s{n}", "prompt": f"{n}+1=?", "answer": n + 1} for n in range(6)]
+GRPO = "rl grpo -q sums.jsonl --model start.model --group 4 --batch 3 --max-new 6 --overlong keep --lr 0.01 --steps 4"
+
+
+@pytest.fixture
+def here(tmp_path):
+    """sums.jsonl, pairs.jsonl and start.model, whose answers are random letters that often end."""
+    template = ChatTemplate.open(None)
+    torch.manual_seed(0)
+    model = Keye(
+        ModelConfig(
+            VisionConfig(16, 32, 1, 2, table_side=4),
+            LanguageConfig(16, 32, 2, 2, 1, 8, vocabulary=template.size),
+            image_token=template.image_token,
+            video_token=template.video_token,
+        )  # fmt: skip
+    )
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[template.tokenizer.ids["<|im_end|>"]] = 0.1
+    save(Sink(str(tmp_path / "start.model")), model, tokenizer_json=template.to_bytes(), fields={}, history=[])
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in SUMS))
+    pairs = [{"id": f"p{n}", "prompt": f"{n}?", "chosen": "yes " * (n + 1), "rejected": "no"} for n in range(5)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in pairs))
+    return tmp_path
+
+
+def records(path):
+    return list(open_artifact(str(path)))
+
+
+def contents(path):
+    return [(row.key, {name: array.tobytes() for name, array in row.tensors.items()}) for row in records(path)]
+
+
+def log(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(path):
+    return {name: array for name, array in open_artifact(str(path)).tensors.items() if array.dtype == np.float32}
+
+
+def differ(one, other):
+    return any((one[name] != other[name]).any() for name in one)
+
+
+def test_rollouts_hold_what_was_drawn_and_pairs_of_them_train_a_model(here, kv):
+    sample = "rl sample sums.jsonl --model start.model --group 8 --max-new 6 --reward length:-1 --reward correct:2"
+    code, err = kv(f"{sample} -o r.kvs --report report.json", "check -q r.kvs", "rl pairs -q r.kvs -o p.kvs", "check -q p.kvs")
+    assert (code, err) == (0, "")
+    rows = records("r.kvs")
+    assert len({row.key for row in rows}) == len(rows) == 48
+    for row in rows:
+        fields, tensors = row.fields, row.tensors
+        n_new = len(tensors["logprobs"])
+        assert tensors["reward"] == pytest.approx(-fields["rewards"]["length"] + 2 * fields["rewards"]["correct"])
+        assert fields["rewards"]["length"] == pytest.approx(n_new / 6)
+        assert n_new == 6 or fields["ended"] == "stop"
+    groups = np.array([float(row.tensors["advantage"]) for row in rows]).reshape(6, 8)
+    np.testing.assert_allclose(groups.mean(1), 0, atol=1e-6)
+    report = log(here / "report.json")[0]
+    assert (report["prompts"], report["answers"]) == (6, 48)
+    assert report["reward_length"] == pytest.approx(np.mean([row.fields["rewards"]["length"] for row in rows]))
+    code, err = kv("rl mpo -q p.kvs --model start.model --steps 2 --log mpo.jsonl -o aligned.model")
+    assert (code, err) == (0, "")
+    assert differ(weights("start.model"), weights("aligned.model"))
+    assert {"loss", "preference", "quality", "generation", "tokens", "mfu", "seconds", "shift"} <= log(here / "mpo.jsonl")[
+        0
+    ].keys()
+
+
+def test_a_stopped_sampling_resumes_to_the_same_records(here, kv, monkeypatch):
+    monkeypatch.setattr("kvtools.keye.rl.sample.CHUNK", 2)
+    sample = "rl sample -q sums.jsonl --model start.model --group 2 --max-new 4 --reward length"
+    assert kv(f"{sample} -o whole.kvs")[0] == 0
+    answers = iter([False, False, True])
+    monkeypatch.setattr("kvtools.world.Stop.__bool__", lambda _: next(answers))
+    assert kv(f"{sample} -o parts.kvs")[0] == 75
+    monkeypatch.setattr("kvtools.world.Stop.__bool__", lambda _: False)
+    assert kv(f"{sample} -o parts.kvs")[0] == 0
+    assert contents("whole.kvs") == contents("parts.kvs")
+
+
+def test_mpo_begins_at_the_loss_of_a_coin_and_keeps_what_is_best(here, kv):
+    line = "rl mpo -q pairs.jsonl --model start.model --valid pairs.jsonl --lr 0.01 --steps 6 --batch 5 --require-gain"
+    assert kv(f"{line} --log mpo.jsonl -o aligned.model") == (0, "")
+    first, *_, kept = (row for row in log(here / "mpo.jsonl") if "valid_loss" in row)
+    assert first["valid_preference"] == pytest.approx(np.log(2), abs=1e-6)
+    assert first["valid_quality"] == pytest.approx(2 * np.log(2), abs=1e-6)
+    assert first["valid_reward"] == 0 < kept["valid_reward"]
+    assert kept["valid_loss"] < first["valid_loss"]
+
+
+@pytest.mark.parametrize("more", ["", " --lora 2"])
+def test_a_stopped_mpo_resumes_to_the_same_weights(here, kv, monkeypatch, more):
+    line = f"rl mpo -q pairs.jsonl --model start.model --steps 4 --batch 2 --lr 0.01{more}"
+    assert kv(f"{line} -o whole.model")[0] == 0
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1")
+    assert kv(f"{line} -o parts.model")[0] == 75
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    assert kv(f"{line} -o parts.model")[0] == 0
+    assert not differ(weights("whole.model"), weights("parts.model"))
+    assert weights("whole.model").keys() == weights("start.model").keys()
+    assert differ(weights("start.model"), weights("whole.model"))
+
+
+@pytest.mark.parametrize("more", ["", " --objective gspo --updates 2 --kl 0.1", " --lora 2 --kl 0.1"])
+def test_grpo_learns_to_be_short_and_a_stopped_run_is_the_same(here, kv, monkeypatch, more):
+    line = f"{GRPO} --reward length:-1 --modes think:1,no_think:2 --valid sums.jsonl{more}"
+    assert kv(f"{line} --log whole.jsonl --rollouts whole.kvs -o whole.model") == (0, "")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1")
+    assert kv(f"{line} --log parts.jsonl --rollouts parts.kvs -o parts.model")[0] == 75
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    assert kv(f"{line} --log parts.jsonl --rollouts parts.kvs -o parts.model")[0] == 0
+    assert not differ(weights("whole.model"), weights("parts.model"))
+    assert contents("whole.kvs") == contents("parts.kvs")
+    rows = log(here / "whole.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    assert len(steps) == 4
+    named = "step loss tokens tokens_per_s seconds reward reward_length kl clip_fraction entropy length repetition mode_think"
+    assert set(named.split()) <= steps[0].keys()
+    assert steps[0]["mode_think"] == pytest.approx(1 / 3)
+    assert "valid_reward_think" in rows[0]
+    assert max(row["valid_reward"] for row in rows if "valid_reward" in row) == rows[-1]["valid_reward"]
+
+
+def test_equal_rewards_change_nothing_and_are_no_gain(here, kv):
+    line = f"{GRPO} --valid sums.jsonl --reward cmd:./score --require-gain"
+    (here / "score").write_text("#!/bin/sh\nwhile read line; do echo 1; done\n")
+    (here / "score").chmod(0o755)
+    code, err = kv(f"{line} --log log.jsonl -o same.model")
+    assert (code, re.sub(".*: the", "the", err)) == (
+        1,
+        "the held-out reward has not risen: 1 before, 1 with the best weights.\n",
+    )
+    assert not differ(weights("start.model"), weights("same.model"))
+    steps = [row for row in log(here / "log.jsonl") if "loss" in row]
+    assert [(row["loss"], row["constant"]) for row in steps] == [(0, 1)] * 4
+    (here / "score").write_text("#!/bin/sh\nwhile read line; do echo NaN; done\n")
+    assert kv(f"{GRPO} --reward cmd:./score --log nan.jsonl -o nan.model") == (0, "")
+    assert [row["not_finite"] for row in log(here / "nan.jsonl")] == [1] * 4
+    assert not differ(weights("start.model"), weights("nan.model"))
+
+
+def test_a_judge_that_fails_sets_answers_aside_and_none_is_asked_twice(here, kv):
+    sums = [{"id": f"w{n}", "prompt": f"{n}?", "answer": f"word {n}"} for n in range(4)]
+    (here / "words.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sums))
+    line = "rl sample -q words.jsonl --model start.model --group 2 --max-new 6 --reward correct --report report.json --force"
+
+    def verdict(body):
+        return "I cannot say" if "word 1" in text_of(body) else '{"Correctness": 1}'
+
+    with ChatServer(verdict, fault=lambda n: 503 if n < 2 else None) as server:
+        assert kv(f"{line} --judge {server.url} --judge-cache cache.jsonl -o one.kvs") == (0, "")
+        n_calls = server.n_calls
+        assert kv(f"{line} --judge {server.url} --judge-cache cache.jsonl -o two.kvs") == (0, "")
+        assert server.n_calls == n_calls, "all verdicts are in the cache"
+    by_prompt = {}
+    for row in records("one.kvs"):
+        by_prompt.setdefault(row.fields["prompt"], []).append(row.fields["rewards"]["correct"])
+    assert None in by_prompt["w1"]
+    assert 1.0 not in by_prompt.pop("w1")
+    assert 1.0 in [score for scores in by_prompt.values() for score in scores]
+    assert None not in [score for scores in by_prompt.values() for score in scores]
+    assert log(here / "report.json")[0]["set_aside"] > 0
+    rewards = [[row.fields["rewards"] for row in records(name)] for name in ("one.kvs", "two.kvs")]
+    assert rewards[0] == rewards[1]
+
+
+def test_a_cut_stream_of_rollouts_is_refused(here, kv):
+    assert kv("rl sample -q sums.jsonl --model start.model --group 2 --max-new 4 --reward length -o r.kvs")[0] == 0
+    (here / "cut.kvs").write_bytes((here / "r.kvs").read_bytes()[:-40])
+    code, err = kv("rl pairs cut.kvs -o p.kvs")
+    assert code == 65
+    assert "cut.kvs" in err
+    assert not (here / "p.kvs").exists()

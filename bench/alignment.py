@@ -2,10 +2,10 @@
 
     python bench/alignment.py FOLDER [--seeds 3] [--steps 60]
 
-Each seed: a model learns to answer sums, comparisons and counts in two modes from a few thousand tokens; then `rl grpo` with both
-modes mixed, on prompts that it never saw, by correctness and format. Accuracy is that of greedy answers to held-out prompts, in each
-mode, before and after; the interval is a paired bootstrap over questions and seeds of the difference. Then MPO: a model that repeats
-itself is trained on pairs of its own answers (`rl sample`, `rl pairs`, `rl mpo`), and repetition and accuracy are measured.
+Each seed: a model learns to count letters and to find the largest digit, in two modes, from one pass over some questions; then
+`rl grpo` with both modes mixed, on prompts that it never saw, by correctness and format. Accuracy is that of greedy answers to
+held-out prompts, in each mode, before and after; the interval is a bootstrap over questions and seeds of the difference. Then MPO
+on pairs of its own answers (`rl sample`, `rl pairs`, `rl mpo`): repetition and accuracy before and after.
 """
 
 import argparse
@@ -27,15 +27,11 @@ def kvtools(*words):
 
 def question(rng):
     """A question, its answer, and the thought that leads to it."""
-    kind = rng.choice(("sum", "larger", "count"))
-    if kind == "sum":
-        a, b = rng.randint(0, 9), rng.randint(0, 9)
-        return f"{a}+{b}=?", str(a + b), f"{a} and {b} make {a + b}."
-    if kind == "larger":
-        a, b = rng.sample(range(10, 100), 2)
-        return f"Larger, {a} or {b}?", str(max(a, b)), f"{max(a, b)} is larger."
-    word = "".join(rng.choice("ab") for _ in range(rng.randint(3, 7)))
-    return f"How many a in {word}?", str(word.count("a")), f"I count {word.count('a')}."
+    if rng.random() < 0.5:
+        digits = "".join(rng.choice("0123456789") for _ in range(3))
+        return f"Largest digit of {digits}?", max(digits), f"The digits are {', '.join(digits)}. {max(digits)} is the largest."
+    word = "".join(rng.choice("aaabcd") for _ in range(rng.randint(3, 7)))
+    return f"How many a in {word}?", str(word.count("a")), f"The letters are {', '.join(word)}. I count {word.count('a')}."
 
 
 def questions(n, seed, seen=()):
@@ -67,7 +63,7 @@ def is_right(model, held, mode, folder, name):
     """0 or 1 for each held-out question, greedily, and the mean repetition."""
     out = folder / f"{name}-{mode}.kvs"
     kvtools(
-        "rl", "sample", "-q", held, "--model", model, "--group", 1, "--temperature", 0, "--max-new", 48, "--modes", mode,
+        "rl", "sample", "-q", held, "--model", model, "--group", 1, "--temperature", 0, "--max-new", 96, "--modes", mode,
         "--reward", "correct", "--reward", "repetition:0", "--overlong", "keep", "-o", out, "--force",
     )  # fmt: skip
     lines = subprocess.run([*KVTOOLS, "cat", "--json", str(out)], check=True, capture_output=True, text=True).stdout
@@ -95,14 +91,14 @@ def one_seed(folder, seed, arguments):
     start, after = folder / "start.model", folder / "grpo.model"
     if not start.exists():
         kvtools(
-            "pretrain", "keye", "-q", folder / "talks.jsonl", "--stage", "cold-start", "--lr", 2e-3, "--steps", arguments.pretrain,
-            "--batch-tokens", 2048, "--length", 1024, "--seed", seed, *SIZE, "-o", start,
+            "pretrain", "keye", "-q", folder / "talks.jsonl", "--stage", "cold-start", "--lr", 2e-3,
+            "--steps", arguments.pretrain, "--batch-tokens", 2048, "--length", 1024, "--seed", seed, *SIZE, "-o", start,
         )  # fmt: skip
     if not after.exists():
         kvtools(
-            "rl", "grpo", "-q", folder / "prompts.jsonl", "--model", start, "--modes", "think:1,no_think:1", "--reward", "correct",
-            "--reward", "format:0.2", "--batch", 16, "--group", 8, "--max-new", 48, "--steps", arguments.steps, "--lr", arguments.lr,
-            "--seed", seed, "--log", folder / "grpo.jsonl", "-o", after,
+            "rl", "grpo", "-q", folder / "prompts.jsonl", "--model", start, "--modes", "think:1,no_think:1",
+            "--reward", "correct", "--reward", "format:0.2", "--batch", 16, "--group", 8, "--max-new", 96,
+            "--steps", arguments.steps, "--lr", arguments.lr, "--seed", seed, "--log", folder / "grpo.jsonl", "-o", after,
         )  # fmt: skip
     rows = {}
     for mode in ("no_think", "think"):
@@ -118,9 +114,9 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--pretrain", type=int, default=200)
-    parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--learnt", type=int, default=400)
+    parser.add_argument("--pretrain", default="1ep")
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--learnt", type=int, default=1500)
     parser.add_argument("--asked", type=int, default=400)
     parser.add_argument("--held", type=int, default=200)
     arguments = parser.parse_args()

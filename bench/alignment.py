@@ -4,8 +4,8 @@
 
 Each seed: a model learns to count letters and to find the largest digit, in two modes, from one pass over some questions; then
 `rl grpo` with both modes mixed, on prompts that it never saw, by correctness and format. Accuracy is that of greedy answers to
-held-out prompts, in each mode, before and after; the interval is a bootstrap over questions and seeds of the difference. Then MPO
-on pairs of its own answers (`rl sample`, `rl pairs`, `rl mpo`): repetition and accuracy before and after.
+held-out prompts, in each mode, before and after; the interval is a bootstrap over questions and seeds of the difference.
+MPO then learns from pairs of its own answers (`rl sample`, `rl pairs`, `rl mpo`): repetition and accuracy before and after.
 """
 
 import argparse

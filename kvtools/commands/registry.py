@@ -65,6 +65,9 @@ COMMANDS = {
         is_parallel=True,
     ),
     "chat": Entry("Keye-VL", "Chat with a model about pictures and videos.", ("model", "video files", "video")),
+    "eval-kcmm": Entry(
+        "Keye-VL", "Score a model or predictions on KC-MMBench and benchmarks like it.", ("model", "predictions")
+    ),
     "semid-build": Entry(
         "OneRec", "Turn embeddings into semantic IDs.", ("embedding", "video", ".npy"), ("semantic-id",), is_parallel=True
     ),

@@ -1,11 +1,11 @@
 """What all benchmarks have in common: a question, what is asked of a model, and the verdict on its answer.
 
-A benchmark is an object with the methods of `Bench`. It has two scorers that are never mixed in one figure: `rules`, offline and
-ours, and `reference`, what the published evaluator does, which may ask a judge. Not here: where answers come from
+A benchmark is an object with the methods of `Bench`. It has two scorers that are never mixed in one figure: `rules`, offline
+and ours, and `reference`, what the published evaluator does, which may ask a judge. Not here: where answers come from
 (answers.py), figures over many verdicts (report.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -92,6 +92,16 @@ class JudgeRequest:
     max_tokens: int = 128
 
 
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated: the mode, the most tokens, and the temperature, where 0 is greedy."""
+
+    mode: str
+    max_new: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
 class Bench(Protocol):
     """A benchmark. tasks: their names, in the order of the report."""
 
@@ -103,8 +113,12 @@ class Bench(Protocol):
     def tasks(self) -> tuple[str, ...]:
         """The tasks that it has; empty where the data name them."""
 
-    def read(self, folders: Sequence[str], *, needs_media: bool) -> QuestionSet:
-        """The questions of folders or files. needs_media: pictures must be there, for questions that shall be asked."""
+    def task_of(self, name: str) -> str | None:
+        """The task of that name, or of another that is in use; None where there is none."""
+
+    def read(self, sources: Sequence[str], only: Collection[str] = (), *, needs_media: bool) -> QuestionSet:
+        """The questions of folders or files. only: tasks to read; empty is all. needs_media: pictures must be there, for
+        questions that shall be asked."""
 
     def rules(self, question: Question, text: str) -> Verdict:
         """The verdict of the offline scorer."""
@@ -112,5 +126,5 @@ class Bench(Protocol):
     def reference(self, question: Question, text: str) -> Verdict | JudgeRequest:
         """The verdict of the published evaluator, or what it asks a judge."""
 
-    def judged(self, question: Question, text: str, reply: str) -> Verdict:
+    def judged(self, question: Question, reply: str) -> Verdict:
         """The verdict that a judge's reply means."""

@@ -10,8 +10,7 @@ sense and not their words.
 """
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from kvtools.keye.bench import post_process, rules
@@ -55,12 +54,16 @@ class KCMMBench:
     name = "kcmm"
     tasks = tuple(TASKS)
 
-    def read(self, folders: Sequence[str], *, needs_media: bool) -> QuestionSet:
+    def task_of(self, name: str) -> str | None:
+        """The task of a data set's or a table's name, in either case."""
+        return task_of(name)
+
+    def read(self, sources: Sequence[str], only: Collection[str] = (), *, needs_media: bool) -> QuestionSet:
         """The questions of all folders, or of single tables. Raises Corrupt where there is no table at all."""
         found = QuestionSet()
         seen: set[tuple[str, str]] = set()
-        for folder in folders:
-            read_folder(folder, task_of, _checked, found, seen, needs_media=needs_media)
+        for src in sources:
+            read_folder(src, task_of, _checked, found, seen, only, needs_media=needs_media)
         order = {task: number for number, task in enumerate(self.tasks)}
         found.questions.sort(key=lambda question: order[question.task])  # stable: rows stay in the order of their files
         return found
@@ -96,7 +99,7 @@ class KCMMBench:
             return JudgeRequest(_ask_list(answer))
         return JudgeRequest(_ask_whether_right(question.answer, answer))
 
-    def judged(self, question: Question, text: str, reply: str) -> Verdict:
+    def judged(self, question: Question, reply: str) -> Verdict:
         """By the judge's word: yes or no, the list that it has extracted, or whether the answer is right."""
         if question.task in YES_NO:
             word = post_process.yes_or_no(reply)
@@ -112,11 +115,6 @@ def task_of(name: str) -> str | None:
     """The task of a table, or of a name in predictions; None where there is none of that name."""
     stem = name.strip().lower()
     return next((task for task, names in TASKS.items() if stem in (task.lower(), *map(str.lower, names))), None)
-
-
-def published_of(tasks: Sequence[str], name: str) -> float | None:
-    """The published macro mean of a model, in per cent; None where the tasks are not all six."""
-    return sum(PUBLISHED_OTHERS[name]) / len(TASKS) if set(tasks) == set(TASKS) else None
 
 
 def _checked(task: str, answer: str, question: str, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -150,9 +148,3 @@ def _ask_whether_right(gold: str, answer: str) -> str:
         "下面给出标准答案和一段回答。请忽略回答中的分析过程，只比较结论是否一致。"
         f"一致则输出“{RIGHT}”，否则输出“{WRONG}”。\n标准答案：{gold}\n回答：{answer}"
     )
-
-
-def folder_of(src: str) -> str:
-    """The folder below which the pictures of a source are found."""
-    path = Path(src)
-    return str(path if path.is_dir() else path.parent)

@@ -9,7 +9,7 @@ import ast
 import base64
 import binascii
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,16 @@ _SHORT = 64  # characters: less is no picture in base64, but the index of a row 
 
 
 def read_folder(
-    src: str, task_of: Callable[[str], str | None], check: Check, found: QuestionSet, seen: set[Key], *, needs_media: bool
+    src: str,
+    task_of: Callable[[str], str | None],
+    check: Check,
+    found: QuestionSet,
+    seen: set[Key],
+    only: Collection[str],
+    *,
+    needs_media: bool,
 ) -> None:
-    """Add the questions of a folder, or of one table, to those found. seen: keys of all questions so far.
+    """Add the questions of a folder, or of one table, to those found. seen: keys of all so far. only: as `Bench.read`.
 
     Raises Missing where there is no such folder, Corrupt where it has no table of a task.
     """
@@ -48,6 +55,8 @@ def read_folder(
     if not tables:
         raise Corrupt(f"{src}: it has no table of KC-MMBench, such as CPV.tsv or SPU.tsv. Give the folder that has them.")
     for path, task in tables:
+        if only and task not in only:
+            continue
         try:
             with open_source(str(path)) as file:
                 rows = read_rows(file, str(path), delimiters="\t", has_header=True, is_ragged=True)
@@ -171,9 +180,3 @@ def _data_url(cell: str) -> str:
     if kind is None:
         raise ValueError("the base64 is no picture that is known (PNG, JPEG, GIF, WebP or BMP)")
     return f"data:image/{kind};base64,{''.join(text.split())}"
-
-
-def lines_of_missing(found: QuestionSet) -> Iterator[str]:
-    """One line a task: how many of its questions lack pictures, and which come first."""
-    for task, rows in found.missing.items():
-        yield from (f"{task}: {line}" for line in rows.lines())

@@ -20,7 +20,8 @@ from kvtools.errors import Corrupt
 from kvtools.keye.bench.benchmark import Key
 
 _SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
-_TEXTS = ("prediction", "response", "output", "answer_text")
+_TEXTS = ("prediction", "response", "output", "text")
+_INDEX = ("index", "id", "question_id", "key")
 TaskOf = Callable[[str], str | None]
 
 
@@ -90,7 +91,7 @@ def _rows(src: str, task: str | None) -> Iterator[tuple[str, Any]]:
             return
         else:
             table = read_rows(file, name, delimiters="\t,;", has_header=True, is_ragged=True)
-    if table.index(*_TEXTS) is None or table.index("index", "id", "question_id") is None:
+    if table.index(*_TEXTS) is None or table.index(*_INDEX) is None:
         titles = ", ".join(table.header[:8]) or "none"
         raise Corrupt(f"{name}: line 1: the columns are {titles}, and index and prediction are needed. Correct the header.")
     titles_small = [title.strip().lower() for title in table.header]
@@ -107,11 +108,14 @@ def _prediction(row: Any, task_of: TaskOf, tasks_by_index: dict[str, list[str]])
         raise row
     if not isinstance(row, dict):
         raise ValueError("this is no object, and one with task, index and prediction is needed")
-    index = _index(next((row[name] for name in ("index", "id", "question_id") if name in row), None))
+    index = _index(next((row[name] for name in _INDEX if name in row), None))
     text = next((row[name] for name in _TEXTS if name in row), None)
     if text is None and not any(name in row for name in _TEXTS):
         raise ValueError("it has no prediction")
     named = row.get("task") or row.get("dataset")
+    prefix, slash, rest = index.partition("/")
+    if named is None and slash and task_of(prefix) is not None:  # the id of a conversation that --prompts has written
+        named, index = prefix, rest
     if named is None:
         tasks = tasks_by_index.get(index, [])
         if len(tasks) != 1:

@@ -26,13 +26,18 @@ _QUOTES = str.maketrans(
     {"“": '"', "”": '"', "‘": "'", "’": "'", "【": "[", "】": "]", "〔": "[", "〕": "]", "「": '"', "」": '"'}
 )
 
+# fmt: off
 _YES = {"是", "是的", "是滴", "对", "对的", "正确", "属于", "会", "yes", "y", "true", "√", "✓", "✔", "✅"}
-_NO = {"否", "不", "非", "不是", "不是的", "并不是", "并非", "不对", "错误", "错", "不属于", "不会", "没有", "no", "n", "not", "false",
-       "×", "✗", "✘", "❌"}  # fmt: skip
+_NO = {
+    "否", "不", "非", "不是", "不是的", "并不是", "并非", "不对", "错误", "错", "不属于", "不会", "没有",
+    "no", "n", "not", "false", "×", "✗", "✘", "❌",
+}
+# fmt: on
 _BOTH = re.compile(r"是不是|是与否|是和否|是或者?否|是/否|是否|是,否\?|yes (?:or|and) no|yes/no")
 _CUE = re.compile(
-    r"(?:最终|最后)?(?:答案|结论|结果|回答|判断)(?:是|为|应为|应该是|应该为)?\s*[::]?"
-    r"|(?:final )?(?:answer|conclusion)(?: is| would be)?\s*:?|(?:因此|所以|综上所述|综上|故)[,,]?(?:答案)?(?:是|为)?[::]?(?=[^,,。]{1,4}[。.!]?$)"
+    r"(?:最终|最后)?(?:答案|结论|结果|回答|判断)(?:是|为|应为|应该是|应该为)?\s*:?"
+    r"|(?:final )?(?:answer|conclusion)(?: is| would be)?\s*:?"
+    r"|(?:因此|所以|综上所述|综上|故),?(?:是|为)?:?(?=[^,。]{1,4}[。.!]?$)"
 )
 _CLAUSE = re.compile(r"[,。.!?;:、\s()\[\]\"'*#`/|~…\-—_]+")
 _NEGATIVE = re.compile(
@@ -42,12 +47,13 @@ _NEGATIVE = re.compile(
 _DOUBLE = re.compile(r"不是不|并非不|不得不|不会不|没有不|不能不|not un")
 _POSITIVE = re.compile(r"是|属于|会|超过|相同|一致|\b(?:yes|is|are|does|will|same)\b")
 _UNSURE = re.compile(
-    r"不确定|无法(?:判断|确定|回答)|不能(?:判断|确定)|难以(?:判断|确定)|不知道|不清楚|cannot (?:tell|determine)|not sure|unsure|uncertain"
+    r"不确定|无法(?:判断|确定|回答)|不能(?:判断|确定)|难以(?:判断|确定)|不知道|不清楚"
+    r"|cannot (?:tell|determine)|not sure|unsure|uncertain"
 )
 
 _WORD_OF_LIST = re.compile(r"不是|是|否|\byes\b|\bno\b|\btrue\b|\bfalse\b|(?<![a-z])[yn](?![a-z])")
 _LABEL_OF_LIST = re.compile(
-    r"(?:第?\s*[\d一二两三四五六七八九十]+\s*(?:个|张)?\s*)?(?:视频|图片|图|截图|video|image)?\s*#?\d*\s*[::.)]?"
+    r"(?:第?\s*[\d一二两三四五六七八九十]+\s*(?:个|张)?\s*)?(?:视频|图片|图|截图|video|image)?\s*#?\d*\s*[:.)]?"
 )
 _REST_OF_LIST = re.compile(r"[\s,、;_|/\[\]()\"'.。:>\-]*")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]|\(([^()\[\]]*)\)")

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 EXAMPLES = [
-    "kvtools eval-kcmm standin --predictions answers.jsonl",
-    "kvtools eval-kcmm standin --predictions answers.jsonl --json | kvtools plot - -o accuracy.png",
+    "kvtools eval-kcmm -q standin --predictions answers.jsonl",
+    "kvtools eval-kcmm -q standin --predictions answers.jsonl --json | kvtools plot - -o accuracy.png",
 ]
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools pretrain keye", "kvtools answer", "kvtools chat", "kvtools plot")

@@ -53,6 +53,7 @@ def main(
 
 
 def _draw_logs(logs: dict[str, list[dict[str, Any]]]) -> Any:
+    from kvtools.draw.accuracies import draw_accuracies, is_of_accuracies
     from kvtools.draw.curves import draw_curves
     from kvtools.draw.losses import draw_losses, split_stages
     from kvtools.draw.mixture import draw_mixture
@@ -65,6 +66,8 @@ def _draw_logs(logs: dict[str, list[dict[str, Any]]]) -> Any:
             return draw_mixture(lines[0], name)
         if all(is_of_rewards(lines) for lines in logs.values()):
             return draw_rewards(logs)
+        if all(is_of_accuracies(lines) for lines in logs.values()):
+            return draw_accuracies(logs)
         if all("loss" in lines[0] and "step" in lines[0] for lines in logs.values()):
             return draw_losses([stage for name, lines in logs.items() for stage in split_stages(lines, name)])
         return draw_curves([line for lines in logs.values() for line in lines])

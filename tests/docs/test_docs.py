@@ -154,6 +154,22 @@ def make_sums(top):
     (top / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sums))
 
 
+def make_standin(top):
+    """standin/, questions in KC-MMBench's layout, and answers.jsonl, answers to them."""
+    from PIL import Image
+
+    (top / "standin" / "images").mkdir(parents=True)
+    (top / "standin" / "THIS_IS_NOT_KC-MMBENCH.txt").write_text("A stand-in.")
+    Image.new("RGB", (56, 56), (200, 30, 40)).save(top / "standin" / "images" / "0.png")
+    rows = {"SPU": ["是", "否"], "Video_Order": ["[Video 2, Video 1]"]}
+    tables = {name: "".join(f"{n}\t有吗？\t{x}\t0.png\n" for n, x in enumerate(values)) for name, values in rows.items()}
+    for name, text in tables.items():
+        (top / "standin" / f"{name}.tsv").write_text(f"index\tquestion\tanswer\timage_path\n{text}")
+    answers = [("SPU", 0, "是。"), ("SPU", 1, "是"), ("Collection_Order", 0, "[Video 2, Video 1]")]
+    lines = [json.dumps({"task": task, "index": index, "prediction": text}) + "\n" for task, index, text in answers]
+    (top / "answers.jsonl").write_text("".join(lines))
+
+
 @pytest.fixture(scope="module")
 def worktop(tmp_path_factory):
     """A folder with what the examples speak of."""
@@ -163,6 +179,7 @@ def worktop(tmp_path_factory):
     make_chats(top)
     make_models(top)
     make_sums(top)
+    make_standin(top)
     make_video(top / "clip.mp4", 20)
     make_video(top / "videos" / "yoga.mp4", 15)
     make_video(top / "videos" / "friday.mp4", 12)

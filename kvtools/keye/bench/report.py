@@ -77,8 +77,8 @@ def macro_row(rows: Sequence[Mapping[str, Any]], by_task: Mapping[str, Sequence[
 def compare(one: Mapping[str, Mapping[str, bool]], two: Mapping[str, Mapping[str, bool]]) -> list[dict[str, Any]]:
     """The difference `two` less `one`, a line a task, and of the mean. one, two: task → index → is right.
 
-    Only questions that both have count. p: of no difference, from the bootstrap, two-sided. Raises ValueError where the two have
-    no question in common.
+    Only questions that both have count. p: of no difference, from the bootstrap, two-sided. Raises ValueError where the two
+    have no question in common.
     """
     rows: list[dict[str, Any]] = []
     resampled_TR, means_T2 = [], []

@@ -25,6 +25,7 @@ SECTIONS = {
     "endpoint": "Servers that answer questions; benchmarks",
     "alignment": "Rewards, rollouts, pairs of answers, and training by them",
     "onerec": "Items, interactions, semantic IDs, recommendations",
+    "rl_onerec": "Reinforcement learning of recommenders",
     "etree": "Devices, networks, trees, training over them",
 }
 MADE = [

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any, Literal, cast
 
 from kvtools.errors import Usage
+from kvtools.onerec.rl.policies import Objective, PolicySettings
 from kvtools.onerec.rl.rewards import FORMAT, Term, parse_rewards
-from kvtools.onerec.rl.task import Objective, PolicySettings
 from kvtools.option_values import refuse_if
 from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Plan
@@ -68,7 +68,6 @@ class PolicyRecipe:
         refuse_bad_values("--training", self.settings, _MAY_BE, ("warmup", "save", "valid"))
         refuse_if(
             (not self.reward, "--reward is missing. Give hit, column:NAME, pscore:MODEL, format or duration."),
-            (not math.isfinite(self.lr), f"--lr {self.lr} is not finite. Give a finite number."),
         )
         if self.settings["format_samples"] > self.group and any(term.kind == FORMAT for term in self.terms):
             n = self.settings["format_samples"]

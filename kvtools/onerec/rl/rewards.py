@@ -50,9 +50,7 @@ def _parse(word: str) -> Term:
         raise Usage(f"--reward {word}: there is no such reward. Give hit, column:NAME, pscore:MODEL, format or duration.")
     of, weight = ("", rest) if kind not in _WITH_VALUE else _split_weight(rest)
     if kind in _WITH_VALUE and not of:
-        raise Usage(
-            f"--reward {word} names nothing. Give column:NAME or pscore:MODEL, with a weight after another colon or none."
-        )
+        raise Usage(f"--reward {word} names nothing. Give column:NAME or pscore:MODEL.")
     number = _number(weight) if weight or word.endswith(":") else 1.0
     if number is None:
         raise Usage(f"--reward {word}: {weight!r} is not a weight. Give a finite number after the colon, as hit:0.5.")

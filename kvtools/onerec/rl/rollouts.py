@@ -115,3 +115,17 @@ def path_log_probs(model: OneRec, context: Context, codes_BGS: Tensor) -> tuple[
             state.extend(level, parent_BG, wanted_BG)
             parent_BG = torch.arange(n_paths, device=parent_BG.device).expand(n_users, -1)
     return torch.stack(levels, 2), entropy_B
+
+
+def first_users(context: Context, n: int) -> Context:
+    """The context of the first n users."""
+    sources = context.copy_sources
+    n_targets = context.mask_BTC.shape[1]
+    return Context(
+        [keys[:n] for keys in context.keys],
+        [values[:n] for values in context.values],
+        context.mask_BTC[:n],
+        None if context.target_kv is None else [(k[:n], v[:n], there[:n]) for k, v, there in context.target_kv],
+        context.slots_BT[:n],
+        None if sources is None else type(sources)(*(x[: n * n_targets] for x in vars(sources).values())),
+    )

@@ -1,10 +1,12 @@
 """One run of `rl ecpo`, `rl gbpo` or `rl grpo` on a OneRec model: open, train, measure before and after, write the model."""
 
 import copy
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -18,11 +20,13 @@ from kvtools.onerec.interactions.stream import roles
 from kvtools.onerec.recommend.recommend import ItemGivenId
 from kvtools.onerec.rl import data
 from kvtools.onerec.rl.held_out import HeldOut, Measured, gain
+from kvtools.onerec.rl.policies import Objective
 from kvtools.onerec.rl.prompts import PromptSet
 from kvtools.onerec.rl.ranker_run import OpenRanker
 from kvtools.onerec.rl.recipe import PolicyRecipe
 from kvtools.onerec.rl.rewards import COLUMN, DURATION, PSCORE, Ranker, Rewards, Share
-from kvtools.onerec.rl.task import Objective, PolicyTask
+from kvtools.onerec.rl.rollout_stream import Proposals, RolloutStream
+from kvtools.onerec.rl.task import PolicyTask
 from kvtools.onerec.run.checkpoint import Checkpoint
 from kvtools.option_values import refuse_if
 from kvtools.skipped import SkippedRows
@@ -145,57 +149,85 @@ class _PolicyRun:
             rows = prompts.rows
             past = (np.concatenate([[0], np.cumsum(rows.begins)]), _past_items(valid, prompts.users, prompts.cuts))
             neighbours = counts.cooccurrence.nearest(*past, near, exclude_seen=True)
-        values = {term.of: valid.values(term.of, train=False) for term in self._recipe.terms if term.kind == COLUMN}
         return HeldOut(
-            valid.batcher, prompts, self._checkpoint.ids.trie, neighbours, self._rewards, values, self._recipe.n_best,
-            self._options.group, not self._options.keep_seen, self._device,
+            valid.batcher, prompts, self._checkpoint.ids.trie, neighbours, self._rewards, self._values(valid, train=False),
+            self._recipe.n_best, self._options.group, not self._options.keep_seen, self._device,
         )  # fmt: skip
 
     def train(self, stop: object) -> int:
         """Train, measure before and after, write the model; returns the exit code."""
-        run, recipe, options, checkpoint = self._run, self._recipe, self._options, self._checkpoint
-        prompts = PromptSet(data.training_batcher(self._source, checkpoint), options.batch, options.seed)
-        plan = recipe.plan(prompts.n_steps, self._precision)
-        held_out = self._held_out()
-        policy = checkpoint.model.to(self._device)
+        run, options = self._run, self._options
+        prompts = PromptSet(data.training_batcher(self._source, self._checkpoint), options.batch, options.seed)
+        plan = self._recipe.plan(prompts.n_steps, self._precision)
+        policy = self._checkpoint.model.to(self._device)
         reference = copy.deepcopy(policy).requires_grad_(False).eval()
-        values = {term.of: self._source.values(term.of, train=True) for term in recipe.terms if term.kind == COLUMN}
-        duration = None
-        if self._rewards.weight_of(DURATION):
-            duration = data.duration_quantiles(self._source, recipe.settings["dislike"])
+        config = self._config(policy)
+        held_out = self._held_out()
         torch.manual_seed(seed_for(options.seed, "policy"))
-        task = PolicyTask(
-            policy, reference, prompts, checkpoint.ids.trie, self._rewards, values, recipe.policy(plan, prompts.n_steps),
-            held_out=held_out, device=self._device, duration=duration,
-        )  # fmt: skip
-        config = {
-            "objective": recipe.objective, **recipe.to_json(), "items": checkpoint.ids.digest, "input": self._source.digest,
-            "valid": self._valid.digest, "dtype": self._precision,
-        }  # fmt: skip
-        trainer = Trainer(task, plan, train_state(self._folder, config), run.world, device=self._device, peak=options.peak)
-        summary = f"{plan.n_steps} steps of {options.batch} users, {options.group} items each." if run.verbose else ""
-        resume_run(trainer, self._folder, start_over=run.force, log=run.info, summary=summary)
-        # validations lie at other steps than ends of epochs
-        steps = (replace(step, epoch=round(step.step / prompts.n_steps, 4)) for step in trainer.run(stop))
-        log_run(
-            trainer, steps, label=run.command, log_file=options.log_file, log=run.info, quiet=run.quiet,
-            verbose=run.verbose,
-        )  # fmt: skip
-        has_gain, figures = True, dict[str, Any]()
-        if held_out is not None and run.world.is_root:
-            before, after = held_out.measure(reference), held_out.measure(policy.eval())
-            has_gain, figures = self._conclude(held_out, before, after, trainer)
+        with self._kept_rollouts(config) as keep:
+            task = PolicyTask(
+                policy, reference, prompts, self._checkpoint.ids.trie, self._rewards, self._values(self._source, train=True),
+                self._recipe.policy(plan, prompts.n_steps), held_out=held_out, device=self._device, duration=self._duration(),
+                keep=keep,
+            )  # fmt: skip
+            trainer = Trainer(task, plan, train_state(self._folder, config), run.world, device=self._device, peak=options.peak)
+            summary = f"{plan.n_steps} steps of {options.batch} users, {options.group} items each." if run.verbose else ""
+            resume_run(trainer, self._folder, start_over=run.force, log=run.info, summary=summary)
+            # validations lie at other steps than ends of epochs
+            steps = (replace(step, epoch=round(step.step / prompts.n_steps, 4)) for step in trainer.run(stop))
+            log_run(
+                trainer, steps, label=run.command, log_file=options.log_file, log=run.info, quiet=run.quiet,
+                verbose=run.verbose,
+            )  # fmt: skip
         if not run.world.is_root:
             return 0
+        figures = dict[str, Any]()
+        if held_out is not None:
+            figures = self._conclude(held_out, held_out.measure(reference), held_out.measure(policy.eval()), trainer)
         self._save(policy, trainer, figures)
         trainer.forget()
-        if options.require_gain and not has_gain:
-            run.warn(f"--require-gain: the held-out reward has not risen from {figures['valid_reward_before']:.6g}.")
+        if options.require_gain and figures["gain"] <= 0:
+            run.warn("--require-gain: the held-out reward has not risen. Train longer, or with another rate.")
             return 1
         return self._code
 
-    def _conclude(self, held_out: HeldOut, before: Measured, after: Measured, trainer: Trainer) -> tuple[bool, dict[str, Any]]:
-        """Log the figures before and after; whether the reward has risen, and the figures."""
+    def _config(self, policy: torch.nn.Module) -> dict[str, Any]:
+        """What a run is made of: its options and inputs, which must be the same to resume it."""
+        digest = hashlib.blake2b(digest_size=12)
+        rankers = [cast("OpenRanker", self._rewards.rankers[name]).model for name in sorted(self._rewards.rankers)]
+        for module in (policy, *rankers):
+            for weight in module.state_dict().values():
+                digest.update(weight.detach().cpu().numpy().tobytes())
+        return {
+            "objective": self._recipe.objective, **self._recipe.to_json(), "items": self._checkpoint.ids.digest,
+            "model": digest.hexdigest(), "input": self._source.digest, "valid": self._valid.digest, "dtype": self._precision,
+        }  # fmt: skip
+
+    def _values(self, source: data.Source, *, train: bool) -> dict[str, np.ndarray]:
+        return {term.of: source.values(term.of, train=train) for term in self._recipe.terms if term.kind == COLUMN}
+
+    def _duration(self) -> tuple[np.ndarray, np.ndarray] | None:
+        if not self._rewards.weight_of(DURATION):
+            return None
+        return data.duration_quantiles(self._source, self._recipe.settings["dislike"])
+
+    @contextmanager
+    def _kept_rollouts(self, config: dict[str, Any]) -> Iterator[Callable[[int, Proposals], None] | None]:
+        """What takes the proposals of each step, where they are kept; on all ranks, and rank 0 writes them."""
+        run, dst = self._run, self._options.rollouts
+        if dst is None or not run.world.is_root:
+            yield None if dst is None else lambda _step, _proposals: None
+            return
+        stream = RolloutStream(
+            dst, run.history([self._checkpoint.history, self._source.history]), config,
+            user_keys=self._source.histories.user_keys, item_keys=self._checkpoint.ids.keys,
+            terms=[term.name for term in self._rewards.item_terms], group_size=self._options.batch, force=run.force,
+        )  # fmt: skip
+        with stream:
+            yield stream.write
+
+    def _conclude(self, held_out: HeldOut, before: Measured, after: Measured, trainer: Trainer) -> dict[str, Any]:
+        """Log the figures before and after; returns them."""
         first, last = held_out.figures(before), held_out.figures(after)
         mean, interval = gain(before, after)
         figures: dict[str, Any] = {
@@ -210,7 +242,7 @@ class _PolicyRun:
         if self._run.verbose:
             spread = f"{interval[0]:.3g} to {interval[1]:.3g}"
             self._run.info(f"{len(held_out.prompts)} held-out users: {told}; gain {mean:.3g}, 95 % interval {spread}.")
-        return mean > 0, figures
+        return figures
 
     def _save(self, policy: torch.nn.Module, trainer: Trainer, figures: dict[str, Any]) -> None:
         run, before = self._run, self._checkpoint

@@ -7,117 +7,49 @@ step and the weights, so that a resumed run equals an uninterrupted one and rank
 Source: OneRec Technical Report section 2.4. Legend: B prompts, G items a group, K proposals of the format reward, S levels.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kvtools.chance import rng_for
 from kvtools.onerec.model.onerec import Context, OneRec
 from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.rl import rollouts
 from kvtools.onerec.rl.held_out import HeldOut
+from kvtools.onerec.rl.policies import Policies, PolicySettings
 from kvtools.onerec.rl.prompts import Prompts, PromptSet, futures, seen_ids
 from kvtools.onerec.rl.rewards import DURATION, FORMAT, Rewards
+from kvtools.onerec.rl.rollout_stream import Proposals, joined
 from kvtools.onerec.rl.rollouts import Group
+from kvtools.onerec.rl.step_means import StepMeans
 from kvtools.onerec.run.objectives import ForwardCost
 from kvtools.train.loop import Loss
 from kvtools.train.objectives.policy import Surrogate, ecpo, gbpo, group_advantages, grpo, kl_k3
 from kvtools.world import World
 
-Objective = Literal["ecpo", "grpo", "gbpo"]
 _N_LEGALITY = 8  # users a step whose free proposals are looked at where no reward needs them
 _RECENT = 0.1  # weight of a step in the share of listed items
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """How the policy is moved. Defaults: OneRec's where the report gives them, else ours."""
-
-    objective: Objective = "ecpo"
-    group: int = 40
-    sampling: Literal["beam", "sample"] = "beam"
-    epsilon: float = 0.2  # of the clip
-    delta: float = 0.1  # of the early clip
-    kl: float = 0.0  # weight of the KL to the model that the run starts from
-    next_token: float = 1.0  # weight of the next item's cross-entropy
-    sync: int = 1  # steps between renewals of the policy that proposes
-    horizon: int = 1  # items after the cut that count as hits
-    format_samples: int = 5
-    format_choice: Literal["random", "top"] = "random"
-    exclude_seen: bool = True
-    valid_every: int = 100  # steps
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A group of one user as it is kept: codes int32 (G, S), log-probabilities float32 (G, S), rewards and advantages (G,)."""
-
-    step: int
-    user: int
-    cut: int
-    codes: np.ndarray
-    logp: np.ndarray
-    rewards: Mapping[str, np.ndarray]
-    total: np.ndarray
-    advantages: np.ndarray
-
-
-class Policies(nn.Module):
-    """What a state keeps: the policy, the copy that proposes where there is one, and the share of listed items."""
-
-    exposure: Tensor
-
-    def __init__(self, policy: OneRec, *, has_copy: bool) -> None:
-        super().__init__()
-        self.policy = policy
-        self.proposer = copy.deepcopy(policy).requires_grad_(False).eval() if has_copy else None
-        self.register_buffer("exposure", torch.zeros((), dtype=torch.float64))
-
-    def renew(self) -> None:
-        """The copy takes the policy's weights."""
-        if self.proposer is not None:
-            self.proposer.load_state_dict(self.policy.state_dict())
-
-
-@dataclass
-class _Sums:
-    """Sums of what the log shows, by name, each with its count."""
-
-    total: dict[str, float] = field(default_factory=dict)
-    count: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, total: float, count: float) -> None:
-        self.total[name] = self.total.get(name, 0.0) + float(total)
-        self.count[name] = self.count.get(name, 0.0) + float(count)
-
-    def means(self, world: World, names: Sequence[str]) -> dict[str, float]:
-        """The means over all ranks, of those that have a count. A collective."""
-        pairs = np.array([[self.total.get(name, 0.0), self.count.get(name, 0.0)] for name in names])
-        total, count = world.sum_array(pairs).T
-        return {name: float(total[n] / count[n]) for n, name in enumerate(names) if count[n]}
 
 
 class PolicyTask:
     """A `train.loop.Task` over prompts. values: of each column, at the interactions of the training part. duration: quantiles
     float64 (n,) of play times, NaN where unknown, and dislikes bool (n,), where that reward is asked for. reference: the model
-    that the run starts from, in eval mode. keep: takes each rollout of this rank, where they are kept."""
+    that the run starts from, in eval mode. keep: takes the proposals of a step, on rank 0; given on all ranks, or on none."""
 
     def __init__(
         self, policy: OneRec, reference: OneRec, prompts: PromptSet, trie: Trie, rewards: Rewards,
         values: Mapping[str, np.ndarray], settings: PolicySettings, *, held_out: HeldOut | None, device: str,
-        duration: tuple[np.ndarray, np.ndarray] | None = None, keep: Callable[[Rollout], None] | None = None,
+        duration: tuple[np.ndarray, np.ndarray] | None = None, keep: Callable[[int, Proposals], None] | None = None,
     ) -> None:  # fmt: skip
         self.model = Policies(policy, has_copy=settings.sync > 1)
         self._reference, self._prompts, self._trie, self._rewards = reference, prompts, trie.to(device), rewards
         self._values, self._settings, self._held_out, self._device = values, settings, held_out, device
         self._duration, self._keep, self._cost = duration, keep, ForwardCost(policy)
-        self._sums, self._step, self._quartile = _Sums(), 0, 1.0
+        self._sums, self._step, self._quartile = StepMeans(), 0, 1.0
+        self._kept: list[Proposals] = []
 
     def epoch(self, number: int) -> Iterator[Prompts]:
         """The prompts of the steps between two validations."""
@@ -126,7 +58,7 @@ class PolicyTask:
 
     def microbatches(self, prompts: Prompts, n: int, _own: slice) -> Sequence[Prompts]:
         """The prompts in at most n parts, every n-th in one."""
-        self._sums, self._step = _Sums(), prompts.step
+        self._sums, self._step, self._kept = StepMeans(), prompts.step, []
         if self._duration is not None:  # a threshold of the whole batch, the same on all ranks
             quantiles = self._duration[0][self._next_index(prompts)]
             self._quartile = (
@@ -164,7 +96,11 @@ class PolicyTask:
             reference_BP = rollouts.path_log_probs(self._reference, self._reference.context(batch), codes)[0].sum(2)
         logp_BP = logp_BPS.sum(2)
         parts = torch.split(logp_BP, [n_group, 1, codes.shape[1] - n_group - 1], dim=1)
-        total = self._group_loss(prompts, group, parts[0], reference_BP[:, :n_group], logp_BPS[:, :n_group])
+        proposed_BGS = logp_BPS[:, :n_group]
+        if proposer is not None and self._keep is not None:
+            with torch.no_grad():
+                proposed_BGS = rollouts.path_log_probs(proposer, proposer.context(batch), group.codes_BGS)[0]
+        total = self._group_loss(prompts, group, parts[0], reference_BP[:, :n_group], proposed_BGS)
         cross_entropy = -parts[1].sum() / policy.n_levels
         total = total + self._settings.next_token * cross_entropy
         if chosen is not None and is_chosen_legal is not None:
@@ -191,7 +127,7 @@ class PolicyTask:
             group = rollouts.samples(model, context, self._trie, uniform, barred_BU=barred)
         else:
             group = rollouts.beams(model, context, self._trie, n, barred_BU=barred)
-        few = context if needs_free else first_users(context, _N_LEGALITY)
+        few = context if needs_free else rollouts.first_users(context, _N_LEGALITY)
         if self._settings.sampling == "sample":
             free = rollouts.samples(
                 model, few, self._trie, self._uniform(prompts, "free", model.n_levels)[: len(few.mask_BTC)], is_free=True
@@ -246,7 +182,7 @@ class PolicyTask:
         self._sums.add("clip_fraction", float((surrogate.is_clipped & counted).sum()), float(counted.sum()))
         self._sums.add("kl", float(kl_BG.detach().sum()), float(is_there_BG.sum()))
         if self._keep is not None:
-            self._keep_rollouts(prompts, group, logp_BGS.detach(), rewards, total_BG, advantages_BG)
+            self._kept.append(self._proposals(prompts, group, logp_BGS.detach(), rewards, total_BG, advantages_BG))
         return loss
 
     def _surrogate(self, logp: Tensor, old_logp: Tensor, advantages: Tensor) -> Surrogate:
@@ -296,6 +232,11 @@ class PolicyTask:
     def after_step(self, world: World) -> dict[str, float]:
         """The means of the step over all ranks, to be logged; the share of listed items follows."""
         means = self._sums.means(world, self._names())
+        if self._keep is not None:
+            terms = self._rewards.item_terms
+            proposals = joined(self._kept, self.model.policy.n_levels, len(terms)).gather(world)
+            if world.is_root:
+                self._keep(self._step, proposals)
         if self._rewards.weight_of(FORMAT):
             means[f"reward_{FORMAT}"] = means["legal_share"]
         if "listed_share" in means:
@@ -310,38 +251,15 @@ class PolicyTask:
         figures = self._held_out.figures(self._held_out.measure(self.model.policy.eval()))
         return {"score": figures["valid_reward"], **figures}
 
-    def _keep_rollouts(
+    def _proposals(
         self, prompts: Prompts, group: Group, logp_BGS: Tensor, rewards: Mapping[str, np.ndarray], total_BG: np.ndarray,
         advantages_BG: np.ndarray,
-    ) -> None:  # fmt: skip
-        assert self._keep is not None, "called where rollouts are kept"
-        codes, logp = group.codes_BGS.cpu().numpy(), logp_BGS.float().cpu().numpy()
-        for row in range(len(prompts)):
-            is_there = np.isfinite(group.logp_BG[row].cpu().numpy())
-            terms = {name: reward[row][is_there] for name, reward in rewards.items()}
-            self._keep(
-                Rollout(
-                    prompts.step,
-                    int(prompts.users[row]),
-                    int(prompts.cuts[row]),
-                    codes[row][is_there],
-                    logp[row][is_there],
-                    terms,
-                    total_BG[row][is_there],
-                    advantages_BG[row][is_there],
-                )
-            )
-
-
-def first_users(context: Context, n: int) -> Context:
-    """The context of the first n users."""
-    sources = context.copy_sources
-    n_targets = context.mask_BTC.shape[1]
-    return Context(
-        [keys[:n] for keys in context.keys],
-        [values[:n] for values in context.values],
-        context.mask_BTC[:n],
-        None if context.target_kv is None else [(k[:n], v[:n], there[:n]) for k, v, there in context.target_kv],
-        context.slots_BT[:n],
-        None if sources is None else type(sources)(*(x[: n * n_targets] for x in vars(sources).values())),
-    )
+    ) -> Proposals:  # fmt: skip
+        row, rank = np.nonzero(group.is_there_BG.cpu().numpy())
+        ids = group.ids_BG.cpu().numpy()[row, rank]
+        items = np.where(ids >= 0, self._rewards.item_of_id[ids], -1)
+        values = np.stack([reward[row, rank] for reward in rewards.values()], axis=1) if rewards else np.empty((len(row), 0))
+        return Proposals(
+            prompts.users[row], prompts.cuts[row], rank, group.codes_BGS.cpu().numpy()[row, rank].astype(np.int32),
+            logp_BGS.float().cpu().numpy()[row, rank], values, total_BG[row, rank], advantages_BG[row, rank], items,
+        )  # fmt: skip

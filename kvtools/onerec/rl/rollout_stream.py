@@ -45,7 +45,7 @@ class Proposals:
 
 def joined(parts: Sequence[Proposals], n_levels: int, n_terms: int) -> Proposals:
     """Those of all parts, one after the other; arrays of no items where there is no part."""
-    empty = [np.empty(0, np.int64)] * 3
+    empty: list[np.ndarray] = [np.empty(0, np.int64)] * 3
     empty += [np.empty((0, n_levels), np.int32), np.empty((0, n_levels), np.float32), np.empty((0, n_terms))]
     empty += [np.empty(0), np.empty(0), np.empty(0, np.int64)]
     columns = zip(empty, *(vars(part).values() for part in parts), strict=True)

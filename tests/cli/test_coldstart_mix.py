@@ -90,6 +90,18 @@ def test_a_ratio_that_cannot_be_met_is_told_and_the_rest_is_written(kv, made, tm
     assert modes(tmp_path / "mix.kvs") == {"think": 10, "no_think": 20}
 
 
+def test_a_mode_without_a_sample_is_told_and_the_others_keep_their_ratio(kv, made, tmp_path):
+    made("a", "think", 30)
+    made("b", "no_think", 100)
+    (tmp_path / "c.jsonl").write_text(json.dumps({"prompt": "What?", "response": "No analysis."}) + "\n")
+    code, err = kv("coldstart-mix -q --think a.jsonl --no-think b.jsonl --auto c.jsonl --ratio 1:2:1 -o mix.kvs")
+    assert (code, err) == (
+        65,
+        "kvtools coldstart-mix: auto has 0 of 30. Give more samples of it, or leave that mode out.\n",
+    )
+    assert modes(tmp_path / "mix.kvs") == {"think": 30, "no_think": 61}
+
+
 def test_a_small_source_is_repeated_when_asked_and_every_sample_is_used_before_one_comes_again(kv, made, tmp_path):
     made("a", "think", 10)
     made("b", "no_think", 100)
@@ -243,7 +255,14 @@ def test_code_is_run_again_and_what_gives_another_picture_is_left_out(kv, tmp_pa
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert kv("coldstart-mix -q --agentic a.jsonl -o mix.kvs --report r.json") == (0, "")
     report = json.loads((tmp_path / "r.json").read_text())
-    assert (report["n"], report["rejects"]) == (1, {"the code fails": 2, "the code makes another picture": 1})
+    assert (report["n"], report["rejects"]) == (
+        1,
+        {
+            "the code makes another picture": 1,
+            "the code raises an error": 1,
+            "the code reaches for what the sandbox forbids": 1,
+        },
+    )
 
 
 def test_each_video_is_used_at_16_and_32_frames(kv, clip, tmp_path):

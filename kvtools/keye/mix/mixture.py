@@ -107,12 +107,8 @@ class Plan:
 def choose(pool: Pool, request: Request) -> Plan:
     """Choose the records of a mixture in the pool."""
     available = {mode: pool.available(mode, request.frames) for mode in request.modes}
-    most = ratio.largest_n(request.weights, list(available.values()))
-    if request.epochs:
-        wanted = ratio.by_epochs(request.epochs, available)
-    else:
-        n = most if request.n is None else request.n
-        wanted = dict(zip(request.modes, ratio.counts(request.weights, n), strict=True))
+    most = ratio.largest_n(request.weights, list(available.values())) if all(available.values()) else 0
+    wanted = _wanted(request, available, most)
     is_endless = request.is_repeated or bool(request.epochs)
     chosen = {mode: n if is_endless and available[mode] else min(n, available[mode]) for mode, n in wanted.items()}
     for mode, count in chosen.items():
@@ -121,6 +117,18 @@ def choose(pool: Pool, request: Request) -> Plan:
         else:
             pool.choose(mode, count, seed=request.seed, frames=request.frames)
     return Plan(chosen, wanted, available, most)
+
+
+def _wanted(request: Request, available: Mapping[str, int], most: int) -> dict[str, int]:
+    """How many records of each mode the request asks for."""
+    if request.epochs:
+        return ratio.by_epochs(request.epochs, available)
+    n = most if request.n is None else request.n
+    if not n:  # a mode has no sample: it is short, and the others keep their ratio
+        others = {mode: w for mode, w in zip(request.modes, request.weights, strict=True) if available[mode]}
+        n_others = ratio.largest_n(list(others.values()), [available[mode] for mode in others]) if others else 0
+        n = n_others * sum(request.weights) // max(1, sum(others.values()))
+    return dict(zip(request.modes, ratio.counts(request.weights, n), strict=True))
 
 
 def records(pool: Pool) -> Iterator[tuple[Chosen, dict[str, Any]]]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 __all__ = [
-    "cache", "chat", "cut", "delays", "frames", "hot", "index", "keye", "model", "np", "processor", "row", "segments",
+    "cache", "chat", "cut", "delays", "faulty", "frames", "hot", "index", "keye", "model", "np", "processor", "row", "segments",
     "template", "texts", "torch", "vision", "world", "writer",
 ]  # fmt: skip
 
@@ -22,6 +22,13 @@ def chat(fault):
             return Server(server.url, timeout_s=0.05, key_variable="NO_KEY").ask([{"role": "user", "content": "?"}], "m", {})
         except Failed as failure:
             raise Failed(str(failure).replace(server.url, "URL")) from None
+
+
+def faulty(src):
+    """What the first row is named for that cannot be read of a file of multiple-choice questions."""
+    from kvtools.keye.bench.choice import ChoiceBench
+
+    raise ValueError(ChoiceBench().read([src], needs_media=False).faults[0])
 
 
 def writer(dst):

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 from kvtools.errors import Corrupt
-from kvtools.keye.bench import choice, tempcompass
+from kvtools.keye.bench import tempcompass
+from kvtools.keye.bench.benchmark import JudgeRequest, Question, Verdict
+from kvtools.keye.bench.choice import ChoiceBench
 from kvtools.keye.bench.options import letter_of, listed_options, strict_letter_of, yes_or_no
+from kvtools.keye.bench.tempcompass import TempCompassBench
 
 OPTIONS = {"A": "a dog", "B": "a cat", "C": "A big cat", "D": "None of the above"}
 LABELLED = """
@@ -119,20 +122,23 @@ def test_both_scorers_agree_with_all_published_verdicts_of_tempcompass(published
     assert len(rows) == n
     official = [tempcompass.official_verdict(form, *row[:3]) for row in rows]
     rules = [tempcompass.rules_verdict(form, *row[:3]) for row in rows]
-    disagreements = [row for row, a, b in zip(rows, official, rules, strict=True) if (a, b) != (row[3], (row[3], True))]
+    assert all(verdict.extracted is not None for verdict in rules)
+    disagreements = [row for row, a, b in zip(rows, official, rules, strict=True) if {a, b.is_right} != {row[3]}]
     assert disagreements == []  # none to explain; so the aggregates are equal, too
 
 
 @pytest.mark.data
 def test_every_question_of_tempcompass_is_read_and_its_own_answer_is_right(data_folder):
-    questions = tempcompass.read_questions(str(data_folder / "video_qa_text" / "tempcompass"))
+    bench, folder = TempCompassBench(), str(data_folder / "video_qa_text" / "tempcompass")
+    questions = bench.read([folder], needs_media=False).questions
     forms = [question.task for question in questions]
     assert {form: forms.count(form) for form in dict.fromkeys(forms)} == {
         "multi-choice": 1580, "yes_no": 2453, "caption_matching": 1503,
     }  # fmt: skip
     for question in questions:
-        assert tempcompass.official_verdict(question.task, question.question, question.answer, question.answer), question
-        assert tempcompass.rules_verdict(question.task, question.question, question.answer, question.answer)[0], question
+        assert bench.reference(question, question.answer).is_right, question
+        assert bench.rules(question, question.answer).is_right, question
+    assert bench.read([folder], needs_media=True).n_missing == 1580 + 2453 + 1503  # the videos are not there
 
 
 CAPTIONS = "Which is better?\nCaption A: A dog runs.\nCaption B: A dog sits."
@@ -150,20 +156,21 @@ def test_answers_to_caption_matching():
         "x",
     ]
     rules = [tempcompass.rules_verdict("caption_matching", CAPTIONS, "Caption B: A dog sits.", a) for a in answers]
-    assert rules == [(True, True)] * 6 + [(False, True), (False, False)]
+    assert rules == [Verdict(True, "Caption B")] * 6 + [Verdict(False, "Caption A"), Verdict(False, None)]
     official = [tempcompass.official_verdict("caption_matching", CAPTIONS, "Caption B: A dog sits.", a) for a in answers]
     assert official == [True, True, True, None, None, None, False, None]
 
 
-def test_what_a_judge_says():
+def test_where_the_rules_of_the_evaluator_find_nothing_a_judge_is_asked():
+    bench = TempCompassBench()
+    question = Question("yes_no", "v/action/0", [], "yes", "action", "Is it red?")
+    request = bench.reference(question, "<think>no</think> It is red.")
+    assert isinstance(request, JudgeRequest)
+    assert request.prompt.endswith("Question:\nIs it red?\nGround-Truth Answer: yes\nModel Prediction: It is red.")
+    assert request.without == Verdict(False, None)
     said = ["Correct", "Incorrect.", "It is **incorrect**", "I would say correct", "hm"]
-    assert [*map(tempcompass.judged, said)] == [True, False, False, True, None]
-
-
-def test_predictions_of_the_published_layout(tmp_path):
-    entries = {"v1.mp4": {"action": [{"question": "Q", "answer": "yes", "prediction": "Yes."}]}}
-    (tmp_path / "p.json").write_text(json.dumps(entries))
-    assert [*tempcompass.read_predictions(str(tmp_path / "p.json"), "yes_no")] == [("v1/action/0", "Yes.")]
+    assert [bench.judged(question, reply).is_right for reply in said] == [True, False, False, True, False]
+    assert [*map(request.accept, said)] == [True, True, True, True, False]
 
 
 def picture():
@@ -196,6 +203,12 @@ LAYOUTS = {
 }  # fmt: skip
 
 
+def questions_of(path):
+    found = ChoiceBench().read([str(path)], needs_media=False)
+    assert found.faults == []
+    return found.questions
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("form", ["jsonl", "json", "tsv"])
 def test_layouts(tmp_path, layout, form):
@@ -207,19 +220,16 @@ def test_layouts(tmp_path, layout, form):
             writer.writerows([[*row], [value if isinstance(value, str | int) else json.dumps(value) for value in row.values()]])
     else:
         path.write_text(json.dumps([row] if form == "json" else row))
-    (question,) = choice.read_questions(str(path))
-    assert question == choice.ChoiceQuestion("5", "Q", TEXTS, "B", [item])
-    assert (
-        question.text == "Question: Q\nOptions:\nA. cat\nB. dog\nC. 7\nPlease select the correct answer from the options above."
-    )
+    asked = "Question: Q\nOptions:\nA. cat\nB. dog\nC. 7\nPlease select the correct answer from the options above."
+    assert questions_of(path) == [Question("q", "5", [item, {"type": "text", "text": asked}], "B", "", TEXTS)]
 
 
 def test_ten_options_on_the_lines_of_the_question(tmp_path):
     lines = "\n".join(f"{letter}. option {letter}" for letter in "ABCDEFGHIJ")
     (tmp_path / "q.jsonl").write_text(json.dumps({"question": f"Q\n{lines}", "answer": "J", "category": "c"}))
-    (question,) = choice.read_questions(str(tmp_path / "q.jsonl"))
-    assert (question.options, question.answer, question.category) == (listed_options(lines), "J", "c")
-    assert question.text.count("option J") == 1
+    (question,) = questions_of(tmp_path / "q.jsonl")
+    assert (question.asked_with, question.answer, question.category) == (listed_options(lines), "J", "c")
+    assert question.parts[-1]["text"].count("option J") == 1
 
 
 def test_a_row_may_have_the_picture_of_another(tmp_path):
@@ -227,7 +237,7 @@ def test_a_row_may_have_the_picture_of_another(tmp_path):
         {"index": i, "question": f"Q{i}", "A": "x", "B": "y", "answer": "A", "image": p} for i, p in ((1, picture()), (2, "1"))
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert [question.media for question in choice.read_questions(str(tmp_path / "q.jsonl"))] == [[IMAGE], [IMAGE]]
+    assert [question.media for question in questions_of(tmp_path / "q.jsonl")] == [[IMAGE], [IMAGE]]
 
 
 GOOD = {"index": 1, "question": "Q", "A": "x", "B": "y", "answer": "A"}
@@ -241,15 +251,52 @@ GOOD = {"index": 1, "question": "Q", "A": "x", "B": "y", "answer": "A"}
         ({"question": ""}, "line 1: it has no question"),
         ({"B": None}, "line 1: it has 1 options, and 2 to 10 are needed"),
         ({"image": "x" * 101 + "!"}, "line 1: its picture is no base64"),
+        ({"options": [*map(str, range(11))], "A": None, "B": None}, "line 1: the options are not a list of at most 10"),
+        ({}, "line 2: index 1 is there twice"),
     ],
 )
-def test_a_row_without_what_is_needed_is_refused_with_its_place(tmp_path, change, message):
-    (tmp_path / "q.jsonl").write_text(json.dumps(GOOD | change))
-    with pytest.raises(Corrupt, match=message):
-        choice.read_questions(str(tmp_path / "q.jsonl"))
+def test_a_row_without_what_is_needed_is_named_with_its_place(tmp_path, change, message):
+    (tmp_path / "q.jsonl").write_text(f"{json.dumps(GOOD | change)}\n{json.dumps(GOOD)}")
+    found = ChoiceBench().read([str(tmp_path)], needs_media=False)
+    (fault,) = found.faults
+    assert fault.startswith(f"{tmp_path}/q.jsonl: {message}")
+    assert len(found.questions) == 1
 
 
-def test_an_index_that_is_there_twice_is_refused(tmp_path):
-    (tmp_path / "q.jsonl").write_text(f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}")
-    with pytest.raises(Corrupt, match="line 2: index 1 is there twice"):
-        choice.read_questions(str(tmp_path / "q.jsonl"))
+def test_media_are_found_beside_the_questions_and_counted_where_they_are_not(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "v.mp4").touch()
+    rows = [GOOD | {"index": n, "video": name} for n, name in enumerate(["v", "v.mp4", "none"])]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = ChoiceBench().read([str(tmp_path / "q.jsonl")], needs_media=True)
+    assert [question.media[0]["video"] for question in found.questions] == [str(tmp_path / "videos" / "v.mp4")] * 2
+    assert (found.n_missing, [*found.missing]) == (1, ["q"])
+    assert len(questions_of(tmp_path / "q.jsonl")) == 3
+
+
+def test_what_nothing_is_found_in_is_refused(tmp_path):
+    for text, message in (("", "it has no question"), ("[1", "Give JSON with an object a question")):
+        (tmp_path / "q.json").write_text(text)
+        with pytest.raises(Corrupt, match=message):
+            ChoiceBench().read([str(tmp_path / "q.json")], needs_media=False)
+
+
+def test_the_strict_scorer_asks_a_judge_where_vlmevalkit_does():
+    bench, question = ChoiceBench(), Question("q", "1", [{"type": "text", "text": "Q"}], "B", "", OPTIONS)
+    assert bench.reference(question, "<think>A</think><answer>B.</answer>") == Verdict(True, "B")
+    request = bench.reference(question, "The feline one")
+    assert isinstance(request, JudgeRequest)
+    assert [*map(request.accept, ("B", "Z", "It chooses (B).", "", "what?"))] == [True, True, True, False, False]
+    assert [bench.judged(question, reply).extracted for reply in ("B", "Z")] == ["B", None]
+    assert bench.rules(question, "<think>A</think> The second one") == Verdict(False, None)
+
+
+def test_tasks_are_the_files_and_can_be_chosen(tmp_path):
+    for name in ("MVBench", "Video-MME"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(GOOD))
+    bench = ChoiceBench()
+    assert bench.task_of("mvbench") == "mvbench"
+    assert [q.task for q in bench.read([str(tmp_path)], ["mvbench"], needs_media=False).questions] == ["MVBench"]
+    assert [q.task for q in bench.read([str(tmp_path)], needs_media=False).questions] == ["MVBench", "Video-MME"]
+    assert [*map(bench.task_of, ("video-mme", "other"))] == ["Video-MME", None]
+    assert TempCompassBench().task_of("multi_choice") == "multi-choice"

@@ -13,17 +13,21 @@ import ast
 import base64
 import binascii
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvtools.artifact.delimited import first_letter, read_rows
 from kvtools.artifact.documents import read_documents
 from kvtools.artifact.files import open_source
-from kvtools.errors import Corrupt, raising
-from kvtools.keye.bench.options import LETTERS, listed_options, plain
+from kvtools.errors import Corrupt
+from kvtools.keye.bench.benchmark import NO_PICTURES, JudgeRequest, Key, Question, QuestionSet, Verdict
+from kvtools.keye.bench.options import LETTERS, letter_of, listed_options, plain, strict_letter_of
+from kvtools.keye.bench.post_process import post_process
+from kvtools.keye.bench.rules import final_answer
+from kvtools.skipped import SkippedRows
 
 _QUESTION = ("question", "query", "problem")
 _OPTIONS = ("options", "candidates", "choices", "option")
@@ -35,27 +39,59 @@ _VIDEO = ("video", "video_path", "videoid", "video_id", "video_name", "videos")
 _ASK = "Please select the correct answer from the options above."
 _ENTRY = re.compile(r"^\s*[(（]?([A-J])[.)）:：]\s*")  # noqa: RUF001 full-width marks
 _SHORT = 64  # characters: less is no picture in base64, but a path or the index of another row
+_VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+NONE = "Z"  # what a judge says where an answer chooses no option
 _SOURCES = {".tsv", ".csv", ".jsonl", ".json", ".parquet"}
 
 
-@dataclass(frozen=True)
-class ChoiceQuestion:
-    """One question. options: letter to text. answer: a letter. media: items as conversations have them."""
+class ChoiceBench:
+    """The benchmark; see above. Each file of questions is a task, named as the file."""
 
-    index: str
-    question: str
-    options: dict[str, str]
-    answer: str
-    media: list[dict[str, Any]] = field(default_factory=list)
-    category: str = ""
+    name = "choice"
 
-    @property
-    def text(self) -> str:
-        """What is asked, with the options, as VLMEvalKit asks it."""
-        if self.options == listed_options(self.question):
-            return f"{self.question}\n{_ASK}"
-        listed = "\n".join(f"{letter}. {option}" for letter, option in self.options.items())
-        return f"Question: {self.question}\nOptions:\n{listed}\n{_ASK}"
+    def __init__(self) -> None:
+        self.tasks: tuple[str, ...] = ()  # known once the questions are read
+
+    def task_of(self, name: str) -> str | None:
+        """The task of that name, in either case; before the questions are read, every name is one."""
+        known = {task.casefold(): task for task in self.tasks}
+        return known.get(name.casefold()) if known else name
+
+    def read(self, sources: Sequence[str], only: Collection[str] = (), *, needs_media: bool) -> QuestionSet:
+        """The questions of files and folders. Raises Corrupt where there is none to read, Missing for what is not there."""
+        found = QuestionSet()
+        wanted = {name.casefold() for name in only}
+        paths = [path for src in sources for path in find_sources(src)]
+        tasks = {path: Path(path).name.split(".")[0] for path in paths}
+        seen: set[Key] = set()
+        for path in paths:
+            if not wanted or tasks[path].casefold() in wanted:
+                _add(path, tasks[path], found, seen, needs_media=needs_media)
+        if not found.questions and not found.faults and not found.missing:
+            raise Corrupt(f"{sources[0]}: it has no question. Give a table or JSON with questions, options and answers.")
+        self.tasks = tuple(dict.fromkeys([*(question.task for question in found.questions), *found.missing]))
+        return found
+
+    def rules(self, question: Question, text: str) -> Verdict:
+        """By the letter that people would read; see options.py."""
+        letter = letter_of(final_answer(text), question.asked_with)
+        return Verdict(letter == question.answer, letter)
+
+    def reference(self, question: Question, text: str) -> Verdict | JudgeRequest:
+        """By VLMEvalKit's exact matching; where that finds nothing, its judge names the option, or Z for none."""
+        answer = post_process(text)
+        letter = strict_letter_of(answer, question.asked_with)
+        if letter is not None:
+            return Verdict(letter == question.answer, letter)
+        options = {**question.asked_with, NONE: ""}
+        return JudgeRequest(
+            _ask_letter(question, answer), Verdict(False, None), lambda reply: letter_of(reply, options) is not None
+        )
+
+    def judged(self, question: Question, reply: str) -> Verdict:
+        """By the letter of the judge."""
+        letter = letter_of(reply, {**question.asked_with, NONE: ""})
+        return Verdict(letter == question.answer, None if letter == NONE else letter, reply)
 
 
 def find_sources(path: str) -> list[str]:
@@ -68,41 +104,76 @@ def find_sources(path: str) -> list[str]:
     return found
 
 
-def read_questions(src: str) -> list[ChoiceQuestion]:
-    """The questions of a file. Raises Corrupt, with the row, for one without what is needed, and for an index that is there
-    twice."""
-    rows = list(_rows(src))
-    pictures = {str(row[1].get("index")): row[1].get("image") for row in rows}
-    questions: dict[str, ChoiceQuestion] = {}
+def _add(src: str, task: str, found: QuestionSet, seen: set[Key], *, needs_media: bool) -> None:
+    """Add the questions of a file; rows without what is needed become faults, those without their media are counted."""
+    absent, rows = SkippedRows(), [*_rows(src)]
+    pictures = {
+        str(row["index"]): row["image"] for _, row in rows if isinstance(row, dict) and {"index", "image"} <= row.keys()
+    }
+    finder = MediaFinder(src)
     for number, (where, row) in enumerate(rows):
-        with raising(Corrupt, f"{src}: {where}", "Correct the row."):
-            question = _question(row, number, pictures)
-            if question.index in questions:
+        try:
+            question = _question(task, row, number, pictures)
+            if question.key in seen:
                 raise ValueError(f"index {question.index} is there twice")
-        questions[question.index] = question
-    if not questions:
-        raise Corrupt(f"{src}: it has no question. Give a table or JSON with questions, options and answers.")
-    return list(questions.values())
+        except ValueError as fault:
+            found.faults.append(f"{src}: {where}: {fault}. Correct the row.")
+            continue
+        seen.add(question.key)
+        gone = finder.find(question.media)
+        if gone and needs_media:
+            absent.skip(NO_PICTURES, f"{src}: {where}: {', '.join(gone)}")
+        else:
+            found.questions.append(question)
+    if absent.counts:
+        found.missing[task] = absent
 
 
-def _rows(src: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, fields) of each row, names in small letters but for the options A to J; empty cells are left out."""
+class MediaFinder:
+    """Finds the pictures and videos that a file of questions names: beside it, and in folders such as images/ and videos/."""
+
+    def __init__(self, src: str) -> None:
+        root = Path(src) if Path(src).is_dir() else Path(src).parent
+        places = [folder / name for folder in (root, root.parent) for name in (".", "images", "videos", "video", "data")]
+        self._folders = [str(place) for place in places if place.is_dir()]
+
+    def find(self, items: Sequence[dict[str, Any]]) -> list[str]:
+        """Put the path of each item in the place of its name; the names that lead to nothing."""
+        gone = []
+        for item in items:
+            name = item[item["type"]]
+            path = name if name.startswith("data:") else self._path(name, item["type"])
+            if path is None:
+                gone.append(name)
+            item[item["type"]] = path or name
+        return gone
+
+    def _path(self, name: str, kind: str) -> str | None:
+        names = [name, *(name + suffix for suffix in _VIDEO_SUFFIXES)] if kind == "video" else [name]
+        paths = (os.path.join(folder, each) for folder in ["", *self._folders] for each in names)
+        return next((os.path.normpath(path) for path in paths if os.path.exists(path)), None)
+
+
+def _rows(src: str) -> Iterator[tuple[str, Any]]:
+    """(where, fields) of each row, or a ValueError in the place of the fields."""
     with open_source(src) as file:
         if first_letter(file) in ("{", "[") or Path(src).suffix.lower() in (".parquet", ".gz", ".zst"):
-            for where, document in read_documents(file):
-                with raising(Corrupt, f"{src}: {where}", "Correct the row."):
-                    if isinstance(document, ValueError):
-                        raise document
-                    if not isinstance(document, dict):
-                        raise ValueError("this is not an object, and a question with its options is needed")
-                yield where, _named(document.items())
+            try:
+                for where, document in read_documents(file):
+                    yield where, _named(document.items()) if isinstance(document, dict) else document
+            except ValueError as fault:
+                raise Corrupt(f"{src}: {fault}. Give JSON with an object a question.") from None
             return
-        table = read_rows(file, src, delimiters="\t,;", has_header=True)
+        table = read_rows(file, src, delimiters="\t,;", has_header=True, is_ragged=True)
     for line, fields in table:
-        yield f"line {line}", _named(zip(table.header, fields, strict=True))
+        if len(fields) == len(table.header):
+            yield f"line {line}", _named(zip(table.header, fields, strict=True))
+        else:
+            yield f"line {line}", ValueError(f"it has {len(fields)} fields, and the header has {len(table.header)}")
 
 
-def _named(pairs: Any) -> dict[str, Any]:
+def _named(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields that are not empty, names in small letters but for the options A to J."""
     fields: dict[str, Any] = {}
     for name, value in pairs:
         is_empty = value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan"))
@@ -111,17 +182,39 @@ def _named(pairs: Any) -> dict[str, Any]:
     return fields
 
 
-def _question(row: Mapping[str, Any], number: int, pictures: Mapping[str, Any]) -> ChoiceQuestion:
+def _question(task: str, row: Any, number: int, pictures: Mapping[str, Any]) -> Question:
+    """A row as a question. Raises ValueError for one without what is needed. number: its index where it has none."""
+    if isinstance(row, ValueError):
+        raise row
+    if not isinstance(row, dict):
+        raise ValueError("this is not an object, and a question with its options is needed")
     text = str(_first(row, _QUESTION, "question"))
-    options = _options(row) or listed_options(text)
+    options = _options(row)
+    is_listed = not options
+    options = options or listed_options(text)
     if len(options) < 2:
         raise ValueError(f"it has {len(options)} options, and 2 to {len(LETTERS)} are needed")
-    if "hint" in row:
-        text = f"Hint: {row['hint']}\n{text}"
-    name = next((name for name in _CATEGORY if name in row), None)
     answer = _answer(_first(row, _ANSWER, "answer"), options)
-    index = next((str(row[name]) for name in _INDEX if name in row), str(number))
-    return ChoiceQuestion(index, text, options, answer, _media(row, pictures), str(row[name]) if name else "")
+    index = str(next((row[name] for name in _INDEX if name in row), number))
+    category = str(next((row[name] for name in _CATEGORY if name in row), ""))
+    asked = text if is_listed else _asked(text, options)
+    hint = f"Hint: {row['hint']}\n" if "hint" in row else ""
+    parts = [*_media(row, pictures), {"type": "text", "text": f"{hint}{asked}\n{_ASK}"}]
+    return Question(task, index, parts, answer, category, options)
+
+
+def _asked(text: str, options: Mapping[str, str]) -> str:
+    """A question with its options, as VLMEvalKit asks it."""
+    listed = "\n".join(f"{letter}. {option}" for letter, option in options.items())
+    return f"Question: {text}\nOptions:\n{listed}"
+
+
+def _ask_letter(question: Question, answer: str) -> str:
+    return (
+        "Below are a multiple-choice question and an answer to it. Name the option that the answer chooses, by its letter "
+        f"alone. Where it chooses none of them, reply {NONE}.\n"
+        f"{question.parts[-1]['text']}\nAnswer: {answer}"
+    )
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str], what: str) -> Any:

@@ -43,7 +43,7 @@ def letter_of(text: str, options: Mapping[str, str]) -> str | None:
     bare = plain(text)
     if len(bare) == 1 and bare.upper() in options:
         return bare.upper()
-    equal = [letter for letter, option in options.items() if plain(option) == bare]
+    equal = [letter for letter, option in options.items() if bare and plain(option) == bare]
     if len(equal) == 1:
         return equal[0]
     first = _LEADING.match(text)

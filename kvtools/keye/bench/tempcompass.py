@@ -10,14 +10,17 @@ Source: Liu et al. 2024, TempCompass; checked against its published verdicts of 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt, raising
+from kvtools.keye.bench.benchmark import NO_PICTURES, JudgeRequest, Question, QuestionSet, Verdict
 from kvtools.keye.bench.options import letter_of, listed_options, plain, yes_or_no
+from kvtools.keye.bench.post_process import post_process
+from kvtools.keye.bench.rules import final_answer
+from kvtools.skipped import SkippedRows
 
 TASKS = {
     "multi-choice": "\nPlease directly give the best option:",
@@ -27,47 +30,61 @@ TASKS = {
 _LABELLED = re.compile(r"^((?:Option|Caption|Sentence) (?:[12]|[AB])): (.*)$")
 
 
-@dataclass(frozen=True)
-class TempQuestion:
-    """One question. index: VIDEO/ASPECT/NUMBER, the number from 0 within its form."""
+class TempCompassBench:
+    """The benchmark; see above. An index is VIDEO/ASPECT/NUMBER, the number from 0 within the form."""
 
-    task: str
-    index: str
-    video: str
-    aspect: str
-    question: str
-    answer: str
+    name = "tempcompass"
+    tasks = tuple(TASKS)
 
-    @property
-    def text(self) -> str:
-        """What is asked, with the evaluator's request for a short answer."""
-        return self.question + TASKS[self.task]
+    def task_of(self, name: str) -> str | None:
+        """The form of that name, with hyphens or underscores."""
+        return next((task for task in TASKS if task.replace("-", "_") == name.casefold().replace("-", "_")), None)
 
+    def read(self, sources: Sequence[str], only: Collection[str] = (), *, needs_media: bool) -> QuestionSet:
+        """The questions of all forms that the folders have. Raises Corrupt where they have none, or where one lacks a field."""
+        found = QuestionSet()
+        wanted = [task for task in TASKS if not only or task in only]
+        for folder in dict.fromkeys(sources):
+            for task in wanted:
+                if (path := _find(folder, f"{task}.json", f"questions/{task}.json")) is not None:
+                    self._add(folder, path, task, found, needs_media=needs_media)
+        if not found.questions and not found.missing:
+            names = ", ".join(f"{task}.json" for task in wanted)
+            raise Corrupt(f"{sources[0]}: it has none of {names}. Give the folder with TempCompass's questions.")
+        return found
 
-def read_questions(folder: str) -> list[TempQuestion]:
-    """The questions of all forms that the folder has. Raises Corrupt where it has none, or where one lacks a field."""
-    found = [
-        question
-        for task in TASKS
-        if (path := _find(folder, f"{task}.json", f"questions/{task}.json")) is not None
-        for question in _of_file(path, task)
-    ]
-    if not found:
-        names = ", ".join(f"{task}.json" for task in TASKS)
-        raise Corrupt(f"{folder}: it has none of {names}. Give the folder with TempCompass's questions.")
-    return found
+    def _add(self, folder: str, path: str, task: str, found: QuestionSet, *, needs_media: bool) -> None:
+        absent = SkippedRows()
+        for index, entry in entries_of(path):
+            with raising(Corrupt, f"{path}: {index}", "Correct the file."):
+                question, answer = (str(_field(entry, name)) for name in ("question", "answer"))
+            video, aspect, _ = index.split("/")
+            source = _find(folder, f"videos/{video}.mp4", f"{video}.mp4")
+            if source is None and needs_media:
+                absent.skip(NO_PICTURES, f"{index}: {video}.mp4")
+                continue
+            parts = [{"type": "video", "video": source or f"{video}.mp4"}, {"type": "text", "text": question + TASKS[task]}]
+            found.questions.append(Question(task, index, parts, answer, aspect, question))
+        if absent.counts:
+            found.missing[task] = absent
 
+    def rules(self, question: Question, text: str) -> Verdict:
+        """By the option that people would read; see options.py."""
+        return rules_verdict(question.task, question.asked_with, question.answer, final_answer(text))
 
-def read_predictions(src: str, task: str) -> Iterator[tuple[str, str]]:
-    """(index, prediction) of a file of the published layout. Raises Corrupt for another one."""
-    for index, entry in _entries(src):
-        with raising(Corrupt, f"{src}: {index}", f"Give predictions of {task} in TempCompass's layout."):
-            yield index, str(_field(entry, "prediction" if "prediction" in entry else "response"))
+    def reference(self, question: Question, text: str) -> Verdict | JudgeRequest:
+        """By the rules of TempCompass's evaluator, or what it asks a language model."""
+        answer = post_process(text)
+        is_right = official_verdict(question.task, question.asked_with, question.answer, answer)
+        if is_right is not None:
+            return Verdict(is_right, answer)
+        ask = _ask_whether_right(question.asked_with, question.answer, answer)
+        return JudgeRequest(ask, Verdict(False, None), lambda reply: judged_word(reply) is not None)
 
-
-def video_path(folder: str, video: str) -> str:
-    """The path of a question's video: NAME.mp4 in the folder or in videos/; the name where it is in neither."""
-    return _find(folder, f"videos/{video}.mp4", f"{video}.mp4") or f"{video}.mp4"
+    def judged(self, question: Question, reply: str) -> Verdict:  # noqa: ARG002 the protocol has it
+        """By the judge's word."""
+        word = judged_word(reply)
+        return Verdict(word == "correct", word, reply)
 
 
 def official_verdict(task: str, question: str, answer: str, prediction: str) -> bool | None:
@@ -88,35 +105,33 @@ def official_verdict(task: str, question: str, answer: str, prediction: str) -> 
     return named[-1] == (label, sentence)
 
 
-def rules_verdict(task: str, question: str, answer: str, prediction: str) -> tuple[bool, bool]:
-    """(whether an answer is right, whether it names an option at all) by the rules of options.py."""
+def rules_verdict(task: str, question: str, answer: str, text: str) -> Verdict:
+    """Whether an answer proper is right by the rules of options.py."""
     if task == "yes_no":
-        found = yes_or_no(prediction)
-        return found == answer.lower(), found is not None
-    options = listed_options(question) if task == "multi-choice" else {}
-    right = answer[:1]
-    if task == "caption_matching":
-        labelled = _labelled(question)
-        options = dict(zip("AB", (sentence for _, sentence in labelled), strict=False))
-        right = "AB"[[label for label, _ in labelled].index(answer.partition(": ")[0])]
-        prediction = _letters_for_labels(prediction, [label for label, _ in labelled])
-    letter = letter_of(prediction, options)
-    return letter == right, letter is not None
+        word = yes_or_no(text)
+        return Verdict(word == answer.strip().lower(), word)
+    if task == "multi-choice":
+        letter = letter_of(text, listed_options(question))
+        return Verdict(letter == answer[:1], letter)
+    labelled = _labelled(question)
+    options = dict(zip("AB", (sentence for _, sentence in labelled), strict=False))
+    letter = letter_of(_letters_for_labels(text, [label for label, _ in labelled]), options)
+    label = None if letter is None else labelled["AB".index(letter)][0]
+    return Verdict(label == answer.partition(": ")[0], label)
 
 
-def judge_request(question: str, answer: str, prediction: str) -> str:
-    """What a judge is asked where the evaluator's rules find nothing; it says `Correct` or `Incorrect`."""
+def judged_word(reply: str) -> str | None:
+    """What a judge's reply says: "correct" or "incorrect", the first of the two; None where it says neither."""
+    found = re.search(r"\b(correct|incorrect)\b", reply, re.IGNORECASE)
+    return found[1].lower() if found else None
+
+
+def _ask_whether_right(question: str, answer: str, text: str) -> str:
     return (
         "Below are a question about a video, its right answer, and what a model answered. Say whether the model's answer is "
         'right. Respond with "Correct" or "Incorrect".\n'
-        f"Question:\n{question}\nGround-Truth Answer: {answer}\nModel Prediction: {prediction}"
+        f"Question:\n{question}\nGround-Truth Answer: {answer}\nModel Prediction: {text}"
     )
-
-
-def judged(reply: str) -> bool | None:
-    """What a judge's reply says; None where it says neither."""
-    words = re.findall(r"\b(correct|incorrect)\b", reply, re.IGNORECASE)
-    return words[0].lower() == "correct" if words else None
 
 
 def _letters_for_labels(text: str, labels: list[str]) -> str:
@@ -138,24 +153,21 @@ def _labelled(question: str) -> list[tuple[str, str]]:
     return [(match[1], match[2]) for line in question.split("\n") if (match := _LABELLED.match(line))]
 
 
-def _of_file(path: str, task: str) -> Iterator[TempQuestion]:
-    for index, entry in _entries(path):
-        with raising(Corrupt, f"{path}: {index}", "Correct the file."):
-            video, aspect, _ = index.split("/")
-            yield TempQuestion(task, index, video, aspect, str(_field(entry, "question")), str(_field(entry, "answer")))
-
-
-def _entries(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(VIDEO/ASPECT/NUMBER, entry) of a file of TempCompass's layout."""
+def entries_of(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(VIDEO/ASPECT/NUMBER, entry) of a file of TempCompass's layout. Raises Corrupt for another one."""
     with open_source(path) as file:
         try:
-            videos = json.load(file)
-            for video, aspects in videos.items():
-                for aspect, entries in aspects.items():
-                    for number, entry in enumerate(entries):
-                        yield f"{video.removesuffix('.mp4')}/{aspect}/{number}", dict(entry)
+            yield from rows_of(json.load(file))
         except (ValueError, AttributeError, TypeError):
             raise Corrupt(f"{path}: this is not {{video: {{aspect: [question, …]}}}}. Give a file of TempCompass.") from None
+
+
+def rows_of(videos: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(VIDEO/ASPECT/NUMBER, entry) of questions, or of predictions, in TempCompass's layout."""
+    for video, aspects in videos.items():
+        for aspect, entries in aspects.items():
+            for number, entry in enumerate(entries):
+                yield f"{video.removesuffix('.mp4')}/{aspect}/{number}", dict(entry)
 
 
 def _field(entry: Mapping[str, Any], name: str) -> Any:

@@ -1,0 +1,149 @@
+"""`eval-kcmm` with models and judges behind real local servers, which fail as servers do."""
+
+import json
+import os
+import random
+import subprocess
+import time
+
+import pytest
+import test_kcmm_standin
+from chat_server import ChatServer, text_of
+from conftest import BIN, make_clip
+
+from kvtools import cli
+from kvtools.keye.endpoint import endpoint as pool
+
+N = 8  # questions a task
+KINDS = [500, 429, "cut", "cut body", "rubbish"]
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(2):
+        make_clip(folder / f"clip_{number}.mp4", n_frames=12 + number, width=96 + 16 * number)
+    test_kcmm_standin.run(folder, "standin", "-n", str(N))
+    return str(folder / "standin")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(pool, "_FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(pool, "_NEVER_UP_S", 0.1)
+
+
+def answer(body):
+    """是 or 否 by the question and its first picture, in the form of a thinking model."""
+    url = next(part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url")
+    is_yes = (sum(url.encode()) + len(text_of(body))) % 2
+    return f"<think>…</think><answer>\\boxed{{{'是' if is_yes else '否'}}}</answer>"
+
+
+def verdict(body):
+    return "回答正确" if len(text_of(body)) % 2 else "[是]"
+
+
+def rows_of(capfd, *words):
+    """(exit code, rows of the report without seconds, stderr)."""
+    capfd.readouterr()
+    code = cli.run(["eval-kcmm", *map(str, words), "--json"])
+    out, err = capfd.readouterr()
+    return code, [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in out.splitlines()], err
+
+
+def n_answers(server):
+    return sum(fault is None for fault in server.faults)
+
+
+def test_a_server_that_fails_a_fifth_of_its_calls_gives_the_report_of_one_that_does_not(standin, tmp_path, capfd):
+    rng = random.Random(3)
+    with (
+        ChatServer(answer) as sound,
+        ChatServer(answer, fault=lambda n: rng.choice(KINDS) if rng.random() < 0.2 else None) as weak,
+    ):
+        code, rows, _ = rows_of(capfd, standin, "--endpoint", sound.url)
+        assert (code, n_answers(sound)) == (0, 6 * N)
+        assert rows_of(capfd, standin, "--endpoint", weak.url)[:2] == (0, rows)
+        assert n_answers(weak) == 6 * N < weak.n_calls
+    assert {row["n"] for row in rows[:-1]} == {N}
+    assert rows[-1]["task"] == "macro"
+
+
+def test_a_killed_run_is_continued_without_asking_again(standin, tmp_path, capfd):
+    with ChatServer(answer, delay_s=0.05) as server:
+        words = [standin, "--endpoint", server.url, "--details", str(tmp_path / "d.jsonl"), "--concurrency", "4", "--json"]
+        environment = os.environ | {"PYTHONPATH": ""}
+        process = subprocess.Popen(
+            [BIN / "kvtools", "eval-kcmm", *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while server.n_calls < 3 * N:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        code, rows, err = rows_of(capfd, *words[:-1])
+        assert (code, "answers of the stopped run are kept" in err) == (0, True)
+        assert 6 * N <= server.n_calls <= 6 * N + 4  # what was in flight
+        assert rows_of(capfd, *words[:-1])[1] == rows  # from the details alone
+        assert server.n_calls <= 6 * N + 4
+        assert rows_of(capfd, standin, "--endpoint", server.url)[1] == rows
+
+
+def test_questions_without_an_answer_are_named_and_asked_again_by_the_next_run(standin, tmp_path, capfd):
+    with ChatServer(answer, fault=lambda n: 400 if n % 4 == 3 else None) as server:
+        words = [standin, "--endpoint", server.url, "--details", tmp_path / "d.jsonl"]
+        code, _, err = rows_of(capfd, *words)
+        assert (code, "status 400 (" in err) == (74, True)
+        server.fault = lambda n: None
+        n_before, n_lost = server.n_calls, 6 * N - n_answers(server)
+        code, rows, _ = rows_of(capfd, *words)
+        assert (code, server.n_calls - n_before) == (0, n_lost)
+        assert rows_of(capfd, standin, "--endpoint", server.url)[1] == rows
+
+
+def test_judges_share_the_questions_and_are_never_asked_twice(standin, tmp_path, capfd):
+    rng = random.Random(6)
+    with ChatServer(answer) as model:
+        rows_of(capfd, standin, "--endpoint", model.url, "--details", tmp_path / "d.jsonl")
+    with ChatServer(verdict, fault=lambda n: "hang" if rng.random() < 0.2 else None) as one, ChatServer(verdict) as two:
+        words = [standin, "--predictions", tmp_path / "d.jsonl", "--score", "reference", "--call-timeout", "0.3"]
+        words += ["--judge", one.url, "--judge", two.url, "--cache", tmp_path / "c"]
+        code, rows, _ = rows_of(capfd, *words)
+        assert code == 0
+        n_calls = one.n_calls + two.n_calls
+        assert min(one.n_calls, two.n_calls) > 0
+        assert rows_of(capfd, *words)[:2] == (0, rows)
+        assert one.n_calls + two.n_calls == n_calls
+    assert all(row["mode"] == "reference" for row in rows)
+
+
+def test_the_key_is_sent_and_stored_nowhere(standin, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    monkeypatch.chdir(tmp_path)
+    with ChatServer(answer, fault=lambda n: 401 if n == 7 else None) as server:
+        words = [standin, "--endpoint", server.url, "--key-variable", "MY_KEY", "--details", "d.jsonl", "--cache", "c", "-v"]
+        _, _, err = rows_of(capfd, *words)
+    assert {headers["authorization"] for headers in server.headers} == {"Bearer sk-very-secret"}
+    assert "very-secret" not in err
+    assert [path.name for path in tmp_path.iterdir() if path.is_file() and b"very-secret" in path.read_bytes()] == []
+
+
+def test_multiple_choice_questions_of_another_benchmark(tmp_path, capfd):
+    rows = [{"index": n, "question": f"Q{n}", "A": "x", "B": "y", "answer": "AB"[n % 2]} for n in range(6)]
+    (tmp_path / "quick.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with ChatServer(lambda body: "The answer is (B).") as server:
+        code, report, _ = rows_of(capfd, tmp_path, "--bench", "choice", "--endpoint", server.url)
+    assert (code, report[0]["task"], report[0]["n"], report[0]["accuracy"]) == (0, "quick", 6, 0.5)
+
+
+@pytest.mark.data
+def test_tempcompass_from_its_published_predictions(data, capfd):
+    folder = data / "video_qa_text" / "tempcompass"
+    words = [folder, "--bench", "tempcompass"]
+    for form in ("multi-choice", "yes_no"):
+        words += ["--predictions", folder / f"predictions_video-llava_{form}.json"]
+    for score in ("rules", "reference"):
+        code, rows, _ = rows_of(capfd, *words, "--score", score)
+        figures = {row["task"]: (row["n"], round(100 * row["accuracy"], 1), row["failures"]) for row in rows[:-1]}
+        # 720 of 1,580 and 1,383 of 2,453 in the published verdicts
+        assert (code, figures) == (0, {"multi-choice": (1580, 45.6, 0), "yes_no": (2453, 56.4, 0)})

@@ -2,13 +2,11 @@ import ast
 import csv
 import json
 import re
-import runpy
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_clip
 from PIL import Image
+from standin import make_clips, make_standin
 
 FILES = ["CPV", "High_like", "PornComment", "SPU", "Video_Order", "Video_Topic"]
 
@@ -17,17 +15,8 @@ FILES = ["CPV", "High_like", "PornComment", "SPU", "Video_Order", "Video_Topic"]
 def made(tmp_path_factory):
     """A stand-in set of 12 questions a task from three clips, and what was printed."""
     folder = tmp_path_factory.mktemp("standin")
-    for number in range(3):
-        make_clip(folder / f"clip_{number}.mp4", n_frames=20 + number, width=96 + 16 * number)
+    make_clips(folder, 3)
     return folder
-
-
-def run(folder, name, *more):
-    before, sys.argv = sys.argv, ["make_kcmm_standin.py", str(folder), "-o", str(folder / name), "-n", "12", *more]
-    try:
-        runpy.run_path(str(ROOT / "examples/make_kcmm_standin.py"), run_name="__main__")
-    finally:
-        sys.argv = before
 
 
 def rows_of(folder):
@@ -39,7 +28,7 @@ def rows_of(folder):
 
 
 def test_a_stand_in_has_the_layout_of_the_benchmark_and_says_that_it_is_none(made, capsys):
-    run(made, "one")
+    make_standin(made, "one", "-n", "12")
     tables = rows_of(made / "one")
     assert sorted(tables) == FILES
     rows = [row for table in tables.values() for row in table]
@@ -65,13 +54,13 @@ def test_a_stand_in_has_the_layout_of_the_benchmark_and_says_that_it_is_none(mad
 
 
 def test_equal_seeds_make_equal_sets_and_others_make_others(made):
-    run(made, "same-1")
-    run(made, "same-2")
-    run(made, "other", "--seed", "1")
+    make_standin(made, "same-1", "-n", "12")
+    make_standin(made, "same-2", "-n", "12")
+    make_standin(made, "other", "-n", "12", "--seed", "1")
     assert rows_of(made / "same-1") == rows_of(made / "same-2") != rows_of(made / "other")
 
 
 def test_one_clip_is_too_few(tmp_path):
-    make_clip(tmp_path / "a.mp4", n_frames=5)
+    make_clips(tmp_path, 1)
     with pytest.raises(SystemExit, match="1 of the clips can be read, and at least two are needed"):
-        run(tmp_path, "set")
+        make_standin(tmp_path, "set")

@@ -2,7 +2,7 @@
 
 A line of JSON is {"task", "index", "prediction"}; details of an earlier run are such lines. A table has columns index and
 prediction, and task or dataset; without the latter, the name of the file says the task, as in `MODEL_SPU.xlsx`; else an index
-that one task alone has says it. Not here: what is right.
+that one task alone has says it. Files of TempCompass's own layout are read too. Not here: what is right.
 """
 
 import re
@@ -18,6 +18,7 @@ from kvtools.artifact.open import source_name
 from kvtools.artifact.workbook import is_workbook, read_workbook
 from kvtools.errors import Corrupt
 from kvtools.keye.bench.benchmark import Key
+from kvtools.keye.bench.tempcompass import is_layout, rows_of
 
 _SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
 _TEXTS = ("prediction", "response", "output", "text")
@@ -85,7 +86,10 @@ def _rows(src: str, task: str | None) -> Iterator[tuple[str, Any]]:
         elif first_letter(file) in ("{", "["):
             try:
                 for where, document in read_documents(file):
-                    yield where, {"task": task, **document} if isinstance(document, dict) else document
+                    if is_layout(document):
+                        yield from ((index, {"task": task, "index": index, **entry}) for index, entry in rows_of(document))
+                    else:
+                        yield where, {"task": task, **document} if isinstance(document, dict) else document
             except ValueError as fault:
                 raise Corrupt(f"{name}: {fault}. Give JSON Lines with task, index and prediction.") from None
             return

@@ -162,6 +162,18 @@ def entries_of(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             raise Corrupt(f"{path}: this is not {{video: {{aspect: [question, …]}}}}. Give a file of TempCompass.") from None
 
 
+def is_layout(document: Any) -> bool:
+    """Whether a document is of TempCompass's layout: an object of objects of lists."""
+    return (
+        isinstance(document, dict)
+        and bool(document)
+        and all(
+            isinstance(aspects, dict) and all(isinstance(entries, list) for entries in aspects.values())
+            for aspects in document.values()
+        )
+    )
+
+
 def rows_of(videos: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(VIDEO/ASPECT/NUMBER, entry) of questions, or of predictions, in TempCompass's layout."""
     for video, aspects in videos.items():

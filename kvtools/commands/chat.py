@@ -34,6 +34,10 @@ def main(
     mode: Annotated[
         Literal["auto", "think", "no_think"], opt.option("Think before answering, or not; auto lets the model choose.")
     ] = "auto",
+    agentic: Annotated[
+        bool, opt.option("Run the model's code in a sandbox, and show it the pictures that the code makes.")
+    ] = False,
+    runs: Annotated[int, opt.value("N", "Most pieces of code that one answer may run.", least=1)] = 5,
     greedy: Annotated[
         bool, opt.option("Take the most probable token each time; the same as --temperature 0.", "--greedy")
     ] = False,
@@ -56,8 +60,11 @@ def main(
     stdin is a separate question about the same pictures and videos. All records of a video stream (.kvs) are used. The same
     seed gives the same answers on one machine.
     """
+    from contextlib import ExitStack
+
     from kvtools.keye.data.media import raising_unreadable
     from kvtools.keye.run.session import ChatSession, GenerationConfig, open_model, open_visuals
+    from kvtools.keye.sandbox.session import Sandbox
     from kvtools.train.device import keep_freed_memory, resolve_device
     from kvtools.video.patch import Budget
 
@@ -65,6 +72,7 @@ def main(
     has_question = bool(inputs) and (inputs[-1] == "-" or not os.path.exists(inputs[-1]))
     opt.refuse_if(
         (model is None, opt.NO_MODEL),
+        (agentic and mode != "auto", f"--mode {mode} does not go with --agentic, which is a mode itself. Leave one out."),
         (not 0 < fps < float("inf"), f"--fps {fps:g} must be a finite number above 0."),
         (not 0 <= temperature < float("inf"), f"--temperature {temperature:g} must be a finite number of 0 or more."),
         (not 0 < top_p <= 1, f"--top-p {top_p:g} must be a finite number above 0 and at most 1."),
@@ -79,13 +87,14 @@ def main(
     budget = Budget(max_tokens, *opt.parse_range(frame_tokens, "--frame-tokens"))
     torch_device, precision = resolve_device(device, dtype)
     keep_freed_memory()
-    generation = GenerationConfig(0.0 if greedy else temperature, top_k, top_p, max_new, mode, seed)
+    generation = GenerationConfig(0.0 if greedy else temperature, top_k, top_p, max_new, "agentic" if agentic else mode, seed)
     keye, template = open_model(model or "", tokenizer, device=torch_device, dtype=precision)
     before: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     with raising(Corrupt, model or "", "Give another model."), raising_unreadable("Give another file."):
         media, visuals = open_visuals(names, budget=budget, fps=fps, n_frames=frames)
-        with media:
-            session = ChatSession(keye, template, media, generation)
+        with media, ExitStack() as stack:
+            sandbox = stack.enter_context(Sandbox()) if agentic else None
+            session = ChatSession(keye, template, media, generation, sandbox, runs)
             messages, content = before, visuals
             for number, text in enumerate(_questions(question)):
                 messages = [*messages, {"role": "user", "content": [*content, {"type": "text", "text": text}]}]
@@ -93,10 +102,15 @@ def main(
                 typer.echo(_as_json(text, reply) if as_json else "")
                 if reply.ended == "length" and not as_json:
                     run.info(f"cut after {reply.n_tokens} tokens; --max-new allows more.")
+                if reply.ended == "insertion" and not as_json:
+                    run.info(f"cut after {reply.n_runs} runs of code; --runs allows more.")
                 if run.verbose:
                     run.log(f"{reply.n_tokens} tokens in {reply.seconds:.1f} s, after a prompt of {reply.n_prompt}.")
                 if question is None:
-                    messages, content = [*messages, {"role": "assistant", "content": reply.text}], []
+                    messages, content = (
+                        [*messages, {"role": "assistant", "content": list(reply.content) if reply.n_runs else reply.text}],
+                        [],
+                    )
                 else:
                     messages = before
     return 0
@@ -131,6 +145,7 @@ def _as_json(question: str, reply: "Reply") -> str:
         "tokens": reply.n_tokens,
         "prompt_tokens": reply.n_prompt,
         "visual_tokens": reply.n_visual,
+        "runs": reply.n_runs,
         "seconds": round(reply.seconds, 3),
         "tokens_per_s": round(reply.n_tokens / reply.seconds, 2),
     }

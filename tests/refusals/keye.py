@@ -328,6 +328,7 @@ kvtools chat --model keye.safetensors nowhere.mp4 What?
 kvtools chat --model keye.safetensors --fps 0 videos/a.mp4 What?
 kvtools chat --model keye.safetensors --temperature -1 videos/a.mp4 What?
 kvtools chat --model keye.safetensors --top-p 0 videos/a.mp4 What?
+kvtools chat --model keye.safetensors --agentic --mode think videos/a.mp4 What?
 kvtools chat --model tower.model videos/a.mp4 What?
 kvtools chat --model nan.model --frame-tokens 4:16 videos/a.mp4 What?
 kvtools chat --model keye.safetensors binary.json What?

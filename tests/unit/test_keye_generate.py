@@ -11,10 +11,11 @@ from small_keye import IMAGE, VIDEO, model
 from test_keye_sampling import slow_candidates
 
 from kvtools.keye.data.packing import collate
-from kvtools.keye.model.generate import VisualCache, generate, log_probabilities, with_answer
+from kvtools.keye.model.generate import Insertion, generate, log_probabilities, with_answer
 from kvtools.keye.model.inputs import Example, Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.rope import mrope_positions
+from kvtools.keye.model.visual_cache import VisualCache
 
 
 def prompt(*parts, key="p", seed=0, seconds=None):
@@ -302,3 +303,39 @@ def test_bfloat16_weights_answer_too():
     for asked, (answer,) in zip(PROMPTS, answers(keye), strict=True):
         scores = log_probabilities(keye, collate([with_answer(asked, answer)]))
         np.testing.assert_allclose(answer.logprobs, scores[len(asked) :].detach(), atol=0.1)
+
+
+def insertion_at(n):
+    """Text and two pictures after the n-th token of an answer, others for each prompt."""
+
+    def insert(key, _number, tokens):
+        if len(tokens) != n + ord(key) % 3:
+            return None
+        read = prompt(2, (1, 4, 6), 1, (1, 2, 2), 1, seed=ord(key))
+        return Insertion(read.tokens, read.positions, read.visuals)
+
+    return insert
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "n_answers": 3}, {"temperature": 1.0, "budget": 40}])
+def test_tokens_after_an_insertion_are_those_of_a_full_forward(options):
+    keye = model()
+    for asked, group in zip(PROMPTS, answers(keye, insert=insertion_at(3), **options), strict=True):
+        for answer in group:
+            example = with_answer(asked, answer)
+            shown = example.visuals
+            positions = mrope_positions(example.tokens, IMAGE, VIDEO, [v.grid for v in shown], [v.seconds for v in shown])
+            assert np.array_equal(positions, example.positions)
+            assert (int(example.targets.sum()), len(answer.logprobs)) == (12, 12)
+            logprobs = log_probabilities(keye, collate([example])).detach().numpy()[example.targets == 1]
+            np.testing.assert_allclose(logprobs, answer.logprobs, atol=1e-5)  # as full forwards differ among themselves
+            if not options:
+                logits = full_logits(keye, example)[:, :48]  # the tokens of pictures are never drawn
+                drawn = np.flatnonzero(example.targets)
+                assert logits[drawn - 1].argmax(1).tolist() == example.tokens[drawn].tolist()
+
+
+def test_an_insertion_can_end_an_answer():
+    empty = Insertion(np.empty(0, np.int32), np.empty((3, 0), np.int32), is_end=True)
+    ((answer,),) = answers(model(), [PROMPTS[0]], insert=lambda _key, _number, tokens: empty if len(tokens) == 4 else None)
+    assert (len(answer.tokens), answer.ended) == (4, "insertion")

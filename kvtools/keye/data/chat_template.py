@@ -11,9 +11,10 @@ Legend: S tokens.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ MODES: dict[str | None, str] = {
     "agentic": "/agentic_think", "video": "",
 }  # fmt: skip
 ROLES = ("system", "user", "assistant", "tool")
+
+_PICTURE = "\ufffc"  # stands for a picture or a video among the texts of a message
+_OUTPUT = re.compile(r"</code>(?P<output>\s*<sandbox_output>.*?</sandbox_output>)", re.DOTALL)
 
 # the template in Jinja, for other programs, with one pad for each picture or video, as they have it
 JINJA = "".join(
@@ -61,6 +65,7 @@ class _Piece:
     is_special: bool = False
     is_target: bool = False
     marks: tuple[str, ...] = GROUNDING
+    is_read: bool = False  # in the assistant's turn, and not said by it
 
 
 class ChatTemplate:
@@ -132,6 +137,12 @@ class ChatTemplate:
             unanswered = {**unanswered, "mode": mode}
         return self._encode([*_pieces(unanswered, n_visual_tokens), _special("<|im_start|>"), _Piece("assistant\n")])[0]
 
+    def encode_output(self, parts: Sequence[Mapping[str, Any]], n_visual_tokens: Sequence[int] = ()) -> np.ndarray:
+        """Tokens int32 (S,) of what the sandbox says after `</code>`, as `encode` has them. parts: texts and pictures."""
+        begin, end = ({"type": "text", "text": text} for text in ("\n<sandbox_output>", "</sandbox_output>"))
+        message = {"role": "user", "content": [begin, *parts, end]}
+        return self._encode(list(_content(message, iter(n_visual_tokens))))[0]
+
     def _encode(self, pieces: Sequence[_Piece]) -> tuple[np.ndarray, np.ndarray]:
         tokens: list[int] = []
         targets: list[int] = []
@@ -184,7 +195,7 @@ def _pieces(conversation: Conversation, n_visual_tokens: Sequence[int]) -> list[
 
 
 def _turn(role: str, content: Sequence[_Piece], *, is_target: bool = False) -> list[_Piece]:
-    text = [replace(piece, is_target=is_target and piece.text not in CONTROL) for piece in content]
+    text = [replace(piece, is_target=is_target and not piece.is_read and piece.text not in CONTROL) for piece in content]
     end = replace(_special("<|im_end|>"), is_target=is_target)
     return [_special("<|im_start|>"), _Piece(f"{role}\n"), *text, end, _Piece("\n")]
 
@@ -198,14 +209,33 @@ def _tool_response(content: Sequence[_Piece], *, is_first: bool, is_last: bool) 
 
 def _content(message: Mapping[str, Any], counts: Iterator[int]) -> Iterator[_Piece]:
     marks = (*SPEECH, *GROUNDING) if message["role"] == "assistant" else GROUNDING
-    for part in _parts(message):
+    parts = _parts(message)
+    for part in _split_outputs(parts) if message["role"] == "assistant" else parts:
         if part["type"] == "text":
-            yield _Piece(part["text"], marks=marks)
+            is_read = part.get("is_read", False)
+            yield _Piece(part["text"], marks=GROUNDING if is_read else marks, is_read=is_read)
         elif part["type"] in ("image", "video"):
             pads = [_special(f"<|{part['type']}_pad|>")] * next(counts)
             yield from [_special("<|vision_start|>"), *pads, _special("<|vision_end|>")]
         else:
             raise ValueError(f"content is of type {part['type']!r}, and must be text, image or video")
+
+
+def _split_outputs(parts: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The parts of an assistant's message, with what the sandbox said in parts of its own: a model reads it, never says it."""
+    texts = [part["text"] if part["type"] == "text" else _PICTURE for part in parts]
+    ends = [0, *accumulate(map(len, texts))]
+    cuts = {border for match in _OUTPUT.finditer("".join(texts)) for border in match.span("output")}
+    is_read = False
+    for part, text, begin, end in zip(parts, texts, ends, ends[1:], strict=False):
+        borders = [begin, *sorted(cut for cut in cuts if begin <= cut < end), end]
+        for first, last in pairwise(borders):
+            is_read ^= first in cuts
+            cuts.discard(first)
+            if part["type"] != "text":
+                yield part
+            elif last > first:
+                yield {"type": "text", "text": text[first - begin : last - begin], "is_read": is_read}
 
 
 def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

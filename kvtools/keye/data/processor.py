@@ -5,8 +5,8 @@ Not here: the template (chat_template.py), where media come from (media.py), row
 Legend: S tokens, V pictures and videos.
 """
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -64,6 +64,15 @@ class Processor:
         tokens = self.template.prompt(conversation, [visual.n_tokens for visual in visuals], mode=mode)
         targets = np.zeros(len(tokens), np.uint8)
         return Example(str(conversation.get("id", "")), tokens, targets, self.positions(tokens, visuals), visuals)
+
+    def output(self, parts: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray, tuple[Visual, ...]]:
+        """What the sandbox says within an answer: tokens int32 (S,), positions int32 (3, S) from 0 on, and its pictures.
+
+        parts: texts and pictures, as in a message. Raises as `example`.
+        """
+        visuals = self._fetch({"messages": [{"role": "assistant", "content": parts}]})
+        tokens = self.template.encode_output(parts, [visual.n_tokens for visual in visuals])
+        return tokens, self.positions(tokens, visuals), visuals
 
     def _fetch(self, conversation: Conversation) -> tuple[Visual, ...]:
         items = visuals_of(conversation)

@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kvtools.chance import rng_for
-from kvtools.keye.model.config import MERGE
 from kvtools.keye.model.inputs import Example, PackedRow, Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.language import KVCache
 from kvtools.keye.model.sampling import SampledTokens, SamplingConfig, sample_tokens
+from kvtools.keye.model.visual_cache import VisualCache
 
 OnToken = Callable[[str, int, int], None]  # key of the prompt, number of the answer, the token just chosen
+OnInsert = Callable[[str, int, Sequence[int]], "Insertion | None"]  # the same, and all tokens of the answer so far
 
 _BUDGET = 1 << 16  # tokens: 10 GB of keys and values of the 8b size in bfloat16, 0.15 GB of tiny in float32
 _DROPPED = 8  # an eighth of a batch: dropping ended answers copies the cache, so it waits until there are some
@@ -33,12 +34,26 @@ _CHUNK_LOGITS = 1 << 24  # 64 MiB in float32
 
 
 @dataclass(frozen=True)
+class Insertion:
+    """What somebody else says within an answer, such as the output of code: it is read, not drawn.
+
+    tokens int32 (I,), positions int32 (3, I) from 0 on, and the pictures among the tokens. is_end: the answer ends here.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    visuals: tuple[Visual, ...] = ()
+    is_end: bool = False
+
+
+@dataclass(frozen=True)
 class Answer:
     """One answer to the prompt of that key: `number` counts them from 0.
 
-    tokens int32 (N,), the stop token among them where it `ended` by "stop" rather than "length". logprobs float32 (N,): of each
-    token under the model's whole distribution at temperature 1. sampling_logprobs float32 (N,): under the distribution it was
-    drawn from, which greedily is 0.
+    tokens int32 (N,), the stop token among them where it `ended` by "stop" rather than "length" or "insertion". inserted: the
+    insertions, each with the index of its first token; the other tokens, D of them, were drawn. logprobs float32 (D,): of each
+    under the model's whole distribution at temperature 1. sampling_logprobs float32 (D,): under the distribution it was drawn
+    from, which greedily is 0.
     """
 
     key: str
@@ -46,35 +61,13 @@ class Answer:
     tokens: np.ndarray
     logprobs: np.ndarray
     sampling_logprobs: np.ndarray
-    ended: Literal["stop", "length"]
+    ended: Literal["stop", "length", "insertion"]
+    inserted: tuple[tuple[int, Insertion], ...] = ()
 
     @property
     def text_tokens(self) -> np.ndarray:
         """The tokens without the stop token, int32 (N,) or one fewer."""
         return self.tokens[:-1] if self.ended == "stop" else self.tokens
-
-
-class VisualCache:
-    """Visual tokens of the last call's visual items: an item that several prompts share, as one object, is encoded once."""
-
-    def __init__(self, model: Keye) -> None:
-        self._model = model
-        self._encoded: dict[int, tuple[Visual, Tensor]] = {}  # by id, which is an item's own for as long as it is held here
-
-    @torch.inference_mode()
-    def encode(self, visuals: Sequence[Visual]) -> Tensor | None:
-        """Visual tokens of all of them in order, (M, D), None of none; those of the call before are not encoded again."""
-        ids = set(map(id, visuals))
-        encoded = {key: item for key, item in self._encoded.items() if key in ids}
-        new = {id(visual): visual for visual in visuals if id(visual) not in encoded}
-        if new:
-            pixels = torch.from_numpy(np.concatenate([visual.pixels_P3HW for visual in new.values()]))
-            grids = np.stack([visual.grid for visual in new.values()]).tolist()
-            visual_MD = self._model.encode_images(pixels.to(self._model.output_VD.device), grids)
-            parts = torch.split(visual_MD, [t * h * w // MERGE**2 for t, h, w in grids])
-            encoded |= {key: (visual, part) for (key, visual), part in zip(new.items(), parts, strict=True)}
-        self._encoded = encoded
-        return torch.cat([encoded[id(visual)][1] for visual in visuals]) if visuals else None
 
 
 def generate(
@@ -91,6 +84,7 @@ def generate(
     suppress_tokens: Sequence[int] = (),
     budget: int = _BUDGET,
     on_token: OnToken | None = None,
+    insert: OnInsert | None = None,
     visual_cache: VisualCache | None = None,
 ) -> Iterator[list[Answer]]:
     """The answers to each prompt, in order, as soon as its chunk is done; prompts are taken as they are needed.
@@ -98,8 +92,9 @@ def generate(
     max_new_tokens: the most tokens of an answer. temperature 0 is greedy, and all answers to a prompt are equal. Neither
     suppress_tokens nor the tokens of pictures and videos are drawn. budget: tokens held at a time, of prompts while they are
     read and of answers with their prompts while they grow; one prompt, and one answer, may exceed it. on_token: called with
-    each token as it is chosen. visual_cache: one of an earlier call, with its visual tokens. Raises ValueError for settings
-    out of range, and where the model gives logits that are not finite.
+    each token as it is chosen. insert: called with each answer after each of its tokens; what it returns is read next, with the
+    cache kept, and counts neither as drawn nor towards max_new_tokens. visual_cache: one of an earlier call, with its visual
+    tokens. Raises ValueError for settings out of range, and where the model gives logits that are not finite.
     """
     sampling = SamplingConfig(temperature, top_k, top_p)
     for name, count in (("max_new_tokens", max_new_tokens), ("n_answers", n_answers), ("budget", budget)):
@@ -109,21 +104,29 @@ def generate(
     forbidden = {config.image_token, config.video_token, *suppress_tokens} & set(range(config.language.vocabulary))
     generation = _Generation(
         model, sampling, max_new_tokens, frozenset(stop_tokens), seed, sorted(forbidden), budget, on_token,
-        visual_cache or VisualCache(model),
+        insert, visual_cache or VisualCache(model),
     )  # fmt: skip
     return (answers for chunk in _chunks(prompts, budget) for answers in generation.answers(chunk, n_answers))
 
 
 def with_answer(prompt: Example, answer: Answer) -> Example:
-    """The prompt and its answer as one conversation, whose targets are the answer's tokens."""
-    n_new, begin = len(answer.tokens), _next_position(prompt)
-    positions_3N = np.broadcast_to(np.arange(begin, begin + n_new, dtype=np.int32), (3, n_new))
+    """The prompt and its answer as one conversation, whose targets are the answer's drawn tokens."""
+    n_new, position = len(answer.tokens), _next_position(prompt)
+    targets_N, positions_3N = np.ones(n_new, np.uint8), np.empty((3, n_new), np.int32)
+    end = 0  # of the last insertion
+    for begin, insertion in (*answer.inserted, (n_new, None)):
+        positions_3N[:, end:begin] = np.arange(position, position + begin - end, dtype=np.int32)
+        position += begin - end
+        if insertion is not None:
+            end = begin + len(insertion.tokens)
+            targets_N[begin:end], positions_3N[:, begin:end] = 0, position + insertion.positions
+            position += _n_positions(insertion)
     return Example(
         prompt.key,
         np.concatenate([prompt.tokens, answer.tokens]),
-        np.concatenate([np.zeros(len(prompt), np.uint8), np.ones(n_new, np.uint8)]),
+        np.concatenate([np.zeros(len(prompt), np.uint8), targets_N]),
         np.concatenate([prompt.positions, positions_3N], axis=1),
-        prompt.visuals,
+        (*prompt.visuals, *(visual for _, insertion in answer.inserted for visual in insertion.visuals)),
     )
 
 
@@ -174,12 +177,20 @@ class _GrowingAnswer:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.sampling_logprobs: list[float] = []
-        self.has_stopped = False
+        self.inserted: list[tuple[int, Insertion]] = []
+        self.has_stopped = self.is_closed = False
 
     def finished(self) -> Answer:
         logprobs, sampling = np.array(self.logprobs, np.float32), np.array(self.sampling_logprobs, np.float32)
-        ended: Literal["stop", "length"] = "stop" if self.has_stopped else "length"
-        return Answer(self.key, self.number, np.array(self.tokens, np.int32), logprobs, sampling, ended)
+        ended: Literal["stop", "length", "insertion"]
+        ended = "stop" if self.has_stopped else "insertion" if self.is_closed else "length"
+        tokens, inserted = np.array(self.tokens, np.int32), tuple(self.inserted)
+        return Answer(self.key, self.number, tokens, logprobs, sampling, ended, inserted)
+
+    def add(self, insertion: Insertion) -> None:
+        self.inserted.append((len(self.tokens), insertion))
+        self.tokens += insertion.tokens.tolist()
+        self.is_closed = insertion.is_end
 
 
 @dataclass(frozen=True)
@@ -194,6 +205,7 @@ class _Generation:
     forbidden: Sequence[int]
     budget: int
     on_token: OnToken | None
+    insert: OnInsert | None
     visual_cache: VisualCache
 
     @torch.inference_mode()
@@ -247,16 +259,52 @@ class _Generation:
             uniform_B = torch.tensor([row.rng.random() for row in rows], dtype=torch.float64, device=device)
             sampled = sample_tokens(self.model.logits(hidden_BD), self.sampling, uniform_B, forbidden_F)
             self._append(rows, sampled)
+            inserted = [self._insertion(row) for row in rows]
             growing = [index for index, row in enumerate(rows) if not self._has_ended(row)]
             if not growing:
                 return
             tokens_B = sampled.tokens_B
             if (len(rows) - len(growing)) * _DROPPED >= len(rows):
                 index_B, rows = torch.tensor(growing, device=device), [rows[index] for index in growing]
+                inserted = [inserted[index] for index in growing]
                 cache.select(index_B)
                 tokens_B, next_B = tokens_B[index_B], next_B[index_B]
-            hidden_BD = self.model.hidden(tokens_B, next_B.expand(3, -1), range(len(rows)), None, cache)
-            next_B = next_B + 1
+            if any(inserted):
+                hidden_BD, next_B = self._read(tokens_B, next_B, inserted, cache)
+            else:
+                hidden_BD = self.model.hidden(tokens_B, next_B.expand(3, -1), range(len(rows)), None, cache)
+                next_B = next_B + 1
+
+    def _insertion(self, row: _GrowingAnswer) -> Insertion | None:
+        """What is to be read after the token just drawn; it is the row's from now on."""
+        if self.insert is None or self._has_ended(row):
+            return None
+        insertion = self.insert(row.key, row.number, row.tokens)
+        if insertion is not None:
+            row.add(insertion)
+        return insertion
+
+    def _read(
+        self, tokens_B: Tensor, next_B: Tensor, inserted: Sequence[Insertion | None], cache: KVCache
+    ) -> tuple[Tensor, Tensor]:
+        """The hidden state of each row's last token, (B, D), and its next position, after a token and its insertion a row."""
+        device = tokens_B.device
+        tokens, positions, lengths, next_ = [], [], [], []
+        for token, position, insertion in zip(tokens_B.tolist(), next_B.tolist(), inserted, strict=True):
+            tokens.append(np.array([token]))
+            positions.append(np.full((3, 1), position))
+            if insertion is not None:
+                tokens.append(insertion.tokens)
+                positions.append(position + 1 + insertion.positions)
+            lengths.append(1 if insertion is None else 1 + len(insertion.tokens))
+            next_.append(position + 1 + (0 if insertion is None else _n_positions(insertion)))
+        ends_B = np.cumsum(lengths)
+        visuals = [visual for insertion in inserted if insertion is not None for visual in insertion.visuals]
+        tokens_S = torch.from_numpy(np.concatenate(tokens)).long().to(device)
+        positions_3S = torch.from_numpy(np.concatenate(positions, axis=1)).to(device)
+        starts = [0, *ends_B[:-1].tolist()]
+        hidden_SD = self.model.hidden(tokens_S, positions_3S, starts, VisualCache(self.model).encode(visuals), cache)
+        return hidden_SD[torch.from_numpy(ends_B - 1).to(device)], torch.tensor(next_, device=device)
 
     def _append(self, rows: Sequence[_GrowingAnswer], sampled: SampledTokens) -> None:
         columns = (sampled.tokens_B.tolist(), sampled.logprobs_B.tolist(), sampled.sampling_logprobs_B.tolist())
@@ -271,7 +319,7 @@ class _Generation:
                 self.on_token(row.key, row.number, token)
 
     def _has_ended(self, row: _GrowingAnswer) -> bool:
-        return row.has_stopped or len(row.tokens) >= self.max_new_tokens
+        return row.has_stopped or row.is_closed or len(row.logprobs) >= self.max_new_tokens
 
 
 def _chunks(prompts: Iterable[Example], budget: int) -> Iterator[list[Example]]:
@@ -291,3 +339,8 @@ def _chunks(prompts: Iterable[Example], budget: int) -> Iterator[list[Example]]:
 def _next_position(prompt: Example) -> int:
     """The position of the answer's first token, on all axes: one after the prompt's largest."""
     return int(prompt.positions.max()) + 1
+
+
+def _n_positions(insertion: Insertion) -> int:
+    """How far the next position is behind the insertion's first."""
+    return int(insertion.positions.max()) + 1 if insertion.positions.size else 0

@@ -19,12 +19,16 @@ from kvtools.keye.checkpoint.weights import Weights
 from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.media import Media, Unreadable
 from kvtools.keye.data.processor import Processor, require_patch_size
-from kvtools.keye.model.generate import VisualCache, generate
+from kvtools.keye.model.generate import Answer, Insertion, generate
 from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.visual_cache import VisualCache
+from kvtools.keye.run.agentic import MAX_RUNS, CodeRunner
+from kvtools.keye.sandbox.session import Sandbox
 from kvtools.train.loop import DTYPES
 from kvtools.video.inputs import IMAGE_SUFFIXES
 from kvtools.video.patch import Budget
 
+PICTURE = "[picture]"
 _INCOMPLETE = "\ufffd"  # how a letter is decoded while some of its bytes are missing
 _MAX_LETTER_TOKENS = 8  # no letter has more, so what is incomplete by then stays so
 
@@ -43,23 +47,34 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: its text, numbers of tokens of the answer, the prompt and its pictures and videos, and why it ended."""
+    """An answer: its text, numbers of tokens of the answer, the prompt and its pictures and videos, and why it ended.
+
+    n_tokens: those that were drawn. content: the answer as parts of a message, with the pictures that its code made. ended:
+    "insertion" where code asked for more runs than it may have.
+    """
 
     text: str
     n_tokens: int
     n_prompt: int
     n_visual: int
     seconds: float
-    ended: Literal["stop", "length"]
+    ended: Literal["stop", "length", "insertion"]
+    content: tuple[dict[str, Any], ...] = ()
+    n_runs: int = 0
 
 
 class ChatSession:
     """A model that answers one question after another. Pictures and videos of the last question are not encoded again."""
 
-    def __init__(self, model: Keye, template: ChatTemplate, media: Media, config: GenerationConfig) -> None:
+    def __init__(
+        self, model: Keye, template: ChatTemplate, media: Media, config: GenerationConfig,
+        sandbox: Sandbox | None = None, max_runs: int = MAX_RUNS,
+    ) -> None:  # fmt: skip
+        """sandbox: where code in answers runs, at most max_runs times an answer; None: nowhere, it is text."""
         self._model, self._template, self._config = model, template, config
         self._processor = Processor.for_model(model.config, template, media)
         self._visual_cache = VisualCache(model)
+        self._runner = None if sandbox is None else CodeRunner(self._processor, sandbox, max_runs)
 
     def ask(
         self, messages: Sequence[Mapping[str, Any]], key: str, on_text: Callable[[str], None] = lambda _: None
@@ -71,23 +86,56 @@ class ChatSession:
         """
         model, template, config = self._model, self._template, self._config
         begun = time.perf_counter()
-        prompt = self._processor.prompt({"id": key, "mode": config.mode, "messages": list(messages)})
-        decoder = StreamDecoder(template)
+        runner, decoder = self._runner, StreamDecoder(template)
+        conversation = {"id": key, "mode": config.mode, "messages": list(messages)}
+        prompt = self._processor.prompt(conversation) if runner is None else runner.prompt(conversation)
 
         def on_token(_key: str, _number: int, token: int) -> None:
             if token not in template.stop_tokens:
                 on_text(decoder.add(token))
 
+        def insert(key: str, number: int, tokens: Sequence[int]) -> Insertion | None:
+            assert runner is not None, "set below"
+            insertion = runner.insert(key, number, tokens)
+            if insertion is not None and not insertion.is_end:
+                on_text(decoder.rest() + described(runner.outputs[key, number][-1]))
+                decoder.restart()
+            return insertion
+
         ((answer,),) = generate(
             model, [prompt], max_new_tokens=config.max_new, temperature=config.temperature, top_k=config.top_k,
             top_p=config.top_p, stop_tokens=template.stop_tokens, seed=config.seed,
             suppress_tokens=range(template.size, model.config.language.vocabulary), on_token=on_token,
-            visual_cache=self._visual_cache,
+            insert=None if runner is None else insert, visual_cache=self._visual_cache,
         )  # fmt: skip
         on_text(decoder.rest())
-        text = template.decode(answer.text_tokens, skip_control=True)
+        outputs = [] if runner is None else runner.outputs.get((key, 0), [])
+        content = _content(template, answer, outputs)
+        text = "".join(part["text"] if part["type"] == "text" else PICTURE for part in content)
         n_visual = sum(visual.n_tokens for visual in prompt.visuals)
-        return Reply(text, len(answer.tokens), len(prompt), n_visual, time.perf_counter() - begun, answer.ended)
+        seconds = time.perf_counter() - begun
+        return Reply(text, len(answer.logprobs), len(prompt), n_visual, seconds, answer.ended, content, len(outputs))
+
+
+def _content(template: ChatTemplate, answer: Answer, outputs: Sequence[Sequence[dict[str, Any]]]) -> tuple[dict[str, Any], ...]:
+    """An answer as parts of a message: what was drawn, and the outputs of its code between."""
+    parts: list[dict[str, Any]] = []
+    end = 0
+    for (begin, insertion), output in zip(answer.inserted, outputs, strict=False):
+        drawn = template.decode(answer.tokens[end:begin], skip_control=True)
+        parts += [
+            {"type": "text", "text": f"{drawn}\n<sandbox_output>"},
+            *output,
+            {"type": "text", "text": "</sandbox_output>"},
+        ]
+        end = begin + len(insertion.tokens)
+    return (*parts, {"type": "text", "text": template.decode(answer.text_tokens[end:], skip_control=True)})
+
+
+def described(output: Sequence[Mapping[str, Any]]) -> str:
+    """The output of code as text for people; PICTURE stands for a picture."""
+    words = "".join(part["text"] if part["type"] == "text" else PICTURE for part in output)
+    return f"\n<sandbox_output>{words}</sandbox_output>"
 
 
 class StreamDecoder:
@@ -103,6 +151,10 @@ class StreamDecoder:
         self._tokens.append(token)
         is_overdue = len(self._tokens) - self._end >= _MAX_LETTER_TOKENS
         return "" if self._new().endswith(_INCOMPLETE) and not is_overdue else self.rest()
+
+    def restart(self) -> None:
+        """Forget the tokens so far: others stand between them and the next."""
+        self._tokens, self._begin, self._end = [], 0, 0
 
     def rest(self) -> str:
         """The text held back so far, complete or not."""

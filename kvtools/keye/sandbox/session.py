@@ -84,14 +84,22 @@ class Sandbox:
         self.limits = limits or Limits()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def open(self, pictures: Mapping[str, bytes], **variables: Any) -> None:
-        """Begin a session: later runs see these pictures, by path, as the bytes of their files, and these variables (JSON)."""
-        limits = vars(self.limits)
-        self._ask({"op": "open", "names": list(pictures), "variables": variables, **limits}, list(pictures.values()))
+    def open(self, pictures: Mapping[str, bytes], *, session: str = "", **variables: Any) -> None:
+        """Begin a session: its runs see these pictures, by path, as the bytes of their files, and these variables (JSON).
 
-    def run(self, code: str) -> Output:
-        """Run code in the session that is open; variables stay from run to run. Never raises for what the code does."""
-        message = self._ask({"op": "run", "code": code}, [])
+        session: its name; an older session of that name ends. Each open one takes a process.
+        """
+        header = {"op": "open", "session": session, "names": list(pictures), "variables": variables, **vars(self.limits)}
+        self._ask(header, list(pictures.values()))
+
+    def end(self, session: str = "") -> None:
+        """End a session, if it is open."""
+        if self._process is not None:
+            self._ask({"op": "end", "session": session}, [])
+
+    def run(self, code: str, *, session: str = "") -> Output:
+        """Run code in an open session; variables stay from run to run. Never raises for what the code does."""
+        message = self._ask({"op": "run", "session": session, "code": code}, [])
         try:
             return _output(*message)
         except (ValueError, KeyError, TypeError, AttributeError):

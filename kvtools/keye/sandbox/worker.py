@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image, ImageFont
@@ -31,24 +32,27 @@ def main() -> None:
     _load()
     facades = modules.facades()
     send(replies, {"ready": True})
-    child: _Child | None = None
+    children: dict[str, _Child] = {}
     try:
         while (message := receive(requests)) is not None:
             header, blobs = message
-            if child is not None and header["op"] != "run":
-                child.end()
-                child = None
+            name = header["session"]
+            if header["op"] != "run" and name in children:
+                children.pop(name).end()
             if header["op"] == "open":
-                child = _Child(header, blobs, facades, close=(requests, replies), null=null)
+                fds = [requests, replies, *(fd for child in children.values() for fd in child.pipes)]
+                children[name] = _Child(header, blobs, facades, close=fds, null=null)
+            if header["op"] != "run":
                 send(replies, {})
-            elif child is None:
+            elif name not in children:
                 send(replies, {"kind": "ended", "reason": "the session has ended"})
             else:
-                reply = child.run(header)
-                child = child if child.is_alive else None
+                reply = children[name].run(header)
+                if not children[name].is_alive:
+                    del children[name]
                 send(replies, *reply)
     finally:
-        if child is not None:
+        for child in children.values():
             child.end()
 
 
@@ -65,7 +69,7 @@ class _Child:
     """A session's process, and the pipes to it."""
 
     def __init__(
-        self, header: dict[str, Any], blobs: list[bytes], facades: dict[str, modules.Facade], close: tuple[int, ...], null: int
+        self, header: dict[str, Any], blobs: list[bytes], facades: dict[str, modules.Facade], close: Sequence[int], null: int
     ) -> None:
         to_child, self._to = os.pipe()
         self._from, from_child = os.pipe()
@@ -82,6 +86,11 @@ class _Child:
                 os._exit(0)
         os.close(to_child)
         os.close(from_child)
+
+    @property
+    def pipes(self) -> tuple[int, int]:
+        """The worker's ends, which no other child may have."""
+        return self._to, self._from
 
     def run(self, header: dict[str, Any]) -> Message:
         """What the child answers, or why it does not."""

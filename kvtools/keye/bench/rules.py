@@ -46,12 +46,15 @@ _NEGATIVE = re.compile(
 )
 _DOUBLE = re.compile(r"不是不|并非不|不得不|不会不|没有不|不能不|not un")
 _POSITIVE = re.compile(r"是|属于|会|超过|相同|一致|\b(?:yes|is|are|does|will|same)\b")
+_SCRIPTS = re.compile(r"(?<=[一-鿿])(?=[a-z])|(?<=[a-z])(?=[一-鿿])")  # where they meet without a blank
+_SIMPLIFIED = str.maketrans("對錯會屬於無確沒", "对错会属于无确没")
 _UNSURE = re.compile(
     r"不确定|无法(?:判断|确定|回答)|不能(?:判断|确定)|难以(?:判断|确定)|不知道|不清楚"
-    r"|cannot (?:tell|determine)|not sure|unsure|uncertain"
+    r"|cannot (?:tell|determine)|not sure|unsure|uncertain|no idea|no doubt"
 )
 
-_WORD_OF_LIST = re.compile(r"不是|是|否|\byes\b|\bno\b|\btrue\b|\bfalse\b|(?<![a-z])[yn](?![a-z])")
+_WORD_OF_LIST = re.compile(r"不是|是|否|(?<![a-z])(?:yes|no|true|false|y|n)(?![a-z])")
+_ITEM_OF_LIST = re.compile(r"(?:视频|图片?|截图|video|image)\s*#?\d+")
 _LABEL_OF_LIST = re.compile(
     r"(?:第?\s*[\d一二两三四五六七八九十]+\s*(?:个|张)?\s*)?(?:视频|图片|图|截图|video|image)?\s*#?\d*\s*[:.)]?"
 )
@@ -85,16 +88,16 @@ def yes_or_no(text: str) -> str | None:
     In this order: clauses that are nothing but yes or no, if they agree; what follows the last `答案：` and its like; the last
     sentence that affirms or denies, where a denial wins, unless it is denied.
     """
-    small = text.casefold()
-    if found := _of_clauses(small):
+    small = re.sub(r"不\s+是", "不是", _SCRIPTS.sub(" ", text.casefold().translate(_SIMPLIFIED)))
+    sure = _UNSURE.sub(" ", small)
+    if found := _of_clauses(sure):
         return None if len(found) > 1 else found.pop()
-    small = _BOTH.sub(" ", small)
-    cues = list(_CUE.finditer(small))
-    for cue in reversed(cues):
-        if len(found := _of_clauses(small[cue.end() :])) == 1:
+    for cue in reversed([*_CUE.finditer(sure)]):
+        if len(found := _of_clauses(sure[cue.end() :])) == 1:
             return found.pop()
-    if _UNSURE.search(small) or _DOUBLE.search(small):
+    if sure != small or _DOUBLE.search(small):
         return None
+    small = _BOTH.sub(" ", small)
     for sentence in reversed(re.split(r"[。!?;\n]|\.(?:\s|$)", small)):
         if _NEGATIVE.search(sentence):
             return "否"
@@ -117,17 +120,21 @@ def yes_no_list(text: str) -> list[str] | None:
         for piece in (line, tail):
             if (found := _pure_list(piece)) is not None and len(found) > 1:
                 return found
-    labelled = [found for line in lines if (found := _pure_list(line)) is not None and len(found) == 1]
-    return [found[0] for found in labelled] or None
+    items = [piece for piece in re.split(r"[;\n。]", small) if _ITEM_OF_LIST.search(piece)]
+    said = [_of_clauses(_SCRIPTS.sub(" ", piece)) for piece in items]
+    return [words.pop() for words in said] if said and all(len(words) == 1 for words in said) else None
 
 
 def order_of(text: str) -> Order | None:
     """The order that an answer names: numbers where elements are numbered, else their texts; None where it names none."""
     small = text.casefold()
-    for match in reversed([*_BRACKETS.finditer(small)]):
-        inside = match[1] if match[1] is not None else match[2]
-        elements = _elements(inside)
-        if len(elements) > 1 or (match[1] is not None and elements):
+    for inside in reversed([match[1] for match in _BRACKETS.finditer(small) if match[1] is not None]):
+        if elements := _elements(inside):
+            return elements
+    whole = [match[2] for match in _BRACKETS.finditer(small) if match[2] is not None]
+    for part in (small.strip(" .。:"), *reversed(whole)):
+        elements = _elements(part)
+        if len(elements) > 1 and all(isinstance(element, int) for element in elements):
             return elements
     for line in reversed([line for line in small.splitlines() if line.strip()]):
         tail = line[cues[-1].end() :] if (cues := [*_CUE.finditer(line)]) else re.split(r":", line)[-1]
@@ -146,6 +153,9 @@ def properties_of(text: str) -> Properties | None:
 
     The last dictionary of the text counts. Python's quotes and a fence around it are read too.
     """
+    text = text.replace("\\{", "{").replace("\\}", "}")  # as TeX writes braces
+    if "{" not in text and text[:1] == '"':  # a box whose braces are those of the dictionary
+        text = f"{{{text}}}"
     for begin in reversed([match.start() for match in re.finditer(r"\{", text)]):
         end = _closing(text, begin)
         if end is None or (begin and _encloses(text, begin)):

@@ -120,7 +120,7 @@ def main(
         return code
     found = kind.read(sources or [], tasks, needs_media=not predictions)
     questions = list(take_shard(found.questions, shard))
-    evaluation = Evaluation(kind, score, questions, run.warn)
+    evaluation = Evaluation(kind, score, questions, run.warn, tasks)
     evaluation.take_faults(found)
     if prompts is not None:
         write_prompts(prompts, questions, mode, frames, force=run.force, history=run.history())

@@ -102,8 +102,8 @@ def second_yes_or_no(text):
 def texts():
     """The cases, and texts put together from pieces at random."""
     yield from (text for text, _ in itertools.chain(YES_NO, LISTS, ORDERS, PROPERTIES))
-    pieces = ["是", "否", "yes", "no", "Yes", "。", "，", ",", " ", "\n", "<think>", "</think>", "<answer>", "</answer>", "\\boxed{",
-              "{", "}", "</analysis>", "<analysis>", "不是", "[是，否]"]  # fmt: skip
+    pieces = ["是", "否", "yes", "no", "Yes", "。", "，", ",", " ", "\n", "<think>", "</think>", "<answer>", "</answer>",
+              "\\boxed{", "{", "}", "</analysis>", "<analysis>", "不是", "[是，否]"]  # fmt: skip
     rng = random.Random(4)
     for _ in range(3000):
         yield "".join(rng.choices(pieces, k=rng.randint(1, 12)))

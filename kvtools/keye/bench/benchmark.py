@@ -49,13 +49,15 @@ class Question:
 class QuestionSet:
     """The questions of some folders. faults: lines on rows and files that cannot be read, of which the rest is without.
 
-    missing: questions that are left out since a picture is not there, by task. warnings: what else a person should know.
-    is_standin: whether the set says of itself that it is none of the benchmark.
+    missing: questions that are left out since a picture is not there, by task. left_out: keys of all questions that are left
+    out, as far as they are known, so that answers to them are not taken for answers to something else. warnings: what else a
+    person should know. is_standin: whether the set says of itself that it is none of the benchmark.
     """
 
     questions: list[Question] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     missing: dict[str, SkippedRows] = field(default_factory=dict)
+    left_out: set[Key] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     is_standin: bool = False
 

@@ -25,13 +25,13 @@ def compare_files(
     """
     code = 0
     if sources:
-        evaluation = Evaluation(bench, score, [], log)
         found = bench.read(sources, tasks, needs_media=False)
+        evaluation = Evaluation(bench, score, [], log, tasks)
         evaluation.take_faults(found)
         code = evaluation.code
         rights = []
         for name in names:
-            evaluation = Evaluation(bench, score, list(found.questions), log)
+            evaluation = Evaluation(bench, score, list(found.questions), log, tasks, {*found.left_out})
             rights.append(_scored(evaluation, name))
             code = code or evaluation.code
     else:
@@ -46,7 +46,7 @@ def lines(rows: Sequence[dict[str, Any]], names: tuple[str, str]) -> list[str]:
 
 
 def _scored(evaluation: Evaluation, name: str) -> Rights:
-    predictions = read_predictions([name], [question.key for question in evaluation.questions], evaluation.bench.task_of)
+    predictions = read_predictions([name], evaluation.known, evaluation.bench.task_of, evaluation.only)
     for line in predictions.faults:
         evaluation.fault(line)
     evaluation.answers = predictions.by_key

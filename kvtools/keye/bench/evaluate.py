@@ -28,6 +28,7 @@ AskJudge = Callable[[Mapping[Key, tuple[Question, JudgeRequest]]], Iterable[tupl
 class Evaluation:
     """Questions with their answers and verdicts, while they come in. log: takes a line on what is wrong.
 
+    only: the tasks that are asked for; empty is all. known: keys of all questions of the data, also of those not asked here.
     excluded: questions left out since a picture is missing, by task. code: the exit code so far.
     """
 
@@ -35,10 +36,15 @@ class Evaluation:
     score: Score
     questions: list[Question]
     log: Callable[[str], None]
+    only: Sequence[str] = ()
+    known: set[Key] = field(default_factory=set)
     excluded: dict[str, int] = field(default_factory=dict)
     answers: dict[Key, Prediction] = field(default_factory=dict)
     verdicts: dict[Key, Verdict] = field(default_factory=dict)
     code: int = 0
+
+    def __post_init__(self) -> None:
+        self.known |= {question.key for question in self.questions}
 
     def fault(self, line: str, code: int = Corrupt.code) -> None:
         """Say what is wrong, and note the exit code."""
@@ -47,6 +53,7 @@ class Evaluation:
 
     def take_faults(self, found: QuestionSet) -> None:
         """Say what could not be read of the questions, and which are left out."""
+        self.known |= found.left_out | {question.key for question in found.questions}
         for line in found.warnings:
             self.log(f"{line}.")
         for line in found.faults:

@@ -100,11 +100,14 @@ def _add(
             parts = check(task, row["answer"], row["question"], parts)
         except ValueError as fault:
             found.faults.append(f"{path}: line {line}: {fault}. Correct the row.")
+            if len(fields) > columns["index"]:
+                found.left_out.add((task, fields[columns["index"]].strip()))
             continue
         seen.add((task, index))
         question = Question(task, index, parts, row["answer"], row.get("category", ""))
         gone = [part["image"] for part in parts if part["type"] == "image" and not pictures.is_there(part["image"])]
         if gone and (needs_media or pictures.has_folder):
+            found.left_out.add(question.key)
             absent.skip(NO_PICTURES, f"line {line}: {', '.join(gone)}")
             continue
         found.questions.append(question)

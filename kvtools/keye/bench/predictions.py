@@ -6,7 +6,7 @@ that one task alone has says it. Files of TempCompass's own layout are read too.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from kvtools.errors import Corrupt
 from kvtools.keye.bench.benchmark import Key
 from kvtools.keye.bench.tempcompass import is_layout, rows_of
 
+_N_NAMED = 20  # bad rows of a file
 _SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
 _TEXTS = ("prediction", "response", "output", "text")
 _INDEX = ("index", "id", "question_id", "key")
@@ -44,27 +45,45 @@ class Predictions:
     faults: list[str] = field(default_factory=list)
 
 
-def read_predictions(sources: Sequence[str], known: Sequence[Key], task_of: TaskOf) -> Predictions:
-    """All predictions of files, or of folders of them. known: the questions' keys. task_of: a task by any of its names.
+def read_predictions(
+    sources: Sequence[str], known: Collection[Key], task_of: TaskOf, only: Collection[str] = ()
+) -> Predictions:  # fmt: skip
+    """All predictions of files, or of folders of them. known: the questions' keys. task_of: a task by any of its names. only:
+    tasks that are asked for; what is of other tasks is passed over. Empty: all tasks.
 
     Raises Missing and Corrupt for a file that cannot be read at all.
     """
     found = Predictions()
-    keys = set(known)
+    keys, tasks = set(known), {task for task, _ in known}
     tasks_by_index: dict[str, list[str]] = {}
     for task, index in known:
         tasks_by_index.setdefault(index, []).append(task)
     for src in (file for source in sources for file in _files(source)):
+        faults: list[str] = []
+        unread: dict[str, list[str]] = {}  # tasks of which the data have nothing: where
         for where, row in _rows(src, _task_in_name(src, task_of)):
             try:
                 key, prediction = _prediction(row, task_of, tasks_by_index)
+                if only and key[0] not in only:
+                    continue
+                if key[0] not in tasks:
+                    unread.setdefault(key[0], []).append(where)
+                    continue
                 if key not in keys:
                     raise ValueError(f"task {key[0]} has no question of index {key[1]}")
                 if key in found.by_key:
                     raise ValueError(f"index {key[1]} of task {key[0]} is there twice, and the first one counts")
                 found.by_key[key] = prediction
             except ValueError as fault:
-                found.faults.append(f"{source_name(src)}: {where}: {fault}. Correct the row.")
+                faults.append(f"{source_name(src)}: {where}: {fault}. Correct the row.")
+        found.faults += faults[:_N_NAMED]
+        if len(faults) > _N_NAMED:
+            found.faults.append(f"{source_name(src)}: {len(faults) - _N_NAMED:,} more rows are like these. Correct them.")
+        found.faults += [
+            f"{source_name(src)}: {places[0]}: this is of task {task}, of which the data have no question; {len(places):,} "
+            "such rows are passed over. Give the task's table."
+            for task, places in unread.items()
+        ]
     return found
 
 

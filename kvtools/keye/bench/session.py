@@ -126,10 +126,11 @@ def obtain_verdicts(evaluation: Evaluation, servers: Servers, how: Answering, wa
 
 
 def _read(evaluation: Evaluation, sources: Sequence[str], info: Log) -> None:
-    found = read_predictions(sources, [question.key for question in evaluation.questions], evaluation.bench.task_of)
+    found = read_predictions(sources, evaluation.known, evaluation.bench.task_of, evaluation.only)
     for line in found.faults:
         evaluation.fault(line)
-    evaluation.answers |= found.by_key
+    asked = {question.key for question in evaluation.questions}
+    evaluation.answers |= {key: prediction for key, prediction in found.by_key.items() if key in asked}
     n_questions = len(evaluation.questions)
     if dropped := drop_tasks_without_answers(evaluation):
         info(f"no predictions of {', '.join(dropped)}, which are left out.")

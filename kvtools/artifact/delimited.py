@@ -11,6 +11,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -61,12 +62,14 @@ def read_rows(
     comment: str = "",
     is_ragged: bool = False,
     encoding: str = "utf-8",
+    longest: int | None = None,
 ) -> Rows:
     """All rows of a small table. Blank lines are left out.
 
     delimiters: the first of these in the first line separates fields, in quotes or without; where none is there, runs of
     blanks and tabs do, and quotes mean nothing. has_header: None where the first row is a header if one of its fields is no
     number. comment: what follows this mark in a line is left out. is_ragged: rows may be shorter or longer than the first.
+    longest: letters of a field, by default 131,072, which tells a quote that is left open early.
 
     Raises Corrupt with the line for text that cannot be decoded, a quote left open and a row of another length; an empty file
     has no rows.
@@ -76,7 +79,9 @@ def read_rows(
         text = "\n".join(line.partition(comment)[0] for line in text.split("\n"))
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     delimiter = next((mark for mark in delimiters if mark in first), "")
-    rows = [(line, row) for line, row in split_rows(io.StringIO(text, newline=""), delimiter, name) if any(map(str.strip, row))]
+    with _field_limit(longest):
+        every = list(split_rows(io.StringIO(text, newline=""), delimiter, name))
+    rows = [(line, row) for line, row in every if any(map(str.strip, row))]
     for line, row in rows:
         if len(row) != len(rows[0][1]) and not is_ragged:
             raise Corrupt(
@@ -127,6 +132,17 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+@contextmanager
+def _field_limit(longest: int | None) -> Iterator[None]:
+    """Within it, fields may have so many letters; csv has one limit for the whole process."""
+    before = csv.field_size_limit()
+    csv.field_size_limit(longest or before)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _encoding(head: bytes, encoding: str) -> str:

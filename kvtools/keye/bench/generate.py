@@ -17,6 +17,7 @@ from kvtools.keye.model.inputs import Example
 from kvtools.keye.model.keye import Keye
 
 _WINDOW_TOKENS, _WINDOW = 1 << 18, 256  # tokens: 0.6 GB of patches, were all of them visual; questions
+_BATCH_TOKENS = 1 << 16  # of prompts with their answers: 10 GB of keys and values of the 8b size in bfloat16
 
 
 def generate_answers(
@@ -24,8 +25,7 @@ def generate_answers(
 ) -> Iterator[tuple[Question, Prediction | Unreadable]]:
     """Each question with its answer, a window after the other; or with what is the matter with one of its pictures.
 
-    seconds of an answer: since the one before, so that the first of a batch has the batch's. Raises ValueError where the model
-    gives logits that are not finite.
+    seconds of an answer: its share of its batch's. Raises ValueError where the model gives logits that are not finite.
     """
     processor = Processor.for_model(model.config, template, media)
     window: list[tuple[Question, Example]] = []
@@ -49,14 +49,16 @@ def _answers(
     model: Keye, template: ChatTemplate, window: list[tuple[Question, Example]], how: Generation
 ) -> Iterator[tuple[Question, Prediction]]:
     window.sort(key=lambda asked: -len(asked[1]))  # the longest first: what does not fit shows at once
-    begun = time.perf_counter()
-    batches = generate(
-        model, (prompt for _, prompt in window), max_new_tokens=how.max_new, temperature=how.temperature,
-        stop_tokens=template.stop_tokens, suppress_tokens=range(template.size, model.config.language.vocabulary),
-        seed=how.seed,
-    )  # fmt: skip
-    for (question, _), (answer,) in zip(window, batches, strict=True):
-        text = template.decode(answer.text_tokens, skip_control=True)
-        now = time.perf_counter()
-        yield question, Prediction(text, len(answer.tokens), round(now - begun, 4))
+    while window:
+        n_rows = max(1, _BATCH_TOKENS // (len(window[0][1]) + how.max_new))
+        batch, window = window[:n_rows], window[n_rows:]
         begun = time.perf_counter()
+        answers = generate(
+            model, [prompt for _, prompt in batch], max_new_tokens=how.max_new, temperature=how.temperature,
+            stop_tokens=template.stop_tokens, suppress_tokens=range(template.size, model.config.language.vocabulary),
+            seed=how.seed, budget=2 * _BATCH_TOKENS,
+        )  # fmt: skip
+        texts = [(template.decode(answer.text_tokens, skip_control=True), len(answer.tokens)) for (answer,) in answers]
+        seconds = round((time.perf_counter() - begun) / len(batch), 4)
+        for (question, _), (text, n_tokens) in zip(batch, texts, strict=True):
+            yield question, Prediction(text, n_tokens, seconds)

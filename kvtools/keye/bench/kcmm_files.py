@@ -26,6 +26,7 @@ Check = Callable[[str, str, str, Parts], Parts]
 STANDIN_MARK = "THIS_IS_NOT_KC-MMBENCH.txt"
 _NEEDED = ("index", "question", "answer")
 _SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+_LONGEST = 1 << 28  # letters of a cell, which may hold a picture
 _SHORT = 64  # characters: less is no picture in base64, but the index of a row that has it
 
 
@@ -59,7 +60,7 @@ def read_folder(
             continue
         try:
             with open_source(str(path)) as file:
-                rows = read_rows(file, str(path), delimiters="\t", has_header=True, is_ragged=True)
+                rows = read_rows(file, str(path), delimiters="\t", has_header=True, is_ragged=True, longest=_LONGEST)
             _add(path, task, rows, _PictureFinder(src, path), check, found, seen, needs_media=needs_media)
         except (Corrupt, Missing) as fault:
             found.faults.append(str(fault))

@@ -20,6 +20,7 @@ from kvtools.errors import Corrupt
 from kvtools.keye.bench.benchmark import Key
 from kvtools.keye.bench.tempcompass import is_layout, rows_of
 
+_LONGEST = 1 << 28  # letters of a cell: VLMEvalKit's tables may have pictures
 _N_NAMED = 20  # bad rows of a file
 _SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
 _TEXTS = ("prediction", "response", "output", "text")
@@ -113,7 +114,7 @@ def _rows(src: str, task: str | None) -> Iterator[tuple[str, Any]]:
                 raise Corrupt(f"{name}: {fault}. Give JSON Lines with task, index and prediction.") from None
             return
         else:
-            table = read_rows(file, name, delimiters="\t,;", has_header=True, is_ragged=True)
+            table = read_rows(file, name, delimiters="\t,;", has_header=True, is_ragged=True, longest=_LONGEST)
     if table.index(*_TEXTS) is None or table.index(*_INDEX) is None:
         titles = ", ".join(table.header[:8]) or "none"
         raise Corrupt(f"{name}: line 1: the columns are {titles}, and index and prediction are needed. Correct the header.")

@@ -48,11 +48,13 @@ def main(
     is drawn depends on the seed, the prompt and the answer's number, not on the number of ranks. A run that writes a file and
     was stopped or killed resumes when it is run again.
     """
+    import os
     from contextlib import ExitStack
 
     from kvtools.world import Stop
 
     stop = Stop()  # before anything slow: a signal from here on waits for the end of a chunk
+    from kvtools.artifact.state import lock_folder, state_folder
     from kvtools.artifact.stream import Head
     from kvtools.errors import Corrupt, Usage, raising
     from kvtools.keye.data.media import Media
@@ -62,7 +64,7 @@ def main(
     from kvtools.keye.rl.records import KIND
     from kvtools.keye.rl.rollouts import Sampler, SamplingPlan
     from kvtools.keye.rl.sample import SampleRun
-    from kvtools.keye.rl.setup import open_policy, open_prompts, open_rewards, parse_rewards
+    from kvtools.keye.rl.setup import judge_cache_of, open_policy, open_prompts, open_rewards, open_sandbox, parse_rewards
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
 
     world, name = run.world, model or ""
@@ -77,14 +79,18 @@ def main(
     keep_freed_memory()
     source = open_prompts(prompts, specs)
     plan = SamplingPlan(group, max_new, temperature, top_k, top_p, overlong)
+    folder = state_folder(run.output) if judge else None
+    cache = judge_cache_of(folder, judge or [], judge_cache)
     with ExitStack() as stack:
+        stack.enter_context(lock_folder(folder, is_root=world.is_root))
         policy = open_policy(name, tokenizer, device=compute_on, dtype=precision)
         opened = stack.enter_context(Media(media or [], roots=[source.root]))
         scoring = stack.enter_context(
-            open_rewards(specs, judge or [], model=judge_model, cache=judge_cache, timeout_s=timeout, seed=seed)
+            open_rewards(specs, judge or [], model=judge_model, cache=cache, timeout_s=timeout, seed=seed)
         )
         processor = Processor.for_model(policy.model.config, policy.template, opened)
-        sampler = Sampler(policy.model, processor, scoring, plan)
+        sandbox = stack.enter_context(open_sandbox(source.prompts, shares))
+        sampler = Sampler(policy.model, processor, scoring, plan, sandbox)
         config = {**vars(plan), "rewards": [vars(spec) for spec in specs], "seed": seed, "dtype": precision}
         config |= {"modes": modes, "model": policy.digest, "prompts": source.digest}
         head = Head(KIND, run.history([source.history, policy.weights.history]), config)
@@ -94,6 +100,8 @@ def main(
                 sampling.write(run.output, head, level=run.compress, force=run.force)
             else:
                 sampling.serve()
+        if cache is not None and judge_cache is None and world.is_root:
+            os.unlink(cache)
         code = sampling.report(source, run.log if not run.quiet else lambda _: None, strict=run.strict)
         figures = sampling.figures()
     if world.is_root:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +18,14 @@ from kvtools.keye.data.processor import Processor
 from kvtools.keye.model import generate as generation
 from kvtools.keye.model.generate import generate, log_probabilities, with_answer
 from kvtools.keye.model.keye import Keye
+from kvtools.keye.rl.grpo import GrpoTask, PolicyConfig
+from kvtools.keye.rl.prompts import Prompt
+from kvtools.keye.rl.rewards import Rewards, Rule
+from kvtools.keye.rl.rollouts import Sampler, SamplingPlan
 from kvtools.keye.run.agentic import CodeRunner
 from kvtools.keye.run.session import PICTURE, ChatSession, GenerationConfig
 from kvtools.keye.sandbox.session import Sandbox
+from kvtools.world import World
 
 CROP = (
     "<think>Closer.\n<code>\n```python\nfrom PIL import Image\nimage = Image.open(image_path)\n"
@@ -160,3 +166,27 @@ def test_a_frame_of_a_data_url_and_a_path_in_the_question_are_found(keye, templa
         session = ChatSession(keye, template, media, GenerationConfig(0.0, max_new=90, mode="agentic"), sandbox)
         reply = session.ask(asked(url, "Image path: /mnt/u/7.jpg. What is it?")["messages"], "q")
     assert "<sandbox_output>(112, 84) picture-0.png</sandbox_output>" in reply.text
+
+
+def test_rollouts_of_agentic_prompts_run_their_code_and_learn_what_was_drawn(keye, template, sandbox, photo, scripted):
+    name, _ = photo
+    scripted(CROP, SUM)
+    prompts = [Prompt("q", asked(name)), Prompt("p", {**asked(name), "mode": "no_think"})]
+    lengths = iter([1.0, 0.0, 1.0, 0.0])
+    rewards = Rewards([(Rule("one", lambda _: next(lengths)), 1.0)])
+    with Media() as media:
+        processor = Processor.for_model(keye.config, template, media)
+        sampler = Sampler(keye, processor, rewards, SamplingPlan(2, 320, overlong="keep"), sandbox)
+        task = GrpoTask(
+            keye, sampler, sampler, prompts, [], {}, PolicyConfig(), None, batch=2, row_tokens=4096,
+            trains=frozenset({"decoder"}), world=World(), seed=0, in_dtype=nullcontext,
+        )  # fmt: skip
+        rows = task.microbatches(next(task.epoch(0)), 1, slice(None))
+        losses = [task.loss(row) for row in rows]
+    by_key = {group.prompt.key: group for group in task._groups}
+    assert by_key["q"].texts[0].startswith(f"{CROP}\n<sandbox_output>{PICTURE}</sandbox_output>And <code>")
+    assert "<sandbox_output>" not in by_key["p"].texts[0], "its code is text"
+    assert task.figures["runs"] == 1
+    # the policy that learns is the one that drew, outputs of code and all
+    assert sum(float(loss.logged["kl"]) for loss in losses) < 1e-6
+    assert sum(loss.count for loss in losses) == 4

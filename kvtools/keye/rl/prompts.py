@@ -45,9 +45,9 @@ class Prompt:
         users = [message for message in self.conversation["messages"] if message["role"] == "user"]
         return _text_of(users[-1]) if users else ""
 
-    def in_mode(self, mode: str) -> "Prompt":
-        """The same prompt in another mode."""
-        return Prompt(self.key, {**self.conversation, "mode": mode}, self.expected)
+    def in_mode(self, mode: str, key: str | None = None) -> "Prompt":
+        """The same prompt in another mode, under a key of its own or the same."""
+        return Prompt(key or self.key, {**self.conversation, "mode": mode}, self.expected)
 
 
 @dataclass

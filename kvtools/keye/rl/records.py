@@ -1,8 +1,8 @@
 """Rollouts as records of kind `rollout`, one an answer, and read back.
 
-tokens int32: the prompt's and the answer's; logprobs float32: of the answer's tokens, so that its length says where it begins.
-JSON: prompt (its key), number, mode, text, ended, rewards by term (null where nobody could say), conversation and answer, the
-expected one. A reward that could not be given is NaN in the tensor.
+tokens int32: the prompt's and the answer's, outputs of code among them; logprobs float32: of the answer's drawn tokens. JSON:
+prompt (its key), prompt_tokens, number (the answer's), mode, text, ended, rewards by term (null where nobody could say),
+conversation and answer, the expected one. A reward that could not be given is NaN in the tensor.
 """
 
 import json
@@ -53,6 +53,7 @@ def to_records(group: Group, number: int, prefix: str = "") -> Iterator[tuple[st
             "kind": KIND,
             "key": key,
             "prompt": group.prompt.key,
+            "prompt_tokens": len(group.example.tokens),
             "number": answer.number,
             "mode": group.prompt.mode,
             "text": text,

@@ -1,27 +1,32 @@
 """Rollouts: several answers to a prompt, each with its log-probabilities, rewards by term, and advantage within the group.
 
 A prompt is read once, whatever the number of its answers, and prompts of a chunk grow together. What is drawn depends on the
-seed, the prompt's key and the answer's number. Slow rewards, such as a judge's, are given while the next chunk grows. Not here:
-what is learnt from them (grpo.py), files (records.py). Legend: G answers of a group.
+seed, the prompt's key and the answer's number. Slow rewards, such as a judge's, are given while the next chunk grows. Code in
+answers to agentic prompts runs in the sandbox, and they go on after what it gave. Not here: what is learnt from them (grpo.py),
+files (records.py). Legend: G answers of a group.
 """
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from kvtools.errors import reason_of
+from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.conversations import BAD
 from kvtools.keye.data.dataloader import UNREADABLE
 from kvtools.keye.data.media import Unreadable
 from kvtools.keye.data.processor import Processor
-from kvtools.keye.model.generate import Answer, generate
+from kvtools.keye.model.generate import Answer, Insertion, generate
 from kvtools.keye.model.inputs import Example
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.rl.prompts import Prompt
 from kvtools.keye.rl.rewards import Reply, Rewards, Scored, repetition
+from kvtools.keye.run.agentic import CodeRunner
+from kvtools.keye.run.session import PICTURE, answer_content
+from kvtools.keye.sandbox.session import Sandbox
 from kvtools.skipped import SkippedRows
 from kvtools.train.objectives.policy import group_advantages
 
@@ -77,7 +82,8 @@ class Tally:
             self.sums[group.why_none] += 1
         for answer, text, scored in zip(group.answers, group.texts, group.scored, strict=True):
             self.sums["answers"] += 1
-            self.sums["tokens"] += len(answer.tokens)
+            self.sums["tokens"] += len(answer.logprobs)
+            self.sums["runs"] += len(answer.inserted)
             self.sums["neg_logprob"] -= float(answer.logprobs.sum())
             self.sums["repetition"] += repetition(text)
             self.sums["thinking"] += int("<think>" in text)
@@ -104,6 +110,7 @@ class Tally:
             "length": sums["tokens"] / n_answers,
             "repetition": sums["repetition"] / n_answers,
             "thinking": sums["thinking"] / n_answers,
+            "runs": sums["runs"] / n_answers,
             "overlong": sums[OVERLONG] / n_answers,
             "constant": sums[CONSTANT] / n_groups,
             "not_finite": sums[NOT_FINITE] / n_groups,
@@ -114,10 +121,16 @@ class Tally:
 
 
 class Sampler:
-    """Draws answers from a model as it is at the moment, and rewards them. `skipped`: prompts that could not be read."""
+    """Draws answers from a model as it is at the moment, and rewards them. `skipped`: prompts that could not be read.
 
-    def __init__(self, model: Keye, processor: Processor, rewards: Rewards, plan: SamplingPlan) -> None:
+    sandbox: where code in answers to agentic prompts runs; None: it is text.
+    """
+
+    def __init__(
+        self, model: Keye, processor: Processor, rewards: Rewards, plan: SamplingPlan, sandbox: Sandbox | None = None
+    ) -> None:  # fmt: skip
         self.model, self.processor, self.rewards, self.plan = model, processor, rewards, plan
+        self._sandbox = sandbox
         self.skipped = SkippedRows()
 
     def groups(self, prompts: Sequence[Prompt], *, seed: int, chunk: int = 16) -> Iterator[Group]:
@@ -133,16 +146,25 @@ class Sampler:
     def _started(self, prompts: Sequence[Prompt], seed: int) -> Callable[[], list[Group]]:
         """Answers drawn and handed to the rewards; call what is returned for the groups."""
         plan, template = self.plan, self.processor.template
-        read = [(prompt, example) for prompt in prompts if (example := self._example(prompt)) is not None]
+        runner = None if self._sandbox is None else CodeRunner(self.processor, self._sandbox)
+        read = [(prompt, example) for prompt in prompts if (example := self._example(prompt, runner)) is not None]
+        agentic = {prompt.key for prompt, _ in read if prompt.mode == "agentic"}
+
+        def insert(key: str, number: int, tokens: Sequence[int]) -> Insertion | None:
+            return runner.insert(key, number, tokens) if runner is not None and key in agentic else None
+
         drawn = generate(
             self.model, [example for _, example in read], max_new_tokens=plan.max_new, temperature=plan.temperature,
             top_k=plan.top_k, top_p=plan.top_p, stop_tokens=template.stop_tokens, seed=seed, n_answers=plan.n_answers,
-            suppress_tokens=range(template.size, self.model.config.language.vocabulary),
+            suppress_tokens=range(template.size, self.model.config.language.vocabulary), insert=insert if agentic else None,
         )  # fmt: skip
         answers = list(drawn)
-        texts = [[template.decode(a.text_tokens, skip_control=True) for a in group] for group in answers]
+        outputs = {} if runner is None else runner.outputs
+        texts = [
+            [_text(template, answer, outputs.get((answer.key, answer.number), [])) for answer in group] for group in answers
+        ]
         replies = [
-            Reply(f"{prompt.key}#{answer.number}", prompt, text, len(answer.tokens), plan.max_new)
+            Reply(f"{prompt.key}#{answer.number}", prompt, text, len(answer.logprobs), plan.max_new)
             for (prompt, _), group, group_texts in zip(read, answers, texts, strict=True)
             for answer, text in zip(group, group_texts, strict=True)
         ]
@@ -157,14 +179,21 @@ class Sampler:
 
         return groups
 
-    def _example(self, prompt: Prompt) -> Example | None:
+    def _example(self, prompt: Prompt, runner: CodeRunner | None) -> Example | None:
+        reader = self.processor if runner is None or prompt.mode != "agentic" else runner
         try:
-            return self.processor.prompt({**prompt.conversation, "id": prompt.key})
+            return reader.prompt({**prompt.conversation, "id": prompt.key})
         except Unreadable as fault:
             self.skipped.skip(UNREADABLE, f"{prompt.key}: {fault}")
         except (ValueError, KeyError, TypeError) as fault:
             self.skipped.skip(BAD, f"{prompt.key}: {reason_of(fault)}")
         return None
+
+
+def _text(template: ChatTemplate, answer: Answer, outputs: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """An answer as text, with the outputs of its code, PICTURE for each picture among them."""
+    parts = answer_content(template, answer, outputs)
+    return "".join(part["text"] if part["type"] == "text" else PICTURE for part in parts)
 
 
 def judged(

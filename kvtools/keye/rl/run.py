@@ -17,7 +17,7 @@ from kvtools.keye.rl.prompts import Prompt, Prompts, parse_modes
 from kvtools.keye.rl.recipe import GrpoRecipe
 from kvtools.keye.rl.records import KIND, to_records
 from kvtools.keye.rl.rollouts import Group, Sampler, SamplingPlan
-from kvtools.keye.rl.setup import Policy, open_policy, open_prompts, open_rewards, parse_rewards
+from kvtools.keye.rl.setup import Policy, judge_cache_of, open_policy, open_prompts, open_rewards, open_sandbox, parse_rewards
 from kvtools.keye.rl.spread import gather_records
 from kvtools.keye.rl.train import frozen_start, has_gained, in_dtype, prepare, save, steps_of
 from kvtools.option_values import refuse_if
@@ -29,8 +29,6 @@ from kvtools.world import World
 
 if TYPE_CHECKING:
     from kvtools.invocation import Invocation
-
-_JUDGE_CACHE = "judge.jsonl"  # in the folder of the state: a resumed run asks no judge twice
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def _open(
     source = open_prompts(options.prompts, specs)
     held_out = open_prompts(options.valid, specs) if options.valid is not None else None
     media = stack.enter_context(Media(options.media, roots=[source.root, *([held_out.root] if held_out else [])]))
-    cache = options.judge_cache or (os.path.join(folder, _JUDGE_CACHE) if folder and options.judges else None)
+    cache = judge_cache_of(folder, options.judges, options.judge_cache)
     timeout_s, seed = options.timeout_s, recipe.seed
     scoring = stack.enter_context(
         open_rewards(specs, options.judges, model=options.judge_model, cache=cache, timeout_s=timeout_s, seed=seed)
@@ -129,9 +127,11 @@ def _open(
     prepare(start.model, recipe)
     plan = SamplingPlan(recipe.group, recipe.max_new, recipe.temperature, overlong=recipe.overlong)
     greedy = replace(plan, n_answers=1, temperature=0.0, overlong="keep")
-    sampler, judge = (Sampler(start.model, processor, scoring, each) for each in (plan, greedy))
+    held_out_prompts = _in_all_modes(held_out, list(shares))
+    sandbox = stack.enter_context(open_sandbox([*source.prompts, *held_out_prompts], shares))
+    sampler, judge = (Sampler(start.model, processor, scoring, each, sandbox) for each in (plan, greedy))
     task = GrpoTask(
-        start.model, sampler, judge, source.prompts, _in_all_modes(held_out, list(shares)), shares, recipe.policy,
+        start.model, sampler, judge, source.prompts, held_out_prompts, shares, recipe.policy,
         frozen_start(start.model, recipe) if recipe.kl else None, batch=recipe.batch, row_tokens=recipe.row_tokens,
         trains=recipe.trains, world=world, seed=seed, in_dtype=partial(in_dtype, device, precision),
     )  # fmt: skip
@@ -168,7 +168,7 @@ class _Keeper:
 def _in_all_modes(held_out: Prompts | None, modes: Sequence[str]) -> list[Prompt]:
     """The held-out prompts in each of the modes that are trained, or in their own."""
     prompts = held_out.prompts if held_out is not None else []
-    return [prompt.in_mode(mode) for mode in modes for prompt in prompts] if modes else list(prompts)
+    return [prompt.in_mode(mode, f"{prompt.key} {mode}") for mode in modes for prompt in prompts] if modes else list(prompts)
 
 
 def _report(run: "Invocation", opened: _Opened) -> int:

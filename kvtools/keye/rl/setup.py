@@ -1,7 +1,8 @@
 """What the options of `rl` open: a model, prompts, rewards, a judge."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,13 +18,20 @@ from kvtools.keye.model.keye import Keye
 from kvtools.keye.rl.mpo import PairSet
 from kvtools.keye.rl.pairs import Pair, pairs_of
 from kvtools.keye.rl.program import Program
-from kvtools.keye.rl.prompts import Prompts, prompts_of
+from kvtools.keye.rl.prompts import Prompt, Prompts, prompts_of
 from kvtools.keye.rl.rewards import RULES, Rewards, RewardSpec, Rule, Scorer
 from kvtools.keye.run.session import open_checkpoint
 from kvtools.keye.run.setup import weights_digest
+from kvtools.keye.sandbox.session import Sandbox
 from kvtools.option_values import refuse_if
 
+_JUDGE_CACHE = "judge.jsonl"
 _JUDGED = ("correct", "consistency")
+
+
+def judge_cache_of(folder: str | None, judges: Sequence[str], cache: str | None) -> str | None:
+    """The file of a judge's answers: --judge-cache, or one in the folder of a run's state, so that no judge is asked twice."""
+    return cache or (os.path.join(folder, _JUDGE_CACHE) if folder and judges else None)
 
 
 def parse_rewards(texts: Sequence[str], judges: Sequence[str]) -> list[RewardSpec]:
@@ -127,6 +135,16 @@ def open_pairs(sources: Sequence[str], valid: str | None, media: Sequence[str]) 
     roots = [source.root for source, _ in [*inputs, *([held_out] if held_out else [])]]
     with Media(media, roots=roots) as opened:
         yield PairData(inputs, held_out, opened)
+
+
+@contextmanager
+def open_sandbox(prompts: Iterable[Prompt], shares: Mapping[str, float]) -> Iterator[Sandbox | None]:
+    """Where code in answers runs; None where no prompt is agentic."""
+    if "agentic" not in shares and (shares or not any(prompt.mode == "agentic" for prompt in prompts)):
+        yield None
+        return
+    with Sandbox() as sandbox:
+        yield sandbox
 
 
 @contextmanager

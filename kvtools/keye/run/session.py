@@ -110,14 +110,16 @@ class ChatSession:
         )  # fmt: skip
         on_text(decoder.rest())
         outputs = [] if runner is None else runner.outputs.get((key, 0), [])
-        content = _content(template, answer, outputs)
+        content = answer_content(template, answer, outputs)
         text = "".join(part["text"] if part["type"] == "text" else PICTURE for part in content)
         n_visual = sum(visual.n_tokens for visual in prompt.visuals)
         seconds = time.perf_counter() - begun
         return Reply(text, len(answer.logprobs), len(prompt), n_visual, seconds, answer.ended, content, len(outputs))
 
 
-def _content(template: ChatTemplate, answer: Answer, outputs: Sequence[Sequence[dict[str, Any]]]) -> tuple[dict[str, Any], ...]:
+def answer_content(
+    template: ChatTemplate, answer: Answer, outputs: Sequence[Sequence[dict[str, Any]]]
+) -> tuple[dict[str, Any], ...]:  # fmt: skip
     """An answer as parts of a message: what was drawn, and the outputs of its code between."""
     parts: list[dict[str, Any]] = []
     end = 0

@@ -24,6 +24,7 @@ SECTIONS = {
     "keye": "Conversations, media, questions, checkpoints, the vision-language model",
     "endpoint": "Servers that answer questions; benchmarks",
     "alignment": "Rewards, rollouts, pairs of answers, and training by them",
+    "kcmm": "KC-MMBench",
     "onerec": "Items, interactions, semantic IDs, recommendations",
     "rl_onerec": "Reinforcement learning of recommenders",
     "etree": "Devices, networks, trees, training over them",

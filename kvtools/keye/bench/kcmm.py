@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from kvtools.errors import Corrupt, Missing
 from kvtools.keye.bench import post_process, rules
 from kvtools.keye.bench.benchmark import JudgeRequest, Question, QuestionSet, Verdict
 from kvtools.keye.bench.kcmm_files import read_folder
@@ -63,7 +64,12 @@ class KCMMBench:
         found = QuestionSet()
         seen: set[tuple[str, str]] = set()
         for src in sources:
-            read_folder(src, task_of, _checked, found, seen, only, needs_media=needs_media)
+            try:
+                read_folder(src, task_of, _checked, found, seen, only, needs_media=needs_media)
+            except (Corrupt, Missing) as fault:
+                if len(sources) == 1:
+                    raise
+                found.faults.append(str(fault))
         order = {task: number for number, task in enumerate(self.tasks)}
         found.questions.sort(key=lambda question: order[question.task])  # stable: rows stay in the order of their files
         return found

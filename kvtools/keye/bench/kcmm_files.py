@@ -84,7 +84,7 @@ def _add(
         lacking.append("image_path")
     if lacking:
         titles = ", ".join(rows.header[:8]) or "none"
-        raise Corrupt(f"{path}: line 1: the columns are {titles}, and {', '.join(lacking)} is missing. Correct the header.")
+        raise Corrupt(f"{path}: line 1: the columns are {titles}; {', '.join(lacking)} must be there too. Correct the header.")
     columns = {name: column for name, column in names.items() if column is not None}
     embedded = _embedded(rows, columns)
     n_found, absent = 0, SkippedRows()

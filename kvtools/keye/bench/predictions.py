@@ -16,7 +16,7 @@ from kvtools.artifact.documents import read_documents
 from kvtools.artifact.files import open_source
 from kvtools.artifact.open import source_name
 from kvtools.artifact.workbook import is_workbook, read_workbook
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, Missing
 from kvtools.keye.bench.benchmark import Key
 from kvtools.keye.bench.tempcompass import is_layout, rows_of
 
@@ -59,10 +59,12 @@ def read_predictions(
     tasks_by_index: dict[str, list[str]] = {}
     for task, index in known:
         tasks_by_index.setdefault(index, []).append(task)
-    for src in (file for source in sources for file in _files(source)):
+    files = [file for source in sources for file in _files(source)]
+    for src in files:
         faults: list[str] = []
         unread: dict[str, list[str]] = {}  # tasks of which the data have nothing: where
-        for where, row in _rows(src, _task_in_name(src, task_of)):
+        rows = _rows(src, _task_in_name(src, task_of))
+        for where, row in rows if len(files) == 1 else _or_fault(rows, found.faults):
             try:
                 key, prediction = _prediction(row, task_of, tasks_by_index)
                 if only and key[0] not in only:
@@ -81,11 +83,19 @@ def read_predictions(
         if len(faults) > _N_NAMED:
             found.faults.append(f"{source_name(src)}: {len(faults) - _N_NAMED:,} more rows are like these. Correct them.")
         found.faults += [
-            f"{source_name(src)}: {places[0]}: this is of task {task}, of which the data have no question; {len(places):,} "
-            "such rows are passed over. Give the task's table."
+            f"{source_name(src)}: {places[0]}: this is of task {task}, of which the data have no question. Such rows are "
+            f"passed over, {len(places):,} in all. Give the task's table."
             for task, places in unread.items()
         ]
     return found
+
+
+def _or_fault(rows: Iterator[tuple[str, Any]], faults: list[str]) -> Iterator[tuple[str, Any]]:
+    """The rows of one file of several: what loses this file does not lose the others."""
+    try:
+        yield from rows
+    except (Corrupt, Missing) as fault:
+        faults.append(str(fault))
 
 
 def _files(src: str) -> list[str]:

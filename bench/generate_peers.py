@@ -184,9 +184,9 @@ def t5_model(n_tokens, d=256, n_enc=4, n_dec=4, n_heads=4, d_head=64, ffn=1024, 
     return T5ForConditionalGeneration(config)
 
 
-def t5(work, dtype, *, with_trie=True):
-    """transformers' T5 as a contestant that returns the tokens (batch, beam, levels); and the T5 itself."""
-    model = t5_model(N_SPECIAL + work.codes * work.levels).to(dtype).eval()
+def t5(work, dtype, *, with_trie=True, **sizes):
+    """transformers' T5 as a contestant that returns the tokens (batch, beam, levels); and the T5 itself. sizes: of t5_model."""
+    model = t5_model(N_SPECIAL + work.codes * work.levels, **sizes).to(dtype).eval()
     known = tokens(catalogue(work), work.codes)
     trie = {}
     for item in known.tolist():

@@ -111,6 +111,17 @@ def test_rollouts_say_what_was_proposed_and_what_it_earned(shop, capfd):
     assert all(len(items) == len(set(items)) for items in groups.values())
 
 
+def test_grpo_takes_a_recommender_too_and_a_recipe_goes_round(shop, capfd):
+    line = RL.replace("ecpo", "grpo")
+    assert say(f"{line} --reward hit --steps 1 --training epsilon=0.3 -o a.safetensors").code == 0
+    (shop / "recipe.toml").write_bytes(say("kvtools info --config a.safetensors", capfd).out)
+    assert say("kvtools rl grpo --model m.safetensors clicks.csv --config recipe.toml -o b.safetensors").code == 0
+    ours, theirs = load_file(shop / "a.safetensors"), load_file(shop / "b.safetensors")
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
+    printed = say("kvtools rl ecpo --config recipe.toml --print-config", capfd).out
+    assert printed == (shop / "recipe.toml").read_bytes()
+
+
 def test_require_gain_is_1_where_nothing_was_learnt(shop, capfd):
     done = say(f"{RL} --reward hit --lr 0 --steps 1 --require-gain -o same.safetensors", capfd)
     assert done.code == 1

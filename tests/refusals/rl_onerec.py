@@ -36,6 +36,7 @@ kvtools rl ecpo --model shop.model clicks.csv --reward column
 kvtools rl ecpo --model shop.model clicks.csv --reward hit:much
 kvtools {RL} --reward hit:2
 kvtools {RL} --group 1
+kvtools rl grpo --model shop.model clicks.csv --reward hit --group 1
 kvtools {RL} --reward format --group 4
 kvtools {RL} --training epsilon=2
 kvtools {RL} --training format_choice=best

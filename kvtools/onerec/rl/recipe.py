@@ -67,6 +67,7 @@ class PolicyRecipe:
     def __post_init__(self) -> None:
         refuse_bad_values("--training", self.settings, _MAY_BE, ("warmup", "save", "valid"))
         refuse_if(
+            (self.group < 2, f"--group {self.group} has nothing to compare an item with. Give 2 or more."),
             (not self.reward, "--reward is missing. Give hit, column:NAME, pscore:MODEL, format or duration."),
         )
         if self.settings["format_samples"] > self.group and any(term.kind == FORMAT for term in self.terms):

@@ -1,15 +1,15 @@
 """Whether a tiny model keeps the format that it is asked for, after a cold start on real data: a Markdown table.
 
-Usage: formats.py [seeds=0,1,2] [epochs=6]      forty minutes on one core
+Usage: formats.py [seeds=0,1,2] [epochs=12]      forty minutes on one core
 
-The data: 500 problems of MATH with solutions, instructions of Alpaca with bare answers, captions and signs of short clips. Solutions
-become thinking, their boxes the bare answers of the same problems, and a rule writes the analyses of auto from the kind of prompt.
-So a problem alone does not tell the format: it is asked in all three ways. Held out are a fifth of the problems and of the
-instructions, in every mode; instructions are never asked to think in training, so that their row tells whether the switch alone is
-followed.
+The data: 500 problems of MATH with solutions, instructions of Alpaca with bare answers, captions and signs of short clips.
+Solutions become thinking, their boxes the bare answers of the same problems, and a rule writes the analyses of auto from the
+kind of prompt. So a problem alone does not tell the format: it is asked in all three ways. Held out are a fifth of the
+problems and of the instructions, in every mode; instructions are never asked to think in training, so that their row tells
+whether the switch alone is followed.
 
-Answers are greedy and parsed by kvtools/keye/data/modes.py: format, not truth. The control trains on the same records with their
-switches dealt out again at random.
+Answers are greedy and parsed by kvtools/keye/data/modes.py: format, not truth. The control trains on the same records with
+their switches dealt out again at random.
 """
 
 import csv
@@ -30,18 +30,19 @@ KVTOOLS = Path(sys.executable).with_name("kvtools")
 FOLDER = HERE / ".formats"
 TOKENIZER = DATA / "tokenizer" / "minimind" / "tokenizer.json"
 MODES = ("think", "no_think", "auto")
-LONGEST = 320  # letters of an answer
+LONGEST = 140  # letters of a question, and of an answer
+N_INSTRUCTIONS = 100  # to learn from
 N_HELD_OUT = 40  # prompts of a kind
-MAX_NEW_TOKENS = 320
+MAX_NEW_TOKENS = 200
 
 
-def main(seeds="0,1,2", epochs="6"):
+def main(seeds="0,1,2", epochs="12", what="mix,control"):
     FOLDER.mkdir(exist_ok=True)
     held_out = make_sources()
     make_mixture()
     make_control()
     rows = []
-    for name in ("mix", "control"):
+    for name in what.split(","):
         for seed in map(int, seeds.split(",")):
             begin = time.monotonic()
             model = train(name, seed, epochs)
@@ -56,11 +57,12 @@ def is_held_out(text):
 
 def make_sources():
     """The files of the five modes in FOLDER; returns {kind: held-out questions}."""
-    problems = [
+    told = [
         (row["problem"], row["solution"], row["level"], row["type"])
         for row in json.loads((DATA / "reasoning/math_problems_thyme.json").read_text()).values()
-        if len(row["problem"]) < LONGEST and len(row["solution"]) < LONGEST and "boxed" in row["solution"]
+        if len(row["problem"]) < 2 * LONGEST
     ]
+    problems = [row for row in told if len(row[1]) < LONGEST and "boxed" in row[1]]
     instructions = [
         ("\n".join(filter(None, (row["instruction"], row["input"]))), row["output"])
         for row in json.loads((DATA / "reasoning/llamafactory/alpaca_en_demo.json").read_text())
@@ -71,17 +73,17 @@ def make_sources():
         think.append({"problem": problem, "solution": solution})
         no_think.append({"question": problem, "answer": boxed(solution)})
         analysis = f"This is a problem of {kind}, of {level.lower()}, and its result takes several steps."
-        if number % 2:
+        if number % 3:
             auto.append({"question": problem, "answer": decided(analysis, "think") + thought(solution)})
-    for number, (instruction, output) in enumerate(p for p in instructions if not is_held_out(p[0])):
+    for number, (instruction, output) in enumerate([p for p in instructions if not is_held_out(p[0])][:N_INSTRUCTIONS]):
         no_think.append({"question": instruction, "answer": output})
-        if number % 4 == 0:
+        if number % 2:
             analysis = "This is a plain request, which can be answered at once."
             auto.append({"question": instruction, "answer": decided(analysis, "no_think") + output})
     for name, rows in (("think", think), ("no_think", no_think), ("auto", auto), ("video", video_rows())):
         (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
-        "problems": [p[0] for p in problems if is_held_out(p[0])][:N_HELD_OUT],
+        "problems": [p[0] for p in told if is_held_out(p[0])][:N_HELD_OUT],
         "instructions": [p[0] for p in instructions if is_held_out(p[0])][:N_HELD_OUT],
     }
 
@@ -127,9 +129,25 @@ def make_mixture():
         )  # AV1 may be refused
     words = [word for mode in (*MODES, "video") for word in (f"--{mode.replace('_', '-')}", FOLDER / f"{mode}.jsonl")]
     kvtools(
-        "coldstart-mix", *words, "--media", clips, "--repair", "--epochs", "1:1:1:1", "--tokenizer", TOKENIZER, "--max-tokens", 1024,
-        "--report", FOLDER / "mix.json", "--rejects", FOLDER / "rejects.jsonl", "-o", FOLDER / "mix.kvs", "--force",
-    )  # fmt: skip
+        "coldstart-mix",
+        *words,
+        "--media",
+        clips,
+        "--repair",
+        "--epochs",
+        "1:1:1:1",
+        "--tokenizer",
+        TOKENIZER,
+        "--max-tokens",
+        1024,
+        "--report",
+        FOLDER / "mix.json",
+        "--rejects",
+        FOLDER / "rejects.jsonl",
+        "-o",
+        FOLDER / "mix.kvs",
+        "--force",
+    )
 
 
 def make_control():
@@ -149,10 +167,31 @@ def train(name, seed, epochs):
     model = FOLDER / f"{name}-{seed}-{epochs}.safetensors"
     if not model.exists():
         kvtools(
-            "pretrain", "keye", FOLDER / ("mix.kvs" if name == "mix" else "control.jsonl"), "--stage", "cold-start", "--size", "tiny",
-            "--tokenizer", TOKENIZER, "--media", FOLDER / "clips.kvs", "--steps", f"{epochs}ep", "--batch-tokens", 1024, "--lr", "2e-3",
-            "--seed", seed, "-q", "-o", model, "--log", FOLDER / f"{name}-{seed}.log",
-        )  # fmt: skip
+            "pretrain",
+            "keye",
+            FOLDER / ("mix.kvs" if name == "mix" else "control.jsonl"),
+            "--stage",
+            "cold-start",
+            "--size",
+            "tiny",
+            "--tokenizer",
+            TOKENIZER,
+            "--media",
+            FOLDER / "clips.kvs",
+            "--steps",
+            f"{epochs}ep",
+            "--batch-tokens",
+            1024,
+            "--lr",
+            "2e-3",
+            "--seed",
+            seed,
+            "-q",
+            "-o",
+            model,
+            "--log",
+            FOLDER / f"{name}-{seed}.log",
+        )
     return model
 
 
@@ -173,9 +212,8 @@ def shares(model, held_out):
                 for n, question in enumerate(questions)
             ]
             n_kept = 0
-            for answer in generate(
-                keye, prompts, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0, stop_tokens=template.stop_tokens
-            ):
+            answers = generate(keye, prompts, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0, stop_tokens=template.stop_tokens)
+            for (answer,) in answers:
                 text = template.decode(answer.text_tokens, skip_control=True)
                 if answer.ended == "stop":
                     try:

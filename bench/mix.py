@@ -1,10 +1,12 @@
-"""How fast coldstart-mix mixes and packs text, beside Hugging Face's libraries, and whether its memory is flat: Markdown on stdout.
+"""How fast coldstart-mix mixes and packs text, beside Hugging Face's libraries, and whether its memory is flat: Markdown on
+stdout.
 
 Usage: mix.py PEERS_PYTHON [n=20000]
 
-Texts are sentences of real instructions and solutions, drawn anew for each sample, so that none repeats another: some 150 tokens a
-sample. Ours is the whole command, a new process with its imports, near duplicates looked for and every format checked; of the peer
-(mix_peers.py) imports are not timed, and it neither checks nor cleans. Each runs three times, in turn; the medians are told.
+Texts are sentences of real instructions and solutions, drawn anew for each sample, so that none repeats another: some 150
+tokens a sample. Ours is the whole command, a new process with its imports, near duplicates looked for and every format
+checked; of the peer (mix_peers.py) imports are not timed, and it neither checks nor cleans. Each runs three times, in turn;
+the medians are told.
 """
 
 import json
@@ -72,9 +74,25 @@ def write_texts(folder, n):
 def run_ours(folder, n):
     """Seconds, the fill, and the most memory that any of its processes had."""
     words = [
-        KVTOOLS, "coldstart-mix", "-q", "--think", folder / "think.jsonl", "--no-think", folder / "no_think.jsonl", "-n", str(n),
-        "--tokenizer", TOKENIZER, "--length", str(LENGTH), "-o", folder / "rows.kvs", "--report", folder / "report.json", "--force",
-    ]  # fmt: skip
+        KVTOOLS,
+        "coldstart-mix",
+        "-q",
+        "--think",
+        folder / "think.jsonl",
+        "--no-think",
+        folder / "no_think.jsonl",
+        "-n",
+        str(n),
+        "--tokenizer",
+        TOKENIZER,
+        "--length",
+        str(LENGTH),
+        "-o",
+        folder / "rows.kvs",
+        "--report",
+        folder / "report.json",
+        "--force",
+    ]
     begin = time.perf_counter()
     done = subprocess.Popen(words)
     _, status, usage = os.wait4(done.pid, 0)

@@ -29,13 +29,16 @@ def read_documents(file: BinaryIO, *, raw: bool = False) -> Iterator[tuple[str, 
     if head.startswith(_GZIP):
         yield from read_documents(cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=file), _PEEK)), raw=raw)
     elif head.startswith(_ZSTD):
-        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False)
         yield from read_documents(cast("BinaryIO", io.BufferedReader(reader, _PEEK)), raw=raw)
     elif is_parquet(file):
         yield from _rows(file)
     elif head.startswith(_UTF16):
         text = io.TextIOWrapper(file, encoding="utf-16")
-        yield from _of_text(cast("BinaryIO", io.BufferedReader(_Encoded(text), _PEEK)), raw=raw)
+        try:
+            yield from _of_text(cast("BinaryIO", io.BufferedReader(_Encoded(text), _PEEK)), raw=raw)
+        finally:
+            text.detach()  # else its end would close the file
     else:
         yield from _of_text(file, raw=raw)
 

@@ -1,11 +1,17 @@
 """`kvtools coldstart-mix`: sources of five modes become one checked, cleaned, exactly mixed stream."""
 
+import gzip
+import hashlib
 import json
 import random
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
+from conftest import on_ranks
 from PIL import Image
 
 from kvtools.artifact import open_artifact
@@ -127,14 +133,81 @@ def test_order_and_grouping_of_sources_do_not_matter(kv, made, tmp_path):
 
 
 @pytest.mark.mpi
-def test_any_number_of_ranks_gives_the_same(sh, made):
-    made("a", "think", 300)
-    made("b", "no_think", 300)
-    line = "kvtools coldstart-mix -q --think a.jsonl --no-think b.jsonl --ratio 1:2 -n 90"
-    done = sh(
-        f"{line} -o one.kvs && mpiexec -n 4 {line} -o four.kvs && kvtools sum one.kvs four.kvs | cut -d' ' -f1 | uniq | wc -l"
+def test_any_number_of_ranks_and_jobs_gives_the_same(sh, kv, made, tmp_path):
+    made("a", "think", 200)
+    made("b", "no_think", 200)
+    (tmp_path / "a.jsonl").open("a").write('{bad\n{"messages": []}\n')
+    sources = "coldstart-mix -q --think a.jsonl --no-think b.jsonl --ratio 1:2 -n 90"
+    line = sources + " --rejects {0}.rejects --report {0}.json -o {0}.kvs"
+    assert kv(*(line.format(n) + f" --jobs {n}" for n in (1, 2, 3)))[0] == 65
+    done = sh(on_ranks(4, ["kvtools " + line.format("ranks")], tmp_path), pipefail=False)
+    assert done.code == 65, done.err
+    names = [*map(str, (1, 2, 3)), "ranks"]
+    assert len({(tmp_path / f"{name}.kvs").read_bytes() for name in names}) == 1
+    for form in "rejects", "json":
+        assert len({(tmp_path / f"{name}.{form}").read_text() for name in names}) == 1
+    assert json.loads((tmp_path / "ranks.json").read_text())["rejects"] == {"the document cannot be understood": 2}
+
+
+def test_epochs_are_passes_over_each_mode(kv, made, tmp_path):
+    made("a", "think", 10)
+    made("b", "no_think", 20)
+    assert kv("coldstart-mix -q --think a.jsonl --no-think b.jsonl --epochs 2.5:0.5 -o mix.kvs") == (0, "")
+    assert modes(tmp_path / "mix.kvs") == {"think": 25, "no_think": 10}
+
+
+def test_sources_of_every_form_are_read_and_named_in_the_history(kv, sh, made, tmp_path):
+    rows = [json.dumps(row) for row in made("all", "no_think", 40)]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(rows[:10]).encode()))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress("\n".join(rows[10:20]).encode()))
+    (tmp_path / "c.json").write_text("[" + ",".join(rows[20:30]) + "]")
+    pq.write_table(pa.Table.from_pylist([json.loads(row) for row in rows[30:40]]), tmp_path / "d.parquet")
+    (tmp_path / "table.json").write_text(
+        json.dumps({f"file {n}": {"problem": f"{n} + {n}?", "solution": f"It is \\boxed{{{2 * n}}}."} for n in range(5)})
     )
-    assert (done.code, done.out.strip()) == (0, b"1"), done.err
+    names = ("a.jsonl.gz", "b.jsonl.zst", "c.json", "d.parquet", "table.json")
+    sources = " ".join(f"--no-think {name}" for name in names)
+    assert kv(
+        f"coldstart-mix -q {sources} -o one.kvs", "coldstart-mix -q --no-think all.jsonl --no-think table.json -o two.kvs",
+        "convert all.jsonl -o all.kvs", "coldstart-mix -q --no-think all.kvs --no-think table.json -o three.kvs",
+    ) == (0, "")  # fmt: skip
+    ids = [{fields["id"] for fields, _ in records(tmp_path / f"{name}.kvs")} for name in ("one", "two", "three")]
+    assert ids[0] == ids[1] == ids[2]
+    assert len(ids[0]) == 45
+    (step,) = open_artifact(str(tmp_path / "one.kvs")).head.history
+    assert len(step["inputs"]) == len(names)
+    assert step["inputs"][2] == hashlib.blake2b((tmp_path / "c.json").read_bytes(), digest_size=16).hexdigest()
+    assert [s["command"] for s in open_artifact(str(tmp_path / "three.kvs")).head.history] == ["convert", "coldstart-mix"]
+
+
+def test_the_answer_of_a_prompt_that_most_paths_have_is_kept(kv, tmp_path):
+    rows = [chat("How many?", f"<think>{steps}</think><answer>\\boxed{{{n}}}</answer>") for steps, n in (
+        ("Add them. It is 5.", 5), ("Guess. It is 5.", 5), ("Add them. Hm. It is 5.", 5), ("Subtract them. It is 1.", 1),
+    )]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert kv("coldstart-mix -q --think a.jsonl -o mix.kvs --report r.json") == (0, "")
+    ((_, document),) = records(tmp_path / "mix.kvs")
+    assert document["messages"][1]["content"][0]["text"].startswith("<think>Add them. It is 5.")
+    assert json.loads((tmp_path / "r.json").read_text())["rejects"] == {
+        "another path of its prompt was kept": 2, "the answer is not the right one of its prompt": 1,
+    }  # fmt: skip
+    assert kv("coldstart-mix -q --think a.jsonl -o none.kvs --min-agreement 0.8")[0] == 65
+
+
+def test_videos_think_in_the_proportion_of_the_report(kv, clip, tmp_path):
+    rows = []
+    for n in range(60):
+        answer = f"<think>Look {n}.</think><answer>It is {n}.</answer>" if n < 20 else f"It moves {n}."
+        rows.append({"video": "clip.mp4", "question": f"What moves in part {n}?", "answer": answer})
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert kv("tokenize-video -q --fps 2 --frame-tokens 4:4 clip.mp4 -o clip.kvs") == (0, "")
+    assert kv("coldstart-mix -q --video v.jsonl --media clip.kvs -n 52 -o mix.kvs --report r.json") == (0, "")
+    found = Counter(
+        (d["messages"][0]["content"][-1]["text"].partition("/")[2], d["messages"][0]["content"][0]["frames"])
+        for _, d in records(tmp_path / "mix.kvs")
+    )
+    assert found == {("think", 16): 6, ("think", 32): 6, ("no_think", 16): 20, ("no_think", 32): 20}
+    assert json.loads((tmp_path / "r.json").read_text())["by_mode"]["video"]["thinking"] == 12
 
 
 def test_what_breaks_its_format_is_rejected_by_reason_and_kept(kv, made, tmp_path):

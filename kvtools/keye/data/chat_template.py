@@ -195,9 +195,13 @@ def _pieces(conversation: Conversation, n_visual_tokens: Sequence[int]) -> list[
 
 
 def _turn(role: str, content: Sequence[_Piece], *, is_target: bool = False) -> list[_Piece]:
-    text = [replace(piece, is_target=is_target and not piece.is_read and piece.text not in CONTROL) for piece in content]
+    text = [replace(piece, is_target=is_target and not piece.is_read and not _is_control(piece)) for piece in content]
     end = replace(_special("<|im_end|>"), is_target=is_target)
     return [_special("<|im_start|>"), _Piece(f"{role}\n"), *text, end, _Piece("\n")]
+
+
+def _is_control(piece: _Piece) -> bool:
+    return piece.is_special and piece.text in CONTROL
 
 
 def _tool_response(content: Sequence[_Piece], *, is_first: bool, is_last: bool) -> list[_Piece]:

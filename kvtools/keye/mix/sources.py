@@ -71,10 +71,14 @@ def _documents(src: str, origins: Origins) -> Iterator[tuple[str, Any]]:
     digest = hashlib.blake2b(digest_size=16)
     with open_source(src) as opened:
         file = cast("BinaryIO", io.BufferedReader(_Digested(opened, digest), _BLOCK_BYTES))
-        if is_parquet(opened) and opened.seekable():
-            yield from ((where, _without_bytes(row)) for where, row in read_documents(opened))
+        if is_parquet(opened) and opened.seekable():  # read from its end: its bytes are digested apart
+            while block := opened.read(_BLOCK_BYTES):
+                digest.update(block)
             opened.seek(0)
-        elif is_stream(file):
+            yield from ((where, _without_bytes(row)) for where, row in read_documents(opened))
+            origins.digests.append(digest.hexdigest())
+            return
+        if is_stream(file):
             reader = open_stream(src, "conversation", made_by="kvtools convert", file=file)
             origins.histories.append(reader.head.history)
             for record in reader:

@@ -31,8 +31,8 @@ BAR = 5.0
 
 def main(peers_python, n="20000", rounds="3"):
     n = int(n)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         write_texts(folder, n)
         ours, theirs = [], []
         for _ in range(int(rounds)):

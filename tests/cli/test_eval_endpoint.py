@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -11,7 +13,7 @@ from chat_server import ChatServer, text_of
 from conftest import BIN
 from standin import make_clips, make_standin
 
-from kvtools import cli
+from kvtools import cli, world
 from kvtools.keye.endpoint import endpoint as pool
 
 N = 8  # questions a task
@@ -95,13 +97,39 @@ def test_a_killed_run_is_continued_without_asking_again(standin, tmp_path, capfd
 def test_questions_without_an_answer_are_named_and_asked_again_by_the_next_run(standin, tmp_path, capfd):
     with ChatServer(answer, fault=lambda n: 400 if n % 4 == 3 else None) as server:
         words = [standin, "--endpoint", server.url, "--details", tmp_path / "d.jsonl"]
-        code, _, err = rows_of(capfd, *words)
+        code, lost_rows, err = rows_of(capfd, *words)
         assert (code, "status 400 (" in err) == (74, True)
+        assert sum(row["lost"] for row in lost_rows[:-1]) == 6 * N - sum(row["n"] for row in lost_rows[:-1]) > 0
         server.fault = lambda n: None
         n_before, n_lost = server.n_calls, n_distinct(server) - n_answers(server)
         code, rows, _ = rows_of(capfd, *words)
         assert (code, server.n_calls - n_before) == (0, n_lost)
         assert rows_of(capfd, standin, "--endpoint", server.url)[1] == rows
+
+
+def test_a_server_that_is_down_is_said_in_a_few_lines_and_gives_no_figure(standin, capfd):
+    code, rows, err = rows_of(capfd, standin, "--endpoint", "http://127.0.0.1:9/v1", "-q")
+    assert (code, rows) == (74, [])
+    assert len(err.splitlines()) == 5
+    assert "the connection failed" in err
+    assert err.endswith("no question has an answer, and there is nothing to report.\n")
+
+
+def test_a_signal_ends_a_run_whose_server_hangs_and_the_answers_so_far_are_kept(standin, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(world, "_stop_signals", [])
+    with ChatServer(answer, fault=lambda n: "hang" if n >= 10 else None) as server:
+
+        def interrupt():
+            while server.n_calls < 18:  # ten answers, and eight calls that hang
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        begin = time.monotonic()
+        code, _, err = rows_of(capfd, standin, "--endpoint", server.url, "--details", tmp_path / "d.jsonl")
+        assert (code, time.monotonic() - begin < 30) == (75, True)
+    assert "Run again to continue" in err
+    assert len((tmp_path / "d.jsonl").read_text().splitlines()) >= 10
 
 
 def test_judges_share_the_questions_and_are_never_asked_twice(standin, tmp_path, capfd):

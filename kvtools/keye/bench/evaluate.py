@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, Died
 from kvtools.keye.bench.benchmark import Bench, JudgeRequest, Key, Question, QuestionSet, Score, Verdict
 from kvtools.keye.bench.details import Details
 from kvtools.keye.bench.predictions import Prediction
@@ -19,6 +19,7 @@ _THOUGHT = re.compile(r"\S.*</think>", re.DOTALL)
 _EMPTY_THOUGHT = re.compile(r"<think>\s*</think>")
 _NO_VERDICT = Verdict(is_right=False, extracted=None)
 IO_ERROR = 74
+N_NAMED = 3  # questions that are named for the same reason
 
 # asks a judge: (key, verdict or None, why there is no reply) of each
 AskJudge = Callable[[Mapping[Key, tuple[Question, JudgeRequest]]], Iterable[tuple[Key, Verdict | None, str | None]]]
@@ -29,7 +30,8 @@ class Evaluation:
     """Questions with their answers and verdicts, while they come in. log: takes a line on what is wrong.
 
     only: the tasks that are asked for; empty is all. known: keys of all questions of the data, also of those not asked here.
-    excluded: questions left out since a picture is missing, by task. code: the exit code so far.
+    excluded: questions left out since a picture is missing, by task; lost: those that no server has answered. code: the exit
+    code so far.
     """
 
     bench: Bench
@@ -39,6 +41,7 @@ class Evaluation:
     only: Sequence[str] = ()
     known: set[Key] = field(default_factory=set)
     excluded: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
     answers: dict[Key, Prediction] = field(default_factory=dict)
     verdicts: dict[Key, Verdict] = field(default_factory=dict)
     code: int = 0
@@ -67,7 +70,7 @@ class Evaluation:
         """The report as a table, beside the published one where the data are the benchmark."""
         is_published = self.bench.name == "kcmm" and not is_standin
         how = "our offline rules, which are not the published metric" if self.score == "rules" else "the published evaluator"
-        lines = report_lines(rows, self.excluded, has_published=is_published)
+        lines = report_lines(rows, self.excluded, self.lost, has_published=is_published)
         lines.append(f"scored by {how}; accuracies are in per cent.")
         if is_standin:
             lines.append("The questions are a stand-in, NOT KC-MMBench: these figures cannot be held against published ones.")
@@ -79,23 +82,33 @@ class Evaluation:
         """Take in answers as they come, each into the details at once. Returns whether it was stopped."""
         if stop():
             return True
+        reasons: dict[str, int] = {}
         for question, answer in answered:
             if isinstance(answer, Prediction):
                 self.answers[question.key] = answer
                 details.add(question, answer)
             elif isinstance(answer, str):
-                self.fault(f"{question.task}: index {question.index}: {answer}. Run again to ask once more.", IO_ERROR)
+                self.leave_out(question, self.lost)
+                reasons[answer] = reasons.get(answer, 0) + 1
+                if reasons[answer] <= N_NAMED:
+                    self.fault(f"{question.task}: index {question.index}: {answer}. Run again to ask once more.", IO_ERROR)
             else:
-                self.exclude(question)
+                self.leave_out(question, self.excluded)
                 self.fault(f"{question.task}: index {question.index}: {answer}. Look at the picture.")
             if stop():
-                return True
-        return False
+                break
+        for reason, count in reasons.items():
+            if count > N_NAMED:
+                self.log(f"{count - N_NAMED} more questions: {reason}.")
+        if self.lost and not self.questions:
+            self.log("no question has an answer, and there is nothing to report.")
+            raise Died(IO_ERROR)
+        return bool(stop())
 
-    def exclude(self, question: Question) -> None:
-        """Leave a question out."""
+    def leave_out(self, question: Question, counted: dict[str, int]) -> None:
+        """Leave a question out of all figures, and count it."""
         self.questions.remove(question)
-        self.excluded[question.task] = self.excluded.get(question.task, 0) + 1
+        counted[question.task] = counted.get(question.task, 0) + 1
 
     def judge(self, ask: AskJudge | None) -> set[str]:
         """The verdicts on all answers; returns the tasks that have none since no judge can be asked."""
@@ -145,7 +158,7 @@ class Evaluation:
         by_task = self.scored()
         rows = [task_row(task, scored, self.score) for task, scored in by_task.items()]
         for row in rows:
-            row["excluded"] = self.excluded.get(row["task"], 0)
+            row |= {"excluded": self.excluded.get(row["task"], 0), "lost": self.lost.get(row["task"], 0)}
             if row["task"] in without_judge:
                 row |= {"accuracy": None, "ci95": None, "failures": 0, "needs_judge": True}
         return [*rows, macro_row(rows, by_task, self.score)]

@@ -3,7 +3,7 @@
 Not here: how servers are asked, retried and cached (endpoint/).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kvtools.keye.bench.benchmark import Bench, Generation, JudgeRequest, Key, Question, Verdict
 from kvtools.keye.bench.predictions import Prediction
@@ -14,12 +14,13 @@ from kvtools.keye.endpoint.request import Request
 
 
 def ask_questions(
-    endpoint: Endpoint, media: Media, questions: Sequence[Question], how: Generation
+    endpoint: Endpoint, media: Media, questions: Sequence[Question], how: Generation, stop: Callable[[], object]
 ) -> Iterator[tuple[Question, Prediction | str]]:
-    """Each question with its answer, in the order in which they arrive; or with the reason why there is none."""
+    """Each question with its answer, in the order in which they arrive; or with the reason why there is none. Ends where `stop`
+    says so."""
     sampling = {"temperature": how.temperature, "max_tokens": how.max_new, "seed": how.seed}
     requests = (request_of({"messages": question.messages(how.mode)}, media, sampling) for question in questions)
-    for reply in endpoint.ask_all(requests):
+    for reply in endpoint.ask_all(requests, stop):
         question = questions[reply.index]
         if reply.fault is not None:
             yield question, reply.fault

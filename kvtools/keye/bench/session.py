@@ -153,7 +153,7 @@ def _ask(evaluation: Evaluation, how: Answering, details: Details, info: Log) ->
     stop = Stop() if how.details is not None else None
     with ExitStack() as stack:
         media = stack.enter_context(Media([], fps=how.fps))
-        answered = _of_servers(asked, how, media, stack) if how.servers.urls else _of_model(asked, how, media)
+        answered = _of_servers(asked, how, media, stack, lambda: stop) if how.servers.urls else _of_model(asked, how, media)
         label = how.model or ", ".join(how.servers.urls)
         counted = progress(answered, total=len(rest), unit="questions", label=label, quiet=how.is_quiet)
         with raising(Corrupt, label, "Give another model."):
@@ -173,11 +173,13 @@ def _of_model(asked: Sequence[Question], how: Answering, media: "Media") -> Iter
     return generate_answers(keye, template, media, asked, how.generation)
 
 
-def _of_servers(asked: Sequence[Question], how: Answering, media: "Media", stack: ExitStack) -> Iterator[Any]:
+def _of_servers(
+    asked: Sequence[Question], how: Answering, media: "Media", stack: ExitStack, stop: Callable[[], object]
+) -> Iterator[Any]:
     from kvtools.keye.bench.servers import ask_questions
 
     endpoint = stack.enter_context(how.servers.open(is_judge=False, details=how.details))
-    return ask_questions(endpoint, media, asked, how.generation)
+    return ask_questions(endpoint, media, asked, how.generation, stop)
 
 
 def _with_frames(question: Question, frames: int | None) -> Question:

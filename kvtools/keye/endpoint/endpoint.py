@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from kvtools.keye.endpoint.request import Reply, Request
 from kvtools.keye.endpoint.wire import Answer, Failed, Server
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 30.0
+_POLL_S = 0.5
 _MOST_WAITS = 20  # that servers may tell one question to wait
 _N_DOWN = 6  # failures in a row, of all servers together, from which on they can be down
 _DOWN_S, _NEVER_UP_S = 120.0, 10.0  # for so long without an answer; the latter where there never was one
@@ -113,19 +114,26 @@ class Endpoint:
         """The reply to one request."""
         return next(self.ask_all([request]))
 
-    def ask_all(self, requests: Iterable[Request]) -> Iterator[Reply]:
+    def ask_all(self, requests: Iterable[Request], stop: Callable[[], object] = lambda: False) -> Iterator[Reply]:
         """Replies in the order in which they arrive, `index` by the order of the requests, which are read as they are needed.
 
-        The asking begins with this call, not with the first `next`. What `requests` raises is raised here.
+        The asking begins with this call, not with the first `next`. What `requests` raises is raised here. The replies end
+        early, within half a second, where `stop` says so, also while servers hang.
         """
         batch = _Batch()
         self._start()
         threading.Thread(target=self._feed, args=(batch, requests), daemon=True).start()
-        return self._replies(batch)
+        return self._replies(batch, stop)
 
-    def _replies(self, batch: _Batch) -> Iterator[Reply]:
+    def _replies(self, batch: _Batch, stop: Callable[[], object]) -> Iterator[Reply]:
         try:
-            while (reply := batch.replies.get()) is not None:
+            while not stop():
+                try:
+                    reply = batch.replies.get(timeout=_POLL_S)
+                except queue.Empty:
+                    continue
+                if reply is None:
+                    return
                 if isinstance(reply, BaseException):
                     raise reply
                 yield reply

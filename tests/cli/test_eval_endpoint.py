@@ -132,6 +132,17 @@ def test_a_signal_ends_a_run_whose_server_hangs_and_the_answers_so_far_are_kept(
     assert len((tmp_path / "d.jsonl").read_text().splitlines()) >= 10
 
 
+def test_a_judge_that_is_down_is_said_in_a_few_lines_and_asked_again(standin, tmp_path, capfd):
+    rows = [{"task": "SPU", "index": 9_000_000 + 5 * N + i, "prediction": "是。"} for i in range(N)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = [standin, "--predictions", tmp_path / "p.jsonl", "--score", "reference", "--cache", tmp_path / "c"]
+    code, report, err = rows_of(capfd, *words, "--judge", "http://127.0.0.1:9/v1", "-q")
+    assert (code, report[0]["failures"], len(err.splitlines())) == (74, N, 4)
+    with ChatServer(lambda body: "是") as judge:
+        code, report, _ = rows_of(capfd, *words, "--judge", judge.url)
+    assert (code, report[0]["failures"], report[0]["accuracy"], judge.n_calls) == (0, 0, 0.5, 1)  # all ask the same
+
+
 def test_judges_share_the_questions_and_are_never_asked_twice(standin, tmp_path, capfd):
     rng = random.Random(6)
     with ChatServer(answer) as model:

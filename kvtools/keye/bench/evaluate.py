@@ -82,24 +82,20 @@ class Evaluation:
         """Take in answers as they come, each into the details at once. Returns whether it was stopped."""
         if stop():
             return True
-        reasons: dict[str, int] = {}
+        reasons = _Reasons(self)
         for question, answer in answered:
             if isinstance(answer, Prediction):
                 self.answers[question.key] = answer
                 details.add(question, answer)
             elif isinstance(answer, str):
                 self.leave_out(question, self.lost)
-                reasons[answer] = reasons.get(answer, 0) + 1
-                if reasons[answer] <= N_NAMED:
-                    self.fault(f"{question.task}: index {question.index}: {answer}. Run again to ask once more.", IO_ERROR)
+                reasons.add(question.key, answer)
             else:
                 self.leave_out(question, self.excluded)
                 self.fault(f"{question.task}: index {question.index}: {answer}. Look at the picture.")
             if stop():
                 break
-        for reason, count in reasons.items():
-            if count > N_NAMED:
-                self.log(f"{count - N_NAMED} more questions: {reason}.")
+        reasons.sum_up()
         if self.lost and not self.questions:
             self.log("no question has an answer, and there is nothing to report.")
             raise Died(IO_ERROR)
@@ -132,10 +128,12 @@ class Evaluation:
                 self.verdicts[question.key] = verdict.without
             else:
                 without_judge.add(question.task)
+        reasons = _Reasons(self)
         for key, found, reason in ask(asked) if ask is not None and asked else ():
             self.verdicts[key] = found or _NO_VERDICT
             if reason is not None:
-                self.fault(f"{key[0]}: index {key[1]}: the judge has not replied: {reason}. Run again.", IO_ERROR)
+                reasons.add(key, f"the judge has not replied: {reason}")
+        reasons.sum_up()
         return without_judge
 
     def scored(self) -> dict[str, list[Scored]]:
@@ -177,6 +175,26 @@ class Evaluation:
                 if verdict.judge is not None:
                     more["judge"] = verdict.judge
             yield question, prediction, more
+
+
+class _Reasons:
+    """Why questions have no answer or no verdict: the first few of each reason by name, the others as a number."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+        self._counts: dict[str, int] = {}
+
+    def add(self, key: Key, reason: str) -> None:
+        """One more question."""
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        if self._counts[reason] <= N_NAMED:
+            self._evaluation.fault(f"{key[0]}: index {key[1]}: {reason}. Run again to ask once more.", IO_ERROR)
+
+    def sum_up(self) -> None:
+        """Say how many more there were."""
+        for reason, count in self._counts.items():
+            if count > N_NAMED:
+                self._evaluation.log(f"{count - N_NAMED} more questions: {reason}.")
 
 
 def has_thought(text: str) -> bool:

@@ -29,12 +29,13 @@ def ask_questions(
 
 
 def ask_judge(
-    judge: Endpoint, bench: Bench, asked: Mapping[Key, tuple[Question, JudgeRequest]]
+    judge: Endpoint, bench: Bench, asked: Mapping[Key, tuple[Question, JudgeRequest]], stop: Callable[[], object]
 ) -> Iterator[tuple[Key, Verdict | None, str | None]]:
-    """The verdict on each answer that a judge must see; None where the judge has given no reply, with the reason."""
+    """The verdict on each answer that a judge must see; None where the judge has given no reply, with the reason. Ends where
+    `stop` says so."""
     keys = [*asked]
     requests = (_request(asked[key][1]) for key in keys)
-    for reply in judge.ask_all(requests):
+    for reply in judge.ask_all(requests, stop):
         key = keys[reply.index]
         question, request = asked[key]
         if reply.fault is None or reply.text:

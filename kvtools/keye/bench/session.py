@@ -113,8 +113,13 @@ def obtain_verdicts(evaluation: Evaluation, servers: Servers, how: Answering, wa
     if servers.judge_urls:
         from kvtools.keye.bench.servers import ask_judge
 
+        stop = Stop() if how.details is not None else None
         with servers.open(is_judge=True, details=how.details) as judge:
-            without = evaluation.judge(lambda asked: ask_judge(judge, evaluation.bench, asked))
+            without = evaluation.judge(lambda asked: ask_judge(judge, evaluation.bench, asked, lambda: stop))
+            if stop:
+                raise Stopped(
+                    f"stopped after {judge.n_calls} calls of the judge, whose replies are kept. Run again to continue."
+                )
             info(f"{judge.n_calls:,} calls of the judge.")
     else:
         without = evaluation.judge(None)

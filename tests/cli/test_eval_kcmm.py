@@ -73,7 +73,7 @@ def test_predictions_become_a_line_a_task_and_the_macro_mean(top, capfd):
     )
     assert {**rows["SPU"], "ci95": 0} == {
         "task": "SPU", "n": 6, "accuracy": 5 / 6, "ci95": 0, "failures": 0, "mode": "rules", "unanswered": 0, "excluded": 0,
-        "thought": 0, "tokens": None, "seconds": None,
+        "lost": 0, "thought": 0, "tokens": None, "seconds": None,
     }  # fmt: skip
     low, high = rows["SPU"]["ci95"]
     assert 0 < low < 5 / 6 < high < 1

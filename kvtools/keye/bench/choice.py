@@ -118,11 +118,14 @@ def _add(src: str, task: str, found: QuestionSet, seen: set[Key], *, needs_media
                 raise ValueError(f"index {question.index} is there twice")
         except ValueError as fault:
             found.faults.append(f"{src}: {where}: {fault}. Correct the row.")
+            if isinstance(row, dict):
+                found.left_out.add((task, _index(row, number)))
             continue
         seen.add(question.key)
         gone = finder.find(question.media)
         if gone and needs_media:
             absent.skip(NO_PICTURES, f"{src}: {where}: {', '.join(gone)}")
+            found.left_out.add(question.key)
         else:
             found.questions.append(question)
     if absent.counts:
@@ -195,12 +198,15 @@ def _question(task: str, row: Any, number: int, pictures: Mapping[str, Any]) -> 
     if len(options) < 2:
         raise ValueError(f"it has {len(options)} options, and 2 to {len(LETTERS)} are needed")
     answer = _answer(_first(row, _ANSWER, "answer"), options)
-    index = str(next((row[name] for name in _INDEX if name in row), number))
     category = str(next((row[name] for name in _CATEGORY if name in row), ""))
     asked = text if is_listed else _asked(text, options)
     hint = f"Hint: {row['hint']}\n" if "hint" in row else ""
     parts = [*_media(row, pictures), {"type": "text", "text": f"{hint}{asked}\n{_ASK}"}]
-    return Question(task, index, parts, answer, category, options)
+    return Question(task, _index(row, number), parts, answer, category, options)
+
+
+def _index(row: Mapping[str, Any], number: int) -> str:
+    return str(next((row[name] for name in _INDEX if name in row), number))
 
 
 def _asked(text: str, options: Mapping[str, str]) -> str:

@@ -62,6 +62,7 @@ class TempCompassBench:
             source = _find(folder, f"videos/{video}.mp4", f"{video}.mp4")
             if source is None and needs_media:
                 absent.skip(NO_PICTURES, f"{index}: {video}.mp4")
+                found.left_out.add((task, index))
                 continue
             parts = [{"type": "video", "video": source or f"{video}.mp4"}, {"type": "text", "text": question + TASKS[task]}]
             found.questions.append(Question(task, index, parts, answer, aspect, question))

@@ -107,8 +107,8 @@ def test_parquet_is_read_row_by_row(tmp_path):
 
 THOUGHT = "<think>\n{}\n</think>\n\n<answer>\\boxed{{{}}}</answer>"
 DECIDED = "<analysis>{} Therefore, /{} mode is more appropriate.</analysis>"
-CODE = "<code>\n```python\nprint(1)\n```\n</code>\n<sandbox_output>1</sandbox_output>"
-CODED = f"<think>\n{{}}\n{CODE}\n</think>\n\n<answer>{{}}</answer>"
+OUTPUT = "\n<sandbox_output>1</sandbox_output>"
+CODED = f"<think>\n{{}}\n<code>\n```python\nprint(1)\n```\n</code>{OUTPUT}\n</think>\n\n<answer>{{}}</answer>"
 
 
 def conversations(n=50):
@@ -164,7 +164,8 @@ def test_tokens_are_those_of_the_template_and_masks_are_the_answers():
         for end in [*(np.flatnonzero(np.diff(targets)) + 1), len(targets)]:
             learnt += [chat.decode(tokens[begin:end])] if targets[begin] else []
             begin = end
-        assert learnt == [message["content"] + "<|im_end|>" for message in messages if message["role"] == "assistant"]
+        said = [message["content"] + "<|im_end|>" for message in messages if message["role"] == "assistant"]
+        assert learnt == [part for text in said for part in text.split(OUTPUT)]  # what the sandbox says is read, not learnt
 
 
 @pytest.mark.data

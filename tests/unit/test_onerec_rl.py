@@ -10,6 +10,7 @@ from small_onerec import EXPERTS, NEAR, SMALL, asked, batcher_of, catalogue, his
 
 from kvtools.onerec.model.beam import rank_all
 from kvtools.onerec.model.trie import Trie
+from kvtools.onerec.recommend import metrics
 from kvtools.onerec.rl import rollouts
 from kvtools.onerec.rl.data import duration_quantiles
 from kvtools.onerec.rl.held_out import HeldOut, Measured, gain
@@ -264,7 +265,7 @@ def test_prompts_take_every_user_once_a_pass_and_do_not_depend_on_where_they_beg
 # ── held out, and the ranker ─────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_gain_is_of_the_same_users_with_its_interval():
     def measured(reward):
-        return Measured(np.array(reward), {}, np.zeros(4, np.int64), 1.0)
+        return Measured(np.array(reward), {}, np.zeros(4, np.int64), np.ones(4))
 
     mean, (low, high) = gain(measured([1.0, 2, 3, np.nan]), measured([2.0, 3, 5, 1]))
     assert mean == pytest.approx(4 / 3)
@@ -287,6 +288,13 @@ def test_held_out_users_are_measured_as_by_hand():
     # the beam is exact for the first few
     assert [rank for rank in measured.rank_R if 0 <= rank < 10] == [rank for rank in ranks if rank < 10]
     assert held.figures(measured)["valid_hr@10"] == np.mean([rank < 10 for rank in ranks])
+    free = rollouts.free_beams(case.model, context, case.trie, 10).codes_BGS
+    legal = [len(set(case.trie.find(codes.numpy())) - {-1}) for codes in free]
+    assert measured.legal_R == pytest.approx(np.array(legal) / 10)
+    both = Rewards([Term("hit", "hit"), Term("format", "format", weight=0.5)], np.arange(N_ITEMS))
+    assert replace(held, rewards=both).measure(case.model).reward_R == pytest.approx(measured.reward_R + 0.5 * measured.legal_R)
+    none = replace(held, rewards=Rewards([Term("duration", "duration")], np.arange(N_ITEMS))).measure(case.model).reward_R
+    assert none.mean() == pytest.approx(metrics.ndcg(measured.rank_R, 20))
 
 
 def test_auc_counts_pairs_and_half_of_ties():

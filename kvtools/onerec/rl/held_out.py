@@ -1,7 +1,9 @@
 """What held-out users get: their reward, hits and legality, before training, on the way and after it.
 
 Each user is shown all of the history before a validation interaction, and the policy's k best items, by beams within the
-catalogue, are rewarded as in training. Legality is that of beams without the trie. Not here: the test part, which nobody reads.
+catalogue, are rewarded as in training. Legality is that of beams without the trie; where it is rewarded, it is measured for all
+users and added with its weight. A run without a reward of items or of legality is measured by NDCG. Not here: the test part,
+which nobody reads.
 
 Legend: R rows (a held-out interaction each), k items a user.
 """
@@ -18,10 +20,10 @@ from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.recommend import metrics
 from kvtools.onerec.rl import rollouts
 from kvtools.onerec.rl.prompts import Prompts, futures, seen_ids
-from kvtools.onerec.rl.rewards import Rewards
+from kvtools.onerec.rl.rewards import FORMAT, Rewards
 
 _ROWS = 128  # users at a time
-_N_LEGALITY = 256  # users whose free beams are looked at
+_N_LEGALITY = 4  # of so many parts of the users the free beams are looked at where they are not rewarded
 _LIST = 20  # beams of the hit rate, at least
 
 
@@ -32,7 +34,7 @@ class Measured:
     reward_R: np.ndarray  # float64: mean over the k best; NaN where none of them has a reward
     terms_R: Mapping[str, np.ndarray]
     rank_R: np.ndarray  # int64: of the ID of the item that came, -1 where it is not in the list
-    legal_share: float
+    legal_R: np.ndarray  # float64: the share of legal IDs among free beams; NaN where they were not looked at
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ class HeldOut:
         """The figures of a model, in eval mode and on the device."""
         trie, histories = self.trie.to(self.device), self.batcher.histories
         n_rows = len(self.prompts)
-        reward_R, rank_R = np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
+        reward_R, legal_R, rank_R = np.full(n_rows, np.nan), np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
         terms_R = {term.name: np.full(n_rows, np.nan) for term in self.rewards.item_terms}
-        n_legal = n_free = 0
-        for rows in self.batcher.by_length(self.prompts.rows, _ROWS):
+        weight = self.rewards.weight_of(FORMAT)
+        stride = 1 if weight else max(1, -(-n_rows // _ROWS) // _N_LEGALITY)
+        for number, rows in enumerate(self.batcher.by_length(self.prompts.rows, _ROWS)):
             prompts = self.prompts.take(rows)
             neighbours = self.neighbours and (self.neighbours[0][rows], self.neighbours[1][rows])
             context = model.context(self.batcher.batch(prompts.rows, neighbours).to(self.device))
@@ -74,10 +77,14 @@ class HeldOut:
             reward_R[rows] = _row_means(self.rewards.total(terms, ids), ids)
             for name, term in terms.items():
                 terms_R[name][rows] = _row_means(term, ids)
-            if n_free < _N_LEGALITY * self.n_free:
+            if number % stride == 0:
                 free = rollouts.free_beams(model, context, trie, self.n_free).ids_BG
-                n_legal, n_free = n_legal + int((free >= 0).sum()), n_free + free.numel()
-        return Measured(reward_R, terms_R, rank_R, n_legal / max(1, n_free))
+                legal_R[rows] = (free >= 0).double().mean(1).cpu().numpy()
+        if weight:
+            reward_R = weight * legal_R + (reward_R if terms_R else 0.0)
+        elif not terms_R:
+            reward_R = np.where(rank_R >= 0, 1 / np.log2(rank_R.clip(min=0) + 2.0), 0.0)
+        return Measured(reward_R, terms_R, rank_R, legal_R)
 
     def figures(self, measured: Measured) -> dict[str, float]:
         """What the log shows of a measurement."""
@@ -86,7 +93,7 @@ class HeldOut:
             f"valid_reward_{name}": mean_of(term) for name, term in measured.terms_R.items() if len(measured.terms_R) > 1
         }
         figures |= {f"valid_{name}": value for name, value in metrics.summary(measured.rank_R, (10,)).items()}
-        return {**figures, "valid_legal_share": measured.legal_share, "valid_users": float(len(self.prompts))}
+        return {**figures, "valid_legal_share": mean_of(measured.legal_R), "valid_users": float(len(self.prompts))}
 
 
 def mean_of(values: np.ndarray) -> float:

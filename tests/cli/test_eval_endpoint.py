@@ -10,7 +10,7 @@ import time
 
 import pytest
 from chat_server import ChatServer, text_of
-from conftest import BIN
+from conftest import BIN, make_clip
 from standin import make_clips, make_standin
 
 from kvtools import cli, world
@@ -170,12 +170,22 @@ def test_the_key_is_sent_and_stored_nowhere(standin, tmp_path, capfd, monkeypatc
     assert [path.name for path in tmp_path.iterdir() if path.is_file() and b"very-secret" in path.read_bytes()] == []
 
 
-def test_multiple_choice_questions_of_another_benchmark(tmp_path, capfd):
-    rows = [{"index": n, "question": f"Q{n}", "A": "x", "B": "y", "answer": "AB"[n % 2]} for n in range(6)]
+def test_multiple_choice_questions_on_videos_of_which_one_is_missing_and_one_damaged(tmp_path, capfd):
+    whole = make_clip(tmp_path / "a.mp4", n_frames=20).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 3])
+    names = ["a.mp4", "cut.mp4", "a", "none.mp4"]
+    rows = [
+        {"question_id": str(n), "video": name, "question": f"Q{n}", "options": ["A. x", "B. y"], "answer": "AB"[n % 2]}
+        for n, name in enumerate(names)
+    ]
     (tmp_path / "quick.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with ChatServer(lambda body: "The answer is (B).") as server:
-        code, report, _ = rows_of(capfd, tmp_path, "--bench", "choice", "--endpoint", server.url)
-    assert (code, report[0]["task"], report[0]["n"], report[0]["accuracy"]) == (0, "quick", 6, 0.5)
+    with ChatServer(lambda body: "The answer is (A).") as server:
+        words = [tmp_path / "quick.jsonl", "--bench", "choice", "--endpoint", server.url, "--frames", "3"]
+        code, report, err = rows_of(capfd, *words)
+    assert (code, report[0]["task"], report[0]["n"], report[0]["accuracy"], report[0]["excluded"]) == (65, "quick", 2, 1, 2)
+    assert [name in err for name in names[1:4:2]] == [True, True]
+    kinds = [[part["type"] for part in body["messages"][0]["content"]] for body in server.bodies]
+    assert kinds == [["image_url"] * 3 + ["text"]] * 2
 
 
 @pytest.mark.data

@@ -82,29 +82,27 @@ class Evaluation:
         """Take in answers as they come, each into the details at once. Returns whether it was stopped."""
         if stop():
             return True
-        reasons = _Reasons(self)
+        reasons, gone = _Reasons(self), set[Key]()
         for question, answer in answered:
             if isinstance(answer, Prediction):
                 self.answers[question.key] = answer
                 details.add(question, answer)
             elif isinstance(answer, str):
-                self.leave_out(question, self.lost)
+                gone.add(question.key)
+                self.lost[question.task] = self.lost.get(question.task, 0) + 1
                 reasons.add(question.key, answer)
             else:
-                self.leave_out(question, self.excluded)
+                gone.add(question.key)
+                self.excluded[question.task] = self.excluded.get(question.task, 0) + 1
                 self.fault(f"{question.task}: index {question.index}: {answer}. Look at the picture.")
             if stop():
                 break
+        self.questions = [question for question in self.questions if question.key not in gone]
         reasons.sum_up()
         if self.lost and not self.questions:
             self.log("no question has an answer, and there is nothing to report.")
             raise Died(IO_ERROR)
         return bool(stop())
-
-    def leave_out(self, question: Question, counted: dict[str, int]) -> None:
-        """Leave a question out of all figures, and count it."""
-        self.questions.remove(question)
-        counted[question.task] = counted.get(question.task, 0) + 1
 
     def judge(self, ask: AskJudge | None) -> set[str]:
         """The verdicts on all answers; returns the tasks that have none since no judge can be asked."""

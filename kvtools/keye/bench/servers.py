@@ -15,15 +15,15 @@ from kvtools.keye.endpoint.request import Request
 
 def ask_questions(
     endpoint: Endpoint, media: Media, questions: Sequence[Question], how: Generation, stop: Callable[[], object]
-) -> Iterator[tuple[Question, Prediction | str]]:
-    """Each question with its answer, in the order in which they arrive; or with the reason why there is none. Ends where `stop`
-    says so."""
+) -> Iterator[tuple[Question, Prediction | str | Exception]]:
+    """Each question with its answer, in the order in which they arrive; or with the reason why there is none, an exception
+    where its pictures cannot be read. Ends where `stop` says so."""
     sampling = {"temperature": how.temperature, "max_tokens": how.max_new, "seed": how.seed}
     requests = (request_of({"messages": question.messages(how.mode)}, media, sampling) for question in questions)
     for reply in endpoint.ask_all(requests, stop):
         question = questions[reply.index]
         if reply.fault is not None:
-            yield question, reply.fault
+            yield question, ValueError(reply.fault) if reply.is_unreadable else reply.fault
         else:
             yield question, Prediction(reply.text, reply.answer_tokens or None, round(reply.seconds, 4))
 

@@ -197,7 +197,7 @@ class Endpoint:
             if question.wire is None:
                 question.wire = question.request.wire_messages()
         except ValueError as error:  # a picture that cannot be read
-            self._finish(question, Reply(question.index, "", str(error)))
+            self._finish(question, Reply(question.index, "", str(error), is_unreadable=True))
             return
         with self._calls:
             server = self._server_for(question)

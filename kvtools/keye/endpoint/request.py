@@ -66,7 +66,8 @@ class Request:
 @dataclass(frozen=True)
 class Reply:
     """What came back for request `index`. fault: why there is no answer, as a clause; `text` is then the last one that was not
-    accepted, or empty. seconds: of the calls, without waiting. n_calls: of this run, 0 for an answer of the cache."""
+    accepted, or empty. is_unreadable: a picture cannot be read, and nothing was asked. seconds: of the calls, without waiting.
+    n_calls: of this run, 0 for an answer of the cache."""
 
     index: int
     text: str
@@ -77,6 +78,7 @@ class Reply:
     temperature: float | None = None
     seconds: float = 0.0
     n_calls: int = 0
+    is_unreadable: bool = False
 
 
 def _digested(content: Any) -> Any:

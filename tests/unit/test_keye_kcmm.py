@@ -188,3 +188,14 @@ def test_texts_are_not_shown_the_answer():
     shown = question("SPU", "是").messages("think")
     assert shown == [{"role": "user", "content": [{"type": "text", "text": "?/think"}]}]
     assert re.search("think", question("SPU", "是").parts[0]["text"]) is None
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["{", "}", "[", "(", "是否", " ", "\n", "<think>", "<answer>", "\\boxed{", '"', "1,", "视频1", "不", "yes ", '{"a"'],
+)  # fmt: skip
+def test_a_model_that_repeats_itself_does_not_stop_the_scorer(piece):
+    text = piece * 20_000
+    for task in ("SPU", "CPV", "Hot_Videos_Aggregation", "Collection_Order"):
+        BENCH.rules(question(task, "是"), text)
+        BENCH.reference(question(task, "是"), text)

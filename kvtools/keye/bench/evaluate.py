@@ -3,7 +3,6 @@
 Not here: options and output (commands/eval_kcmm.py), how one answer is read (the benchmark), figures (report.py).
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +14,6 @@ from kvtools.keye.bench.predictions import Prediction
 from kvtools.keye.bench.report import Scored, macro_row, task_row
 from kvtools.keye.bench.table import published_lines, report_lines
 
-_THOUGHT = re.compile(r"\S.*</think>", re.DOTALL)
-_EMPTY_THOUGHT = re.compile(r"<think>\s*</think>")
 _NO_VERDICT = Verdict(is_right=False, extracted=None)
 IO_ERROR = 74
 N_NAMED = 3  # questions that are named for the same reason
@@ -197,7 +194,8 @@ class _Reasons:
 
 def has_thought(text: str) -> bool:
     """Whether a reply has thinking that is more than empty tags."""
-    return _THOUGHT.search(_EMPTY_THOUGHT.sub("", text).replace("<think>", " ")) is not None
+    inside, end, _ = text.partition("</think>")
+    return bool(inside.rpartition("<think>")[2].strip()) and (bool(end) or "<think>" in text)
 
 
 def only_tasks(bench: Bench, names: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ class _PictureFinder:
         self._folders = [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir()]
         self.has_folder = any((folder / "images").is_dir() for folder in (root, table.parent, table.parent.parent))
         self._listed: dict[str, bool] = {}
+        self._found: dict[str, str] = {}
 
     def parts(self, row: Mapping[str, str], embedded: Mapping[str, str]) -> Parts:
         """The pictures of a row as parts of a message. Raises ValueError for a list or a picture that cannot be read."""
@@ -147,6 +149,11 @@ class _PictureFinder:
         return [{"type": "image", "image": path} for path in paths]
 
     def _path(self, name: str) -> str:
+        if name not in self._found:
+            self._found[name] = self._search(name)
+        return self._found[name]
+
+    def _search(self, name: str) -> str:
         places = [os.path.join(folder, name) for folder in self._folders]
         return next((place for place in places if self.is_there(place)), places[0] if places else name)
 
@@ -159,18 +166,19 @@ class _PictureFinder:
         return self._listed[path]
 
 
+@lru_cache(maxsize=1024)
 def _several(cell: str, column: str) -> Sequence[str]:
     """The entries of a cell: one, or a list as Python writes it. Raises ValueError for a list that is none."""
     cell = cell.strip()
     if cell[:1] not in ("[", "("):
-        return [cell] if cell and cell.lower() != "nan" else []
+        return (cell,) if cell and cell.lower() != "nan" else ()
     try:
         entries = ast.literal_eval(cell)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         raise ValueError(f"{column} is {cell[:40]!r}, which is no list") from None
     if not isinstance(entries, list | tuple) or not all(isinstance(entry, str) and entry for entry in entries):
         raise ValueError(f"{column} is {cell[:40]!r}, and a list of paths is needed")
-    return list(entries)
+    return tuple(entries)
 
 
 def _data_url(cell: str) -> str:

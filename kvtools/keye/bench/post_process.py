@@ -21,7 +21,7 @@ def post_process(text: str) -> str:
     """The answer proper: after the analysis and the thinking; within the last answer tags, if any; within the last box."""
     text = text.rpartition("</analysis>")[2]
     text = text.rpartition("</think>")[2].strip()
-    answers = _ANSWER.findall(text)
+    answers = _ANSWER.findall(text, 0, text.rfind("</answer>") + len("</answer>"))
     return boxed(answers[-1] if answers else text)
 
 
@@ -38,7 +38,7 @@ def boxed(text: str) -> str:
 
 def without_thinking(text: str) -> str:
     """The text without what stands between think tags, which the dataset's side removes once more."""
-    return _THINK.sub("", text)
+    return _THINK.sub("", text) if "</think>" in text else text
 
 
 def yes_or_no(text: str) -> str | None:

@@ -18,8 +18,8 @@ from kvtools.keye.bench.post_process import boxed
 Order = tuple[int | str, ...]
 Properties = dict[str, frozenset[str]]
 
-_OPEN_BLOCK = re.compile(r"<(think|analysis)>(?!.*</\1>).*", re.DOTALL)
-_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|\Z)", re.DOTALL)
+_BLANKS = re.compile(r"\s{2,}")
+_MARK = re.compile(r'[{}]|"(?:[^"\\\n]|\\.)*"')  # a brace, or what double quotes enclose
 _TAG = re.compile(r"</?(?:think|analysis|answer)>|<\|[a-z_]+\|>|</s>")
 _TEX = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 _QUOTES = str.maketrans(
@@ -70,15 +70,21 @@ _SEPARATORS = re.compile(r"\s*(?:,|、|;|->|=>|→|➡|>|<|\||/|\n)\s*")
 
 
 def final_answer(text: str) -> str:
-    """The answer proper, in letters of one width: without thinking, tags and boxes. Empty where there is thinking alone."""
+    """The answer proper, in letters of one width: without thinking, tags and boxes. Empty where there is thinking alone.
+
+    The work grows linearly with the text, since models that repeat themselves write long ones.
+    """
+    text = text.rpartition("</think>")[2]  # once before, since thinking is long
     text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
     for tag in ("</analysis>", "</think>"):
         text = text.rpartition(tag)[2]
     if "<answer>" in text:
-        text = _ANSWER.findall(text)[-1]
-    text = _OPEN_BLOCK.sub("", text)
+        text = text.rpartition("<answer>")[2].partition("</answer>")[0]
+    for tag in ("<think>", "<analysis>"):  # never closed
+        text = text.partition(tag)[0]
     if "\\boxed" in text:
         text = boxed(re.sub(r"\\boxed\s*\{", r"\\boxed{", text)).rpartition("\\boxed{")[2]
+    text = _BLANKS.sub(lambda run: "\n" if "\n" in run[0] else " ", text)
     return _TAG.sub("", _TEX.sub(r"\1", text)).strip(" \n\t\r$")
 
 
@@ -156,10 +162,7 @@ def properties_of(text: str) -> Properties | None:
     text = text.replace("\\{", "{").replace("\\}", "}")  # as TeX writes braces
     if "{" not in text and text[:1] == '"':  # a box whose braces are those of the dictionary
         text = f"{{{text}}}"
-    for begin in reversed([match.start() for match in re.finditer(r"\{", text)]):
-        end = _closing(text, begin)
-        if end is None or (begin and _encloses(text, begin)):
-            continue
+    for begin, end in reversed(_outermost_braces(text)):
         if isinstance(found := _dictionary(text[begin:end]), dict):
             sets = {plain(str(name)): _values(value) for name, value in found.items()}
             return {name: values for name, values in sets.items() if values}
@@ -205,33 +208,19 @@ def _number(text: str) -> int:
     return (_NUMERALS[tens] if tens else 1) * 10 * bool(ten) + (_NUMERALS[ones] if ones else 0)
 
 
-def _closing(text: str, begin: int) -> int | None:
-    """Where the brace that opens at `begin` is closed, one behind it; braces within quotes do not count."""
-    depth, quote, is_escaped = 0, "", False
-    for at in range(begin, len(text)):
-        letter = text[at]
-        if quote:
-            if letter == quote and not is_escaped:
-                quote = ""
-            is_escaped = letter == "\\" and not is_escaped
-        elif letter == '"':
-            quote = letter
-        elif letter in "{}":
-            depth += 1 if letter == "{" else -1
-            if depth == 0:
-                return at + 1
-    return None
-
-
-def _encloses(text: str, begin: int) -> bool:
-    """Whether the brace at `begin` stands within another pair that is closed behind it."""
-    outer = text.rfind("{", 0, begin)
-    while outer >= 0:
-        end = _closing(text, outer)
-        if end is not None and end > begin:
-            return True
-        outer = text.rfind("{", 0, outer)
-    return False
+def _outermost_braces(text: str) -> list[tuple[int, int]]:
+    """(begin, end) of each pair of braces that stands in no other pair, in order; braces within double quotes do not count."""
+    pairs: list[tuple[int, int]] = []
+    opened: list[int] = []
+    for mark in _MARK.finditer(text):
+        if mark[0] == "{":
+            opened.append(mark.start())
+        elif mark[0] == "}" and opened:
+            begin = opened.pop()
+            while pairs and pairs[-1][0] > begin:
+                pairs.pop()
+            pairs.append((begin, mark.end()))
+    return pairs
 
 
 def _dictionary(text: str) -> Any:

@@ -18,7 +18,8 @@ from kvtools.artifact.stream import Reader
 from kvtools.errors import Corrupt
 from kvtools.keye.data.conversations import normalise
 from kvtools.keye.data.media import Media, Unreadable, visual_of_record
-from kvtools.keye.mix.contamination import EvaluationSet, hashes_of, perceptual_hash
+from kvtools.keye.mix.contamination import EvaluationSet, fingerprints_of
+from kvtools.keye.mix.fingerprint import Fingerprint, fingerprint
 from kvtools.video.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 _N_FRAMES = 16  # of an evaluation video
@@ -31,7 +32,7 @@ def read_evaluation(names: Sequence[str], media: Media) -> EvaluationSet:
     Raises Corrupt where a file cannot be read, and where nothing to compare with is found.
     """
     texts: list[tuple[str, str]] = []
-    pictures: list[tuple[str, int]] = []
+    pictures: list[tuple[str, Fingerprint]] = []
     for path in _files(names):
         name = portable([path])[0]
         try:
@@ -58,10 +59,10 @@ def _files(names: Sequence[str]) -> Iterator[str]:
 
 
 def _evaluation_parts(path: str, media: Media) -> Iterator[tuple[str, Any]]:
-    """("text", text) and ("picture", hash) of one file."""
+    """("text", text) and ("picture", fingerprint) of one file."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES:
-        yield from _hashes(media, {"type": "image", "image": path} if suffix in IMAGE_SUFFIXES else _video(path))
+        yield from _fingerprints(media, {"type": "image", "image": path} if suffix in IMAGE_SUFFIXES else _video(path))
         return
     with open_source(path) as file:
         if is_stream(file):
@@ -81,7 +82,7 @@ def _evaluation_parts(path: str, media: Media) -> Iterator[tuple[str, Any]]:
 def _of_stream(reader: Reader, media: Media) -> Iterator[tuple[str, Any]]:
     for record in reader:
         if reader.head.kind == "video":
-            yield from (("picture", int(value)) for value in hashes_of(visual_of_record(record)))
+            yield from (("picture", known) for known in fingerprints_of(visual_of_record(record), is_known=True))
         elif "json" in record.tensors:
             yield from _of_document(parsed(record.tensors["json"].tobytes()), "", media)
 
@@ -101,7 +102,7 @@ def _of_document(document: Any, root: str, media: Media) -> Iterator[tuple[str, 
                 source = part[part["type"]]
                 inside = os.path.join(root, source) if isinstance(source, str) else source
                 item = {**part, part["type"]: inside if isinstance(source, str) and os.path.exists(inside) else source}
-                yield from _hashes(media, item if part["type"] == "image" else {"frames": _N_FRAMES, **item})
+                yield from _fingerprints(media, item if part["type"] == "image" else {"frames": _N_FRAMES, **item})
 
 
 def _of_value(value: Any) -> Iterator[tuple[str, Any]]:
@@ -114,15 +115,15 @@ def _of_value(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, str) and len(value) > _LONGEST and " " not in value[:_LONGEST]:
         try:
             with Image.open(io.BytesIO(base64.b64decode(value.partition(",")[2] or value, validate=False))) as picture:
-                yield "picture", perceptual_hash(picture)
+                yield "picture", fingerprint(picture, is_known=True)
         except (binascii.Error, OSError, ValueError, Image.DecompressionBombError):
             return
     elif isinstance(value, str):
         yield "text", value
 
 
-def _hashes(media: Media, item: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    return (("picture", int(value)) for value in hashes_of(media.fetch(item)))
+def _fingerprints(media: Media, item: dict[str, Any]) -> Iterator[tuple[str, Fingerprint]]:
+    return (("picture", known) for known in fingerprints_of(media.fetch(item), is_known=True))
 
 
 def _video(path: str) -> dict[str, Any]:

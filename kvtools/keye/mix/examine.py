@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import numpy as np
-
 from kvtools.artifact.blob import canonical
 from kvtools.artifact.documents import parsed
 from kvtools.errors import reason_of
@@ -21,8 +19,8 @@ from kvtools.keye.data.conversations import normalise
 from kvtools.keye.data.media import Unreadable
 from kvtools.keye.data.modes import SWITCHES, FormatError, Reply, parse, switch_of
 from kvtools.keye.data.processor import Processor
-from kvtools.keye.mix.agentic import CodeError, check_code
-from kvtools.keye.mix.contamination import EvaluationSet, hashes_of
+from kvtools.keye.mix.agentic import CodeError, check_code, with_paths_of
+from kvtools.keye.mix.contamination import EvaluationSet, fingerprints_of
 from kvtools.keye.mix.pool import Sample
 from kvtools.keye.mix.repair import enclose, repair
 from kvtools.keye.mix.words import words_of
@@ -167,12 +165,18 @@ class Examiner:
     def _refuse_leaks(self, conversation: Mapping[str, Any], visuals: Sequence[Visual]) -> None:
         if self.evaluation is None:
             return
-        texts = [part["text"] for message in conversation["messages"] for part in message["content"] if part["type"] == "text"]
-        if (name := self.evaluation.text_leak(texts)) is not None:
+        texts = [
+            (message["role"], part["text"])
+            for message in conversation["messages"]
+            for part in message["content"]
+            if part["type"] == "text"
+        ]
+        questions, answers = ([text for role, text in texts if (role == "assistant") is said] for said in (False, True))
+        if (name := self.evaluation.text_leak(questions, answers)) is not None:
             raise _Reject("a text of an evaluation set", f"repeats {name}", name)
-        if len(self.evaluation.hashes) and visuals:
-            found = self.evaluation.picture_leaks(np.concatenate([hashes_of(visual) for visual in visuals]))
-            if (name := next((leak for leak in found if leak is not None), None)) is not None:
+        if len(self.evaluation.pictures):
+            name = self.evaluation.picture_leak(shown for visual in visuals for shown in fingerprints_of(visual))
+            if name is not None:
                 raise _Reject("a picture of an evaluation set", f"looks like {name}", name)
 
     def _run_code(self, conversation: Mapping[str, Any], reply: Reply) -> None:
@@ -185,6 +189,10 @@ class Examiner:
         files = iter([media.file_of(item) for item in answered]) if media is not None else iter(())
         stated = [next(files, b"") if PICTURE in output else output for output in reply.outputs]
         inputs = {} if media is None else {str(item["image"]): media.file_of(item) for item in asked}
+        texts = [
+            part["text"] for message in conversation["messages"][:-1] for part in message["content"] if part["type"] == "text"
+        ]
+        inputs = with_paths_of("\n".join(texts), inputs)
         try:
             check_code(self.sandbox, reply.code, stated, inputs)
         except CodeError as error:

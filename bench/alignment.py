@@ -1,11 +1,13 @@
 """Does learning from rewards help? Tiny Keye-VLs on questions that they half know, three seeds; figures for bench/README.md.
 
-    python bench/alignment.py FOLDER [--seeds 3] [--steps 60]
+    python bench/alignment.py FOLDER [--mpo] [--seeds 3] [--steps 40]
 
-Each seed: a model learns to count letters and to find the largest digit, in two modes, from one pass over some questions; then
-`rl grpo` with both modes mixed, on prompts that it never saw, by correctness and format. Accuracy is that of greedy answers to
-held-out prompts, in each mode, before and after; the interval is a bootstrap over questions and seeds of the difference.
-MPO then learns from pairs of its own answers (`rl sample`, `rl pairs`, `rl mpo`): repetition and accuracy before and after.
+One start model learns to count letters and to find the largest digit, in two modes, from one pass over some questions. Each
+seed of `rl grpo` then takes prompts that the model never saw, both modes mixed, and rewards correctness and format. Accuracy
+is that of greedy answers to held-out prompts, in each mode, before and after; the interval is a bootstrap over questions and
+seeds of the difference. With --mpo: the start model is first taught to say most thoughts three times; each seed samples its
+answers, pairs the best with the worst (`rl pairs`), trains on them (`rl mpo`), and tells repetition and accuracy before and
+after.
 """
 
 import argparse
@@ -80,20 +82,36 @@ def interval(differences):
     return values.mean(), *np.quantile(means, [0.025, 0.975])
 
 
-def one_seed(folder, seed, arguments):
+def start_model(folder, arguments):
+    """The model that all seeds start from, the questions that it has seen, and the same model after it was taught to repeat."""
     folder.mkdir(parents=True, exist_ok=True)
-    learnt = questions(arguments.learnt, 100 * seed)
+    learnt = questions(arguments.learnt, 0)
+    start, repeating = folder / "start.model", folder / "repeating.model"
+    write(folder / "talks.jsonl", talks(learnt))
+    rng = random.Random(0)
+    again = {
+        text: (answer, " ".join([thought] * (3 if rng.random() < 0.7 else 1))) for text, (answer, thought) in learnt.items()
+    }
+    write(folder / "repeating.jsonl", [talk for talk in talks(again) if talk["mode"] == "think"])
+    common = ["--batch-tokens", 2048, "--length", 1024, "--stage", "cold-start"]
+    if not start.exists():
+        kvtools("pretrain", "keye", "-q", folder / "talks.jsonl", "--lr", 2e-3, "--steps", "1ep", *common, *SIZE, "-o", start)
+    if arguments.mpo and not repeating.exists():
+        kvtools(
+            "pretrain", "keye", "-q", folder / "repeating.jsonl", "--init", start, "--lr", 1e-3, "--steps", 60, *common,
+            "-o", repeating,
+        )  # fmt: skip
+    return start, repeating, learnt
+
+
+def grpo(folder, seed, arguments, start, learnt):
+    """0 or 1 for each held-out question before and after, by mode."""
+    folder.mkdir(parents=True, exist_ok=True)
     asked = questions(arguments.asked, 100 * seed + 1, learnt)
     held = questions(arguments.held, 100 * seed + 2, {**learnt, **asked})
-    write(folder / "talks.jsonl", talks(learnt))
     write(folder / "prompts.jsonl", prompts(asked))
     write(folder / "held.jsonl", prompts(held))
-    start, after = folder / "start.model", folder / "grpo.model"
-    if not start.exists():
-        kvtools(
-            "pretrain", "keye", "-q", folder / "talks.jsonl", "--stage", "cold-start", "--lr", 2e-3,
-            "--steps", arguments.pretrain, "--batch-tokens", 2048, "--length", 1024, "--seed", seed, *SIZE, "-o", start,
-        )  # fmt: skip
+    after = folder / "grpo.model"
     if not after.exists():
         kvtools(
             "rl", "grpo", "-q", folder / "prompts.jsonl", "--model", start, "--modes", "think:1,no_think:1",
@@ -109,18 +127,52 @@ def one_seed(folder, seed, arguments):
     return rows
 
 
+def mpo(folder, seed, arguments, repeating, learnt):
+    """Repetition and correctness of held-out answers before and after one round of sampling, pairs and MPO."""
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = questions(arguments.asked, 100 * seed + 1, learnt)
+    held = questions(arguments.held, 100 * seed + 2, {**learnt, **asked})
+    write(folder / "prompts.jsonl", prompts(asked))
+    write(folder / "held.jsonl", prompts(held))
+    pairs, after = folder / "pairs.kvs", folder / "mpo.model"
+    if not after.exists():
+        kvtools(
+            "rl", "sample", "-q", folder / "prompts.jsonl", "--model", repeating, "--modes", "think", "--group", 8,
+            "--max-new", 200, "--overlong", "keep", "--reward", "correct", "--reward", "repetition:-1", "--seed", seed,
+            "--force", "-o", folder / "rollouts.kvs",
+        )  # fmt: skip
+        kvtools("rl", "pairs", "-q", "--force", folder / "rollouts.kvs", "-o", pairs)
+        kvtools(
+            "rl", "mpo", "-q", pairs, "--model", repeating, "--steps", "2ep", "--batch", 16, "--seed", seed,
+            "--log", folder / "mpo.jsonl", "-o", after,
+        )  # fmt: skip
+    figures = [
+        is_right(model, folder / "held.jsonl", "think", folder, name) for model, name in ((repeating, "r"), (after, "m"))
+    ]
+    (right, repetition), (right_after, repetition_after) = ((np.mean(x), y) for x, y in figures)
+    told = {"seed": seed, "repetition": [repetition, repetition_after], "right": [right, right_after]}
+    print(json.dumps(told), flush=True)
+    return repetition, repetition_after, right, right_after
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--pretrain", default="1ep")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--mpo", action="store_true")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--learnt", type=int, default=1500)
     parser.add_argument("--asked", type=int, default=400)
     parser.add_argument("--held", type=int, default=200)
     arguments = parser.parse_args()
-    results = [one_seed(arguments.folder / str(seed), seed, arguments) for seed in range(arguments.seeds)]
+    start, repeating, learnt = start_model(arguments.folder, arguments)
+    seeds = range(arguments.seeds)
+    if arguments.mpo:
+        rows = [mpo(arguments.folder / f"mpo-{seed}", seed, arguments, repeating, learnt) for seed in seeds]
+        print("repetition before and after, right before and after:", np.mean(rows, 0).round(3).tolist())
+        return
+    results = [grpo(arguments.folder / f"grpo-{seed}", seed, arguments, start, learnt) for seed in seeds]
     for mode in ("no_think", "think"):
         before, after = (np.concatenate([rows[mode][side] for rows in results]) for side in (0, 1))
         mean, low, high = interval(after - before)

@@ -57,7 +57,7 @@ class Command(TyperCommand):
         for option in self.params:
             value = ctx.params.get(option.name)
             if isinstance(value, float) and not math.isfinite(value):
-                raise Usage(f"{option.opts[-1]} {value}: give a finite number.")
+                raise Usage(f"{option.opts[-1]} {value} is not finite. Give a finite number.")
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write `--help`."""

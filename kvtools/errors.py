@@ -61,9 +61,22 @@ class Terminated(BaseException):
     library's `except Exception`, or a command that reports damaged files one by one."""
 
 
+READABLE = "Look at its name and its permissions."  # what to do where an input cannot be read
+
+
 def os_reason(error: OSError) -> str:
     """Why the system refused, as a clause in small letters: `no such file or directory`."""
     return (error.strerror or str(error)).lower()
+
+
+def unreadable(where: str, error: OSError) -> Missing:
+    """The refusal of an input that the system does not let kvtools read."""
+    return Missing(f"{where}: {os_reason(error)}. {READABLE}")
+
+
+def unwritable(dst: str, error: OSError) -> CannotCreate:
+    """The refusal of an output that the system does not let kvtools write."""
+    return CannotCreate(f"{dst}: {os_reason(error)}. Give another name.")
 
 
 @contextmanager

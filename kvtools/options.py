@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kvtools.errors import Missing, Usage, os_reason
+from kvtools.errors import Usage, unreadable
 from kvtools.invocation import Invocation
 from kvtools.option_values import parse_range, parse_size, refuse_if
 
@@ -178,9 +178,9 @@ def load_recipe(ctx: typer.Context, src: str | None) -> str | None:
         with open(src, "rb") as file:
             words = tomllib.load(file)
     except OSError as error:
-        raise Missing(f"--config {src}: {os_reason(error)}.") from None
+        raise unreadable(f"--config {src}", error) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Usage(f"--config {src}: this is not TOML: {error}.") from None
+        raise Usage(f"--config {src}: this is not TOML: {error}. Correct the file.") from None
     unknown = sorted(set(words) - {parameter.name for parameter in ctx.command.params})
     if unknown:
         raise Usage(f"--config {src}: {ctx.command.name} has no option {unknown[0]}. See --help.")

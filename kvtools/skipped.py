@@ -45,7 +45,7 @@ class SkippedRows:
         """
         for reason in self.counts:
             if strict:
-                raise Corrupt(f"{name}: {self.line(reason)}. Mend the input, or run without --strict.")
+                raise Corrupt(f"{name}: {self.line(reason)}. Repair the input, or run without --strict.")
             if reason in self.skipped or verbose:
                 log(f"{name}: {self.line(reason)}.")
         return Corrupt.code if self.skipped else 0

@@ -1,7 +1,27 @@
 """Artifacts: the only code that knows bytes. Streams of records, bags of tensors, their kinds and their history."""
 
 from kvtools.artifact.bag import Bag
-from kvtools.artifact.open import is_stream, open_artifact, open_bag, open_stream, source_name
+from kvtools.artifact.open import (
+    check_bag,
+    checked_records,
+    is_stream,
+    open_artifact,
+    open_bag,
+    open_stream,
+    raising_at,
+    source_name,
+)
 from kvtools.artifact.stream import Reader
 
-__all__ = ["Bag", "Reader", "is_stream", "open_artifact", "open_bag", "open_stream", "source_name"]
+__all__ = [
+    "Bag",
+    "Reader",
+    "check_bag",
+    "checked_records",
+    "is_stream",
+    "open_artifact",
+    "open_bag",
+    "open_stream",
+    "raising_at",
+    "source_name",
+]

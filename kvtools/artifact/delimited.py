@@ -181,8 +181,11 @@ def split_rows(lines: Iterable[str], delimiter: str, name: str) -> Iterator[tupl
     while True:
         try:
             row = next(rows, None)
-        except csv.Error as fault:
-            raise Corrupt(f"{name}: line {begin}: {fault}. A quote may be opened there and not closed.") from None
+        except csv.Error:
+            raise Corrupt(
+                f"{name}: line {begin}: a field is longer than {csv.field_size_limit()} letters. Close the quote that may be "
+                "open there."
+            ) from None
         if row is None:
             return
         if is_at_end:  # csv asked for another line within a row

@@ -22,7 +22,7 @@ import numpy as np
 
 from kvtools.artifact import blob
 from kvtools.artifact.files import sync
-from kvtools.errors import CannotCreate, Corrupt, Missing, os_reason
+from kvtools.errors import READABLE, CannotCreate, Corrupt, Missing, unreadable, unwritable
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -46,7 +46,7 @@ def read_directory(path: str) -> Directory:
     """A model's directory. Raises Missing where it or its config.json is absent, Corrupt for damage and for pickles."""
     folder = Path(path)
     if not folder.is_dir():
-        raise Missing(f"{path}: there is no such directory.")
+        raise Missing(f"{path}: there is no such directory. {READABLE}")
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     if "config.json" not in names:
         raise Missing(f"{path}: it has no config.json. Give the directory of a model as on the Hugging Face hub.")
@@ -78,7 +78,7 @@ def new_directory(dst: str, *, force: bool = False) -> Iterator[Path]:
     try:
         building.mkdir()
     except OSError as error:
-        raise CannotCreate(f"{dst}: {os_reason(error)}.") from None
+        raise unwritable(dst, error) from None
     try:
         yield building
         for path in (*building.iterdir(), building):
@@ -102,7 +102,7 @@ def refuse_existing_directory(dst: str, *, force: bool) -> None:
     """Raise CannotCreate where dst is something else than an empty directory, or a model's where `force` is set."""
     target = Path(dst)
     if not target.parent.is_dir():
-        raise CannotCreate(f"{dst}: no such file or directory.")
+        raise CannotCreate(f"{dst}: its folder does not exist. Make the folder, or name another output.")
     if not target.exists():
         return
     if not target.is_dir():
@@ -169,7 +169,7 @@ def _shards(folder: Path, names: list[str]) -> dict[str, set[str] | None]:
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
         raise Corrupt(f"{folder / pickles[0]}: this is a pickle, which runs code when read. Save it as safetensors.")
-    raise Corrupt(f"{folder}: it has no safetensors file.")
+    raise Corrupt(f"{folder}: it has no safetensors file. Fetch the weights of the model.")
 
 
 def _mapped(path: Path) -> dict[str, np.ndarray]:
@@ -179,7 +179,7 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
     except ValueError:
         raise Corrupt(f"{path}: the file is empty. Fetch it again.") from None
     except OSError as error:
-        raise Missing(f"{path}: {os_reason(error)}.") from None
+        raise unreadable(str(path), error) from None
     try:
         return blob.decode(memory)[0]
     except ValueError as fault:
@@ -189,7 +189,9 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
 def _small(path: Path, *, is_object: bool = False) -> bytes:
     """The bytes of a small file; is_object: which must be a JSON object."""
     if path.stat().st_size > _MAX_SMALL_BYTES:
-        raise Corrupt(f"{path}: it is {path.stat().st_size:,} bytes, and at most {_MAX_SMALL_BYTES:,} are read.")
+        raise Corrupt(
+            f"{path}: it is {path.stat().st_size:,} bytes, and at most {_MAX_SMALL_BYTES:,} are read. Fetch it again."
+        )
     data = path.read_bytes()
     if is_object:
         try:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self, TextIO
 
-from kvtools.errors import CannotCreate, Missing, Usage, os_reason
+from kvtools.errors import CannotCreate, Missing, Usage, unreadable, unwritable
 
 _IOV_MAX = 1024  # buffers a writev call takes on Linux
 _SPOOL_BYTES = 16 << 20
@@ -41,7 +41,7 @@ def open_source(src: str) -> BinaryIO:
             raise Missing(f"{src}: this is a directory. Give a file.")
         return open(src, "rb", buffering=1 << 20)
     except OSError as error:
-        raise Missing(f"{src}: {os_reason(error)}.") from None
+        raise unreadable(src, error) from None
 
 
 def open_seekable(src: str) -> BinaryIO:
@@ -65,7 +65,7 @@ def is_same_file(src: str, dst: str) -> bool:
 def refuse_existing(dst: str, *, force: bool) -> None:
     """Raise CannotCreate where dst cannot be a file, or is one and `force` is not set."""
     if dst != "-" and not os.path.isdir(Path(dst).parent):
-        raise CannotCreate(f"{dst}: no such file or directory.")
+        raise CannotCreate(f"{dst}: its folder does not exist. Make the folder, or name another output.")
     if not dst.endswith("/") and os.path.isdir(dst):
         raise CannotCreate(f"{dst}: this is a directory. Give a file name.")
     if dst != "-" and Path(dst).is_file() and not force:
@@ -84,7 +84,7 @@ def open_log(dst: str | None) -> TextIO:
     try:
         return open(dst or os.devnull, "a", encoding="utf-8", buffering=1)
     except OSError as error:
-        raise CannotCreate(f"{dst}: {os_reason(error)}.") from None
+        raise unwritable(str(dst), error) from None
 
 
 class Sink:
@@ -164,7 +164,7 @@ class Sink:
             self._partial = path.parent / name
             fd = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise CannotCreate(f"{path}: {os_reason(error)}.") from None
+            raise unwritable(str(path), error) from None
         if not claim(fd):
             os.close(fd)
             raise CannotCreate(f"{path}: another run is writing it. Wait for it, or name another output.")

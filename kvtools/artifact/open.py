@@ -1,17 +1,20 @@
-"""Artifacts opened by name: the one place that distinguishes streams from bags and checks their kind.
+"""Artifacts opened by name: the one place that distinguishes streams from bags, and checks their kind and what they hold.
 
 Not here: what a kind holds (kinds.py), and files that are no artifacts.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
 from typing import BinaryIO
 
+from kvtools.artifact import kinds as kind_table
 from kvtools.artifact.bag import Bag, read_bag
 from kvtools.artifact.blob import MAX_HEADER_BYTES
 from kvtools.artifact.files import open_source
 from kvtools.artifact.stream import Reader
+from kvtools.artifact.stream_part import Record
 from kvtools.artifact.zstd_frame import HEAD
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, raising
 
 
 def source_name(src: str) -> str:
@@ -40,11 +43,12 @@ def open_artifact(src: str, file: BinaryIO | None = None) -> Reader | Bag:
 def open_bag(src: str, kind: str, *, made_by: str, file: BinaryIO | None = None) -> Bag:
     """The bag of one kind that src holds. made_by: the command that writes such bags, as in `kvtools devices`.
 
-    Raises Corrupt for a stream and for a bag of another kind, naming what it is.
+    Raises Corrupt for a stream, for a bag of another kind, naming what it is, and for one that lacks what its kind has.
     """
     artifact = open_artifact(src, file)
     if not isinstance(artifact, Bag) or artifact.kind != kind:
         raise Corrupt(wrong_kind(src, artifact, kind, made_by))
+    check_bag(artifact, source_name(src), made_by=made_by)
     return artifact
 
 
@@ -58,6 +62,33 @@ def open_stream(src: str, kinds: str | Collection[str], *, made_by: str, file: B
     if not isinstance(artifact, Reader) or artifact.head.kind not in kinds:
         raise Corrupt(wrong_kind(src, artifact, " or ".join(kinds), made_by))
     return artifact
+
+
+def check_bag(bag: Bag, name: str, *, made_by: str = "") -> None:
+    """Raise Corrupt where a bag does not hold what its kind has."""
+    if bag.kind is None:
+        raise Corrupt(
+            f"{name}: this safetensors file was not written by kvtools. Give a bag of kvtools, or see kvtools convert."
+        )
+    with raising(Corrupt, name, _again(made_by)):
+        kind_table.check(bag.kind, "bag", bag.tensors, bag.fields)
+
+
+def checked_records(reader: Reader, *, made_by: str = "") -> Iterator[Record]:
+    """The records of a stream. Raises Corrupt, with its number, for the first that does not hold what its kind has."""
+    for record in reader:
+        with raising_at(record, reader.name, made_by=made_by):
+            kind_table.check(reader.head.kind, "stream", record.tensors, record.fields)
+        yield record
+
+
+def raising_at(record: Record, name: str, *, made_by: str = "") -> AbstractContextManager[None]:
+    """Raises a ValueError about what the record holds as Corrupt, with its number and what to do."""
+    return raising(Corrupt, f"{name}: record {record.number}", _again(made_by))
+
+
+def _again(made_by: str) -> str:
+    return f"Make it again with {made_by}." if made_by else "Make it again."
 
 
 def wrong_kind(src: str, found: Reader | Bag, kind: str, made_by: str) -> str:

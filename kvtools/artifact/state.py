@@ -14,7 +14,7 @@ from kvtools.artifact.blob import Tensors
 from kvtools.artifact.files import Sink, claim
 from kvtools.artifact.history import refuse_other_options
 from kvtools.artifact.open import open_artifact
-from kvtools.errors import CannotCreate, Corrupt, os_reason
+from kvtools.errors import CannotCreate, Corrupt, unwritable
 
 
 def state_folder(dst: str) -> str | None:
@@ -37,7 +37,7 @@ def lock_folder(folder: str | None, *, is_root: bool) -> Iterator[None]:
         os.makedirs(folder, exist_ok=True)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise CannotCreate(f"{folder}: {os_reason(error)}.") from None
+        raise unwritable(folder, error) from None
     try:
         if not claim(fd):
             raise CannotCreate(f"{folder}: another run is at work there. Wait for it, or name another output.")

@@ -148,13 +148,14 @@ class Writer:
 class Reader:
     """Reads a stream from its beginning, from a pipe or a file; iterate for the records. Every fault raises Corrupt.
 
-    head: of the first part. heads: of all parts so far. n_bytes: length of the parts read to their end.
+    name: what messages call it. head: of the first part. heads: of all parts so far. n_bytes: length of the parts read to
+    their end.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        """file: buffered, at a head. name: what messages call it."""
+        """file: buffered, at a head."""
         self._file = file
-        self._name = name
+        self.name = name
         self._part = self._checked(Part, file, 0)
         self.head = self._part.head
         self.heads = [self.head]
@@ -173,7 +174,7 @@ class Reader:
             self._part = self._checked(Part, self._file, number)
             if self._part.head.kind != self.head.kind:
                 raise Corrupt(
-                    f"{self._name}: records of kind {self._part.head.kind} follow records of kind {self.head.kind}. Join "
+                    f"{self.name}: records of kind {self._part.head.kind} follow records of kind {self.head.kind}. Join "
                     "streams of one kind only."
                 )
             self.heads.append(self._part.head)
@@ -182,7 +183,7 @@ class Reader:
         try:
             return read(*arguments)
         except Torn as fault:
-            raise Corrupt(f"{self._name}: {fault}") from None
+            raise Corrupt(f"{self.name}: {fault}") from None
 
 
 def _last_step(head: Head) -> dict[str, Any]:

@@ -73,9 +73,9 @@ def main(
     opt.refuse_if(
         (model is None, opt.NO_MODEL),
         (agentic and mode != "auto", f"--mode {mode} does not go with --agentic, which is a mode itself. Leave one out."),
-        (not 0 < fps < float("inf"), f"--fps {fps:g} must be a finite number above 0."),
-        (not 0 <= temperature < float("inf"), f"--temperature {temperature:g} must be a finite number of 0 or more."),
-        (not 0 < top_p <= 1, f"--top-p {top_p:g} must be a finite number above 0 and at most 1."),
+        (not 0 < fps < float("inf"), f"--fps {fps:g} is not above 0. Give a finite number above 0."),
+        (not 0 <= temperature < float("inf"), f"--temperature {temperature:g} is below 0. Give 0 or more."),
+        (not 0 < top_p <= 1, f"--top-p {top_p:g} is out of range. Give a number above 0 and at most 1."),
         (
             not has_question and not sys.stdin.isatty(),
             "QUESTION is missing. Give it in quotes after the files, or - to read questions from stdin, one a line.",
@@ -83,7 +83,7 @@ def main(
     )
     names, question = (inputs[:-1], inputs[-1]) if has_question else (inputs, None)
     if question is not None and _is_file_name(question):
-        raise Missing(f"{question}: no such file. A question comes last, in quotes.")
+        raise Missing(f"{question}: no such file. Give the question last, in quotes.")
     budget = Budget(max_tokens, *opt.parse_range(frame_tokens, "--frame-tokens"))
     torch_device, precision = resolve_device(device, dtype)
     keep_freed_memory()

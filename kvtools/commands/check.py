@@ -17,24 +17,20 @@ def main(
     Prints nothing where no fault is found. A fault is reported with the record's number, the other artifacts are still checked,
     and the exit code is 65.
     """
-    from kvtools.artifact import Reader, kinds, open_artifact, source_name
-    from kvtools.errors import Corrupt, Fault
+    from kvtools.artifact import Reader, check_bag, checked_records, open_artifact, source_name
+    from kvtools.errors import Fault
 
     worst = 0
     for src in inputs or ["-"]:
         n_records, fault = 0, None
         try:
             artifact = open_artifact(src)
-            try:
-                if isinstance(artifact, Reader):
-                    for record in artifact:
-                        kinds.check(artifact.head.kind, "stream", record.tensors, record.fields)
-                        n_records += 1
-                else:
-                    kinds.check(artifact.kind or "", "bag", artifact.tensors, artifact.fields)
-                    n_records = 1
-            except ValueError as difference:
-                raise Corrupt(f"{source_name(src)}: record {n_records}: {difference}. Make it again.") from None
+            if isinstance(artifact, Reader):
+                for _ in checked_records(artifact):
+                    n_records += 1
+            else:
+                check_bag(artifact, source_name(src))
+                n_records = 1
         except Fault as found:
             fault = str(found)
             worst = max(worst, found.code)

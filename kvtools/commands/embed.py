@@ -71,7 +71,7 @@ def main(
         config |= {"dim": dim or 128, "text": text or [], "numeric": numeric or [], "words": words}
         config |= {"power_iterations": power_iterations}
         terms = catalogue.words() if words else catalogue.terms
-        with raising(Usage, name, "Give a smaller --dim."):
+        with raising(Usage, name, "Give another --dim, or items with more text."):
             embedded = lsa.embed(
                 catalogue.keys, terms, catalogue.numbers, dim or 128,
                 is_unit=normalize, n_powers=power_iterations, seed=seed,

@@ -56,7 +56,7 @@ def main(
     try:
         merged = average([bag.tensors for bag in bags], parts, names)
     except ValueError as fault:
-        raise Corrupt(f"{fault}.") from None
+        raise Corrupt(f"{fault}. Give models of one architecture, with finite weights.") from None
     digests = [str(Digest.of_bag(bag.tensors)) for bag in bags]
     fields = {field: value for field, value in bags[0].fields.items() if field not in _OF_ONE}
     fields |= {"config": bags[0].fields.get("config", {}), "merged": {"inputs": digests, "weights": parts}}

@@ -110,7 +110,7 @@ def main(
         if reader is None:
             files.append(src)
         else:
-            opened += sources.clips_of(reader, src)
+            opened += sources.clips_of(reader)
             histories.append(reader.head.history)
     if files:
         opened += sources.clips_of_files(find_clips(files), recipe, unreadable)

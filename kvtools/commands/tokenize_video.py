@@ -27,6 +27,7 @@ REMEDIES = {
     "damaged": "Repair or fetch the file again.",
     "unreadable": "Look at its name and its permissions.",
     "unfit": "Give other limits of time, frames or tokens, or leave it out.",
+    "model": "Give another model.",
     "late": "Give a longer --timeout, or leave it out.",
 }
 

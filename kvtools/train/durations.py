@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from kvtools.errors import Usage
 
+_FORM = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)(ep|%|tok|)")
+
 
 def parse_duration(text: str, option: str) -> tuple[float, str]:
     """The number and its unit, one of "" (steps), "ep", "%" and "tok". Raises Usage."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)(ep|%|tok|)", text)
+    match = _FORM.fullmatch(text)
     if not match:
         raise Usage(f"{option} {text} is not a duration. Give one as 500 (steps), 3ep, 2% or 1e9tok.")
     return float(match[1]), match[2]
@@ -30,7 +32,7 @@ class EpochLength:
 
     def total(self, text: str, option: str = "--steps") -> int:
         """Steps of a whole run, at least 1. Raises Usage for a percentage, and for 0."""
-        value, unit = parse_duration(text, option)
-        if unit == "%" or not value:
+        match = _FORM.fullmatch(text)
+        if not match or match[2] == "%" or not float(match[1]):
             raise Usage(f"{option} {text} is not the length of a run. Give steps, epochs or tokens, as 500, 3ep or 1e9tok.")
         return max(1, round(self.steps(text, option)))

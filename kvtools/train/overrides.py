@@ -10,20 +10,37 @@ from kvtools.train.durations import parse_duration
 # setting -> (test of a value, what the values that pass are, as "0 or more")
 Allowed = Mapping[str, tuple[Callable[[Any], bool], str]]
 
+_YES, _NO = ("1", "true", "yes"), ("0", "false", "no")
+
 
 def parse_overrides(words: Sequence[str], option: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults with NAME=VALUE words applied, each value of its default's type. Raises Usage for another name or type."""
     settings = dict(defaults)
     for word in words:
-        name, _, value = word.partition("=")
+        name, has_value, value = word.partition("=")
         if name not in defaults:
             raise Usage(f"{option} {word}: there is no setting {name}. The settings are {', '.join(defaults)}.")
-        kind = type(defaults[name])
+        if not has_value:
+            raise Usage(f"{option} {word} has no value. Give one, as {name}={_as_typed(defaults[name])}.")
         try:
-            settings[name] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
+            settings[name] = _value(value, type(defaults[name]))
         except ValueError:
-            raise Usage(f"{option} {word}: give {name} a value like {defaults[name]!r}.") from None
+            example = f"{name}={_as_typed(defaults[name])}"
+            raise Usage(f"{option} {word}: {value!r} is not a value of {name}. Give one such as {example}.") from None
     return settings
+
+
+def _value(text: str, kind: type) -> Any:
+    if kind is not bool:
+        return kind(text)
+    if text.lower() not in (*_YES, *_NO):
+        raise ValueError(text)
+    return text.lower() in _YES
+
+
+def _as_typed(value: Any) -> str:
+    """A default as a user types it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def refuse_bad_values(option: str, values: Mapping[str, Any], allowed: Allowed, durations: Sequence[str] = ()) -> None:
@@ -35,4 +52,4 @@ def refuse_bad_values(option: str, values: Mapping[str, Any], allowed: Allowed, 
             continue
         is_good, good = allowed.get(name, (lambda n: 0 <= n < math.inf, "0 or more"))
         if not is_good(value):
-            raise Usage(f"{option} {name}={value}: {name} must be {good}.")
+            raise Usage(f"{option} {name}={value} is not possible. Give {good}.")

@@ -18,7 +18,8 @@ def open_container(path: str) -> Any:
     """The file as an open PyAV container. Raises OSError where it cannot be opened, ValueError where it is not a video."""
     av.logging.set_level(av.logging.ERROR)
     try:
-        return av.open(path, metadata_errors="replace")
+        with av.logging.Capture(local=False):  # what FFmpeg logs here, the exception says too
+            return av.open(path, metadata_errors="replace")
     except (FileNotFoundError, PermissionError):
         raise
     except (av.error.FFmpegError, OSError) as error:

@@ -48,7 +48,7 @@ def open_index(path: str, *, by_decoding: bool = False) -> FrameIndex:
 
 
 def _index_packets(container: Any, stream: Any) -> FrameIndex | None:
-    """The index from the times of packets; None where they do not give the time of every frame."""
+    """The index from the times of packets; None where they do not give the time of every frame, or the header no size."""
     if container.format.name in _UNTIMED_FORMATS:
         return None
     packets: list[tuple[int, int]] = []
@@ -63,7 +63,7 @@ def _index_packets(container: Any, stream: Any) -> FrameIndex | None:
             packets.append((packet.pts, nal.flags(packet, codec)))
     by_time = sorted(packets)
     times = [time for time, _ in by_time]
-    if any(a == b for a, b in pairwise(times)):
+    if any(a == b for a, b in pairwise(times)) or not stream.codec_context.width:
         return None
     if not times:
         raise ValueError("it has no frame")

@@ -47,4 +47,4 @@ def read_picture(source: str | BinaryIO, name: str) -> np.ndarray:
     except UnidentifiedImageError:
         raise ValueError(f"{name} cannot be read as a picture") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(f"{name} cannot be read as a picture ({error})") from None

@@ -36,7 +36,8 @@ class Outcome:
     key: str
     record: Spool | None = None
     fault: str | None = None
-    cause: str = "damaged"  # of the fault, or: unreadable, for the system; unfit, for the recipe; late, after the time limit
+    # of the fault: damaged; unreadable, for the system; unfit, for the recipe; model, for the encoder; late, after its time
+    cause: str = "damaged"
 
     def decoded(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The tensors and JSON fields of the record, which is closed."""

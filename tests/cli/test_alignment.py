@@ -89,7 +89,7 @@ def test_pairs_of_unknown_items_are_reported_and_left_out(sh, shop):
             65,
             "items.kvs: this is a stream of kind embedding, and kind pair is needed. Make one with kvtools pairs.",
         ),
-        ("--pairs nosuch", 66, "nosuch: no such file or directory."),
+        ("--pairs nosuch", 66, "nosuch: no such file or directory. Look at its name and its permissions."),
         (
             "--pairs pairs.kvs --captions clicks.txt",
             65,

@@ -132,8 +132,16 @@ REFUSED = [
             "keye or kvtools convert."
         ),
     ),
-    ("none.jsonl --media clips.kvs --model yes.model", 66, "none.jsonl: no such file or directory."),
-    ("questions.jsonl --media none --model yes.model", 66, "none: no such file or directory."),
+    (
+        "none.jsonl --media clips.kvs --model yes.model",
+        66,
+        "none.jsonl: no such file or directory. Look at its name and its permissions.",
+    ),
+    (
+        "questions.jsonl --media none --model yes.model",
+        66,
+        "none: no such file or directory. Look at its name and its permissions.",
+    ),
 ]
 
 

@@ -173,14 +173,18 @@ def test_an_answer_that_is_cut_is_noted(ask):
             2,
             ("QUESTION is missing. Give it in quotes after the files, or - to read questions from stdin, one a line."),
         ),
-        ("--model keye.safetensors --top-p 0 Well?", 2, "--top-p 0 must be a finite number above 0 and at most 1."),
+        ("--model keye.safetensors --top-p 0 Well?", 2, "--top-p 0 is out of range. Give a number above 0 and at most 1."),
         (
             "--model keye.safetensors --frame-tokens 3 Well?",
             2,
             "--frame-tokens 3 is not a range. Give LOW:HIGH with 1 <= LOW <= HIGH, as 128:768.",
         ),
-        ("--model absent.safetensors Well?", 66, "absent.safetensors: no such file or directory."),
-        ("--model keye.safetensors absent.mp4", 66, "absent.mp4: no such file. A question comes last, in quotes."),
+        (
+            "--model absent.safetensors Well?",
+            66,
+            "absent.safetensors: no such file or directory. Look at its name and its permissions.",
+        ),
+        ("--model keye.safetensors absent.mp4", 66, "absent.mp4: no such file. Give the question last, in quotes."),
         (
             "--model keye.safetensors absent.mp4 Well?",
             66,
@@ -214,7 +218,7 @@ def test_an_answer_that_is_cut_is_noted(ask):
             65,
             "bad.mp4: this is not a readable video (invalid data found when processing input). Give another file.",
         ),
-        ("--model keye.safetensors bad.png Well?", 65, "bad.png: this file cannot be read as a picture. Give another file."),
+        ("--model keye.safetensors bad.png Well?", 65, "bad.png: it cannot be read as a picture. Give another file."),
         (
             "--model keye.safetensors cut.kvs Well?",
             65,
@@ -236,7 +240,11 @@ def test_an_answer_that_is_cut_is_noted(ask):
                 "folder with one."
             ),
         ),
-        ("--model keye.safetensors --tokenizer absent.json Well?", 66, "absent.json: no such file or directory."),
+        (
+            "--model keye.safetensors --tokenizer absent.json Well?",
+            66,
+            "absent.json: no such file or directory. Look at its name and its permissions.",
+        ),
         (
             "--model mute.safetensors Well?",
             65,

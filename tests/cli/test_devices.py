@@ -251,7 +251,9 @@ BAD = {
         "--data l.csv --devices 2", {"l.csv": "1,2,0\n1,2,0.5\n"}, 65,
         "l.csv: sample 1 has the label 0.5; labels are whole numbers from 0 to 65535. Repair the file, or leave it out.",
     ),
-    "no data": ("--data nowhere --devices 2", {}, 66, "nowhere: no such file or directory."),
+    "no data": (
+        "--data nowhere --devices 2", {}, 66, "nowhere: no such file or directory. Look at its name and its permissions."
+    ),  # fmt: skip
     "other files": (
         "--data empty --devices 2", {"empty/x.txt": ""}, 66,
         "empty: there are no labelled data. Give idx images and labels, a .tar of images, .csv, .tra, .npz or LEAF .json.",

@@ -195,11 +195,11 @@ def test_terms_without_company_get_a_direction_of_their_own(sh, top):
             "kvtools embed keywords.json",
             2,
             (
-                "keywords.json: 128 dimensions are too many; fewer than items (4) and than terms (4) are needed. "
-                "Give a smaller --dim."
+                "keywords.json: 128 dimensions are too many for 4 items with 4 terms, and from 1 to 3 are possible. "
+                "Give another --dim, or items with more text."
             ),
         ),
-        ("kvtools embed nothing.json", 66, "nothing.json: no such file or directory."),
+        ("kvtools embed nothing.json", 66, "nothing.json: no such file or directory. Look at its name and its permissions."),
         (
             "kvtools embed bad.json",
             65,

@@ -233,7 +233,9 @@ BAD = {
     ),
     "no such model": (f"{TRAIN} --model resnet", 2, f"--model resnet: {MODELS}"),
     "a layer without end": (f"{TRAIN} --model mlp:999999999", 2, f"--model mlp:999999999: {MODELS}"),
-    "no such recipe": (f"{TRAIN} --model none.toml", 66, "--model none.toml: no such file or directory."),
+    "no such recipe": (
+        f"{TRAIN} --model none.toml", 66, "--model none.toml: no such file or directory. Look at its name and its permissions.",
+    ),  # fmt: skip
     "a recipe of nothing": (
         f"{TRAIN} --model digits.toml", 2,
         "--model digits.toml: a recipe holds `layers` alone, and this one holds depth. Correct the file.",
@@ -254,7 +256,7 @@ BAD = {
         f"{TRAIN} --epochs 7", 2,
         "--epochs 7: a round has 5 local epochs; the nearest whole rounds make 5 or 10. Give such a number, or --rounds.",
     ),
-    "an infinite number": (f"{TRAIN} --deadline inf", 2, "--deadline inf: give a finite number."),
+    "an infinite number": (f"{TRAIN} --deadline inf", 2, "--deadline inf is not finite. Give a finite number."),
     "a learning rate too high": (
         f"{TRAIN} --model mlp:9 --lr 1e6 --log run.jsonl", 1,
         "training with --lr 1e+06: the loss is not finite after round 1; try a lower learning rate.",

@@ -128,7 +128,7 @@ def pairs_of_log(sh, top):
 @pytest.mark.parametrize(
     ("line", "code", "sentence"),
     [
-        ("kvtools pairs nothing.csv", 66, "nothing.csv: no such file or directory."),
+        ("kvtools pairs nothing.csv", 66, "nothing.csv: no such file or directory. Look at its name and its permissions."),
         (
             "kvtools pairs apart.txt",
             65,

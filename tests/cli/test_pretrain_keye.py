@@ -369,7 +369,7 @@ def test_an_unreadable_clip_is_left_out_named_and_counted_and_the_model_written(
     assert info(capfd, "m")["step"] == 2
     strict = say(f"{TRAIN} --steps 2 --strict -o strict", capfd)
     assert (strict.code, strict.err.count("\n"), (here / "strict").exists()) == (65, 1, False)
-    assert "Mend the input, or run without --strict." in strict.err
+    assert "Repair the input, or run without --strict." in strict.err
 
 
 def test_a_torn_video_file_does_not_lose_the_others(here, capfd, clip):
@@ -517,8 +517,10 @@ def test_ids_out_of_the_vocabulary_are_one_line(here, capfd):
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────────
 USAGE = {
     "--architecture colour=3": "--architecture colour=3: there is no setting colour. The settings are ",
-    "--architecture vision.width": "--architecture vision.width: give vision.width a value like 128.",
-    "--architecture vision.width=wide": "--architecture vision.width=wide: give vision.width a value like 128.",
+    "--architecture vision.width": "--architecture vision.width has no value. Give one, as vision.width=128.",
+    "--architecture vision.width=wide": (
+        "--architecture vision.width=wide: 'wide' is not a value of vision.width. Give one such as vision.width=128."
+    ),
     "--architecture language.kv_heads=3": (
         "--architecture: language: heads is 2, and a multiple of kv_heads, 3, is needed. Give other values."
     ),
@@ -529,20 +531,20 @@ USAGE = {
         "--architecture: vision: width is 32, and a multiple of 20 is needed for 5 heads. Give other values."
     ),
     "--training speed=3": "--training speed=3: there is no setting speed. The settings are ",
-    "--training weight_decay=-1": "--training weight_decay=-1.0: weight_decay must be 0 or more.",
-    "--training clip=0": "--training clip=0.0: clip must be more than 0.",
-    "--training flip=2": "--training flip=2.0: flip must be from 0 to 1.",
-    "--training rate=linear": "--training rate=linear: rate must be cosine or constant.",
+    "--training weight_decay=-1": "--training weight_decay=-1.0 is not possible. Give 0 or more.",
+    "--training clip=0": "--training clip=0.0 is not possible. Give a number above 0.",
+    "--training flip=2": "--training flip=2.0 is not possible. Give a number from 0 to 1.",
+    "--training rate=linear": "--training rate=linear is not possible. Give cosine or constant.",
     "--training warmup=soon": "--training warmup soon is not a duration. Give one as 500 (steps), 3ep, 2% or 1e9tok.",
     "--training patience=1ep": "--training patience needs --valid DATA. Give both or neither.",
     "--steps 0": "--steps 0 is not the length of a run. Give steps, epochs or tokens, as 500, 3ep or 1e9tok.",
     "--steps 2%": "--steps 2% is not the length of a run. Give steps, epochs or tokens, as 500, 3ep or 1e9tok.",
-    "--steps many": "--steps many is not a duration. Give one as 500 (steps), 3ep, 2% or 1e9tok.",
-    "--lr inf": "--lr inf: give a finite number.",
-    "--lr 0": "--lr 0 must be a finite number above 0.",
+    "--steps many": "--steps many is not the length of a run. Give steps, epochs or tokens, as 500, 3ep or 1e9tok.",
+    "--lr inf": "--lr inf is not finite. Give a finite number.",
+    "--lr 0": "--lr 0 is not above 0. Give a finite number above 0.",
     "--length 1": "invalid value for '--length': it must be greater than or equal to 2. See --help.",
     "--length 1024": "--length 1024 is larger than --batch-tokens 512. Raise it, or lower --length.",
-    "--ratio 1,2": "--ratio 1,2: one number above 0 is needed for each of the 1 inputs, as 1.",
+    "--ratio 1,2": "--ratio 1,2: the inputs are 1, and each needs one number above 0. Give them as 1.",
     "--seed -1": "invalid value for '--seed': it must be greater than or equal to 0. See --help.",
     "--size huge": "invalid value for '--size': 'huge'",
     "--stage rest": "invalid value for '--stage': 'rest'",
@@ -565,12 +567,32 @@ def test_an_option_that_cannot_be_meant_is_refused_on_one_line(here, capfd, opti
 
 ASKED = f"kvtools pretrain keye asked.jsonl {SMALL} --steps 2"
 REFUSED = [
-    (f"{ASKED} --media clips.kvs --init nothing -o m", 66, "nothing: no such file or directory."),
-    (f"{ASKED} --media nothing -o m", 66, "nothing: no such file or directory."),
-    (f"{ASKED} --media clips.kvs --tokenizer nothing -o m", 66, "nothing: no such file or directory."),
-    (f"{ASKED} --media clips.kvs --valid nothing -o m", 66, "nothing: no such file or directory."),
-    (f"kvtools pretrain keye nothing {SMALL} -o m", 66, "nothing: no such file or directory."),
-    (f"{ASKED} --media clips.kvs --config nothing -o m", 66, "--config nothing: no such file or directory."),
+    (
+        f"{ASKED} --media clips.kvs --init nothing -o m",
+        66,
+        "nothing: no such file or directory. Look at its name and its permissions.",
+    ),
+    (f"{ASKED} --media nothing -o m", 66, "nothing: no such file or directory. Look at its name and its permissions."),
+    (
+        f"{ASKED} --media clips.kvs --tokenizer nothing -o m",
+        66,
+        "nothing: no such file or directory. Look at its name and its permissions.",
+    ),
+    (
+        f"{ASKED} --media clips.kvs --valid nothing -o m",
+        66,
+        "nothing: no such file or directory. Look at its name and its permissions.",
+    ),
+    (
+        f"kvtools pretrain keye nothing {SMALL} -o m",
+        66,
+        "nothing: no such file or directory. Look at its name and its permissions.",
+    ),
+    (
+        f"{ASKED} --media clips.kvs --config nothing -o m",
+        66,
+        "--config nothing: no such file or directory. Look at its name and its permissions.",
+    ),
     (
         f"{ASKED} --media rows.kvs -o m",
         65,
@@ -678,9 +700,13 @@ REFUSED = [
         "asked.jsonl: conversations with an unreadable picture or video were left out, 12 in all (q1: c1: no record of that",
     ),
     (f"{ASKED} --media clips.kvs -o asked.jsonl", 73, "asked.jsonl: exists already. Give --force to overwrite it."),
-    (f"{ASKED} --media clips.kvs -o no/such/m", 73, "no/such/m: no such file or directory."),
+    (
+        f"{ASKED} --media clips.kvs -o no/such/m",
+        73,
+        "no/such/m: its folder does not exist. Make the folder, or name another output.",
+    ),
     (f"{ASKED} --media clips.kvs -o folder", 73, "folder: this is a directory. Give a file name."),
-    (f"{ASKED} --media clips.kvs --log no/such/log -o m", 73, "no/such/log: no such file or directory."),
+    (f"{ASKED} --media clips.kvs --log no/such/log -o m", 73, "no/such/log: no such file or directory. Give another name."),
     (f"{ASKED} --media clips.kvs --log /dev/full -o m", 74, "input/output: no space left on device."),
     (f"{ASKED} --media clips.kvs -o /dev/full", 74, "input/output: no space left on device."),
 ]

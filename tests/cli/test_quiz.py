@@ -153,7 +153,7 @@ def test_fewer_questions_than_asked_for_is_reported(sh, top):
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        ("kvtools quiz none.kvs", 66, "none.kvs: no such file or directory."),
+        ("kvtools quiz none.kvs", 66, "none.kvs: no such file or directory. Look at its name and its permissions."),
         (
             "kvtools quiz clips.kvs --task sing",
             2,
@@ -216,7 +216,11 @@ def test_fewer_questions_than_asked_for_is_reported(sh, top):
         ),
         ("kvtools quiz clips.kvs --labels bad.csv", 65, "bad.csv: there is no column file among a. Add it."),
         ("kvtools quiz clips.kvs --labels files.csv", 65, "files.csv: there is no column label. Add it."),
-        ("kvtools quiz clips.kvs --group none.csv", 66, "none.csv: no such file or directory."),
+        (
+            "kvtools quiz clips.kvs --group none.csv",
+            66,
+            "none.csv: no such file or directory. Look at its name and its permissions.",
+        ),
         (
             "kvtools quiz clips.kvs -o clips.kvs --force",
             2,

@@ -320,7 +320,7 @@ def test_a_baseline_too_gives_a_stranger_what_is_popular(shop, capfd, name):
     [
         ("--users missing.txt", 66, "--users missing.txt: there is no such file and no such user. Check the name."),
         ("--users ,", 2, "--users ',' holds no name. Give names with commas between, or a file with one a line."),
-        ("--table nope.csv", 66, "nope.csv: no such file or directory."),
+        ("--table nope.csv", 66, "nope.csv: no such file or directory. Look at its name and its permissions."),
     ],
 )
 def test_files_that_are_named_have_to_be_there(shop, capfd, options, code, words):

@@ -135,14 +135,14 @@ def test_encoding_gives_the_items_of_the_fit_their_own_codes(sh, items):
 
 BAD = {
     "a row with NaN, by its key": (
-        "x[7, 3] = np.nan", "", 65, "items.npy: the vector of 'item 7' holds NaN. Values must be finite and below 1e15."
+        "x[7, 3] = np.nan", "", 65, "items.npy: the vector of 'item 7' holds NaN. Give vectors of finite values below 1e15."
     ),
     "a row with infinity": (
-        "x[599] = np.inf", "", 65, "items.npy: the vector of 'item 599' holds inf. Values must be finite and below 1e15."
+        "x[599] = np.inf", "", 65, "items.npy: the vector of 'item 599' holds inf. Give vectors of finite values below 1e15."
     ),
     "a row too large to square": (
         "x[0, 0] = 1e20", "", 65,
-        "items.npy: the vector of 'item 0' holds 1.0000000200408773e+20. Values must be finite and below 1e15.",
+        "items.npy: the vector of 'item 0' holds 1e+20. Give vectors of finite values below 1e15.",
     ),
     "fewer rows than codes": (
         "x = x[:20]; keys = keys[:20]", "", 65,
@@ -173,7 +173,9 @@ BAD = {
         "", "--codebook items.kvs", 65,
         "items.kvs: this is a stream of kind embedding, and kind semantic-id is needed. Make one with kvtools semid-build.",
     ),
-    "a codebook that is not there": ("", "--codebook nosuch", 66, "nosuch: no such file or directory."),
+    "a codebook that is not there": (
+        "", "--codebook nosuch", 66, "nosuch: no such file or directory. Look at its name and its permissions.",
+    ),  # fmt: skip
     "a codebook with further tokens": (
         "", "--codebook extended.ids --append", 65,
         "extended.ids: its IDs have a further token, and the new ones would have none. Give --collisions extend.",

@@ -92,7 +92,7 @@ def test_what_cannot_be_read_is_told_once_and_a_fault_ends_all_ranks(sh, here):
     begun = time.monotonic()
     done = sh(f"mpiexec -n 2 {TRAIN} --steps 2 --strict -o n", pipefail=False)
     assert (done.code, (here / "n").exists()) == (65, False)
-    assert "Mend the input, or run without --strict." in done.err
+    assert "Repair the input, or run without --strict." in done.err
     done = sh(f"mpiexec -n 2 {TRAIN.replace('asked.jsonl', '-')} -o n", pipefail=False)
     assert (done.code, "an input is -, and 2 ranks cannot share stdin. Give a file." in done.err) == (2, True)
     assert time.monotonic() - begun < 100

@@ -22,6 +22,7 @@ MODELS = {
     "number": '[[layers]]\nkind = "linear"\nwidth = 0\n',
     "vast": '[[layers]]\nkind = "linear"\nwidth = 65536\n[[layers]]\nkind = "linear"\nwidth = 65536\n',
     "conv": '[[layers]]\nkind = "conv"\nchannels = 3\nkernel = 3\n',
+    "groups": '[[layers]]\nkind = "group-norm"\ngroups = 2\n',
 }
 
 
@@ -312,6 +313,7 @@ kvtools {TRAIN} --model size.toml
 kvtools {TRAIN} --model number.toml
 kvtools {TRAIN} --model vast.toml
 kvtools {TRAIN} --model conv.toml
+kvtools {TRAIN} --model groups.toml
 kvtools {TRAIN} --model nowhere.py:net
 kvtools {TRAIN} --model own.py:nobody
 kvtools {TRAIN} --model own.py:number

@@ -184,3 +184,9 @@ def style_faults(line):
     first = re.match(r"[A-Z][a-z]+\b(?![.:/-])", message)
     if first and first[0] not in PROPER_NAMES:
         yield f"{case}: begins with a capital: {message}"
+
+
+def lacks_advice(line):
+    """Whether a golden line of these exit codes has fewer than two sentences: what is wrong, and what to do."""
+    code, _, message = line.partition(" => ")[2].partition(", ")
+    return code in ("2", "65", "66", "73") and len(re.findall(r"\.(?= |$)", message)) < 2

@@ -1,7 +1,8 @@
 """Every refusal, provoked and held against a golden file that a person reads whole; `make golden` rewrites it.
 
 A line is `case => exit code, message`; a case is a command line or a call of a library function. The golden file shows each
-message that kvtools can refuse with; unprovoked.txt lists those that no test can provoke, each with the reason.
+message that kvtools can refuse with; unprovoked.txt lists those that no test can provoke, each with the reason, and
+without_advice.txt those that need not say what to do.
 """
 
 import importlib
@@ -88,3 +89,12 @@ def test_every_refusal_is_provoked():
 def test_refusals_are_sentences():
     faults = [fault for line in golden_lines() for fault in provoke.style_faults(line)]
     assert faults == []
+
+
+def test_refusals_say_what_is_wrong_and_what_to_do():
+    listed = (HERE / "without_advice.txt").read_text().splitlines()
+    excused = dict(line.split(" => ") for line in listed)
+    short = {line.partition(" => ")[0] for line in golden_lines() if provoke.lacks_advice(line)}
+    assert sorted(short - excused.keys()) == [], "add a sentence that says what to do"
+    assert sorted(excused.keys() - short) == [], "they say what to do, or are gone: take them out of without_advice.txt"
+    assert len(excused) <= 2, "this list may only shrink"

@@ -15,6 +15,7 @@ def furnish():
         "text.mp4": "no film\n",
         "cut.mp4": film[: len(film) // 2],
         "damaged.mp4": film[:2000] + bytes(900) + film[2900:],
+        "cut.png": Path("pictures/0.png").read_bytes()[:20],
         "pictures-bad/1.png": "no picture\n",
         "pictures-cut/1.png": Path("pictures/0.png").read_bytes()[:60],
         "names.txt": "nowhere.mp4\n",
@@ -50,6 +51,7 @@ kvtools tokenize-video cut.mp4
 kvtools tokenize-video damaged.mp4
 kvtools tokenize-video --decoder decord damaged.mp4
 kvtools tokenize-video sound.mp4
+kvtools tokenize-video cut.png
 kvtools tokenize-video pictures-bad
 kvtools tokenize-video pictures-cut
 kvtools tokenize-video thin

@@ -53,7 +53,7 @@ def test_a_quote_left_open_is_named_with_the_line_where_it_opened(rest):
         assert found == {f"x: line 4: {OPEN}"}
         assert refusal(read_rows, file_of(text), "x") == f"x: line 4: {OPEN}"
     else:
-        assert found == {"x: line 4: field larger than field limit (131072). A quote may be opened there and not closed."}
+        assert found == {"x: line 4: a field is longer than 131072 letters. Close the quote that may be open there."}
 
 
 def test_a_quote_left_open_in_the_header_or_before_a_ragged_row_is_named_too():

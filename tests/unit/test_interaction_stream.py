@@ -166,7 +166,7 @@ def test_records_that_do_not_go_together_are_refused(tmp_path, second, words):
             writer.write("0", tensors)
     both = io.BufferedReader(io.BytesIO((tmp_path / "a.kvs").read_bytes() + (tmp_path / "b.kvs").read_bytes()))
     with pytest.raises(Corrupt, match=f"x: record 1: .*{words}"):
-        read_stream(Reader(both, "x"), "x")
+        read_stream(Reader(both, "x"))
 
 
 def test_records_of_any_number_of_parts_are_joined(tmp_path):

@@ -149,7 +149,7 @@ def test_a_picture_may_be_written_out():
         ),
         ({"type": "video", "video": "cut.mp4"}, "cut.mp4: "),
         ({"type": "video", "video": "cut.mp4", "seconds": [1]}, "cut.mp4: "),
-        ({"type": "image", "image": "cut.mp4"}, "cut.mp4: this file cannot be read as a picture"),
+        ({"type": "image", "image": "cut.mp4"}, "cut.mp4: it cannot be read as a picture"),
         ({"type": "video", "video": 3}, "3: the source is not a string, and a path or a key is needed"),
         ({"type": "video"}, "null: the source is not a string, and a path or a key is needed"),
         ({**VIDEO, "seconds": []}, "a: seconds is empty, and needs at least one"),

@@ -583,5 +583,5 @@ def test_inputs_come_in_the_ratio_given_and_none_loses_any(parts, ratio, wanted)
 
 @pytest.mark.parametrize("ratio", ["1", "1,2,3", "1,0", "1,x", "1,inf", "-1,2", "1,nan"])
 def test_shares_that_cannot_be_meant_are_refused(ratio):
-    with pytest.raises(ValueError, match=r"^one number above 0 is needed for each of the 2 inputs, as 1,1$"):
+    with pytest.raises(ValueError, match=r"^the inputs are 2, and each needs one number above 0. Give them as 1,1$"):
         mix([[{}], [{}]], ratio)

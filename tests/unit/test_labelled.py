@@ -66,7 +66,7 @@ def test_damage_is_refused_with_the_name_of_the_file(tmp_path, name):
 
 def test_a_field_without_end_is_refused_with_its_line(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"1," + b"9" * 200_000 + b",0\n")
-    with pytest.raises(Corrupt, match=r"a\.csv: line 1: field larger than field limit"):
+    with pytest.raises(Corrupt, match=r"a\.csv: line 1: a field is longer than"):
         read_labelled(str(tmp_path))
 
 

@@ -162,7 +162,7 @@ def test_users_are_found_by_key_and_strangers_are_unknown():
             {},
             (
                 "^x: no feature of any user is left to use. "
-                "columns without a value were left out, 1 in all .gender.. Mend the table.$"
+                "Columns without a value were left out, 1 in all .gender.. Repair the table.$"
             ),
         ),
         (

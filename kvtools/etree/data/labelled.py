@@ -23,7 +23,7 @@ import numpy as np
 
 from kvtools.artifact.delimited import read_rows
 from kvtools.chance import rng_for
-from kvtools.errors import Corrupt, Missing, os_reason
+from kvtools.errors import Corrupt, Missing, unreadable
 from kvtools.etree.data.partition import load_json
 
 _MAX_CLASSES = 65_536
@@ -81,7 +81,7 @@ def read_labelled(src: str) -> LabelledData:
             _join(src, list(_read_all([path for path in paths if _is_test(path) is is_test]))) for is_test in (False, True)
         )
     except OSError as error:
-        raise Missing(f"{error.filename or src}: {os_reason(error)}.") from None
+        raise unreadable(str(error.filename or src), error) from None
     whole = train or test
     if whole is None:
         known = "idx images and labels, a .tar of images, .csv, .tra, .npz or LEAF .json"
@@ -143,7 +143,7 @@ def _reader(path: str, paths: list[str]) -> Callable[[BinaryIO], Samples] | None
     if name.endswith(("-images-idx3-ubyte", "-images.idx3-ubyte")):
         labels = path.replace("images", "labels").replace("idx3", "idx1")
         if labels not in paths and os.path.dirname(path) and not os.path.exists(labels):
-            raise Missing(f"{labels}: no such file. The labels of {os.path.basename(path)} must stand beside it.")
+            raise Missing(f"{labels}: no such file. Put the labels of {os.path.basename(path)} there.")
         return partial(_read_idx, labels=labels)
     if name.endswith((".csv", ".tra", ".tes", ".data")):
         return partial(_read_table, path=path)
@@ -184,7 +184,7 @@ def _hold_out(src: str, part: Samples) -> tuple[Samples, Samples]:
     order = rng_for(0, "held out").permutation(len(part.y))
     n_test = max(1, len(order) // _HELD_OUT)
     if n_test == len(order):
-        raise Corrupt(f"{src}: there is only 1 sample. At least two are needed, one of them to test with.")
+        raise Corrupt(f"{src}: there is only 1 sample. Give two or more, one of them to test with.")
     return part.take(np.sort(order[n_test:])), part.take(np.sort(order[:n_test]))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from kvtools.errors import Missing, os_reason
+from kvtools.errors import unreadable
 from kvtools.etree.train.custom_models import CustomModel, from_module, from_recipe
 from kvtools.etree.train.models import Model, build
 
@@ -56,4 +56,4 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as fault:
-        raise Missing(f"--model {path}: {os_reason(fault)}.") from None
+        raise unreadable(f"--model {path}", fault) from None

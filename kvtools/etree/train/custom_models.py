@@ -122,12 +122,15 @@ def from_recipe(layers: list[Any], shape: tuple[int, ...], n_classes: int) -> Cu
     with torch.no_grad():
         x = torch.zeros(1, *shape)
         for number, layer in enumerate(layers, start=1):
+            where = f"layer {number}, given samples of shape {tuple(x.shape[1:])}"
             try:
                 parts.append(_layer(layer, x))
+            except (ValueError, RuntimeError) as fault:
+                raise ValueError(f"{where}: {str(fault).splitlines()[0].rstrip('.')}") from None
+            try:
                 x = parts[-1](x)
-            except (ValueError, RuntimeError, IndexError) as fault:
-                reason = str(fault).splitlines()[0].rstrip(".")
-                raise ValueError(f"layer {number}, given samples of shape {tuple(x.shape[1:])}: {reason}") from None
+            except (ValueError, RuntimeError, IndexError):
+                raise ValueError(f"{where}: {layer['kind']} does not take samples of that shape") from None
         parts.append(_FlatLinear(x[0].numel(), n_classes))
     return CustomModel(nn.Sequential(*parts), None, {"layers": layers})
 
@@ -159,6 +162,8 @@ def _layer(layer: Any, x: Tensor) -> nn.Module:
     if kind == "conv":
         return nn.Conv2d(x.shape[1], size["channels"], size["kernel"], size["stride"], size["padding"])
     if kind == "group-norm":
+        if x.shape[1] % size["groups"]:
+            raise ValueError(f"{x.shape[1]} channels are not divisible by {size['groups']} groups")
         return nn.GroupNorm(size["groups"], x.shape[1])
     if kind == "layer-norm":
         return nn.LayerNorm(list(x.shape[1:]))

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from kvtools.artifact import is_stream, kinds
+from kvtools.artifact import checked_records, is_stream, raising_at
 from kvtools.artifact.blob import canonical
 from kvtools.artifact.delimited import first_letter, read_text
 from kvtools.artifact.files import open_source
@@ -79,7 +79,7 @@ def open_conversations(src: str, file: BinaryIO | None = None) -> Conversations:
     if is_stream(file):
         reader = open_stream(src, "conversation", made_by="kvtools convert", file=file)
         source.history = reader.head.history
-        documents = _of_stream(reader, source.name)
+        documents = _of_stream(reader)
     else:
         text = read_text(file, source.name, errors="surrogateescape")  # a line that is not UTF-8 is skipped alone
         if "\0" in text[:_N_SNIFFED]:
@@ -131,10 +131,9 @@ def normalise(document: Any) -> dict[str, Any]:
     return rest
 
 
-def _of_stream(reader: Reader, name: str) -> Iterator[tuple[str, Any]]:
-    for record in reader:
-        with raising(Corrupt, f"{name}: record {record.number}", "Make the stream again with kvtools convert."):
-            kinds.check("conversation", "stream", record.tensors, record.fields)
+def _of_stream(reader: Reader) -> Iterator[tuple[str, Any]]:
+    for record in checked_records(reader, made_by="kvtools convert"):
+        with raising_at(record, reader.name, made_by="kvtools convert"):
             document = _parsed(record.tensors["json"].tobytes().decode("utf-8", "surrogateescape"))
         yield record.key, {"id": record.key, **document} if isinstance(document, dict) else document
 

@@ -182,7 +182,7 @@ class Media:
         raise ValueError(f"no record of that key, and no such file in {where}")
 
     def _picture(self, source: str | BinaryIO) -> Visual:
-        frame_HWC = pictures.read_picture(source, "this file" if isinstance(source, str) else "the base64 picture")
+        frame_HWC = pictures.read_picture(source, "it" if isinstance(source, str) else "the base64 picture")
         height, width = patch.smart_resize(*frame_HWC.shape[:2], *self._image_pixels)
         return of_pictures([frame_HWC], height, width, np.zeros(1), is_video=False)
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from kvtools.artifact import is_stream, kinds
+from kvtools.artifact import checked_records, is_stream
 from kvtools.artifact.delimited import read_rows
 from kvtools.artifact.files import open_source
-from kvtools.artifact.open import open_stream, source_name
+from kvtools.artifact.open import open_stream
 from kvtools.artifact.stream import Reader
 from kvtools.chance import seed_for
-from kvtools.errors import Corrupt, raising
+from kvtools.errors import Corrupt
 from kvtools.skipped import SkippedRows
 from kvtools.video.patch import PATCH
 from kvtools.video.pool import Pool
@@ -123,12 +123,9 @@ def open_video_stream(src: str) -> Reader | None:
     return open_stream(src, "video", made_by="kvtools tokenize-video", file=file)
 
 
-def clips_of(reader: Reader, src: str) -> Iterator[Clip]:
+def clips_of(reader: Reader) -> Iterator[Clip]:
     """The clips of a stream. Raises Corrupt for a record that does not fit its kind."""
-    for record in reader:
-        where = f"{source_name(src)}: record {record.number}"
-        with raising(Corrupt, where, "Make the stream again with kvtools tokenize-video."):
-            kinds.check("video", "stream", record.tensors, record.fields)
+    for record in checked_records(reader, made_by="kvtools tokenize-video"):
         yield Clip.of_record(record.key, record.tensors)
 
 

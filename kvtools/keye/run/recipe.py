@@ -38,9 +38,9 @@ _LENGTH = 4096
 _DURATIONS = ("warmup", "save", "patience")
 _ALLOWED: Allowed = {
     "rate": (("cosine", "constant").__contains__, "cosine or constant"),
-    "clip": (lambda x: 0 < x < math.inf, "more than 0"),
+    "clip": (lambda x: 0 < x < math.inf, "a number above 0"),
     "window": (lambda n: n >= 1, "1 or more"),
-    **dict.fromkeys(("flip", "upend", "recolour", "jitter"), (lambda x: 0 <= x <= 1, "from 0 to 1")),
+    **dict.fromkeys(("flip", "upend", "recolour", "jitter"), (lambda x: 0 <= x <= 1, "a number from 0 to 1")),
 }
 
 
@@ -68,7 +68,10 @@ class TrainingRecipe:
         refuse_bad_values("--training", self.settings, _ALLOWED, _DURATIONS)
         EpochLength(1, 1).total(self.steps)
         refuse_if(
-            (self.lr is not None and not 0 < self.lr < math.inf, f"--lr {self.lr or 0:g} must be a finite number above 0."),
+            (
+                self.lr is not None and not 0 < self.lr < math.inf,
+                f"--lr {self.lr or 0:g} is not above 0. Give a finite number above 0.",
+            ),
             (
                 self.length > self.batch_tokens,
                 f"--length {self.length} is larger than --batch-tokens {self.batch_tokens}. Raise it, or lower --length.",

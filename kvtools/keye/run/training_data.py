@@ -55,7 +55,7 @@ class TrainingData:
         for name, skipped in self.skipped + self.lost_later:
             for reason in skipped.counts:
                 if reason in _FAULTS:
-                    raise Corrupt(f"{name}: {skipped.line(reason)}. Mend the input, or run without --strict.")
+                    raise Corrupt(f"{name}: {skipped.line(reason)}. Repair the input, or run without --strict.")
 
     def strictly(self, steps: Iterable[_T]) -> Iterator[_T]:
         """The steps of a run, which ends with Corrupt as soon as something bad was left out."""
@@ -136,7 +136,8 @@ def mix(parts: Sequence[list[dict[str, Any]]], ratio: str | None) -> list[dict[s
     except ValueError:
         weights = []
     if len(weights) != len(parts) or not all(0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"one number above 0 is needed for each of the {len(parts)} inputs, as {','.join('1' * len(parts))}")
+        example = ",".join("1" * len(parts))
+        raise ValueError(f"the inputs are {len(parts)}, and each needs one number above 0. Give them as {example}")
     total = max(len(part) / weight for part, weight in zip(parts, weights, strict=True))
     counts = [round(total * weight) if part else 0 for part, weight in zip(parts, weights, strict=True)]
     return [part[n % len(part)] for part, count in zip(parts, counts, strict=True) for n in range(count)]

@@ -85,7 +85,7 @@ class VideoEmbedder:
         else:
             pooled_D = encoded[0]
         if not bool(pooled_D.isfinite().all()):
-            raise ValueError("the encoder gives numbers that are not finite, and another model is needed")
+            raise ValueError("the encoder gives numbers that are not finite")
         return {**tensors, "embedding": to_numpy(pooled_D)}
 
     def finish(self, max_tokens: int, stop: Callable[[], bool]) -> Callable[[Iterator[Outcome]], Iterator[Outcome]]:
@@ -108,7 +108,7 @@ class VideoEmbedder:
         try:
             tensors |= self.embed(tensors["pixels"], tensors["grid"])
         except ValueError as fault:
-            return Outcome(outcome.key, None, str(fault), "unfit")
+            return Outcome(outcome.key, None, str(fault), "model")
         record = Spool()
         for piece in blob.encode(tensors, {**fields, "encoder": {"digest": self.digest, "pooling": self.pooling}}):
             record.append(piece)

@@ -113,8 +113,8 @@ def read_interactions(
             raise Corrupt(f"{name}: there is no column {more[0]!r}, only lines of words. Give a table with that column.")
     read = _read_sequences(text) if text.form == "sequence" else _read_rows(text, name, columns or {}, more)
     if not len(read[0].items):
-        reasons = "".join(f" {line}." for line in read[1].lines(skipped=True))
-        raise Corrupt(f"{name}: no interactions are left to use.{reasons} Mend the rows.")
+        reasons = "".join(f" {line[0].upper()}{line[1:]}." for line in read[1].lines(skipped=True))
+        raise Corrupt(f"{name}: no interactions are left to use.{reasons} Repair the rows.")
     return read
 
 
@@ -123,7 +123,8 @@ def _refuse_table(line: str, name: str) -> None:
     first, *others = line.split()
     mark = next((mark for mark in ("::", ";", "|") if mark in first and not others), " ")
     if mark != " " or first.lower() in NAMES["user"]:
-        raise Corrupt(f"{name}: columns are separated by {mark!r}. Use tabs or commas, as tr {mark[0]!r} '\\t' makes them.")
+        command = f"sed 's/{mark}/\\t/g'" if len(mark) > 1 else f"tr {mark!r} '\\t'"
+        raise Corrupt(f"{name}: columns are separated by {mark!r}. Use tabs or commas, as {command} makes them.")
 
 
 def _read_sequences(text: ColumnReader) -> tuple[Interactions, SkippedRows]:

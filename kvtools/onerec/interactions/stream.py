@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kvtools.artifact import is_stream, kinds, open_stream, source_name
+from kvtools.artifact import checked_records, is_stream, open_stream, raising_at, source_name
 from kvtools.artifact.blob import Tensors
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
@@ -59,7 +59,7 @@ def open_interactions(
     if more:
         raise Corrupt(f"{name}: a stream has no column {more[0]!r}; rating, playtime and duration it may have. Give the table.")
     reader = open_stream(src, "interaction", made_by="kvtools convert", file=file)
-    return read_stream(reader, name), SkippedRows(), reader.head.history
+    return read_stream(reader), SkippedRows(), reader.head.history
 
 
 def write_interactions(interactions: Interactions, writer: Writer) -> None:
@@ -89,22 +89,19 @@ def write_interactions(interactions: Interactions, writer: Writer) -> None:
             raise Corrupt(f"user {interactions.user_keys[busiest]!r}: {fault}. Leave out some of the interactions.") from None
 
 
-def read_stream(reader: Reader, name: str) -> Interactions:
+def read_stream(reader: Reader) -> Interactions:
     """The interactions of a stream of that kind, to its end.
 
     Raises Corrupt, with the record's number, for what the kind does not allow and for contradictions: items that are not
     among the keys, times that go back, users of an earlier record, columns that other records do not have.
     """
     gathered = _Gathered()
-    for record in reader:
-        try:
-            kinds.check("interaction", "stream", record.tensors, record.fields)
+    for record in checked_records(reader, made_by="kvtools convert"):
+        with raising_at(record, reader.name, made_by="kvtools convert"):
             gathered.add(record.tensors)
-        except ValueError as fault:
-            raise Corrupt(f"{name}: record {record.number}: {fault}. Make the stream again with kvtools convert.") from None
     interactions = gathered.all()
     if not len(interactions.items):
-        raise Corrupt(f"{name}: there are no interactions in it. Look at the stage before this one.")
+        raise Corrupt(f"{reader.name}: there are no interactions in it. Look at the stage before this one.")
     return interactions
 
 

@@ -117,8 +117,10 @@ def read_users(
     if columns is None:
         vocabularies = _worthwhile(vocabularies, len(keys), read.skipped)
     if not len(keys) or not vocabularies:
-        reasons = "".join(f" {line}." for line in [*read.skipped.lines(skipped=True), *read.skipped.lines(skipped=False)])
-        raise Corrupt(f"{name}: no feature of any user is left to use.{reasons} Mend the table.")
+        reasons = "".join(
+            f" {line[0].upper()}{line[1:]}." for line in [*read.skipped.lines(skipped=True), *read.skipped.lines(skipped=False)]
+        )
+        raise Corrupt(f"{name}: no feature of any user is left to use.{reasons} Repair the table.")
     codes = [_encode(vocabulary, cells[vocabulary.name], read, rows) for vocabulary in vocabularies]
     return Users(keys, np.stack(codes, axis=1), tuple(vocabularies)), read.skipped
 

@@ -81,9 +81,8 @@ def project_terms(terms: Sequence[Sequence[str]], n_dims: int, n_powers: int | N
     limit = min(x_NV.shape) - 1
     if not 0 < n_dims <= limit:
         n_items, n_terms = x_NV.shape
-        raise ValueError(
-            f"{n_dims} dimensions are too many; fewer than items ({n_items}) and than terms ({n_terms}) are needed"
-        )
+        allowed = f"from 1 to {limit} are possible" if limit else "2 or more of both are needed"
+        raise ValueError(f"{n_dims} dimensions are too many for {n_items} items with {n_terms} terms, and {allowed}")
     with threadpool_limits(1):
         if n_powers is None:
             x_ND = TruncatedSVD(n_dims, algorithm="arpack", random_state=seed).fit_transform(x_NV)

@@ -11,13 +11,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kvtools.artifact import is_stream, kinds, open_stream, source_name
+from kvtools.artifact import checked_records, is_stream, open_stream, source_name
 from kvtools.artifact.delimited import lines_of, read_text
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.artifact.stream import Reader
 from kvtools.artifact.strings import first_repeated, unpack
-from kvtools.errors import Corrupt, Usage, raising
+from kvtools.errors import Corrupt, Usage
 from kvtools.skipped import SkippedRows
 
 Block = tuple[list[str], np.ndarray]  # n keys, float (n, D)
@@ -79,8 +79,10 @@ class VectorSource:
             is_bad = ~(np.abs(x_nD).max(axis=1, initial=0.0) < _TOO_LARGE)
             if is_bad.any():
                 row = int(np.flatnonzero(is_bad)[0])
-                worst = "NaN" if np.isnan(x_nD[row]).any() else str(float(np.abs(x_nD[row]).max()))
-                raise Corrupt(f"{self.name}: the vector of {keys[row]!r} holds {worst}. Values must be finite and below 1e15.")
+                worst = "NaN" if np.isnan(x_nD[row]).any() else f"{float(np.abs(x_nD[row]).max()):g}"
+                raise Corrupt(
+                    f"{self.name}: the vector of {keys[row]!r} holds {worst}. Give vectors of finite values below 1e15."
+                )
             yield keys, np.asarray(x_nD, np.float32)
 
 
@@ -102,7 +104,7 @@ def open_vectors(src: str, file: BinaryIO, keys_src: str | None, skipped: Skippe
     """
     if is_stream(file):
         reader = open_stream(src, ("embedding", "video"), made_by="kvtools embed", file=file)
-        return read_stream(reader, source_name(src), skipped), reader.head.history
+        return read_stream(reader, skipped), reader.head.history
     if keys_src is None:
         raise Usage(f"{source_name(src)}: an .npy file does not name its rows. Give their keys with --keys FILE.")
     return read_npy(file, source_name(src), read_keys(keys_src)), []
@@ -147,11 +149,9 @@ def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
         yield keys[begin : begin + _ROWS], np.asarray(matrix[begin : begin + _ROWS])
 
 
-def read_stream(reader: Reader, name: str, skipped: SkippedRows) -> Iterator[Block]:
+def read_stream(reader: Reader, skipped: SkippedRows) -> Iterator[Block]:
     """The vectors of `embedding` records, or the one of each `video` record; records without are counted as skipped."""
-    for record in reader:
-        with raising(Corrupt, f"{name}: record {record.number}", "Make the vectors again with kvtools embed."):
-            kinds.check(reader.head.kind, "stream", record.tensors, record.fields)
+    for record in checked_records(reader, made_by="kvtools embed"):
         if reader.head.kind == "embedding":
             yield unpack("keys", record.tensors), record.tensors["vectors"]
         elif "embedding" in record.tensors:

@@ -16,7 +16,7 @@ from kvtools.artifact import Bag
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
 from kvtools.artifact.open import open_bag, source_name
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, reason_of
 from kvtools.onerec.interactions import users
 from kvtools.onerec.interactions.features import FeatureEncoder
 from kvtools.onerec.model.config import ModelConfig
@@ -55,7 +55,7 @@ class Checkpoint:
             return _read(bag, name)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as fault:
             # a field or a tensor is missing, or is not as this version writes it
-            reason = f"{type(fault).__name__}: {fault}"
+            reason = reason_of(fault)
             raise Corrupt(f"{name}: this version of kvtools cannot read the model ({reason}). Train it again.") from None
 
     def save(self, sink: Sink, *, history: list[dict[str, Any]], **fields: Any) -> None:

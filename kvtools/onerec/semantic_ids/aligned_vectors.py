@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from kvtools.artifact import kinds, open_stream, source_name
+from kvtools.artifact import checked_records, open_stream, source_name
 from kvtools.artifact.files import open_source
 from kvtools.artifact.strings import unpack
 from kvtools.errors import Corrupt, Usage, raising
@@ -54,9 +54,7 @@ class AlignedSource(VectorSource):
         """int64 (P, 2): the rows of the pairs that have two vectors."""
         row_of = {key: row for row, key in enumerate(self.keys)}
         known, n_unknown = [np.empty((0, 2), np.int64)], 0
-        for record in self._pairs:
-            with raising(Corrupt, f"{self._pairs_name}: record {record.number}", "Make the pairs again with kvtools pairs."):
-                kinds.check("pair", "stream", record.tensors, record.fields)
+        for record in checked_records(self._pairs, made_by="kvtools pairs"):
             rows = np.array([row_of.get(key, -1) for key in unpack("keys", record.tensors)], np.int64)
             pairs_P2 = rows[record.tensors["pairs"]] if len(record.tensors["pairs"]) else known[0]
             is_known = (pairs_P2 >= 0).all(axis=1)

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from kvtools.artifact import kinds
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
 from kvtools.artifact.history import Step
 from kvtools.artifact.open import open_bag, source_name
 from kvtools.artifact.strings import first_repeated, pack, unpack
-from kvtools.errors import Corrupt, raising
+from kvtools.errors import Corrupt
 
 if TYPE_CHECKING:
     from kvtools.onerec.model.trie import Trie
@@ -41,8 +40,6 @@ class SemanticIds:
     def open(cls, src: str) -> Self:
         """From a `semantic-id` bag. Raises Corrupt for another artifact, and for codes that no codebook has."""
         bag, name = open_bag(src, "semantic-id", made_by="kvtools semid-build"), source_name(src)
-        with raising(Corrupt, name, _REMAKE):
-            kinds.check("semantic-id", "bag", bag.tensors, bag.fields)
         fields, weights = bag.fields, {tensor: x for tensor, x in bag.tensors.items() if tensor.startswith("encoder.")}
         return cls.from_tensors(
             bag.tensors, name, config=fields["config"], report=fields.get("quality", {}), weights=weights,

@@ -106,7 +106,7 @@ def main(
         (not named, "--model, --predictions, --endpoint, --prompts or --compare is missing. Give one of them."),
         (len(named) > 1, f"{' and '.join(named)} cannot be combined. Give one of them."),
         (judge and score == "rules", "--judge is used only with --score reference. Give both, or neither."),
-        (not 0 < fps < float("inf"), f"--fps {fps:g} must be a finite number above 0."),
+        (not 0 < fps < float("inf"), f"--fps {fps:g} is not above 0. Give a finite number above 0."),
         (require is not None and not 0 <= require <= 100, f"--require {require or 0:g} is not a percentage. Give 0 to 100."),
         (shard is not None and compare is not None, "--shard cannot be combined with --compare. Drop one of them."),
     )

@@ -408,7 +408,11 @@ def test_each_bad_input_is_one_line_with_file_and_line(kv, made, tmp_path):
             2,
             "several inputs are -, and stdin can be read only once. Give files for the others.",
         ),
-        ("coldstart-mix -q --think gone.jsonl -o x.kvs", 66, "gone.jsonl: no such file or directory."),
+        (
+            "coldstart-mix -q --think gone.jsonl -o x.kvs",
+            66,
+            "gone.jsonl: no such file or directory. Look at its name and its permissions.",
+        ),
         (
             "coldstart-mix -q --think empty.jsonl -o x.kvs",
             65,

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from kvtools.artifact.files import Sink, claim
-from kvtools.errors import CannotCreate, os_reason
+from kvtools.errors import CannotCreate, unwritable
 from kvtools.keye.bench.benchmark import Key, Question
 from kvtools.keye.bench.predictions import Prediction
 
@@ -42,7 +42,7 @@ class Details:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise CannotCreate(f"{path}: {os_reason(error)}.") from None
+            raise unwritable(str(path), error) from None
         if not claim(self._fd):
             raise CannotCreate(f"{path}: another run is writing it. Wait for it, or name another file.")
         self._take_over(force=force)

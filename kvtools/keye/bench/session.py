@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kvtools.errors import CannotCreate, Corrupt, Stopped, Usage, os_reason, raising
+from kvtools.errors import Corrupt, Stopped, Usage, raising, unwritable
 from kvtools.keye.bench.benchmark import Generation, Question
 from kvtools.keye.bench.details import Details, run_digest, unanswered
 from kvtools.keye.bench.evaluate import Evaluation, drop_tasks_without_answers
@@ -50,7 +50,7 @@ class Servers:
                     key_variable=self.key_variable,
                 )  # fmt: skip
         except OSError as error:
-            raise CannotCreate(f"{cache}: {os_reason(error)}.") from None
+            raise unwritable(str(cache), error) from None
 
 
 @dataclass(frozen=True)

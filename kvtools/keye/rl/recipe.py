@@ -32,7 +32,7 @@ _SETTINGS: dict[str, Any] = {
 _DURATIONS = ("warmup", "save", "patience")
 _ALLOWED: Allowed = {
     "rate": (("cosine", "constant").__contains__, "cosine or constant"),
-    "clip": (lambda x: 0 < x < math.inf, "more than 0"),
+    "clip": (lambda x: 0 < x < math.inf, "a number above 0"),
 }
 _WIDTH = 128  # of the models that the rates are for
 
@@ -56,7 +56,7 @@ class AlignmentRecipe:
         refuse_bad_values("--training", self.settings, _ALLOWED, _DURATIONS)
         EpochLength(1, 1).total(self.steps)
         refuse_if(
-            (self.lr is not None and not 0 < self.lr < math.inf, f"--lr {self.lr or 0:g} must be a finite number above 0."),
+            (self.lr is not None and not 0 < self.lr < math.inf, f"--lr {self.lr or 0:g} is not above 0. Give one above 0."),
         )
 
     @cached_property
@@ -162,8 +162,8 @@ class GrpoRecipe(AlignmentRecipe):
                 self.group % self.updates,
                 f"--group {self.group} is not divisible by --updates {self.updates}. Give a divisor of the group.",
             ),
-            (not 0 < self.temperature < math.inf, f"--temperature {self.temperature:g} must be a finite number above 0."),
-            (not 0 <= self.kl < math.inf, f"--kl {self.kl:g} must be a finite number of at least 0."),
+            (not 0 < self.temperature < math.inf, f"--temperature {self.temperature:g} is not above 0. Give a number above 0."),
+            (not 0 <= self.kl < math.inf, f"--kl {self.kl:g} is below 0. Give 0 or more."),
         )
 
     @cached_property

@@ -63,7 +63,7 @@ class RankerOptions:
             if term.kind not in (HIT, COLUMN):
                 raise Usage(f"--reward {term.name} is no objective of a ranker. Give hit or column:NAME.")
             if term.weight <= 0:
-                raise Usage(f"--reward {term.name}:{term.weight:g}: an objective's weight must be more than 0.")
+                raise Usage(f"--reward {term.name}:{term.weight:g}: the weight of an objective is not above 0. Raise it.")
         return terms
 
     def to_json(self) -> dict[str, Any]:

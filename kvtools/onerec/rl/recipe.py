@@ -38,13 +38,13 @@ _TRAINING: dict[str, Any] = {
     "valid_k": 0,  # items a held-out user is given; 0: a quarter of the group
 }
 _MAY_BE: Allowed = {
-    "epsilon": (lambda x: 0 < x < 1, "more than 0 and less than 1"),
+    "epsilon": (lambda x: 0 < x < 1, "a number above 0 and below 1"),
     "rate": (("cosine", "constant").__contains__, "cosine or constant"),
     "format_choice": (("random", "top").__contains__, "random or top"),
-    "clip": (lambda x: 0 < x < math.inf, "more than 0"),
+    "clip": (lambda x: 0 < x < math.inf, "a number above 0"),
     "dislike": (lambda _: True, "a column"),
-    "listed_target": (lambda x: 0 <= x <= 1, "from 0 to 1"),
-    "listed_factor": (lambda x: 0 < x < 1, "more than 0 and less than 1"),
+    "listed_target": (lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+    "listed_factor": (lambda x: 0 < x < 1, "a number above 0 and below 1"),
     **dict.fromkeys(("sync", "horizon", "format_samples", "accumulate", "valid_users"), (lambda n: n >= 1, "1 or more")),
 }
 

@@ -167,7 +167,7 @@ def test_a_repetition_without_times_is_no_copy():
         ("user_id,item_id,timestamp\nu,i,12/04/1997\n", "no interactions are left to use"),
         ("user_id item_id timestamp\n1 2 3\n", "columns are separated by ' '. Use tabs or commas, as tr ' ' '.t' makes them"),
         ("user;item\n1;2\n", "columns are separated by ';'. Use tabs or commas, as tr ';' '.t' makes them"),
-        ("1::1193::5::978300760\n", "columns are separated by '::'. Use tabs or commas, as tr ':' '.t' makes them"),
+        ("1::1193::5::978300760\n", "columns are separated by '::'. Use tabs or commas, as sed 's/::/.t/g' makes them"),
         ("u\n", "no interactions are left to use"),
         ("user_id,item_id\nu,\udcff\n", r"x: line 2 is not UTF-8 text\. Convert the file, for example with iconv\.$"),
         ("PK\x03\x04\0\0", r"x: this is not text\. Give a table\.$"),

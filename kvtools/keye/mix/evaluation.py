@@ -42,9 +42,9 @@ def read_evaluation(names: Sequence[str], media: Media) -> EvaluationSet:
                 else:
                     pictures.append((name, value))
         except (ValueError, Unreadable) as error:
-            raise Corrupt(f"--against {name}: {' '.join(str(error).split())}.") from None
+            raise Corrupt(f"--against {name}: {' '.join(str(error).split())}. Repair the file.") from None
     if not texts and not pictures:
-        raise Corrupt(f"--against {' '.join(names)}: no text, picture or video was found there.")
+        raise Corrupt(f"--against {' '.join(names)}: no text, picture or video was found there. Give files that hold some.")
     return EvaluationSet.of(texts, pictures)
 
 

@@ -9,6 +9,7 @@ n interactions of the training part.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -54,7 +55,9 @@ def _parse(word: str) -> Term:
     number = _number(weight) if weight or word.endswith(":") else 1.0
     if number is None:
         raise Usage(f"--reward {word}: {weight!r} is not a weight. Give a finite number after the colon, as hit:0.5.")
-    return Term(f"{kind}:{of}" if of else kind, kind, of, number)
+    # a ranker is named without its folder, which is another one on another machine
+    name = os.path.basename(of) if kind == PSCORE else of
+    return Term(f"{kind}:{name}" if of else kind, kind, of, number)
 
 
 def _split_weight(rest: str) -> tuple[str, str]:

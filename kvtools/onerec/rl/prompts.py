@@ -95,5 +95,7 @@ def seen_ids(histories: Histories, prompts: Prompts, trie: Trie) -> np.ndarray:
     items = histories.items[starts + np.arange(len(rows))]
     n_items = len(trie.id_of_item)
     row, item = np.divmod(np.unique(rows * n_items + items), n_items)
-    n_seen = np.bincount(row * trie.n_ids + trie.id_of_item[item], minlength=len(prompts) * trie.n_ids)
-    return np.asarray(n_seen.reshape(len(prompts), -1) >= np.diff(trie.bucket))
+    ids, n_seen = np.unique(row * trie.n_ids + trie.id_of_item[item], return_counts=True)
+    is_seen = np.zeros(len(prompts) * trie.n_ids, bool)
+    is_seen[ids[n_seen >= np.diff(trie.bucket)[ids % trie.n_ids]]] = True
+    return is_seen.reshape(len(prompts), -1)

@@ -20,6 +20,10 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 74, 141)
 SEE_ALSO = ("kvtools pretrain keye", "kvtools tokenize-video", "kvtools convert", "kvtools-stream(5)")
+GROUPS = {
+    "Sampling": ("--greedy", "--temperature", "--top-k", "--top-p", "--seed"),
+    "Pictures and videos": ("--fps", "--frames", "--frame-tokens", "--max-tokens"),
+}
 
 
 def main(

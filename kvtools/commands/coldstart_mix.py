@@ -4,7 +4,7 @@ from fractions import Fraction
 from typing import Annotated, Any
 
 from kvtools import options as opt
-from kvtools.errors import Corrupt, Missing, Usage, raising
+from kvtools.errors import READABLE, Corrupt, Missing, Usage, raising
 
 EXAMPLES = [
     "kvtools coldstart-mix -q --think math.jsonl --no-think chats.json --ratio 1:2 -o mix.kvs",
@@ -110,7 +110,7 @@ def main(
     if run.print_config:
         return run.print_recipe(recipe)
     if not any(source.src == "-" or os.path.exists(source.src) for source in sources):
-        raise Missing(f"{sources[0].src}: no such file or directory.")
+        raise Missing(f"{sources[0].src}: no such file or directory. {READABLE}")
     for source in sources:
         run.refuse_own_input(source.src)
     run.refuse_existing(report)

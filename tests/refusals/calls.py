@@ -26,9 +26,10 @@ def chat(fault):
 
 def faulty(src):
     """What the first row is named for that cannot be read of a file of multiple-choice questions."""
+    from kvtools.errors import Corrupt
     from kvtools.keye.bench.choice import ChoiceBench
 
-    raise ValueError(ChoiceBench().read([src], needs_media=False).faults[0])
+    raise Corrupt(ChoiceBench().read([src], needs_media=False).faults[0])
 
 
 def writer(dst):

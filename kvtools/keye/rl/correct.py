@@ -62,7 +62,7 @@ def expected_answer(document: Mapping[str, Any], answer: Any) -> Expected:
     if kind not in KINDS:
         raise ValueError(f"answer_type is {kind!r}, and must be one of {', '.join(KINDS)}")
     if not text.strip():
-        raise ValueError("the expected answer is empty")
+        raise ValueError("the answer to compare with is empty")
     return Expected(kind, text.strip(), choices)
 
 

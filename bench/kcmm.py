@@ -1,9 +1,9 @@
 """eval-kcmm: seconds to score 100,000 predictions, and samples a second against one-at-a-time transformers.
 
 Usage: kcmm.py [score] [generate] [n=100000]. A JSON line a figure. Scoring is the whole command, reading included; cpu_s is its
-processor time. Generation: a tiny Keye-VL of random weights on 96 questions with a picture of 224x224, at most 64 new tokens,
+processor time. Generation: a tiny Keye-VL of random weights on 64 questions with a picture of 224x224, at most 32 new tokens,
 greedy; the other side is Qwen3 of transformers with the same decoder, generate() a sample at a time, fed by our own vision
-tower, so that both do the same work. Both of float32, in turn, the best of three.
+tower, so that both do the same work. Both of float32, in turn, the best of two.
 """
 
 import json
@@ -58,7 +58,7 @@ def score(n):
             print(json.dumps({"score": how, "predictions": n, **figures}), flush=True)
 
 
-def generate(n=96, max_new=64):
+def generate(n=64, max_new=32):
     import torch
     import transformers
 
@@ -122,7 +122,7 @@ def generate(n=96, max_new=64):
             return total
 
         best = {}
-        for _ in range(3):
+        for _ in range(2):
             for side, run in (("ours", ours), ("transformers", theirs)):
                 begun = time.perf_counter()
                 n_tokens = run()

@@ -304,3 +304,18 @@ def test_shards_together_give_the_whole_report(top, trained, capfd):
         assert say(line, capfd).code == 0
     rows = report("data --predictions parts", capfd)
     assert (rows["macro"]["n"], rows["SPU"]["accuracy"], rows["macro"]["failures"]) == (14, 0.5, 2 + 1)
+
+
+def test_data_without_a_question_is_an_error(top, capfd):
+    for file in (top / "data" / "images").iterdir():
+        file.unlink()
+    done = say("kvtools eval-kcmm data --predictions answers.jsonl", capfd)
+    assert (done.code, done.out) == (65, b"")
+    assert "no question is left" in done.err
+
+
+def test_an_index_that_a_table_holds_as_a_float_is_the_same(top, capfd):
+    rows = [row.replace("\t", ".0\t", 1) for row in TABLES["SPU"]]
+    make_data(top / "float", {"SPU": rows})
+    (top / "spu.jsonl").write_text(lines_of({"SPU": RIGHT["SPU"]}))
+    assert report("float --predictions spu.jsonl", capfd)["SPU"]["accuracy"] == pytest.approx(5 / 6)

@@ -54,6 +54,7 @@ kvtools eval-kcmm kcmm/good --predictions kcmm/good.jsonl --fps 0
 kvtools eval-kcmm -q kcmm/all --predictions kcmm/cpv.jsonl --score reference
 kvtools eval-kcmm nowhere --predictions kcmm/good.jsonl
 kvtools eval-kcmm kcmm/empty --predictions kcmm/good.jsonl
+kvtools eval-kcmm -q kcmm/columns --predictions kcmm/good.jsonl
 kvtools eval-kcmm -q kcmm/columns kcmm/good --predictions kcmm/good.jsonl
 kvtools eval-kcmm -q kcmm/rows kcmm/good --predictions kcmm/good.jsonl
 kvtools eval-kcmm -q kcmm/base64 kcmm/good --predictions kcmm/good.jsonl

@@ -5,6 +5,7 @@ and ours, and `reference`, what the published evaluator does, which may ask a ju
 (answers.py), figures over many verdicts (report.py).
 """
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -15,6 +16,11 @@ Score = Literal["rules", "reference"]
 Key = tuple[str, str]  # task and index
 MODES = {"auto": "", "think": "/think", "no_think": "/no_think"}  # what is appended to the question, without a space
 NO_PICTURES = "questions whose pictures are missing left out"
+
+
+def index_of(value: Any) -> str:
+    """A question's index as text: whole numbers, which tables may hold as 3.0, without their point."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
 
 
 @dataclass(frozen=True)

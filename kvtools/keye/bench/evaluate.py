@@ -62,6 +62,8 @@ class Evaluation:
             self.excluded[task] = sum(rows.counts.values())
             for line in rows.lines():
                 self.fault(f"{task}: {line}.")
+        if not found.questions and (found.faults or found.missing):
+            raise Corrupt("no question is left. Give data with the tables and pictures of the benchmark.")
 
     def lines(self, rows: Sequence[Mapping[str, Any]], *, is_standin: bool) -> list[str]:
         """The report as a table, beside the published one where the data are the benchmark."""

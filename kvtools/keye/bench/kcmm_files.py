@@ -17,7 +17,7 @@ from typing import Any
 from kvtools.artifact.delimited import Rows, read_rows
 from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt, Missing
-from kvtools.keye.bench.benchmark import NO_PICTURES, Key, Question, QuestionSet
+from kvtools.keye.bench.benchmark import NO_PICTURES, Key, Question, QuestionSet, index_of
 from kvtools.skipped import SkippedRows
 
 Parts = list[dict[str, Any]]
@@ -94,7 +94,7 @@ def _add(
             if len(fields) != len(rows.header):
                 raise ValueError(f"it has {len(fields)} fields, and the header has {len(rows.header)}")
             row = {name: fields[column] for name, column in columns.items()}
-            if not (index := row["index"].strip()):
+            if not (index := index_of(row["index"])):
                 raise ValueError("the index is empty")
             if (task, index) in seen:
                 raise ValueError(f"index {index} is there twice")
@@ -103,7 +103,7 @@ def _add(
         except ValueError as fault:
             found.faults.append(f"{path}: line {line}: {fault}. Correct the row.")
             if len(fields) > columns["index"]:
-                found.left_out.add((task, fields[columns["index"]].strip()))
+                found.left_out.add((task, index_of(fields[columns["index"]])))
             continue
         seen.add((task, index))
         question = Question(task, index, parts, row["answer"], row.get("category", ""))

@@ -17,7 +17,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.open import source_name
 from kvtools.artifact.workbook import is_workbook, read_workbook
 from kvtools.errors import Corrupt, Missing
-from kvtools.keye.bench.benchmark import Key
+from kvtools.keye.bench.benchmark import Key, index_of
 from kvtools.keye.bench.tempcompass import is_layout, rows_of
 
 _LONGEST = 1 << 28  # letters of a cell: VLMEvalKit's tables may have pictures
@@ -172,7 +172,7 @@ def _prediction(row: Any, task_of: TaskOf, tasks_by_index: dict[str, list[str]])
 def _index(value: Any) -> str:
     if value is None or isinstance(value, bool | list | dict) or not str(value).strip():
         raise ValueError("it has no index")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    return index_of(value)
 
 
 def _task_in_name(src: str, task_of: TaskOf) -> str | None:

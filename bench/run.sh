@@ -35,6 +35,7 @@ python bench/scaling.py beauty
 for data in beauty ml-100k; do python bench/onerec.py $data table; done
 python bench/keye_speed.py $peers/bin/python
 python bench/keye.py
+python bench/endpoint.py
 python bench/etree.py $federated/bin/python
 python bench/etree_drills.py "$KVTOOLS_DATA"
 python bench/etree_science.py "$KVTOOLS_DATA"

@@ -143,7 +143,7 @@ class Endpoint:
     def _start(self) -> None:
         with self._changed:
             if not self._threads:
-                n_threads = self.concurrency + max(1, self.concurrency // 8)
+                n_threads = 2 * self.concurrency  # half of them prepare the next calls
                 self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(n_threads)]
                 for thread in self._threads:
                     thread.start()

@@ -72,6 +72,6 @@ kvtools eval-kcmm kcmm/all --compare kcmm/cpv.jsonl kcmm/cpv.jsonl --score refer
 kvtools eval-kcmm kcmm/good --predictions kcmm/good.jsonl --details kcmm/good.jsonl
 kvtools eval-kcmm kcmm/good --predictions kcmm/good.jsonl --details nowhere/d.jsonl
 SLURM_JOB_END_TIME=1 kvtools eval-kcmm kcmm/good --model keye.safetensors --details kcmm/d.jsonl
-SLURM_JOB_END_TIME=1 kvtools eval-kcmm kcmm/good --predictions kcmm/good.jsonl --score reference --judge http://127.0.0.1:9 --details kcmm/j.jsonl
+SLURM_JOB_END_TIME=1 kvtools eval-kcmm kcmm/good --predictions kcmm/good.jsonl --score reference --judge http://h --details d
 [kvtools.keye.bench.details.Details("kcmm/e.jsonl", "", force=False) for _ in range(2)]
 """

@@ -171,14 +171,14 @@ with Endpoint([sys.argv[1]], concurrency=4, cache=sys.argv[2]) as endpoint:
 
 def test_a_killed_run_loses_at_most_what_was_in_flight(tmp_path):
     cache = str(tmp_path / "answers.jsonl")
-    with ChatServer(echo, delay_s=0.01) as server:
+    with ChatServer(echo, delay_s=0.03) as server:
         done = subprocess.run([sys.executable, "-c", KILLED, server.url, cache], check=False)
         assert done.returncode == -9
         n_before = server.n_calls
         replies = asked(server, cache=cache)
         assert [reply.text for reply in replies] == [f"re q{i}" for i in range(60)]
         assert 60 <= server.n_calls <= 60 + 4
-        assert n_before < 40
+        assert n_before < 60
 
 
 def test_a_cut_line_of_the_cache_is_passed_over_and_the_next_one_is_whole(tmp_path):

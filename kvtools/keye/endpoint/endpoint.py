@@ -203,12 +203,12 @@ class Endpoint:
             server = self._server_for(question)
             is_paused = server.not_before > time.monotonic()
             outcome = None if is_paused else self._call(question, server)
+            if isinstance(outcome, Answer):  # kept before the next call begins: a killed run loses no more than open calls
+                self._received(question, outcome)
         if outcome is None:
             self._wait(question, server.not_before)
         elif isinstance(outcome, Failed):
             self._failed(question, server, outcome)
-        else:
-            self._received(question, outcome)
 
     def _is_known(self, question: _Question) -> bool:
         """Whether nothing must be asked: the cache has the answer, or an equal question is in flight, whose answer will do."""

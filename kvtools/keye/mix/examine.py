@@ -25,6 +25,7 @@ from kvtools.keye.mix.pool import Sample
 from kvtools.keye.mix.repair import enclose, repair
 from kvtools.keye.mix.words import words_of
 from kvtools.keye.model.inputs import Visual
+from kvtools.keye.rl.correct import expected_answer, is_correct
 from kvtools.keye.sandbox.session import Sandbox
 
 PICTURE = "\ufffc"  # stands for a picture within an answer
@@ -32,6 +33,7 @@ NOT_UNDERSTOOD = "the document cannot be understood"
 UNREADABLE = "a picture or video cannot be read"
 BAD_INPUT = (NOT_UNDERSTOOD, UNREADABLE)  # reasons for which the source is at fault, not the sample
 _ANSWERS = ("solution", "answer", "response", "completion", "output")
+_MOST_WORDS = 5  # of a right answer that other words contradict
 _REFERENCES = ("ground_truth", "reference", "reference_answer", "final_answer", "gold", "answer")
 
 
@@ -309,5 +311,11 @@ def _is_correct(conversation: Mapping[str, Any], answer: str) -> bool | None:
         return bool(conversation["correct"])
     for name in _REFERENCES:
         if isinstance(conversation.get(name), str | int | float):
-            return "".join(words_of(str(conversation[name]))) == "".join(words_of(answer))
+            try:
+                expected = expected_answer(conversation, conversation[name])
+            except ValueError:  # an empty one
+                return None
+            # a sentence in other words may be right as well
+            is_sentence = expected.kind == "text" and len(words_of(expected.text)) > _MOST_WORDS
+            return is_correct(expected, answer) or (None if is_sentence else False)
     return None

@@ -31,10 +31,12 @@ _CROPS = tuple(
     for top, bottom in ((0, 0), (0.05, 0), (0, 0.05), (0.025, 0.025), (0.05, 0.05))
     if abs(left + right - top - bottom) < 0.01 or left + right == 0 or top + bottom == 0
 )
-_REDUCED = 128  # pixels a side, of which crops are made: their hashes need not be exact
+_DCT = dct(np.eye(32, dtype=np.float32), axis=0)[:8]
+_REDUCED = 64  # pixels a side, of which crops are made: their hashes need not be exact
 _NEAR = 10  # bits of 64 in which a candidate may differ from the nearest crop
-_MOST_FITTED = 4  # candidates of one picture, the likeliest first
+_MOST_FITTED = 3  # candidates of one picture, the likeliest first
 _SCALES = ((12, 6), (24, 4), (48, 4))  # pixels a side and steps of the fit
+_STILL = 1e-3  # of a side: a step after which the fit goes no further
 _COARSE = 14.0  # mean difference after the first scale, in grey levels, above which the fit is given up
 _APART = 7.0  # mean difference of a block, in grey levels of 255, from which two pictures are not the same
 
@@ -54,23 +56,28 @@ class Fingerprint:
 def fingerprint(picture: Image.Image, *, is_known: bool = False) -> Fingerprint:
     """The fingerprint of a picture. is_known: of one that others are compared with, whose crops are hashed too."""
     grey = picture if picture.mode == "L" else picture.convert("RGB").convert("L")
-    reduced = grey.reduce(max(1, min(grey.size) // _REDUCED))
-    width, height = reduced.size
-    boxes = [
-        (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
-        for left, top, right, bottom in (_CROPS if is_known else ())
-    ]
     small = grey.resize((_SIDE, _SIDE), Image.Resampling.BOX)
     blurred = gaussian_filter(np.asarray(small, np.float32), _BLUR, mode="nearest")
-    crops = np.array([perceptual_hash(reduced, box) for box in boxes], np.uint64)
-    return Fingerprint(perceptual_hash(grey), crops, np.rint(blurred).astype(np.uint8))
+    return Fingerprint(perceptual_hash(grey), _crop_hashes(grey, _CROPS if is_known else ()), np.rint(blurred).astype(np.uint8))
 
 
-def perceptual_hash(grey: Image.Image, box: tuple[float, float, float, float] | None = None) -> int:
-    """The 64-bit perceptual hash of a grey picture, or of a box of it, as imagehash.phash has it."""
-    pixels = np.asarray(grey.resize((32, 32), Image.Resampling.LANCZOS, box=box))
+def perceptual_hash(grey: Image.Image) -> int:
+    """The 64-bit perceptual hash of a grey picture, as imagehash.phash has it."""
+    pixels = np.asarray(grey.resize((32, 32), Image.Resampling.LANCZOS))
     low = dct(dct(pixels, axis=0), axis=1)[:8, :8]
     return int(np.packbits(low > np.median(low)).view(">u8")[0])
+
+
+def _crop_hashes(grey: Image.Image, crops: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
+    """The hash of each crop, uint64 (C,), of a smaller picture: they need not be exact, and a picture has many."""
+    reduced = grey.reduce(max(1, min(grey.size) // _REDUCED))
+    width, height = reduced.size
+    boxes = [(left * width, top * height, (1 - right) * width, (1 - bottom) * height) for left, top, right, bottom in crops]
+    pixels_C = [np.asarray(reduced.resize((32, 32), Image.Resampling.BILINEAR, box=box), np.float32) for box in boxes]
+    low_C = _DCT @ np.array(pixels_C, np.float32).reshape(-1, 32, 32) @ _DCT.T
+    low_C = low_C.reshape(len(crops), 64)
+    bits_C = low_C > np.median(low_C, axis=1, keepdims=True) if len(crops) else low_C.astype(bool)
+    return np.packbits(bits_C, axis=1).view(">u8").astype(np.uint64).reshape(-1)
 
 
 class KnownPictures:
@@ -118,9 +125,12 @@ def _is_crop(small_HW: np.ndarray, known_HW: np.ndarray) -> bool:
             jacobian = np.stack([by_x, by_x * along, by_y, by_y * along[:, None]], axis=-1).reshape(-1, 4)
             normal = jacobian.T @ jacobian
             damped = normal + 1e-3 * (np.trace(normal) + 1e-6) * np.eye(4)
-            box += np.linalg.solve(damped, jacobian.T @ residual.ravel())
+            step = np.linalg.solve(damped, jacobian.T @ residual.ravel())
+            box += step
             box[::2] = np.clip(box[::2], 0, 0.1)
             box[1::2] = np.clip(box[1::2], 0.8, 1 - box[::2])
+            if np.abs(step).max() < _STILL:
+                break
         across, down = _interpolation(box[0], box[1], side), _interpolation(box[2], box[3], side)
         residual, _ = _residual(small, down @ known @ across.T)
         if side == _SCALES[0][0] and np.abs(residual).mean() > _COARSE:

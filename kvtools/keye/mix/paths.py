@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from kvtools.keye.mix.words import words_of
+from kvtools.keye.rl.correct import Expected, expected_answer, matches
 
 _END = re.compile(r"\n+|(?<=[.!?;])\s+|(?<=[\u3002\uff01\uff1f\uff1b])")
 
@@ -33,7 +34,28 @@ def best_path(paths: Sequence[tuple[str, str]]) -> str:
     return min(steps, key=rank)
 
 
-def agreement(answers: Sequence[str | None]) -> float:
-    """The share of the commonest answer, white space aside, among all; None is an answer that cannot be compared."""
-    met = Counter(re.sub(r"\s+", "", answer) for answer in answers if answer is not None)
-    return max(met.values(), default=0) / len(answers) if answers else 0.0
+def same_answers(answers: Sequence[str | None]) -> list[int | None]:
+    """For each answer the number of the first one that says the same, such as 1/2 and 0.5; None for one that says nothing."""
+    firsts: list[tuple[int, Expected]] = []
+    known: dict[str, int] = {}
+    groups: list[int | None] = []
+    for number, answer in enumerate(answers):
+        if answer is None or not answer.strip():
+            groups.append(None)
+            continue
+        if answer not in known:
+            same = next((first for first, expected in firsts if matches(expected, answer)), number)
+            if same == number:
+                firsts.append((number, expected_answer({}, answer)))
+            known[answer] = same
+        groups.append(known[answer])
+    return groups
+
+
+def commonest(groups: Sequence[int | None]) -> tuple[int | None, float]:
+    """The group of most answers, of equals the first, and its share of all answers."""
+    met = Counter(group for group in groups if group is not None)
+    if not met:
+        return None, 0.0
+    best = max(sorted(met), key=met.__getitem__)
+    return best, met[best] / len(groups)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from kvtools.chance import seed_for
 from kvtools.keye.mix.duplicates import Duplicates
-from kvtools.keye.mix.paths import agreement, best_path
+from kvtools.keye.mix.paths import best_path, commonest, same_answers
 
 _SCHEMA = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -16384; PRAGMA temp_store = FILE;
@@ -27,6 +27,7 @@ CREATE TABLE drawn (draw INTEGER, name TEXT, is_video INTEGER);
 CREATE TABLE frame_counts (frames INTEGER, of_video INTEGER);
 CREATE TABLE chosen (place INTEGER, mode TEXT, name TEXT, copy INTEGER, frames INTEGER);
 """
+_WRONG = "the answer is not the right one of its prompt"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class Pool:
     def choose_paths(self, mode: str, min_agreement: float) -> None:
         """Of the samples of one prompt keep the correct one whose steps recur most; drop prompts of less agreement.
 
-        Correct is what is known to be, or, where nothing is known of a prompt, what the commonest answer says.
+        Correct is what is known to be, or, where nothing is known of a prompt, what the commonest answer says. The only sample
+        of a prompt is dropped where it is known to be wrong.
         """
         self._database.execute(
             "INSERT INTO repeated SELECT prompt FROM samples WHERE mode = ? AND dropped IS NULL "
@@ -131,18 +133,25 @@ class Pool:
                 (mode, prompt),
             ).fetchall()
             is_known = any(correct is not None for _, _, correct in rows)
-            answers = [answer for _, answer, _ in rows]
-            common = max(sorted({a for a in answers if a is not None}), key=answers.count, default=None)
-            right = [name for name, answer, correct in rows if (bool(correct) if is_known else answer == common)]
-            share = len(right) / len(rows) if is_known else agreement(answers)
+            groups = same_answers([answer for _, answer, _ in rows]) if not is_known else [None] * len(rows)
+            common, _ = commonest(groups)
+            right = [
+                name
+                for (name, _, correct), group in zip(rows, groups, strict=True)
+                if (correct if is_known else group is not None and group == common)
+            ]
+            share = len(right) / len(rows)
             best = best_path([(name, self._said(mode, name)[2] or "") for name in right]) if right else None
             for name, _, _ in rows:
                 if name not in right:
-                    self.drop(mode, name, "the answer is not the right one of its prompt")
+                    self.drop(mode, name, _WRONG)
                 elif share < min_agreement:
                     self.drop(mode, name, "the answers to its prompt do not agree enough")
                 elif name != best:
                     self.drop(mode, name, "another path of its prompt was kept")
+        self._database.execute(
+            "UPDATE samples SET dropped = ? WHERE mode = ? AND correct = 0 AND dropped IS NULL", (_WRONG, mode)
+        )
 
     def drop_near_duplicates(self) -> int:
         """Drop what nearly repeats an earlier sample of its mode, in the order of names; returns how many."""

@@ -30,6 +30,7 @@ _NAMED_LETTER = re.compile(r"(?:answer|option|choice)(?:\s+is)?\s*[:\uff1a]?\s*[
 _LEAD = re.compile(r"^.*?\b(?:answer|result)\s*(?:is|:|=)\s*", re.IGNORECASE | re.DOTALL)
 _POLARITY = {"yes": "yes", "true": "yes", "是": "yes", "对": "yes", "no": "no", "false": "no", "否": "no", "不是": "no"}
 _MATHS = re.compile(r"\\[a-zA-Z]|[\^_{}$]|\bsqrt\b|\bpi\b|[a-zA-Z]\s*[=+*/]|\d\s*[+*]\s*\d")
+_FORMULA = re.compile(r"\\[dtc]?frac|\\sqrt|\\pi|\\binom|\^")
 _SHORT = 40  # letters of an answer in which one mention of yes or no is the answer
 _MATH_SECONDS = 3  # for one expression: some take sympy for ever
 _MAX_MATH = 2000  # letters
@@ -136,6 +137,8 @@ def _polarity(text: str) -> str | None:
 
 def _is_number(expected: Expected, found: str) -> bool:
     wanted, given = numbers(expected.text), numbers(found)
+    if _FORMULA.search(found):  # whose last number is not its value
+        return _is_math(expected, found)
     if not wanted or not given:
         return _is_math(expected, found) if _MATHS.search(found) else False
     a, b = wanted[-1], given[-1]

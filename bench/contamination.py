@@ -67,9 +67,8 @@ def main(n_texts="100000", n_pictures="10000", n_known="5000"):
     print(f"| {n_texts:,} texts against them | {text_s:.1f} |")
     print(f"| {n_pictures:,} pictures against them, decoded | {picture_s:.1f} |")
     print(f"\nTogether {read_s + text_s + picture_s:.0f} s; the bar is {BAR_S} s.")
-    print(
-        f"Of {len(caught)} planted texts {np.mean(caught):.1%} are found, of {len(planted)} cropped pictures {np.mean(planted):.1%}."
-    )
+    print(f"Of {len(caught)} planted texts {np.mean(caught):.1%} are found,")
+    print(f"of {len(planted)} cropped pictures {np.mean(planted):.1%}.")
     others = [found for n, found in enumerate(text_found) if n not in leaks and found is not None]
     print(f"Of the other texts {len(others)} are found.\n")
     duplicates(texts, n_texts)

@@ -103,7 +103,7 @@ def main(
             for number, text in enumerate(_questions(question)):
                 messages = [*messages, {"role": "user", "content": [*content, {"type": "text", "text": text}]}]
                 reply = session.ask(messages, str(number), _ignore if as_json else _print)
-                typer.echo(_as_json(text, reply) if as_json else "")
+                typer.echo(_as_json(text, reply, is_agentic=agentic) if as_json else "")
                 if reply.ended == "length" and not as_json:
                     run.info(f"cut after {reply.n_tokens} tokens; --max-new allows more.")
                 if reply.ended == "insertion" and not as_json:
@@ -141,15 +141,15 @@ def _questions(question: str | None) -> Iterator[str]:
             yield text
 
 
-def _as_json(question: str, reply: "Reply") -> str:
-    line = {
+def _as_json(question: str, reply: "Reply", *, is_agentic: bool) -> str:
+    line: dict[str, Any] = {
         "question": question,
         "answer": reply.text,
         "ended": reply.ended,
         "tokens": reply.n_tokens,
         "prompt_tokens": reply.n_prompt,
         "visual_tokens": reply.n_visual,
-        "runs": reply.n_runs,
+        **({"runs": reply.n_runs} if is_agentic else {}),
         "seconds": round(reply.seconds, 3),
         "tokens_per_s": round(reply.n_tokens / reply.seconds, 2),
     }

@@ -25,7 +25,7 @@ from mix import DATA, sentences
 from PIL import Image
 
 from kvtools.keye.mix.contamination import EvaluationSet
-from kvtools.keye.mix.duplicates import Duplicates
+from kvtools.keye.mix.duplicates import Duplicates, signatures
 from kvtools.keye.mix.fingerprint import fingerprint
 
 N_JOBS = 2
@@ -83,7 +83,7 @@ def duplicates(texts, n_texts):
             database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -16384; BEGIN;")
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             begun = time.perf_counter()
-            rows = ((str(k), "think", text) for k, text in enumerate(some))
+            rows = ((str(k), "think", signatures([text])[0].tobytes()) for k, text in enumerate(some))
             found = sum(earlier is not None for _, earlier in Duplicates(database).filter(rows))
             seconds = time.perf_counter() - begun
             more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -1,6 +1,6 @@
 """Whether a tiny model keeps the format that it is asked for, after a cold start on real data: a Markdown table.
 
-Usage: formats.py [seeds=0,1,2] [epochs=12]      forty minutes on one core
+Usage: formats.py [seeds=0,1,2] [epochs=10]      forty minutes on one core
 
 The data: 500 problems of MATH with solutions, instructions of Alpaca with bare answers, captions and signs of short clips.
 Solutions become thinking, their boxes the bare answers of the same problems, and a rule writes the analyses of auto from the
@@ -30,13 +30,13 @@ KVTOOLS = Path(sys.executable).with_name("kvtools")
 FOLDER = HERE / ".formats"
 TOKENIZER = DATA / "tokenizer" / "minimind" / "tokenizer.json"
 MODES = ("think", "no_think", "auto")
-LONGEST = 140  # letters of a question, and of an answer
-N_INSTRUCTIONS = 100  # to learn from
+LONGEST = 320  # letters of a question, and of an answer
+N_INSTRUCTIONS = 120  # to learn from
 N_HELD_OUT = 40  # prompts of a kind
-MAX_NEW_TOKENS = 200
+MAX_NEW_TOKENS = 320
 
 
-def main(seeds="0,1,2", epochs="12", what="mix,control"):
+def main(seeds="0,1,2", epochs="10", what="mix,control"):
     FOLDER.mkdir(exist_ok=True)
     held_out = make_sources()
     make_mixture()
@@ -60,7 +60,7 @@ def make_sources():
     told = [
         (row["problem"], row["solution"], row["level"], row["type"])
         for row in json.loads((DATA / "reasoning/math_problems_thyme.json").read_text()).values()
-        if len(row["problem"]) < 2 * LONGEST
+        if len(row["problem"]) < LONGEST
     ]
     problems = [row for row in told if len(row[1]) < LONGEST and "boxed" in row[1]]
     instructions = [

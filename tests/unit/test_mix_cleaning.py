@@ -12,7 +12,8 @@ WORDS = [f"w{n}" for n in range(2000)]
 
 
 def found(rows):
-    return dict(Duplicates(sqlite3.connect(":memory:")).filter(rows))
+    signed = ((name, group, signatures([text])[0].tobytes()) for name, group, text in rows)
+    return dict(Duplicates(sqlite3.connect(":memory:")).filter(signed))
 
 
 def text(begin, end):

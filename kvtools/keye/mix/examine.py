@@ -21,6 +21,7 @@ from kvtools.keye.data.modes import SWITCHES, FormatError, Reply, parse, switch_
 from kvtools.keye.data.processor import Processor
 from kvtools.keye.mix.agentic import CodeError, check_code, with_paths_of
 from kvtools.keye.mix.contamination import EvaluationSet, fingerprints_of
+from kvtools.keye.mix.duplicates import signatures
 from kvtools.keye.mix.pool import Sample
 from kvtools.keye.mix.repair import enclose, repair
 from kvtools.keye.mix.words import words_of
@@ -125,10 +126,12 @@ class Examiner:
             self._run_code(conversation, reply)
         sizes, encoded = self._encode(conversation, visuals)
         answer = reply.boxed if reply.boxed is not None else reply.answer
-        said = json.dumps([conversation, _all_text(conversation), reply.thinking], ensure_ascii=False)
+        said = json.dumps([conversation, reply.thinking], ensure_ascii=False)
+        (signature,) = signatures([_all_text(conversation)])
         return Sample(
             mode, source, where, _digest(canonical(_said(conversation))), _digest(_prompt_of(conversation).encode()), answer,
-            _is_correct(conversation, answer), reply.thinking is not None, is_video, sizes, tuple(done), said.encode(), encoded,
+            _is_correct(conversation, answer), reply.thinking is not None, is_video, sizes, tuple(done), said.encode(),
+            signature.tobytes(), encoded,
         )  # fmt: skip
 
     def _reply(self, conversation: dict[str, Any], mode: str, done: list[str]) -> Reply:

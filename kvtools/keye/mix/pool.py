@@ -20,7 +20,8 @@ _SCHEMA = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -16384; PRAGMA temp_store = FILE;
 CREATE TABLE samples (
     mode TEXT, name TEXT, source TEXT, place TEXT, prompt TEXT, answer TEXT, correct INTEGER, is_video INTEGER,
-    is_thinking INTEGER, sizes TEXT, begin INTEGER, size INTEGER, encoded INTEGER, dropped TEXT, PRIMARY KEY (mode, name));
+    is_thinking INTEGER, sizes TEXT, signature BLOB,
+    begin INTEGER, size INTEGER, encoded INTEGER, dropped TEXT, PRIMARY KEY (mode, name));
 CREATE INDEX by_prompt ON samples (mode, prompt);
 CREATE TABLE repeated (prompt TEXT);
 CREATE TABLE drawn (draw INTEGER, name TEXT, is_video INTEGER);
@@ -36,8 +37,8 @@ class Sample:
 
     name, prompt: digests of what it says, and of what comes before its answer. answer: what the replies to one prompt are
     compared by; correct: whether it is known to be right. sizes: its tokens and the visual ones among them, by the number of
-    frames of its videos; 0 where there are none. said: JSON of its conversation, its text, and its thinking or null. encoded:
-    its tokens as bytes of int32 and then its targets as bytes, or nothing.
+    frames of its videos; 0 where there are none. said: JSON of its conversation and its thinking or null. signature: of its
+    text, as bytes (duplicates.py). encoded: its tokens as bytes of int32 and then its targets as bytes, or nothing.
     """
 
     mode: str
@@ -52,6 +53,7 @@ class Sample:
     sizes: dict[int, tuple[int, int]]
     repairs: tuple[str, ...]
     said: bytes
+    signature: bytes
     encoded: bytes = b""
 
 
@@ -100,10 +102,10 @@ class Pool:
         key = sample.mode, sample.name
         row = (
             *key, sample.source, sample.where, sample.prompt, sample.answer, sample.correct, sample.is_video,
-            sample.is_thinking, json.dumps(sample.sizes), self._end, len(sample.said), len(sample.encoded),
+            sample.is_thinking, json.dumps(sample.sizes), sample.signature, self._end, len(sample.said), len(sample.encoded),
         )  # fmt: skip
         added = self._database.execute(
-            "INSERT INTO samples VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,NULL) ON CONFLICT DO NOTHING", row
+            "INSERT INTO samples VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,NULL) ON CONFLICT DO NOTHING", row
         )
         if not added.rowcount:
             self._database.execute(
@@ -141,7 +143,7 @@ class Pool:
                 if (correct if is_known else group is not None and group == common)
             ]
             share = len(right) / len(rows)
-            best = best_path([(name, self._said(mode, name)[2] or "") for name in right]) if right else None
+            best = best_path([(name, self._said(mode, name)[1] or "") for name in right]) if right else None
             for name, _, _ in rows:
                 if name not in right:
                     self.drop(mode, name, _WRONG)
@@ -155,8 +157,8 @@ class Pool:
 
     def drop_near_duplicates(self) -> int:
         """Drop what nearly repeats an earlier sample of its mode, in the order of names; returns how many."""
-        rows = self._database.execute("SELECT mode, name FROM samples WHERE dropped IS NULL ORDER BY mode, name")
-        texts = ((f"{mode} {name}", mode, self._said(mode, name)[1]) for mode, name in rows)
+        rows = self._database.execute("SELECT mode, name, signature FROM samples WHERE dropped IS NULL ORDER BY mode, name")
+        texts = ((f"{mode} {name}", mode, signature) for mode, name, signature in rows)
         n_dropped = 0
         for both, earlier in Duplicates(self._database).filter(texts):
             if earlier is not None:
@@ -229,12 +231,12 @@ class Pool:
         for reason, mode, source, place, name in rows:
             yield reason, mode, source, place, self._said(mode, name)[0]
 
-    def _said(self, mode: str, name: str) -> tuple[dict[str, Any], str, str | None]:
+    def _said(self, mode: str, name: str) -> tuple[dict[str, Any], str | None]:
         query = "SELECT begin, size FROM samples WHERE mode = ? AND name = ?"
         begin, size = self._database.execute(query, (mode, name)).fetchone()
         self._file.seek(begin)
-        conversation, text, thinking = json.loads(self._file.read(size))
-        return conversation, text, thinking
+        conversation, thinking = json.loads(self._file.read(size))
+        return conversation, thinking
 
 
 def _signed_seed(seed: int, *words: str | int) -> int:

@@ -22,6 +22,7 @@ from kvtools.keye.mix.pool import Sample
 from kvtools.world import World
 
 BATCH = 64  # documents that one worker gets at once
+_BYTES = ("said", "signature", "encoded")  # fields of a sample that travel as bytes
 _AHEAD = 2  # batches of a worker under way
 
 Document = tuple[str, str, str, Any]  # mode, source, where; and JSON as bytes, a value, or the ValueError in its place
@@ -102,9 +103,9 @@ def packed(results: Sequence[Result]) -> bytes:
     for result in results:
         fields = vars(result).copy()
         if isinstance(result, Sample):
-            said, encoded = fields.pop("said"), fields.pop("encoded")
-            blobs += [said, encoded]
-            rows.append([len(said), len(encoded), fields])
+            parts = [fields.pop(name) for name in _BYTES]
+            blobs += parts
+            rows.append([*map(len, parts), fields])
         else:
             document = fields["document"]
             rows.append([fields | {"document": str(document) if isinstance(document, ValueError) else document}])
@@ -120,11 +121,12 @@ def unpacked(data: bytes | bytearray) -> list[Result]:
         if not lengths:
             results.append(Rejected(**fields))
             continue
-        end_said, end = at + lengths[0], at + sum(lengths)
+        ends = [at + sum(lengths[: n + 1]) for n in range(len(lengths))]
+        parts: dict[str, Any] = {name: rest[begin:end] for name, begin, end in zip(_BYTES, [at, *ends], ends, strict=False)}
         fields["repairs"] = tuple(fields["repairs"])
         fields["sizes"] = {int(frames): tuple(size) for frames, size in fields["sizes"].items()}
-        results.append(Sample(**fields, said=rest[at:end_said], encoded=rest[end_said:end]))
-        at = end
+        results.append(Sample(**fields, **parts))
+        at = ends[-1]
     return results
 
 

@@ -1,9 +1,9 @@
 """eval-kcmm: seconds to score 100,000 predictions, and samples a second against one-at-a-time transformers.
 
 Usage: kcmm.py [score] [generate] [n=100000]. A JSON line a figure. Scoring is the whole command, reading included; cpu_s is its
-processor time. Generation: a tiny Keye-VL of random weights on 64 questions with a picture of 224x224, at most 32 new tokens,
+processor time. Generation: a tiny Keye-VL of random weights on 64 questions with a picture of 224x224, at most 48 new tokens,
 greedy; the other side is Qwen3 of transformers with the same decoder, generate() a sample at a time, fed by our own vision
-tower, so that both do the same work. Both of float32, in turn, the best of two.
+tower, so that both do the same work. Both of float32, one thread, in turn, the best of two.
 """
 
 import json
@@ -58,7 +58,7 @@ def score(n):
             print(json.dumps({"score": how, "predictions": n, **figures}), flush=True)
 
 
-def generate(n=64, max_new=32):
+def generate(n=64, max_new=48):
     import torch
     import transformers
 
@@ -70,7 +70,7 @@ def generate(n=64, max_new=32):
     from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
     from kvtools.keye.model.keye import Keye
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     template = ChatTemplate.open(None)
     language = LanguageConfig(256, 768, 4, 4, 2, 64, vocabulary=template.size)
     config = ModelConfig(

@@ -1,6 +1,7 @@
 """Reinforcement learning: reward, legality, drift and answers against steps, one curve a log.
 
-Thin: steps; thick: their running mean; dots: held-out data. A panel is there where any log has its numbers.
+Thin: steps; thick: their running mean; dots: held-out data. A panel is there where any log has its numbers; of those after the
+first two, where the numbers are not all the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ _PANELS = (
     ("repetition", "repetition", "valid_repetition"),
 )
 _N_COLUMNS = 2
+_N_ALWAYS = 2  # panels that are drawn also where nothing changes
 
 
 def is_of_rewards(lines: Sequence[Mapping[str, Any]]) -> bool:
@@ -36,7 +38,7 @@ def draw_rewards(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     lines = [line for log in logs.values() for line in log]
     if not all(type(line.get("step")) is int for line in lines):
         raise ValueError("some lines have no 'step'")
-    panels = [panel for panel in _PANELS if any(key in line for key in panel[1:] for line in lines)]
+    panels = [panel for n, panel in enumerate(_PANELS) if len(_values(lines, panel)) > (n >= _N_ALWAYS)]
     figure, axes = page(-(-len(panels) // _N_COLUMNS), _N_COLUMNS, "thick: running mean; dots: held-out data")
     for axis, (title, step_key, held_key) in zip(axes.flat, panels, strict=False):
         for number, (name, log) in enumerate(logs.items()):
@@ -53,6 +55,10 @@ def draw_rewards(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     if len(logs) > 1:
         axes.flat[0].legend(frameon=False)
     return figure
+
+
+def _values(lines: Sequence[Mapping[str, Any]], panel: tuple[str, str, str]) -> set[Any]:
+    return {line[key] for line in lines for key in panel[1:] if line.get(key) is not None}
 
 
 def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:

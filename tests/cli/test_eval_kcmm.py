@@ -319,3 +319,10 @@ def test_an_index_that_a_table_holds_as_a_float_is_the_same(top, capfd):
     make_data(top / "float", {"SPU": rows})
     (top / "spu.jsonl").write_text(lines_of({"SPU": RIGHT["SPU"]}))
     assert report("float --predictions spu.jsonl", capfd)["SPU"]["accuracy"] == pytest.approx(5 / 6)
+
+
+def test_questions_with_options_have_pictures_of_any_size(top, capfd):
+    cell = base64.b64encode(picture((1, 2, 3)) + bytes(200_000)).decode()
+    (top / "choice.tsv").write_text(f"index\tquestion\tA\tB\tanswer\timage\n0\tWhich?\tred\tblue\tB\t{cell}\n")
+    (top / "choice.jsonl").write_text(json.dumps({"index": 0, "prediction": "The answer is (B)."}) + "\n")
+    assert report("choice.tsv --bench choice --predictions choice.jsonl", capfd)["macro"]["accuracy"] == 1

@@ -15,6 +15,7 @@ from kvtools.skipped import SkippedRows
 Score = Literal["rules", "reference"]
 Key = tuple[str, str]  # task and index
 MODES = {"auto": "", "think": "/think", "no_think": "/no_think"}  # what is appended to the question, without a space
+LONGEST_CELL = 1 << 28  # letters: a cell may hold a picture in base64
 NO_PICTURES = "questions whose pictures are missing left out"
 
 

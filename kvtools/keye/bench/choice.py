@@ -23,7 +23,7 @@ from kvtools.artifact.delimited import first_letter, read_rows
 from kvtools.artifact.documents import read_documents
 from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt
-from kvtools.keye.bench.benchmark import NO_PICTURES, JudgeRequest, Key, Question, QuestionSet, Verdict
+from kvtools.keye.bench.benchmark import LONGEST_CELL, NO_PICTURES, JudgeRequest, Key, Question, QuestionSet, Verdict
 from kvtools.keye.bench.options import LETTERS, letter_of, listed_options, plain, strict_letter_of
 from kvtools.keye.bench.post_process import post_process
 from kvtools.keye.bench.rules import final_answer
@@ -167,7 +167,7 @@ def _rows(src: str) -> Iterator[tuple[str, Any]]:
             except ValueError as fault:
                 raise Corrupt(f"{src}: {fault}. Give JSON with an object a question.") from None
             return
-        table = read_rows(file, src, delimiters="\t,;", has_header=True, is_ragged=True)
+        table = read_rows(file, src, delimiters="\t,;", has_header=True, is_ragged=True, longest=LONGEST_CELL)
     for line, fields in table:
         if len(fields) == len(table.header):
             yield f"line {line}", _named(zip(table.header, fields, strict=True))

@@ -17,7 +17,7 @@ from typing import Any
 from kvtools.artifact.delimited import Rows, read_rows
 from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt, Missing
-from kvtools.keye.bench.benchmark import NO_PICTURES, Key, Question, QuestionSet, index_of
+from kvtools.keye.bench.benchmark import LONGEST_CELL, NO_PICTURES, Key, Question, QuestionSet, index_of
 from kvtools.skipped import SkippedRows
 
 Parts = list[dict[str, Any]]
@@ -27,7 +27,6 @@ Check = Callable[[str, str, str, Parts], Parts]
 STANDIN_MARK = "THIS_IS_NOT_KC-MMBENCH.txt"
 _NEEDED = ("index", "question", "answer")
 _SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
-_LONGEST = 1 << 28  # letters of a cell, which may hold a picture
 _SHORT = 64  # characters: less is no picture in base64, but the index of a row that has it
 
 
@@ -61,7 +60,7 @@ def read_folder(
             continue
         try:
             with open_source(str(path)) as file:
-                rows = read_rows(file, str(path), delimiters="\t", has_header=True, is_ragged=True, longest=_LONGEST)
+                rows = read_rows(file, str(path), delimiters="\t", has_header=True, is_ragged=True, longest=LONGEST_CELL)
             _add(path, task, rows, _PictureFinder(src, path), check, found, seen, needs_media=needs_media)
         except (Corrupt, Missing) as fault:
             found.faults.append(str(fault))

@@ -17,10 +17,9 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.open import source_name
 from kvtools.artifact.workbook import is_workbook, read_workbook
 from kvtools.errors import Corrupt, Missing
-from kvtools.keye.bench.benchmark import Key, index_of
+from kvtools.keye.bench.benchmark import LONGEST_CELL, Key, index_of
 from kvtools.keye.bench.tempcompass import is_layout, rows_of
 
-_LONGEST = 1 << 28  # letters of a cell: VLMEvalKit's tables may have pictures
 _N_NAMED = 20  # bad rows of a file
 _SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
 _TEXTS = ("prediction", "response", "output", "text")
@@ -124,7 +123,7 @@ def _rows(src: str, task: str | None) -> Iterator[tuple[str, Any]]:
                 raise Corrupt(f"{name}: {fault}. Give JSON Lines with task, index and prediction.") from None
             return
         else:
-            table = read_rows(file, name, delimiters="\t,;", has_header=True, is_ragged=True, longest=_LONGEST)
+            table = read_rows(file, name, delimiters="\t,;", has_header=True, is_ragged=True, longest=LONGEST_CELL)
     if table.index(*_TEXTS) is None or table.index(*_INDEX) is None:
         titles = ", ".join(table.header[:8]) or "none"
         raise Corrupt(f"{name}: line 1: the columns are {titles}, and index and prediction are needed. Correct the header.")

@@ -233,7 +233,7 @@ def print_table(rows):
             told = []
             for name in ("mix", "control"):
                 values = [kept[kind, mode] for which, _, kept in rows if which == name]
-                told.append(f"{np.mean(values):.0%} ({min(values):.0%} to {max(values):.0%})")
+                told.append(f"{np.mean(values):.0%} ({min(values):.0%} to {max(values):.0%})" if values else "not run")
             print(f"| {kind} | `{mode}` | {told[0]} | {told[1]} |")
 
 

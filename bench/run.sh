@@ -35,6 +35,8 @@ python bench/scaling.py beauty
 for data in beauty ml-100k; do python bench/onerec.py $data table; done
 python bench/keye_speed.py $peers/bin/python
 python bench/keye.py
+python bench/mix.py $peers/bin/python
+python bench/formats.py
 python bench/endpoint.py
 python bench/etree.py $federated/bin/python
 python bench/etree_drills.py "$KVTOOLS_DATA"

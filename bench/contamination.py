@@ -29,6 +29,7 @@ from kvtools.keye.mix.duplicates import Duplicates, signatures
 from kvtools.keye.mix.fingerprint import fingerprint
 
 N_JOBS = 2
+N_PARTS = 1_000_000  # seeds of other parts of frames begin here
 BAR_S = 60
 
 
@@ -45,7 +46,7 @@ def main(n_texts="100000", n_pictures="10000", n_known="5000"):
     frames = real_frames()
     known_pictures = [cut(frames, n) for n in range(n_known)]
     pictures = [
-        jpeg(cropped(known_pictures[n // 100])) if n % 100 == 0 else jpeg(cut(frames, -n - 1)) for n in range(n_pictures)
+        jpeg(cropped(known_pictures[n // 100])) if n % 100 == 0 else jpeg(cut(frames, n + N_PARTS)) for n in range(n_pictures)
     ]
 
     begun = time.perf_counter()

@@ -92,6 +92,7 @@ def zstd(data):
         (json.dumps([{"n": n} for n in range(3)]).encode(), ["entry 0", "entry 1", "entry 2"]),
         (b"".join(json.dumps({"n": n}, indent=1).encode() + b"\n" for n in range(3)), ["entry 0", "entry 1", "entry 2"]),
     ],
+    ids=["lines", "gzip", "two gzip", "two zstd", "utf-16", "byte-order mark", "blank lines", "list", "objects"],
 )
 def test_documents_of_every_form_are_the_same(data, places):
     read = [*read_documents(io.BufferedReader(io.BytesIO(data)))]

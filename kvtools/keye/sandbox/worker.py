@@ -5,6 +5,7 @@ are handed to it, what it saves is handed back, and before it runs anything the 
 (isolation.py).
 """
 
+import codecs
 import importlib
 import os
 import select
@@ -61,6 +62,8 @@ def _load() -> None:
     Image.init()
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses above twice this
     importlib.import_module("_strptime")  # of datetime.strptime
+    for encoding in ("ascii", "latin-1", "utf-16", "utf-8-sig"):
+        codecs.lookup(encoding)
     ImageFont.load_default()
     Image.new("RGB", (8, 8)).resize((4, 4)).convert("L").point(lambda value: value)
 

@@ -78,7 +78,7 @@ def damaged(case, folder):
         return "pytorch_model.bin: this is a pickle, which runs code when read. Save it as safetensors.\n"
     if case == "no weights":
         path.unlink()
-        return "in: it has no safetensors file.\n"
+        return "in: it has no safetensors file. Fetch the weights of the model.\n"
     if case == "two files":
         shutil.copy(path, folder / "a.safetensors")
         path.rename(folder / "b.safetensors")

@@ -144,7 +144,7 @@ def test_a_full_disk_by_name_is_told(sh, stream):
         ("kvtools cat clip.kvs -o clip.kvs", 2, "clip.kvs: this is both an input and the output. Name another output."),
         ("kvtools cat clip.kvs -o clip.kvs --force", 2, "clip.kvs: this is both an input and the output."),
         ("kvtools cat clip.kvs -o there.kvs", 73, "there.kvs: exists already. Give --force to overwrite it."),
-        ("kvtools cat clip.kvs -o no/such/folder.kvs", 73, "no such file"),
+        ("kvtools cat clip.kvs -o no/such/folder.kvs", 73, "no/such/folder.kvs: its folder does not exist. Make the folder"),
         ("kvtools tokenize-video", 2, "no video is given. Name videos or folders, or give --list."),
         ("kvtools tokenize-video nothing.mp4", 66, "nothing.mp4"),
         ("kvtools tokenize-video clip.mp4 --frame-tokens 9", 2, "--frame-tokens 9 is not a range. Give LOW:HIGH"),

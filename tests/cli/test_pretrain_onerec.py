@@ -462,7 +462,11 @@ REFUSED = [
         "thin.txt: no user has two interactions in the training part. Give longer histories.",
     ),
     ("kvtools pretrain onerec clicks.csv --items items.ids -o clicks.csv", 73, "clicks.csv: exists already"),
-    ("kvtools pretrain onerec clicks.csv --items items.ids -o no/such/m", 73, "no/such/m: no such file"),
+    (
+        "kvtools pretrain onerec clicks.csv --items items.ids -o no/such/m",
+        73,
+        "no/such/m: its folder does not exist. Make the folder, or name another output.",
+    ),
     ("kvtools pretrain onerec clicks.csv --items items.ids -o folder", 73, "folder: this is a directory. Give a file name."),
     (f"{TRAIN} --steps 2 --log no/such/log -o m", 73, "no/such/log: no such file"),
     (f"{TRAIN} --steps 2 --log /dev/full -o m", 74, "no space left"),

@@ -99,7 +99,9 @@ Sampling = Annotated[
 
 Rewards = Annotated[
     list[str] | None,
-    value("NAME[:WEIGHT]", "A term of the reward, as correct, format:0.5 or cmd:PROGRAM; may be repeated.", "--reward"),
+    value(
+        "NAME[:WEIGHT]", "A term of the reward, as correct, format:0.5 or cmd:PROGRAM[:WEIGHT]; may be repeated.", "--reward"
+    ),
 ]
 Modes = Annotated[
     str | None,

@@ -15,7 +15,7 @@ from kvtools.draw.page import page
 # title, the key of a step, the key of a line about held-out data
 _PANELS = (
     ("reward", "reward", "valid_reward"),
-    ("share of legal IDs without the trie", "legal_share", "valid_legal_share"),
+    ("share of legal answers", "legal_share", "valid_legal_share"),
     ("accuracy", "accuracy", "valid_accuracy"),
     ("HR@10", "", "valid_hr@10"),
     ("KL to the start", "kl", ""),

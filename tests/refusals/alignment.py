@@ -40,6 +40,9 @@ def furnish():
         "strange.kvs": stream("rollout", [rollout(0)]),
         "scores.py": "import sys\nprint(sys.argv[1].replace('+', chr(10)))\n",
         "other.py": "import sys\n[print('{\"id\": \"z\", \"score\": 1}') for _ in sys.stdin]\n",
+        "twice.py": "import json, sys\nrows = [json.loads(row) for row in sys.stdin]\n"
+        "[print(json.dumps({'id': rows[0]['id'], 'score': 1})) for _ in rows]\n",
+        "nans.py": "import sys\n[print('NaN') for _ in sys.stdin]\n",
         "slow.py": "import time\ntime.sleep(9)\n",
         "lines.txt": "no cache\n",
     })  # fmt: skip
@@ -66,6 +69,9 @@ kvtools rl sample sums.jsonl --model shop.model
 {SAMPLE} --reward "cmd:python3 scores.py 1+2"
 {SAMPLE} --reward "cmd:python3 scores.py a+b+c+d"
 {SAMPLE} --reward "cmd:python3 other.py"
+{SAMPLE} --reward "cmd:python3 twice.py"
+{SAMPLE} --reward "cmd:python3 nans.py" -o nans.kvs
+{SAMPLE} --reward "cmd:python3 nans.py" --reward "cmd:python3 nans.py:2"
 {SAMPLE} --reward "cmd:python3 slow.py" --timeout 0.01
 {SAMPLE} --judge http://localhost:1
 {SAMPLE} --reward correct --judge nowhere

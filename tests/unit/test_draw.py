@@ -85,7 +85,7 @@ def test_rewards_have_a_panel_for_each_number_that_a_log_has():
     kept = {"step": 2, "valid_reward": 0.6, "valid_reward_before": 0.5}
     figure = draw_rewards({"a.jsonl": [*steps, *held_out, kept], "b.jsonl": held_out})
     reward, legal = figure.axes
-    assert (reward.get_ylabel(), legal.get_ylabel()) == ("reward", "share of legal IDs without the trie")
+    assert (reward.get_ylabel(), legal.get_ylabel()) == ("reward", "share of legal answers")
     assert data(reward)[0] == [[1, 0.1], [2, 0.2]]
     assert data(reward)[-1] == [[0, 0.5], [2, 0.7]], "of the weights at that step, not of those that were kept"
     with pytest.raises(ValueError, match="^some lines have no 'step'$"):

@@ -12,6 +12,7 @@ from kvtools.keye.rl.program import Program
 from kvtools.keye.rl.prompts import deal_modes, parse_modes, prompts_of
 from kvtools.keye.rl.records import RolloutRecord
 from kvtools.keye.rl.rewards import RULES, Reply, Rewards, RewardSpec, Rule, repetition
+from kvtools.keye.rl.setup import parse_rewards
 from kvtools.skipped import SkippedRows
 from kvtools.train.objectives.preference import RunningMean
 
@@ -107,7 +108,11 @@ def test_a_score_that_nobody_gives_is_none_and_never_zero():
 
 def test_the_words_of_rewards():
     assert RewardSpec.parse("repetition:-1") == RewardSpec("repetition", -1.0)
-    assert RewardSpec.parse("cmd:python3 a:b.py:2") == RewardSpec("cmd:python3", 2.0, "python3 a:b.py")
+    assert RewardSpec.parse("cmd:python3 a:b.py:2") == RewardSpec("cmd:a:b.py", 2.0, "python3 a:b.py")
+    assert RewardSpec.parse("cmd:./score --x 1:2") == RewardSpec("cmd:score", 1.0, "./score --x 1:2")
+    assert RewardSpec.parse("cmd:./score --at=1:2") == RewardSpec("cmd:score", 1.0, "./score --at=1:2")
+    names = [spec.name for spec in parse_rewards(["cmd:sh a.sh", "cmd:bash a.sh:2", "cmd:awk x"], [])]
+    assert names == ["cmd:a.sh", "cmd:a.sh-2", "cmd:awk"]
     with pytest.raises(Usage, match="no reward joy"):
         RewardSpec.parse("joy")
 
@@ -124,6 +129,11 @@ def test_a_program_scores_in_any_order_and_sets_aside(tmp_path):
     scores = program.score([reply(text, key=text) for text in ("four", "skip", "nan")])
     assert scores[:2] == [4.0, None]
     assert math.isnan(scores[2])
+    script.write_text(f"print({'9' * 400})")
+    assert math.isnan(program.score([reply("4")])[0])
+    script.write_text("print({'id': 'other', 'score': 1})".replace("'", '"').replace("{", "'{").replace("}", "}'"))
+    with pytest.raises(Fault, match="there is no reply other"):
+        program.score([reply("4")])
     script.write_text("raise SystemExit('no')")
     with pytest.raises(Fault, match="ended with code 1"):
         program.score([reply("4")])

@@ -8,7 +8,9 @@ rights of the user, who wrote it. A reply that it scores null is set aside.
 
 import json
 import math
+import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -38,20 +40,32 @@ class Program:
             return []
         lines = "".join(json.dumps(_line(reply), ensure_ascii=False) + "\n" for reply in replies)
         try:
-            done = subprocess.run(self._words, input=lines.encode(), capture_output=True, timeout=self._timeout_s, check=False)
+            code, out, err = self._run(lines.encode())
         except OSError as error:
             raise Usage(f"--reward cmd:{self._command}: {os_reason(error)}. Name a program that can be run.") from None
         except subprocess.TimeoutExpired:
-            raise Fault(f"--reward cmd:{self._command}: no end after {self._timeout_s:g} s. Raise --timeout.") from None
-        if done.returncode:
-            said = " ".join(done.stderr.decode("utf-8", "replace").split())[-_MAX_WORDS:] or "nothing"
             raise Fault(
-                f"--reward cmd:{self._command}: the program ended with code {done.returncode}. Mend it; it said: {said}."
-            )
-        return self._scores(done.stdout.decode("utf-8", "replace"), [reply.key for reply in replies])
+                f"--reward cmd:{self._command}: no end after {self._timeout_s:g} s. Raise --timeout, or mend the program."
+            ) from None
+        if code:
+            text = " ".join(err.decode("utf-8", "replace").split())[-_MAX_WORDS:]
+            said = f"; it said: {text}" if text else ""
+            raise Fault(f"--reward cmd:{self._command}: the program ended with code {code}. Mend it{said}.")
+        return self._scores(out.decode("utf-8", "replace"), [reply.key for reply in replies])
+
+    def _run(self, lines: bytes) -> tuple[int, bytes, bytes]:
+        """Exit code, stdout and stderr. A program that takes too long is ended with all that it has started."""
+        pipe = subprocess.PIPE
+        with subprocess.Popen(self._words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+            try:
+                out, err = process.communicate(lines, timeout=self._timeout_s)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        return process.returncode, out, err
 
     def _scores(self, text: str, keys: Sequence[str]) -> list[float | None]:
-        rows = [line for line in text.splitlines() if line.strip()]
+        rows = [line for line in text.split("\n") if line.strip()]  # a reply's own line separators are no ends of lines
         if len(rows) != len(keys):
             raise Fault(f"--reward cmd:{self._command}: {len(rows)} lines came for {len(keys)} replies. Print a line for each.")
         scores: dict[str, float | None] = {}
@@ -63,10 +77,17 @@ class Program:
                 if isinstance(score, bool) or not isinstance(score, int | float | None):
                     score = float(bool(score)) if isinstance(score, bool) else float(score)
                 scores[key] = None if score is None else float(score)
-            except (ValueError, KeyError, TypeError):
+            except OverflowError:
+                scores[key] = math.inf
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise Fault(
                     f'--reward cmd:{self._command}: line {number + 1} is {row[:40]!r}. Print a number, or {{"score": number}}.'
                 ) from None
+        unknown = next((key for key in scores if key not in set(keys)), None)
+        if unknown is not None:
+            raise Fault(
+                f"--reward cmd:{self._command}: there is no reply {unknown[:40]}. Print the ids that were read, or none."
+            )
         missing = next((key for key in keys if key not in scores), None)
         if missing is not None:
             raise Fault(f"--reward cmd:{self._command}: there is no score of {missing}. Print a line with a score for each.")

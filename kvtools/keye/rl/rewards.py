@@ -62,15 +62,18 @@ class RewardSpec:
 
     @staticmethod
     def parse(text: str) -> "RewardSpec":
-        """NAME[:WEIGHT] or cmd:PROGRAM[:WEIGHT]. Raises Usage."""
+        """NAME[:WEIGHT] or cmd:PROGRAM[:WEIGHT]; in `cmd:a --x 1:2` the last word is an argument. Raises Usage."""
         name, _, rest = text.partition(":")
         program, weight = None, rest
         if name == "cmd":
             head, _, tail = rest.rpartition(":")
-            program, weight = (head, tail) if head and _is_number(tail) else (rest, "")
+            last = f" {head}".rpartition(" ")[2]  # of a number or an option, what follows the colon is a part
+            has_weight = bool(head) and _is_number(tail) and not _is_number(last) and not last.startswith("-")
+            program, weight = (head, tail) if has_weight else (rest, "")
             if not program.strip():
                 raise Usage(f"--reward {text}: the program is missing. Give cmd:PROGRAM, as cmd:./score.py.")
-            name = f"cmd:{program.split()[0].rpartition('/')[2]}"
+            files = [word.rpartition("/")[2] for word in program.split() if not word.startswith("-")]
+            name = f"cmd:{next((file for file in files if '.' in file), files[0] if files else program.split()[0])}"
         elif name not in NAMES:
             raise Usage(f"--reward {text}: there is no reward {name}. The rewards are {', '.join(NAMES)} and cmd:PROGRAM.")
         if weight and not _is_number(weight):
@@ -151,11 +154,16 @@ def correct(reply: Reply) -> float:
 
 def well_formed(reply: Reply) -> float:
     """1 where the reply has the format of its mode, else 0."""
+    return float(is_well_formed(reply.text, reply.prompt.mode))
+
+
+def is_well_formed(text: str, mode: str) -> bool:
+    """Whether a reply has the format of a mode."""
     try:
-        modes.parse(reply.text, reply.prompt.mode)
+        modes.parse(text, mode)
     except modes.FormatError:
-        return 0.0
-    return 1.0
+        return False
+    return True
 
 
 def consistency_proxy(reply: Reply) -> float:

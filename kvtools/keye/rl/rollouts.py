@@ -6,6 +6,7 @@ answers to agentic prompts runs in the sandbox, and they go on after what it gav
 files (records.py). Legend: G answers of a group.
 """
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from kvtools.keye.model.generate import Answer, Insertion, generate
 from kvtools.keye.model.inputs import Example
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.rl.prompts import Prompt
-from kvtools.keye.rl.rewards import Reply, Rewards, Scored, repetition
+from kvtools.keye.rl.rewards import Reply, Rewards, Scored, is_well_formed, repetition
 from kvtools.keye.run.agentic import CodeRunner
 from kvtools.keye.run.session import PICTURE, answer_content
 from kvtools.keye.sandbox.session import Sandbox
@@ -87,6 +88,7 @@ class Tally:
             self.sums["neg_logprob"] -= float(answer.logprobs.sum())
             self.sums["repetition"] += repetition(text)
             self.sums["thinking"] += int("<think>" in text)
+            self.sums["legal"] += int(is_well_formed(text, group.prompt.mode))
             self.sums[OVERLONG] += int(answer.ended == "length")
             if scored.reward is None:
                 self.sums[SET_ASIDE] += 1
@@ -99,16 +101,17 @@ class Tally:
                     self.sums[f"reward_{name}"] += score
 
     def figures(self, names: Sequence[str]) -> dict[str, float]:
-        """Means for a log line, of the terms of these names; those of nothing are left out."""
+        """Means for a log line, of the terms of these names; those of nothing, or that are not finite, are left out."""
         sums = self.sums
         n_answers, n_groups = max(1, sums["answers"]), max(1, sums["groups"])
         means = {"reward": (sums["reward"], sums["rewarded"])}
         means |= {f"reward_{name}": (sums[f"reward_{name}"], sums[f"n_{name}"]) for name in names}
-        figures = {name: total / n for name, (total, n) in means.items() if n}
+        figures = {name: total / n for name, (total, n) in means.items() if n and math.isfinite(total)}
         figures |= {
             "entropy": sums["neg_logprob"] / max(1, sums["tokens"]),
             "length": sums["tokens"] / n_answers,
             "repetition": sums["repetition"] / n_answers,
+            "legal_share": sums["legal"] / n_answers,
             "thinking": sums["thinking"] / n_answers,
             "runs": sums["runs"] / n_answers,
             "overlong": sums[OVERLONG] / n_answers,

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtools.artifact.blob import canonical
 from kvtools.artifact.history import Step
@@ -35,10 +35,15 @@ def judge_cache_of(folder: str | None, judges: Sequence[str], cache: str | None)
 
 
 def parse_rewards(texts: Sequence[str], judges: Sequence[str]) -> list[RewardSpec]:
-    """What --reward says, in order. Raises Usage for unknown names, a name given twice, and a judge without a term to judge."""
+    """What --reward says, in order; of programs of one name the second is NAME-2. Raises Usage for unknown names, a term given
+    twice, and a judge without a term to judge."""
     specs = [RewardSpec.parse(text) for text in texts]
+    terms = [spec.name if spec.program is None else f"cmd:{spec.program}" for spec in specs]
+    twice = next((term for term in terms if terms.count(term) > 1), None)
     names = [spec.name for spec in specs]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    for index, name in enumerate(names):
+        if (number := names[:index].count(name)) and specs[index].program is not None:
+            specs[index] = replace(specs[index], name=f"{name}-{number + 1}")
     refuse_if(
         (twice, f"--reward {twice} is given twice. Give it once, with one weight."),
         (

@@ -138,7 +138,9 @@ def parsed(data: bytes) -> Any:
     """A JSON document, or the ValueError that says why it is none."""
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_refuse)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        return ValueError(f"not JSON ({error.msg} at column {error.colno})")
+    except (UnicodeDecodeError, RecursionError) as error:
         return ValueError(f"not JSON ({' '.join(str(error).split())})")
     except ValueError as error:
         return error

@@ -12,7 +12,7 @@ EXAMPLES = [
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools pretrain keye", "kvtools convert", "kvtools chat", "kvtools plot", "kvtools-stream(5)")
-COMMON = ("output", "compress", "force", "config", "print_config", "stamp")
+COMMON = ("output", "compress", "force", "strict", "config", "print_config", "stamp")
 GROUPS = {
     "Sources": ("--think", "--no-think", "--auto", "--agentic", "--video", "--media"),
     "Mixing": ("--ratio", "-n", "--epochs", "--repeat", "--frames", "--seed"),
@@ -85,14 +85,14 @@ def main(
     from kvtools.keye.mix.mixture import report as report_of
     from kvtools.keye.mix.pool import Pool
     from kvtools.keye.mix.rejects import Rejects
-    from kvtools.keye.mix.sources import Origins, Source, documents
+    from kvtools.keye.mix.sources import Origins, documents, sources_of
     from kvtools.keye.mix.workers import Workers, examined
     from kvtools.keye.mix.write import write_conversations, write_rows
     from kvtools.progress import progress
 
     given = {"think": think, "no_think": no_think, "auto": auto, "agentic": agentic, "video": video}
     modes = tuple(mode for mode, names in given.items() if names)
-    sources = [Source(mode, src) for mode, names in given.items() for src in names or []]
+    sources = sources_of(given)
     opt.refuse_if(
         (not sources, "no source is given. Give files of conversations, as --think FILE --no-think FILE."),
         (epochs is not None and (ratio or number), "--epochs stands in place of --ratio and -n. Give one or the other."),
@@ -133,7 +133,7 @@ def main(
             for _ in results:
                 raise AssertionError("results go to rank 0")
             return int(run.world.broadcast(None))
-        with Pool() as pool, Rejects(rejects, force=run.force) as reject:
+        with Pool() as pool, Rejects(rejects, force=run.force, is_strict=run.strict) as reject:
             tally = Tally()
             told = progress(results, total=None, unit="documents", label="coldstart-mix", quiet=run.quiet)
             tally.collect(told, pool, reject)
@@ -166,6 +166,7 @@ def main(
 
 def _numbers(option: str, text: str | None, modes: tuple[str, ...]) -> tuple[Fraction, ...]:
     """The numbers of an option, one a mode; none where it is not given. Raises Usage."""
+    from kvtools.keye.mix.mixture import counted
     from kvtools.keye.mix.ratio import parse_numbers
 
     if text is None:
@@ -174,7 +175,8 @@ def _numbers(option: str, text: str | None, modes: tuple[str, ...]) -> tuple[Fra
         numbers = tuple(parse_numbers(text))
     if len(numbers) != len(modes):
         listed = ", ".join(modes)
-        raise Usage(f"{option} {text} has {len(numbers)} numbers for {len(modes)} modes. Give one each for {listed}.")
+        has = f"{counted(len(numbers), 'number')} for {counted(len(modes), 'mode')}"
+        raise Usage(f"{option} {text} has {has}. Give one each for {listed}.")
     return numbers
 
 

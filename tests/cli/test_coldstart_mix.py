@@ -220,7 +220,8 @@ def test_what_breaks_its_format_is_rejected_by_reason_and_kept(kv, made, tmp_pat
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert kv("coldstart-mix --think a.jsonl -o mix.kvs --rejects no.jsonl --report r.json")[0] == 0
     assert json.loads((tmp_path / "r.json").read_text())["rejects"] == {
-        "<answer> is never closed": 1, "<think> is missing": 1, "the question asks for another mode": 1,
+        "<answer> is never closed": 1, "<think> is missing, and the text names no result": 1,
+        "the question asks for another mode": 1,
     }  # fmt: skip
     kept = [json.loads(line) for line in (tmp_path / "no.jsonl").read_text().splitlines()]
     assert [(row["where"], row["document"]["messages"][0]["content"]) for row in kept] == [
@@ -346,6 +347,62 @@ def test_each_video_is_used_at_16_and_32_frames(kv, clip, tmp_path):
     assert {d["messages"][0]["content"][1]["text"] for _, d in found} == {"What moves?/no_think"}
 
 
+def test_records_do_not_depend_on_how_a_path_is_spelt(kv, sh, made, tmp_path):
+    made("n", "no_think", 5)
+    (tmp_path / "sh").mkdir()
+    (tmp_path / "n.jsonl").rename(tmp_path / "sh" / "n.jsonl")
+    for number, src in enumerate(("sh/n.jsonl", "./sh/n.jsonl", f"{tmp_path}/sh/n.jsonl")):
+        assert kv(f"coldstart-mix -q --no-think {src} -o {number}.kvs") == (0, "")
+    assert len({repr(records(tmp_path / f"{number}.kvs")) for number in range(3)}) == 1
+    assert {document["source"] for _, document in records(tmp_path / "0.kvs")} == {"n.jsonl"}
+
+
+def test_sources_of_one_name_are_told_apart_by_their_folders(kv, made, tmp_path):
+    for n, folder in enumerate(("a/x", "b/x")):
+        made("n", "no_think", 3 + n, seed=n)
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / "n.jsonl").rename(tmp_path / folder / "n.jsonl")
+    sources = f"--no-think {tmp_path}/a/x/n.jsonl --no-think b/../b/x/n.jsonl"
+    assert kv(f"coldstart-mix -q {sources} -o mix.kvs --report r.json") == (0, "")
+    read = {name: part["read"] for name, part in json.loads((tmp_path / "r.json").read_text())["by_source"].items()}
+    assert read == {"no_think:a/x/n.jsonl": 3, "no_think:b/x/n.jsonl": 4}
+
+
+def test_an_empty_source_is_told_and_counts_as_no_document(kv, made, tmp_path):
+    made("a", "no_think", 1)
+    (tmp_path / "empty.jsonl").write_text("")
+    code, err = kv(
+        "coldstart-mix --no-think a.jsonl --no-think empty.jsonl --no-think gone.jsonl -o mix.kvs --rejects no.jsonl"
+    )
+    assert code == 65
+    assert "empty.jsonl: there is no document in it. Give a file with conversations." in err
+    assert "gone.jsonl: no such file or directory" in err
+    assert err.endswith("read 1 document, 0 duplicates; wrote 1 record: no_think 1.\n")
+    assert not (tmp_path / "no.jsonl").read_text()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_line_that_is_not_json_is_kept_as_it_was(kv, made, tmp_path, jobs):
+    made("a", "no_think", 1)
+    (tmp_path / "a.jsonl").open("ab").write(b'{bad \xff\n{"messages": []}\n')
+    assert kv(f"coldstart-mix -q --jobs {jobs} --no-think a.jsonl -o mix.kvs --rejects no.jsonl")[0] == 65
+    kept = [json.loads(line)["document"] for line in (tmp_path / "no.jsonl").read_text().splitlines()]
+    assert kept == ["{bad \ufffd", {"messages": []}]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_strict_stops_at_the_first_bad_document_and_writes_nothing(kv, made, tmp_path, jobs):
+    made("a", "no_think", 3)
+    (tmp_path / "a.jsonl").open("a").write("{bad\n")
+    why = "line 4: not JSON (Expecting property name enclosed in double quotes at column 2)"
+    assert kv(f"coldstart-mix -q --strict --jobs {jobs} --no-think a.jsonl -o mix.kvs --rejects no.jsonl") == (
+        65,
+        f"kvtools coldstart-mix: a.jsonl: {why}. Repair the input, or run without --strict.\n",
+    )
+    assert not (tmp_path / "mix.kvs").exists()
+    assert not (tmp_path / "no.jsonl").exists()
+
+
 def test_rows_are_packed_and_train(kv, made, tmp_path):
     made("a", "think", 30)
     made("b", "no_think", 30)
@@ -376,8 +433,7 @@ def test_each_bad_input_is_one_line_with_file_and_line(kv, made, tmp_path):
     assert len(err.splitlines()) == 2
     assert (
         "a.jsonl: documents that cannot be understood were left out, 2 in all (line 4: not JSON (Expecting"
-        " property name enclosed in double quotes: line 1 column 2 (char 1)), line 5: role is 'wizard', and must be one of "
-        in err
+        " property name enclosed in double quotes at column 2), line 5: role is 'wizard', and must be one of " in err
     )
     assert "a.jsonl: documents whose pictures or videos cannot be read were left out, 1 in all (line 6: gone.png: " in err
     assert modes(tmp_path / "mix.kvs") == {"no_think": 3}
@@ -387,7 +443,7 @@ def test_each_bad_input_is_one_line_with_file_and_line(kv, made, tmp_path):
     ("line", "code", "message"),
     [
         ("coldstart-mix", 2, "no source is given. Give files of conversations, as --think FILE --no-think FILE."),
-        ("coldstart-mix --think a.jsonl --ratio 1:2", 2, "--ratio 1:2 has 2 numbers for 1 modes. Give one each for think."),
+        ("coldstart-mix --think a.jsonl --ratio 1:2", 2, "--ratio 1:2 has 2 numbers for 1 mode. Give one each for think."),
         (
             "coldstart-mix --think a.jsonl --ratio 0",
             2,
@@ -416,7 +472,7 @@ def test_each_bad_input_is_one_line_with_file_and_line(kv, made, tmp_path):
         (
             "coldstart-mix -q --think empty.jsonl -o x.kvs",
             65,
-            "empty.jsonl: no sample is left. empty.jsonl: there is no document in it. Look at the stage before this one.",
+            "empty.jsonl: no sample is left. empty.jsonl: there is no document in it. Give a file with conversations.",
         ),
     ],
 )

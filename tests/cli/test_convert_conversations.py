@@ -55,7 +55,7 @@ def test_one_bad_line_does_not_lose_the_others(top, capfd):
         assert done.err.startswith(
             "kvtools convert: bad.jsonl: conversations that cannot be understood were left out, 2 in all (line 2: not JSON ("
         )
-        assert "line 3: fields are text; messages, conversations or instruction is needed" in done.err
+        assert "line 3: fields are text; messages, conversations, instruction, prompt or question is needed" in done.err
         assert done.err.count("\n") == 1
         assert json.loads(say("kvtools info --json c.kvs", capfd).out)["records"] == 2
         strict = say("kvtools convert --strict bad.jsonl -o d.kvs", capfd)
@@ -67,7 +67,7 @@ def test_one_bad_line_does_not_lose_the_others(top, capfd):
     [
         ("kvtools convert none.json", 66, "no such file"),
         ("kvtools convert broken.json", 65, "broken.json: not JSON"),
-        ("kvtools convert empty.json", 65, "empty.json: there is no conversation in it. Look at the stage before this one."),
+        ("kvtools convert empty.json", 65, "empty.json: there is no conversation in it. Give a file with conversations."),
         ("kvtools convert sound.json", 65, "sound.json: conversations that cannot be understood were left out, 1 in all"),
         ("kvtools convert list.json --column user=x", 2, "--column"),
         (

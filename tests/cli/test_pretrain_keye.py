@@ -679,7 +679,7 @@ REFUSED = [
     (
         f"kvtools pretrain keye empty {SMALL} -o m",
         65,
-        "empty: there is no conversation in it. Look at the stage before this one.",
+        "empty: there is no conversation in it. Give a file with conversations.",
     ),
     (
         f"kvtools pretrain keye norows.kvs {SMALL} -o m",

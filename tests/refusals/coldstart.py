@@ -26,6 +26,8 @@ def coded(code, result):
 
 
 TALKS = {
+    "no-result": talk("Two and two?", "Four."),
+    "two-results": talk("Two and two?", "It is \\boxed{4}, or \\boxed{5}."),
     "good": talk("Two and two?", THOUGHT),
     "unasked": {"messages": [{"role": "system", "content": "Hm."}, {"role": "assistant", "content": THOUGHT}]},
     "unanswered": talk("Two and two?"),
@@ -72,6 +74,9 @@ kvtools {MIX} --think good.jsonl --against blank.txt
 kvtools {MIX} --think good.jsonl --against cut.json
 kvtools {MIX} --think blank.txt
 kvtools {MIX} --think infinite.jsonl
+kvtools {MIX} --think infinite.jsonl --strict
+kvtools {MIX} --think no-result.jsonl
+kvtools {MIX} --think two-results.jsonl
 kvtools {MIX} --think cut.json
 kvtools {MIX} --think cut.parquet
 kvtools {MIX} --think unasked.jsonl

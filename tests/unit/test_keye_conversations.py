@@ -130,8 +130,8 @@ def test_what_else_is_said_stays():
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        (3, "it is a JSON int, and an object is needed"),
-        ({"text": "x"}, "fields are text; messages, conversations or instruction is needed"),
+        (3, "it is a number, and an object is needed"),
+        ({"text": "x"}, "fields are text; messages, conversations, instruction, prompt or question is needed"),
         ({"messages": []}, "it has no messages"),
         (
             {"messages": [{"role": "bot", "content": "x"}]},
@@ -169,7 +169,7 @@ def test_what_else_is_said_stays():
         ({"messages": [{"role": "user", "content": [3]}]}, "content has 3, and must be text or an object"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]},
-            "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+            "not JSON (Expecting property name enclosed in double quotes at column 2)",
         ),
         (
             {"messages": [{"role": "user", "content": "x"}], "mode": "loud"},

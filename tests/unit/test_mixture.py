@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from kvtools.artifact.documents import read_documents
 from kvtools.keye.data.chat_template import JINJA, MODES, SYSTEM, ChatTemplate
-from kvtools.keye.data.modes import parse
+from kvtools.keye.data.modes import FormatError, parse
 from kvtools.keye.mix.examine import Examiner, Rejected, Rules
 from kvtools.keye.mix.paths import best_path
 from kvtools.keye.mix.ratio import counts, largest_n, split_video
@@ -189,14 +190,28 @@ def test_tokens_are_those_of_keyes_published_template(data):
     [
         ("3 + 4 = 7\n#### 7", "\\boxed{7}"), ("So.\nThe answer is 12 pears.", "\\boxed{12 pears}"),
         ("It is \\boxed{\\frac{1}{2}}.", "\\boxed{\\frac{1}{2}}"),
-        ("<think>x</think>\n\nSeven.", "Seven."), ("**Answer:** 7 of", None), ("one\n#### 1\ntwo\n#### 2", None),
-        ("\\boxed{1} or \\boxed{2}", None),
-        ("no result", None),
+        ("<think>x</think>\n\nSeven.", "Seven."), ("Add.\n**Answer:** 3", "\\boxed{3}"),
+        ("Add. So the answer is 5.", "\\boxed{5}"), ("Hm.\n- **Final Answer**: B. Pears", "\\boxed{B. Pears}"),
+        ("\\boxed{7}\n#### 7", "\\boxed{7}"), ("<Think>x", None), ("<think>x</think>", None),
     ],
 )  # fmt: skip
 def test_other_layouts_are_enclosed_where_there_is_no_doubt(reply, answer):
     made = enclose(reply)
     assert (None if made is None else parse(made, "think").answer) == answer
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("one\n#### 1\ntwo\n#### 2", "the reasoning has different results"),
+        ("\\boxed{1} or \\boxed{2}", "the reasoning has different results"),
+        ("**Answer:** 7 of", "<think> is missing, and the text names no result"),
+        ("Answers vary.\nThe answer is hard. Who knows?", "<think> is missing, and the text names no result"),
+    ],
+)
+def test_reasoning_without_one_result_says_why(reply, reason):
+    with pytest.raises(FormatError, match=f"^{re.escape(reason)}$"):
+        enclose(reply)
 
 
 @given(st.text(alphabet="<>/think anwser\\boxed{}\n", max_size=60))

@@ -37,6 +37,7 @@ BAD = "conversations that cannot be understood left out"
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "tool": "tool",
           "observation": "tool", "function": "tool", "function_call": "assistant", "developer": "system"}  # fmt: skip
 _ITEM_FIELDS = ("seconds", "second", "fps", "frames", "shown", "size")  # of a picture or video, beside its source
+_JSON_KINDS = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
 _N_SNIFFED = 4096  # a file with a zero among the first letters is not text
 _THOUGHT = "<think>\n{}\n</think>\n\n"
 _NO_SOUND = "it has sound, and only pictures and videos are read"
@@ -97,7 +98,8 @@ def open_conversations(src: str, file: BinaryIO | None = None) -> Conversations:
         else:
             source.conversations.append({"id": f"{n_documents - 1:08d}", **conversation})
     if not n_documents:
-        raise Corrupt(f"{source.name}: there is no conversation in it. Look at the stage before this one.")
+        remedy = "Look at the stage before this one." if src == "-" else "Give a file with conversations."
+        raise Corrupt(f"{source.name}: there is no conversation in it. {remedy}")
     return source
 
 
@@ -110,7 +112,7 @@ def write(conversations: Iterable[Mapping[str, Any]], writer: Writer) -> None:
 def normalise(document: Any) -> dict[str, Any]:
     """One conversation in the normal form. Raises ValueError, with what was found, for a document of no known layout."""
     if not isinstance(document, dict):
-        raise ValueError(f"it is a JSON {type(document).__name__}, and an object is needed")
+        raise ValueError(f"it is {_JSON_KINDS.get(type(document), 'null')}, and an object is needed")
     rest = with_messages(document)
     messages = _pop_messages(rest)
     media = {kind: sources for kind in ("image", "video", "audio") if (sources := _pop_sources(rest, kind)) is not None}
@@ -166,7 +168,10 @@ def _parsed(text: str) -> Any:
         raise ValueError("not UTF-8 text")
     try:
         return json.loads(text, parse_constant=refuse)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno} " if "\n" in text.strip() else ""  # the caller names the only line of others
+        raise ValueError(f"not JSON ({error.msg} at {line}column {error.colno})") from None
+    except RecursionError as error:
         raise ValueError(f"not JSON ({' '.join(str(error).split())})") from None
 
 
@@ -182,7 +187,8 @@ def _pop_messages(rest: dict[str, Any]) -> list[dict[str, Any]]:
     elif "instruction" in rest:
         messages = _pop_alpaca(rest)
     else:
-        raise ValueError(f"fields are {', '.join([*rest][:5]) or 'none'}; messages, conversations or instruction is needed")
+        found = ", ".join([*rest][:5]) or "none"
+        raise ValueError(f"fields are {found}; messages, conversations, instruction, prompt or question is needed")
     if (better := rest.pop("chosen", None)) is not None:
         messages.append(_as_answer(better))
     system = rest.pop("system", None)

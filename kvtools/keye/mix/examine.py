@@ -29,6 +29,7 @@ from kvtools.keye.model.inputs import Visual
 from kvtools.keye.rl.correct import expected_answer, is_correct
 from kvtools.keye.sandbox.session import Sandbox
 
+END = "its end"  # where what is wrong with a whole source is told
 PICTURE = "\ufffc"  # stands for a picture within an answer
 NOT_UNDERSTOOD = "the document cannot be understood"
 UNREADABLE = "a picture or video cannot be read"
@@ -98,12 +99,14 @@ class Examiner:
 
         document: its JSON as bytes, its value, or the ValueError that says why it has none.
         """
+        line = document
         if isinstance(document, bytes):
-            document = parsed(document)
+            document = parsed(line)
         try:
             return self._sample(document, mode, source, where)
         except _Reject as no:
-            return Rejected(mode, source, where, no.reason, no.detail, document, no.against)
+            kept = _line_text(line) if isinstance(document, ValueError) else document
+            return Rejected(mode, source, where, no.reason, no.detail, kept, no.against)
         except FormatError as error:
             return Rejected(mode, source, where, error.reason, "", document)
         except Unreadable as error:
@@ -217,6 +220,11 @@ class Examiner:
             if self.rules.is_packed and not shown:
                 encoded = tokens.tobytes() + targets.tobytes()
         return sizes, encoded
+
+
+def _line_text(line: bytes | ValueError) -> str:
+    """What a line that is not JSON says, so that it can be found and repaired."""
+    return line.decode("utf-8", "replace").rstrip("\r\n") if isinstance(line, bytes) else str(line)
 
 
 def _understood(document: Any) -> dict[str, Any]:

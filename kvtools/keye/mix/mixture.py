@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from kvtools.keye.mix import ratio
-from kvtools.keye.mix.examine import Rejected, with_frames
+from kvtools.keye.mix.examine import END, Rejected, with_frames
 from kvtools.keye.mix.pool import Chosen, Pool, Sample
 
 
@@ -29,6 +29,9 @@ class Tally:
     def collect(self, results: Iterable[Sample | Rejected], pool: Pool, reject: Callable[[Rejected], None]) -> None:
         """Put samples into the pool, and count and hand on what was rejected."""
         for result in results:
+            if isinstance(result, Rejected) and result.where == END:
+                reject(result)
+                continue
             at = result.mode, result.source
             self.read[at] += 1
             if isinstance(result, Rejected):
@@ -176,12 +179,18 @@ def summary(figures: Mapping[str, Any], tally: Tally) -> str:
     n_rejected = sum(figures["rejects"].values())
     reasons = ", ".join(f"{reason}: {n}" for reason, n in figures["rejects"].items())
     rejected = f", {n_rejected} rejected ({reasons})" if n_rejected else ""
-    repaired = sum(figures["repairs"].values())
+    n_repairs = sum(figures["repairs"].values())
+    repaired = f", {counted(n_repairs, 'repair')}" if n_repairs else ""
     mixed = ", ".join(f"{mode} {part['samples']}" for mode, part in figures["by_mode"].items())
     return (
-        f"read {sum(tally.read.values())} documents{rejected}, {figures['duplicates']} duplicates"
-        f"{f', {repaired} repairs' if repaired else ''}; wrote {figures['n']} records: {mixed}."
+        f"read {counted(sum(tally.read.values()), 'document')}{rejected}, {counted(figures['duplicates'], 'duplicate')}"
+        f"{repaired}; wrote {counted(figures['n'], 'record')}: {mixed}."
     )
+
+
+def counted(n: int, noun: str) -> str:
+    """A number and what it is of, in the right number."""
+    return f"{n} {noun}{'s' if n != 1 else ''}"
 
 
 def _choose_videos(pool: Pool, n: int, request: Request, *, is_endless: bool) -> None:

@@ -4,8 +4,8 @@ import json
 from typing import Self
 
 from kvtools.artifact.files import Sink
-from kvtools.keye.mix.examine import NOT_UNDERSTOOD, UNREADABLE, Rejected
-from kvtools.keye.mix.sources import END
+from kvtools.errors import Corrupt
+from kvtools.keye.mix.examine import END, NOT_UNDERSTOOD, UNREADABLE, Rejected
 from kvtools.skipped import SkippedRows
 
 _TOLD = {  # faults of an input, not of a sample, as they are told
@@ -18,10 +18,11 @@ _FIELDS = ("reason", "detail", "mode", "source", "where", "against", "document")
 class Rejects:
     """Takes rejected documents; use it in a `with`.
 
-    dst: a file of JSON Lines, or None.
+    dst: a file of JSON Lines, or None. is_strict: whether the first fault of an input ends the run.
     """
 
-    def __init__(self, dst: str | None, *, force: bool) -> None:
+    def __init__(self, dst: str | None, *, force: bool, is_strict: bool = False) -> None:
+        self._is_strict = is_strict
         self._sink = None if dst is None else Sink(dst, force=force)
         self._faults: dict[str, SkippedRows] = {}
         self._ends: list[str] = []
@@ -34,11 +35,14 @@ class Rejects:
             self._sink.abandon() if error is not None else self._sink.commit()
 
     def __call__(self, rejected: Rejected) -> None:
-        """Keep one."""
-        if rejected.where == END:
-            self._ends.append(f"{rejected.source}: {rejected.detail}.")
-        elif rejected.reason in _TOLD:
-            named = f"{rejected.where}: {rejected.detail}"
+        """Keep one. Raises Corrupt for a fault of an input where that ends the run."""
+        named = rejected.detail if rejected.where == END else f"{rejected.where}: {rejected.detail}"
+        if self._is_strict and rejected.reason in _TOLD:
+            raise Corrupt(f"{rejected.source}: {named}. Repair the input, or run without --strict.")
+        if rejected.where == END:  # no document
+            self._ends.append(f"{rejected.source}: {named}.")
+            return
+        if rejected.reason in _TOLD:
             self._faults.setdefault(rejected.source, SkippedRows()).skip(_TOLD[rejected.reason], named)
         if self._sink is not None:
             row = {name: getattr(rejected, name) for name in _FIELDS}

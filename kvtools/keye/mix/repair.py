@@ -9,9 +9,11 @@ import re
 from kvtools.keye.data.modes import FormatError, almost_tags, boxes
 
 _HASHES = re.compile(r"^####[ \t]*(\S[^\n]*?)[ \t]*$", re.MULTILINE)
-_LAST_LINE = re.compile(
-    r"(?:^|\n)[ \t]*(?:\*\*)?(?:final answer|the (?:final )?answer is|answer|答案)(?:\*\*)?[ \t]*(?:is)?[ \t]*"
-    r"[:\uff1a]?(?:\*\*)?[ \t]*(\S[^\n]*?)[ \t]*$",
+_LABEL = r"(?:final answer|the (?:final |correct )?answer is|(?:the )?answer\b|答案)"
+_LAST_LINE = re.compile(  # the last line begins with the label, or its last sentence says what the answer is
+    rf"(?:(?:^|\n)[ \t#>*_-]*{_LABEL}|(?:^|(?<=[.!?])[ \t]|\n)[ \t]*(?:(?:so|thus|hence|therefore)\b,?[ \t]*)?(?:\*\*)?"
+    r"the (?:final |correct )?answer is)(?:\*\*|__)?[ \t]*(?:is\b)?[ \t]*[:\uff1a]?(?:\*\*|__)?[ \t]*"
+    r"(?P<answer>\S(?:(?!(?:(?<=\w\w)|(?<=\d))\.[ \t])[^\n])*?)\s*$",
     re.IGNORECASE,
 )
 _THOUGHT = re.compile(r"\s*<think>(?P<thinking>.*?)</think>(?P<rest>.*)", re.DOTALL)
@@ -19,31 +21,29 @@ _ANY_TAG = re.compile(r"</?(?:analysis|think|answer|code|sandbox_output)>")
 
 
 def enclose(reply: str) -> str | None:
-    r"""A reply of `think` made of reasoning in another layout; None where its answer is in doubt.
+    r"""A reply of `think` made of reasoning in another layout; None where it has tags of its own.
 
-    Known are a thinking block that a bare answer follows, and chains of thought that end in `#### X`, in a line `Answer: X`, or
-    hold one \boxed{X}. Of these the whole text is the thinking and X the answer, boxed.
+    Known are a thinking block that a bare answer follows, and chains of thought that end in `#### X`, in a line `Answer: X`, in a
+    sentence `The answer is X.`, or hold \boxed{X}. Of these the whole text is the thinking and X the answer, boxed. Raises
+    FormatError where a text without tags has no result, or different ones.
     """
     if (found := _THOUGHT.fullmatch(reply)) is not None:
         rest = found["rest"].strip()
         if rest and not _ANY_TAG.search(found["thinking"] + rest):
             return _joined(found["thinking"], rest)
         return None
-    if _ANY_TAG.search(reply):
+    if not reply.strip() or _ANY_TAG.search(reply) or almost_tags(reply):
         return None
-    hashes = _HASHES.findall(reply)
-    try:
-        boxed = boxes(reply)
-    except FormatError:
-        return None
+    hashes, boxed = _HASHES.findall(reply), boxes(reply)
+    if len({re.sub(r"\s", "", result) for result in hashes + boxed}) > 1:
+        raise FormatError("the reasoning has different results")
     if hashes:
-        before = reply[: reply.rindex("####")]
-        return _joined(before, _box(hashes[0])) if len(hashes) == 1 and not boxed else None
+        return _joined(reply[: reply.rindex("####")], _box(hashes[0]))
     if boxed:
-        return _joined(reply, _box(boxed[-1])) if len({re.sub(r"\s", "", box) for box in boxed}) == 1 else None
+        return _joined(reply, _box(boxed[-1]))
     if (line := _LAST_LINE.search(reply)) is not None and reply[: line.start()].strip():
-        return _joined(reply[: line.start()], _box(line[1].rstrip(".").strip("* ")))
-    return None
+        return _joined(reply[: line.start()], _box(line["answer"].strip("*_ ").rstrip(".").strip("*_ ")))
+    raise FormatError("<think> is missing, and the text names no result")
 
 
 def repair(reply: str) -> tuple[str, list[str]]:

@@ -7,37 +7,55 @@ import base64
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from kvtools.artifact import is_stream, open_stream, source_name
 from kvtools.artifact.documents import is_parquet, parsed, read_documents
 from kvtools.artifact.files import open_source
-from kvtools.artifact.history import Step, portable
+from kvtools.artifact.history import Step
 from kvtools.errors import Fault
+from kvtools.keye.mix.examine import END
 from kvtools.keye.mix.workers import Document
 
 _BLOCK_BYTES = 1 << 16
-END = "its end"  # where what is wrong with a whole source is told
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of one mode."""
+    """A file of one mode. name: what records and messages call it."""
 
     mode: str
     src: str
-
-    @property
-    def name(self) -> str:
-        """What records and messages call it."""
-        return source_name(self.src) if self.src == "-" else portable([self.src])[0]
+    name: str
 
     @property
     def root(self) -> str:
         """The folder in which its relative paths begin."""
         return "" if self.src == "-" else os.path.dirname(self.src)
+
+
+def sources_of(given: Mapping[str, Sequence[str] | None]) -> list[Source]:
+    """The sources of each mode.
+
+    A name is the file's, however its path is spelt; before it stand folders where other sources have the same name.
+    """
+    srcs = [src for listed in given.values() for src in listed or ()]
+    names = _names([src for src in srcs if src != "-"]) | {"-": source_name("-")}
+    return [Source(mode, src, names[src]) for mode, listed in given.items() for src in listed or ()]
+
+
+def _names(srcs: Sequence[str]) -> dict[str, str]:
+    """For each path its last part, and as many folders before it as tell it apart from other files."""
+    parts = {src: Path(os.path.realpath(os.path.dirname(src)), os.path.basename(src)).parts for src in srcs}
+    names = {}
+    for src, its in parts.items():
+        others = {other for other in parts.values() if other[-1] == its[-1]}
+        depth = next(n for n in range(1, 1 + max(map(len, others))) if len({other[-n:] for other in others}) == len(others))
+        names[src] = "/".join(its[-depth:])
+    return names
 
 
 class Origins:
@@ -58,7 +76,8 @@ def documents(sources: Sequence[Source], origins: Origins) -> Iterator[Document]
                 n_read += 1
                 yield source.mode, source.name, where, document
             if not n_read:
-                fault = ValueError("there is no document in it. Look at the stage before this one")
+                remedy = "Look at the stage before this one" if source.src == "-" else "Give a file with conversations"
+                fault = ValueError(f"there is no document in it. {remedy}")
         except Fault as error:
             fault = ValueError(str(error).removeprefix(f"{source_name(source.src)}: ").rstrip("."))
         except ValueError as error:

@@ -107,8 +107,7 @@ def packed(results: Sequence[Result]) -> bytes:
             blobs += parts
             rows.append([*map(len, parts), fields])
         else:
-            document = fields["document"]
-            rows.append([fields | {"document": str(document) if isinstance(document, ValueError) else document}])
+            rows.append([fields])
     return b"\n".join([json.dumps(rows, default=str).encode(), b"".join(blobs)])
 
 

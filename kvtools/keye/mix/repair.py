@@ -23,8 +23,8 @@ _ANY_TAG = re.compile(r"</?(?:analysis|think|answer|code|sandbox_output)>")
 def enclose(reply: str) -> str | None:
     r"""A reply of `think` made of reasoning in another layout; None where it has tags of its own.
 
-    Known are a thinking block that a bare answer follows, and chains of thought that end in `#### X`, in a line `Answer: X`, in a
-    sentence `The answer is X.`, or hold \boxed{X}. Of these the whole text is the thinking and X the answer, boxed. Raises
+    Known are a thinking block that a bare answer follows, and chains of thought that end in `#### X`, in a line `Answer: X`, in
+    a sentence `The answer is X.`, or hold \boxed{X}. Of these the whole text is the thinking and X the answer, boxed. Raises
     FormatError where a text without tags has no result, or different ones.
     """
     if (found := _THOUGHT.fullmatch(reply)) is not None:

@@ -27,8 +27,8 @@ class Evaluation:
     """Questions with their answers and verdicts, while they come in. log: takes a line on what is wrong.
 
     only: the tasks that are asked for; empty is all. known: keys of all questions of the data, also of those not asked here.
-    excluded: questions left out since a picture is missing, by task; lost: those that no server has answered. code: the exit
-    code so far.
+    excluded: questions left out since a picture is missing, by task; lost: those that no server has answered, or no judge;
+    unjudged: keys of the latter. code: the exit code so far.
     """
 
     bench: Bench
@@ -41,6 +41,7 @@ class Evaluation:
     lost: dict[str, int] = field(default_factory=dict)
     answers: dict[Key, Prediction] = field(default_factory=dict)
     verdicts: dict[Key, Verdict] = field(default_factory=dict)
+    unjudged: set[Key] = field(default_factory=set)
     code: int = 0
 
     def __post_init__(self) -> None:
@@ -127,18 +128,23 @@ class Evaluation:
                 without_judge.add(question.task)
         reasons = _Reasons(self)
         for key, found, reason in ask(asked) if ask is not None and asked else ():
-            self.verdicts[key] = found or _NO_VERDICT
-            if reason is not None:
+            if reason is None:
+                self.verdicts[key] = found or _NO_VERDICT
+            else:
+                self.unjudged.add(key)
+                self.lost[key[0]] = self.lost.get(key[0], 0) + 1
                 reasons.add(key, f"the judge has not replied: {reason}")
         reasons.sum_up()
         return without_judge
 
     def scored(self) -> dict[str, list[Scored]]:
-        """All answers with their verdicts, by task."""
-        by_task: dict[str, list[Scored]] = {}
+        """All answers with their verdicts, by task; a task of which the judge has failed on all is there, and empty."""
+        by_task: dict[str, list[Scored]] = {question.task: [] for question in self.questions}
         for question in self.questions:
+            if question.key in self.unjudged:
+                continue
             verdict, prediction = self.verdicts.get(question.key, _NO_VERDICT), self.answers.get(question.key)
-            by_task.setdefault(question.task, []).append(
+            by_task[question.task].append(
                 Scored(
                     question.task, question.index, verdict.is_right, verdict.extracted is None, prediction is not None,
                     prediction is not None and has_thought(prediction.text),

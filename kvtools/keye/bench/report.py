@@ -49,7 +49,7 @@ def task_row(task: str, scored: Sequence[Scored], mode: str) -> dict[str, Any]:
     seconds = [each.seconds for each in scored if each.seconds is not None]
     row: dict[str, Any] = {
         "task": task, "n": n, "accuracy": n_right / n if n else None,
-        "ci95": [round(x, 6) for x in wilson(n_right, n)], "failures": sum(each.is_failure for each in scored), "mode": mode,
+        "ci95": [round(x, 6) for x in wilson(n_right, n)] if n else None, "failures": sum(each.is_failure for each in scored), "mode": mode,
         "unanswered": sum(not each.is_given for each in scored),
         "thought": sum(each.has_thought for each in scored) / n if n else 0.0,
         "tokens": sum(tokens) if tokens else None, "seconds": round(sum(seconds), 3) if seconds else None,

@@ -37,11 +37,10 @@ def ask_judge(
     requests = (_request(asked[key][1]) for key in keys)
     for reply in judge.ask_all(requests, stop):
         key = keys[reply.index]
-        question, request = asked[key]
         if reply.fault is None or reply.text:
-            yield key, bench.judged(question, reply.text), None
+            yield key, bench.judged(asked[key][0], reply.text), None
         else:
-            yield key, request.without, reply.fault
+            yield key, None, reply.fault
 
 
 def _request(request: JudgeRequest) -> Request:

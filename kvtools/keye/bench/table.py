@@ -11,7 +11,7 @@ def report_lines(
 ) -> list[str]:
     """The lines of a table: a row a task and the macro mean; then the published figures, marked so.
 
-    excluded: questions that were left out since a picture is missing, by task; lost: those that no server has answered.
+    excluded: questions that were left out since a picture is missing, by task; lost: those that no server has answered or judged.
     """
     width = max(len(str(row["task"])) for row in rows)
     title = f"{'task':<{width}}  {'n':>6}  accuracy  95 %         failures  thought  tokens  seconds"
@@ -28,7 +28,10 @@ def report_lines(
         lines.append((line + (f"  {_published(str(row['task']), rows)}" if has_published else "")).rstrip())
     n_unanswered = sum(row.get("unanswered", 0) for row in rows)
     lines += [f"{task}: {n} questions were left out, since pictures of theirs are missing." for task, n in excluded.items()]
-    lines += [f"{task}: {n} questions were left out, since no server has answered them." for task, n in lost.items()]
+    lines += [
+        f"{task}: {n} questions were left out, since no server has answered them or judged the answers."
+        for task, n in lost.items()
+    ]
     if n_unanswered:
         lines.append(f"{n_unanswered} questions have no answer, and count as wrong.")
     return lines

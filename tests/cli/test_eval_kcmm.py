@@ -224,9 +224,22 @@ def test_two_systems_are_compared_question_by_question(top, capfd):
     assert [rows["SPU"][name] for name in ("n", "a", "b")] == [6, 0.5, 5 / 6]
     assert rows["SPU"]["difference"] == pytest.approx(1 / 3)
     assert rows["macro"]["n"] == 7
+    told = say("kvtools eval-kcmm -q data --compare no.jsonl answers.jsonl", capfd).err
+    n_more = sum(map(len, RIGHT.values())) - 7
+    assert told == f"kvtools eval-kcmm: {n_more} answers in one file only, left out of the comparison.\n"
     for name in ("no", "answers"):
         assert say(f"kvtools eval-kcmm -q data --predictions {name}.jsonl --details {name}-d.jsonl", capfd).code == 0
     assert report("--compare no-d.jsonl answers-d.jsonl", capfd) == rows
+
+
+def test_an_asked_for_task_without_a_table_is_named_and_the_rest_is_scored(top, capfd):
+    (top / "data" / "subsets" / "High_like.tsv").unlink()
+    (top / "spu.jsonl").write_text(lines_of({"SPU": ["是"] * 6}))
+    rows = report("data --task SPU --task High_Like --predictions spu.jsonl", capfd, 65)
+    assert (rows["SPU"]["n"], [*rows]) == (6, ["SPU", "macro"])
+    assert rows["macro"]["ci95"] == rows["SPU"]["ci95"]
+    told = say("kvtools eval-kcmm data --task High_like --predictions spu.jsonl", capfd)
+    assert (told.code, "High_like: the data have no question of this task." in told.err) == (65, True)
 
 
 def test_a_report_becomes_a_picture(top, capfd):

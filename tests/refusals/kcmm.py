@@ -20,6 +20,7 @@ PREDICTIONS = {
     '{"task": "SPU", "index": 9, "prediction": ""}\n{"task": "CPV", "index": 0, "prediction": ""}\n',
     "cut.json": '[{"task": "SPU"',
     "cut.xlsx": "PK\x03\x04",
+    "nothing.jsonl": "",
     "columns.tsv": "index\tanswer\n0\t是\n",
     "cpv.jsonl": '{"task": "CPV", "index": 0, "prediction": "{}"}\n',
     "other.jsonl": '{"task": "SPU", "index": 1, "prediction": "是", "right": true}\n',
@@ -64,6 +65,8 @@ kvtools eval-kcmm kcmm/good --predictions kcmm/other.jsonl --predictions kcmm/cu
 kvtools eval-kcmm kcmm/good --predictions kcmm/cut.xlsx
 kvtools eval-kcmm kcmm/good --predictions kcmm/columns.tsv
 kvtools eval-kcmm kcmm/good --predictions kcmm/empty
+kvtools eval-kcmm kcmm/good --predictions kcmm/nothing.jsonl
+kvtools eval-kcmm kcmm/good --predictions kcmm/good.jsonl --task SPU --task High_like
 kvtools eval-kcmm -q kcmm/good --predictions kcmm/cpv.jsonl
 kvtools eval-kcmm -q kcmm/good --predictions kcmm/good.jsonl --require 99
 kvtools eval-kcmm --compare kcmm/good.jsonl kcmm/good.jsonl

@@ -10,7 +10,7 @@ from kvtools.keye.bench.benchmark import Bench, Score
 from kvtools.keye.bench.evaluate import Evaluation
 from kvtools.keye.bench.predictions import read_predictions
 from kvtools.keye.bench.report import compare
-from kvtools.keye.bench.table import comparison_lines
+from kvtools.keye.bench.table import comparison_lines, counted
 
 Rights = dict[str, dict[str, bool]]  # task → index → whether right
 
@@ -36,6 +36,9 @@ def compare_files(
             code = code or evaluation.code
     else:
         rights = [_of_details(name, tasks) for name in names]
+    one, two = ({(task, index) for task, right in rights_of.items() for index in right} for rights_of in rights)
+    if one & two and one != two:
+        log(f"{counted(len(one ^ two), 'answer')} in one file only, left out of the comparison.")
     with raising(Corrupt, " and ".join(names), "Give two files about the same questions."):
         return compare(*rights), code
 

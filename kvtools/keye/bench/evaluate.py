@@ -12,7 +12,7 @@ from kvtools.keye.bench.benchmark import Bench, JudgeRequest, Key, Question, Que
 from kvtools.keye.bench.details import Details
 from kvtools.keye.bench.predictions import Prediction
 from kvtools.keye.bench.report import Scored, macro_row, task_row
-from kvtools.keye.bench.table import published_lines, report_lines
+from kvtools.keye.bench.table import counted, published_lines, report_lines
 
 _NO_VERDICT = Verdict(is_right=False, extracted=None)
 IO_ERROR = 74
@@ -59,11 +59,15 @@ class Evaluation:
             self.log(f"{line}.")
         for line in found.faults:
             self.fault(line)
+        there = {question.task for question in found.questions}
+        absent = [task for task in self.only if task not in there and task not in found.missing]
+        for task in dict.fromkeys(absent):
+            self.fault(f"{task}: the data have no question of this task. Give its table, or drop --task {task}.")
         for task, rows in found.missing.items():
             self.excluded[task] = sum(rows.counts.values())
             for line in rows.lines():
                 self.fault(f"{task}: {line}.")
-        if not found.questions and (found.faults or found.missing):
+        if not found.questions and (found.faults or found.missing or absent):
             raise Corrupt("no question is left. Give data with the tables and pictures of the benchmark.")
 
     def lines(self, rows: Sequence[Mapping[str, Any]], *, is_standin: bool) -> list[str]:
@@ -197,7 +201,7 @@ class _Reasons:
         """Say how many more there were."""
         for reason, count in self._counts.items():
             if count > N_NAMED:
-                self._evaluation.log(f"{count - N_NAMED} more questions: {reason}.")
+                self._evaluation.log(f"{counted(count - N_NAMED, 'more question')}: {reason}.")
 
 
 def has_thought(text: str) -> bool:

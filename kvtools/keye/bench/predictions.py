@@ -124,8 +124,10 @@ def _rows(src: str, task: str | None) -> Iterator[tuple[str, Any]]:
             return
         else:
             table = read_rows(file, name, delimiters="\t,;", has_header=True, is_ragged=True, longest=LONGEST_CELL)
+    if not table.header:
+        raise Corrupt(f"{name}: there is no prediction in it. Give JSON Lines with task, index and prediction.")
     if table.index(*_TEXTS) is None or table.index(*_INDEX) is None:
-        titles = ", ".join(table.header[:8]) or "none"
+        titles = ", ".join(table.header[:8])
         raise Corrupt(f"{name}: line 1: the columns are {titles}, and index and prediction are needed. Correct the header.")
     titles_small = [title.strip().lower() for title in table.header]
     for line, fields in table:

@@ -49,7 +49,8 @@ def task_row(task: str, scored: Sequence[Scored], mode: str) -> dict[str, Any]:
     seconds = [each.seconds for each in scored if each.seconds is not None]
     row: dict[str, Any] = {
         "task": task, "n": n, "accuracy": n_right / n if n else None,
-        "ci95": [round(x, 6) for x in wilson(n_right, n)] if n else None, "failures": sum(each.is_failure for each in scored), "mode": mode,
+        "ci95": [round(x, 6) for x in wilson(n_right, n)] if n else None,
+        "failures": sum(each.is_failure for each in scored), "mode": mode,
         "unanswered": sum(not each.is_given for each in scored),
         "thought": sum(each.has_thought for each in scored) / n if n else 0.0,
         "tokens": sum(tokens) if tokens else None, "seconds": round(sum(seconds), 3) if seconds else None,
@@ -62,11 +63,14 @@ def task_row(task: str, scored: Sequence[Scored], mode: str) -> dict[str, Any]:
 
 
 def macro_row(rows: Sequence[Mapping[str, Any]], by_task: Mapping[str, Sequence[Scored]], mode: str) -> dict[str, Any]:
-    """The plain mean over tasks, with a bootstrap interval; None where a task has no figure."""
+    """The plain mean over tasks, with a bootstrap interval, or that of the only task; None where a task has no figure."""
     accuracies = [row["accuracy"] for row in rows]
     is_whole = bool(rows) and None not in accuracies
     resampled_TR = [_resampled(np.array([each.is_right for each in by_task[row["task"]]], float), row["task"]) for row in rows]
-    interval = np.percentile(np.mean(resampled_TR, axis=0), [2.5, 97.5]).tolist() if is_whole else None
+    if len(rows) == 1:
+        interval = rows[0]["ci95"]  # a bootstrap has no width at 0 and 1
+    else:
+        interval = np.percentile(np.mean(resampled_TR, axis=0), [2.5, 97.5]).tolist() if is_whole else None
     return {
         "task": "macro", "n": sum(row["n"] for row in rows), "tasks": len(rows),
         "accuracy": float(np.mean(accuracies)) if is_whole else None, "ci95": interval,

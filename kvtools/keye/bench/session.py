@@ -14,6 +14,7 @@ from kvtools.keye.bench.benchmark import Generation, Question
 from kvtools.keye.bench.details import Details, run_digest, unanswered
 from kvtools.keye.bench.evaluate import Evaluation, drop_tasks_without_answers
 from kvtools.keye.bench.predictions import read_predictions
+from kvtools.keye.bench.table import counted
 from kvtools.progress import progress
 from kvtools.world import Stop
 
@@ -149,7 +150,7 @@ def _read(evaluation: Evaluation, sources: Sequence[str], info: Log) -> None:
         info(f"no predictions of {', '.join(dropped)}, which are left out.")
     n_lacking = sum(question.key not in evaluation.answers for question in evaluation.questions)
     lacking = f" {n_lacking:,} of the tasks' questions have no prediction, and count as wrong." if n_lacking else ""
-    info(f"{len(evaluation.answers):,} predictions for {n_questions:,} questions.{lacking}")
+    info(f"{counted(len(evaluation.answers), 'prediction')} for {counted(n_questions, 'question')}.{lacking}")
 
 
 def _ask(evaluation: Evaluation, how: Answering, details: Details, info: Log) -> None:

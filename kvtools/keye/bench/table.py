@@ -11,7 +11,8 @@ def report_lines(
 ) -> list[str]:
     """The lines of a table: a row a task and the macro mean; then the published figures, marked so.
 
-    excluded: questions that were left out since a picture is missing, by task; lost: those that no server has answered or judged.
+    excluded: questions that were left out since a picture is missing, by task; lost: those that no server has
+    answered or judged.
     """
     width = max(len(str(row["task"])) for row in rows)
     title = f"{'task':<{width}}  {'n':>6}  accuracy  95 %         failures  thought  tokens  seconds"
@@ -70,6 +71,11 @@ def _published(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
         think, auto = (sum(row[mode] for row in PUBLISHED.values()) / len(PUBLISHED) for mode in ("think", "auto"))
         return f"{think:.2f} / {auto:.2f}"
     return ""
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun, in the plural where there are more or none."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _number(value: float | None) -> str:

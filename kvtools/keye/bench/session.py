@@ -149,7 +149,7 @@ def _read(evaluation: Evaluation, sources: Sequence[str], info: Log) -> None:
     if dropped := drop_tasks_without_answers(evaluation):
         info(f"no predictions of {', '.join(dropped)}, which are left out.")
     n_lacking = sum(question.key not in evaluation.answers for question in evaluation.questions)
-    lacking = f" {n_lacking:,} of the tasks' questions have no prediction, and count as wrong." if n_lacking else ""
+    lacking = f" {counted(n_lacking, 'question')} without a prediction: counted as wrong." if n_lacking else ""
     info(f"{counted(len(evaluation.answers), 'prediction')} for {counted(n_questions, 'question')}.{lacking}")
 
 

@@ -135,8 +135,8 @@ def main(
             return int(run.world.broadcast(None))
         with Pool() as pool, Rejects(rejects, force=run.force, is_strict=run.strict) as reject:
             tally = Tally()
-            told = progress(results, total=None, unit="documents", label="coldstart-mix", quiet=run.quiet)
-            tally.collect(told, pool, reject)
+            results = progress(results, total=None, unit="documents", label="coldstart-mix", quiet=run.quiet)
+            tally.collect(results, pool, reject)
             tally.clean(pool, min_agreement=min_agreement, reject=reject)
             plan = choose(pool, request)
             if not plan.n:

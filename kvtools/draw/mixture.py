@@ -22,26 +22,27 @@ def draw_mixture(report: Mapping[str, Any], name: str) -> Any:
         raise ValueError(f"it has no {error} of a mixture") from None
     figure, axes = page(1, 3, f"{name}: {report['n']:,} records")
     labels = [mode.replace("_", " ") for mode in modes]
-    places = range(len(modes))
+    positions = range(len(modes))
 
     first, second, third = axes.flat
-    first.barh(places, wanted, color="none", edgecolor="black", linestyle="--", linewidth=1, label="asked for")
-    first.barh(places, samples, color="tab:blue", label="written")
-    for place, n in zip(places, samples, strict=True):
-        first.annotate(f" {n:,} ({n / max(1, report['n']):.1%})", (n, place), va="center", fontsize="small")
-    first.set(xlabel="records", yticks=[*places], yticklabels=labels, xlim=(0, 1.45 * max(1, *wanted)))
+    first.barh(positions, wanted, color="none", edgecolor="black", linestyle="--", linewidth=1, label="asked for")
+    first.barh(positions, samples, color="tab:blue", label="written")
+    for position, n in zip(positions, samples, strict=True):
+        first.annotate(f" {n:,} ({n / max(1, report['n']):.1%})", (n, position), va="center", fontsize="small")
+    first.set(xlabel="records", yticks=[*positions], yticklabels=labels, xlim=(0, 1.45 * max(1, *wanted)))
     if wanted != samples:
         first.legend(frameon=False, loc="lower right", fontsize="small")
 
-    second.barh(places, text, color="tab:orange", label="text")
-    second.barh(places, visual, left=text, color="tab:green", label="pictures and videos")
-    second.set(xlabel="tokens", yticks=[*places], yticklabels=labels)
+    second.barh(positions, text, color="tab:orange", label="text")
+    second.barh(positions, visual, left=text, color="tab:green", label="pictures and videos")
+    second.set(xlabel="tokens", yticks=[*positions], yticklabels=labels)
     second.legend(frameon=False, fontsize="small")
 
-    told = sorted((item for item in reasons.items() if item[1]), key=lambda item: -item[1])[:_MOST_REASONS]
-    third.barh(range(len(told)), [n for _, n in told], color="tab:red")
-    third.set(xlabel="documents left out", yticks=[*range(len(told))], yticklabels=[_shortened(reason) for reason, _ in told])
-    if not told:
+    commonest = sorted((item for item in reasons.items() if item[1]), key=lambda item: -item[1])[:_MOST_REASONS]
+    third.barh(range(len(commonest)), [n for _, n in commonest], color="tab:red")
+    labels = [_shortened(reason) for reason, _ in commonest]
+    third.set(xlabel="documents left out", yticks=[*range(len(commonest))], yticklabels=labels)
+    if not commonest:
         third.remove()
     for axis in (first, second, third):
         axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)

@@ -1,21 +1,18 @@
 """JSON documents one at a time, from files that hold many: lists, lines, objects one after another, parquet.
 
-Text may be compressed (gzip, zstd), and is UTF-8 or, with a byte-order mark, UTF-16. The first bytes of a file say what it is,
-never its name. Memory: one document, and a few MiB. Not here: what documents mean, and streams of kvtools.
+Text may be compressed (containers.py), and is UTF-8 or, with a byte-order mark, UTF-16. The first bytes of a file say what it
+is, never its name. Memory: one document, and a few MiB. Not here: what documents mean, and streams of kvtools.
 """
 
 import codecs
-import gzip
 import io
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-import zstandard
+from kvtools.artifact.containers import is_parquet, peek, uncompressed, without_utf16
 
-_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_PEEK = 1 << 12
+__all__ = ["is_parquet", "parsed", "read_documents"]
 
 
 def read_documents(file: BinaryIO, *, raw: bool = False) -> Iterator[tuple[str, Any]]:
@@ -25,47 +22,11 @@ def read_documents(file: BinaryIO, *, raw: bool = False) -> Iterator[tuple[str, 
     lines stay bytes, which `parsed` reads. Raises ValueError for bytes that are no text, and where the next document cannot be
     found.
     """
-    head = _peek(file)
-    if head.startswith(_GZIP):
-        yield from read_documents(cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=file), _PEEK)), raw=raw)
-    elif head.startswith(_ZSTD):
-        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False)
-        yield from read_documents(cast("BinaryIO", io.BufferedReader(reader, _PEEK)), raw=raw)
-    elif is_parquet(file):
+    file = uncompressed(file)
+    if is_parquet(file):
         yield from _rows(file)
-    elif head.startswith(_UTF16):
-        text = io.TextIOWrapper(file, encoding="utf-16")
-        try:
-            yield from _of_text(cast("BinaryIO", io.BufferedReader(_Encoded(text), _PEEK)), raw=raw)
-        finally:
-            text.detach()  # else its end would close the file
     else:
-        yield from _of_text(file, raw=raw)
-
-
-def is_parquet(file: BinaryIO) -> bool:
-    """Whether a parquet file lies ahead, which is read from its end: one that is not seekable goes into memory."""
-    return _peek(file).startswith(_PARQUET)
-
-
-class _Encoded(io.RawIOBase):
-    """A text file as the UTF-8 bytes of its text."""
-
-    def __init__(self, text: io.TextIOWrapper) -> None:
-        self._text, self._left = text, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._left = self._left or self._text.read(_PEEK).encode("utf-8", "surrogatepass")
-        n = min(len(buffer), len(self._left))
-        buffer[:n], self._left = self._left[:n], self._left[n:]
-        return n
-
-
-def _peek(file: BinaryIO) -> bytes:
-    return bytes(file.peek(_PEEK)[:_PEEK])  # type: ignore[attr-defined]
+        yield from _of_text(without_utf16(file), raw=raw)
 
 
 def _rows(file: BinaryIO) -> Iterator[tuple[str, Any]]:
@@ -88,10 +49,10 @@ def _rows(file: BinaryIO) -> Iterator[tuple[str, Any]]:
 def _of_text(file: BinaryIO, *, raw: bool) -> Iterator[tuple[str, Any]]:
     import ijson
 
-    head = _peek(file)
+    head = peek(file)
     if head.startswith(codecs.BOM_UTF8):
         file.read(len(codecs.BOM_UTF8))
-        head = _peek(file)
+        head = peek(file)
     if b"\0" in head:
         raise ValueError("this is neither a stream nor JSON")
     begins = head.lstrip()

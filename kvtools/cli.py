@@ -14,7 +14,9 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
@@ -28,7 +30,7 @@ from kvtools.commands.registry import COMMANDS, Entry, commands_below, find
 from kvtools.errors import Died, Fault, Missing, Terminated, Usage, os_reason
 from kvtools.invocation import Invocation
 from kvtools.options import COMMON
-from kvtools.world import World, launched_rank
+from kvtools.world import World, is_stdin_limited, launched_rank
 
 
 class Command(TyperCommand):
@@ -42,6 +44,10 @@ class Command(TyperCommand):
         ctx.obj.world = World.open()
         if not entry.is_parallel and not ctx.obj.world.is_root:
             return 0
+        if "-" in ctx.obj.argv and ctx.obj.world.size > 1 and is_stdin_limited():
+            ctx.obj.warn(
+                "mpiexec of MPICH ends the run where stdin comes faster than rank 0 reads it. Give a file where it does."
+            )
         self._refuse_infinite(ctx)
         try:
             code = super().invoke(ctx) or 0
@@ -144,6 +150,7 @@ def run(words: list[str]) -> int:
         _enable_completion()
         code = build("").main(words or ["--help"], prog_name="kvtools", standalone_mode=False, obj=invocation)
         sys.stdout.flush()
+        invocation.world.close()
         return int(code or 0)
     except TyperException as error:
         fault: Fault = Usage(_usage(error, name))
@@ -158,11 +165,16 @@ def run(words: list[str]) -> int:
         fault = Fault(f"{error.filename or 'input/output'}: {os_reason(error)}.")
         fault.code = 74
     except Exception as error:
-        if "-v" in words or "--verbose" in words:
-            raise
-        fault = Fault(f"unexpected: {type(error).__name__}: {' '.join(str(error).split())}. Run again with -v for a traceback.")
+        is_verbose = "-v" in words or "--verbose" in words
+        if is_verbose:
+            traceback.print_exc()
+        advice = "" if is_verbose else " Run again with -v for a traceback."
+        fault = Fault(f"unexpected: {type(error).__name__}: {' '.join(str(error).split())}.{advice}")
     _report(fault, invocation)
-    if not fault.is_agreed:
+    if fault.is_agreed:
+        with suppress(Fault):  # a rank that dies now changes nothing
+            invocation.world.close()
+    else:
         invocation.world.abort(fault.code)
     return fault.code
 

@@ -2,7 +2,8 @@
 
 `World.open()` finds them from the launcher's environment; a serial run never imports mpi4py. The invariant to keep:
 whatever one rank may know alone (a signal, a fault, a deadline) is agreed with `any` before a branch that communicates.
-Rank 0 owns stdin, stdout and messages; the others see an empty stdin, and their stdout is stderr.
+Rank 0 owns stdin, stdout and messages; the others see an empty stdin, and their stdout is stderr. Where a rank dies, the others
+end too, at the next message that they would wait for (liveness.py).
 
 Not here: launching processes (mpiexec's and srun's work) and GPUs.
 """
@@ -11,13 +12,16 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
-from kvtools.errors import Usage
+from kvtools.errors import Fault, Usage
+from kvtools.liveness import KILLED, LAUNCHER_GONE, Liveness
 
 _T = TypeVar("_T")
 _POLL_S = 0.002  # MPICH's blocking calls spin on a core that a decoder could use; we poll this often instead
@@ -42,20 +46,27 @@ class World:
         self.size: int = 1 if comm is None else comm.Get_size()
         # ranks that share this machine's cores; every launcher known here says so in its environment
         self.local_size: int = 1 if comm is None else _local_size(self.size)
+        self._liveness: Liveness | None = None
+        if comm is not None:
+            self._liveness = Liveness(self.rank, self.size, self.broadcast, self._end_now)
 
     @staticmethod
     def open() -> "World":
         """The world this process was launched into. Must be called once, before stdin or stdout are touched."""
-        if _launched()[1] == 1:
+        n_launched = _launched()[1]
+        if n_launched == 1:
             _refuse_silent_copies()
             return World()
         from mpi4py import MPI
 
+        if MPI.COMM_WORLD.Get_size() != n_launched:
+            raise Usage(
+                f"the launcher started {n_launched} ranks, and the MPI library of mpi4py sees {MPI.COMM_WORLD.Get_size()}. "
+                "Use the launcher that belongs to that library, or srun --mpi=pmi2 with MPICH."
+            )
         world = World(MPI.COMM_WORLD)
         if world.rank > 0:
-            null = os.open(os.devnull, os.O_RDONLY)
-            os.dup2(null, 0)
-            os.close(null)
+            _drain_stdin()
             sys.stdout.flush()
             os.dup2(2, 1)
         return world
@@ -133,6 +144,7 @@ class World:
 
         status = MPI.Status()
         while not self._comm.Iprobe(source=source, status=status):
+            self._end_if_others_died()
             time.sleep(_POLL_S)
         message = bytearray(status.Get_count(self._byte()))
         self._comm.Recv([message, self._byte()], source=source)
@@ -142,13 +154,44 @@ class World:
         """End all ranks now with this exit code; does nothing in a world of one."""
         if self._comm is not None:
             sys.stderr.flush()
+            if self._liveness is not None:
+                self._liveness.end(code)
             # the launcher forwards stderr when it gets to it, and drops what it has not read when it sees the abort
             time.sleep(_FORWARD_S)
             self._comm.Abort(code)
 
+    def close(self) -> None:
+        """Wait until all ranks are done, then leave. A collective, called once, at the end of a run."""
+        if self._comm is not None:
+            self._finish(self._comm.Ibarrier())
+        if self._liveness is not None:
+            self._liveness.end()
+
     def _finish(self, request: Any) -> None:
         while not request.Test():
+            self._end_if_others_died()
             time.sleep(_POLL_S)
+
+    def _end_if_others_died(self) -> None:
+        """Raise Fault, with its exit code, where another rank has died."""
+        if self._liveness is not None and self._liveness.news is not None:
+            fault = Fault(self._obituary(*self._liveness.news))
+            fault.code = self._liveness.news[1]
+            raise fault
+
+    def _obituary(self, dead: int, code: int) -> str:
+        """What to print of a rank that died; empty where another rank prints it, or the dead one has."""
+        if code not in (KILLED, LAUNCHER_GONE) or self.rank != (1 if dead == 0 else 0):
+            return ""
+        if dead < 0:
+            return "the launcher of the ranks is gone, so that they end too. Start them again."
+        return f"rank {dead} ended without a word, so that the others end too. The log of its machine may say why."
+
+    def _end_now(self, dead: int, code: int) -> None:
+        """End this process at once: it computes, and does not come to a message in time."""
+        if text := self._obituary(dead, code):
+            print(f"[r{self.rank}/{self.size}] kvtools: {text}", file=sys.stderr, flush=True)
+        os._exit(code)
 
     def _byte(self) -> Any:
         from mpi4py import MPI
@@ -198,6 +241,26 @@ def shard(items: Sequence[_T], spec: str | None) -> Sequence[_T]:
 def launched_rank() -> int:
     """This process's rank as its launcher gives it, known before `World.open()`; 0 in a world of one."""
     return _launched()[0]
+
+
+def is_stdin_limited() -> bool:
+    """Whether MPICH's mpiexec hands on stdin: its proxy keeps nothing that rank 0 cannot take at once, and aborts the run."""
+    return "HYDI_CONTROL_FD" in os.environ
+
+
+def _drain_stdin() -> None:
+    """Read what a launcher hands this rank as stdin into nothing, so that it goes on handing it to rank 0; 0 becomes /dev/null."""
+    handed = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+    def drain() -> None:
+        with suppress(OSError):
+            while os.read(handed, _BLOCK_BYTES):
+                pass
+
+    threading.Thread(target=drain, daemon=True, name="stdin").start()
 
 
 def _record_signal(number: int, _frame: FrameType | None) -> None:

@@ -45,9 +45,7 @@ class Command(TyperCommand):
         if not entry.is_parallel and not ctx.obj.world.is_root:
             return 0
         if "-" in ctx.obj.argv and ctx.obj.world.size > 1 and is_stdin_limited():
-            ctx.obj.warn(
-                "mpiexec of MPICH ends the run where stdin comes faster than rank 0 reads it. Give a file where it does."
-            )
+            ctx.obj.warn("mpiexec of MPICH aborts where stdin comes faster than rank 0 reads it. Give a file where it does.")
         self._refuse_infinite(ctx)
         try:
             code = super().invoke(ctx) or 0
@@ -164,7 +162,7 @@ def run(words: list[str]) -> int:
     except OSError as error:
         fault = Fault(f"{error.filename or 'input/output'}: {os_reason(error)}.")
         fault.code = 74
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 a fault of ours is told in one line, too
         is_verbose = "-v" in words or "--verbose" in words
         if is_verbose:
             traceback.print_exc()

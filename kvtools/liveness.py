@@ -1,4 +1,4 @@
-"""How the ranks notice that one of them has died: a connection of each rank to rank 0, which the kernel closes when a rank ends.
+"""How ranks notice that one of them has died: a connection of each to rank 0, which the kernel closes when a process ends.
 
 MPI does not tell: a rank that waits for a message from a dead one waits until the job's time limit, unless the launcher ends
 them all, which srun does only with --kill-on-bad-exit. A rank that ends as it should says so first. Nothing is sent while all
@@ -25,7 +25,7 @@ _KEEP_ALIVE = {
     "TCP_KEEPIDLE": 8,
     "TCP_KEEPINTVL": 4,
     "TCP_KEEPCNT": 3,
-}  # seconds, seconds, packets: 20 s to find a dead machine
+}  # s, s, packets: 20 s in all
 KILLED = 137  # the exit code for a rank that ended without a word, as SIGKILL leaves it
 LAUNCHER_GONE = 143  # as SIGTERM leaves it
 _WORD_BYTES = 16
@@ -34,8 +34,8 @@ _WORD_BYTES = 16
 class Liveness:
     """The connections of this rank. `news` is None while all live, then (rank, exit code) of the first that died.
 
-    rank -1 stands for the launcher. exchange: gives rank 0's JSON value on every rank. at_end: called with the news, in a thread,
-    where the process did not end by itself in time; it must not return.
+    rank -1 stands for the launcher. exchange: gives rank 0's JSON value on every rank. at_end: called with the news,
+    in a thread, where the process did not end by itself in time; it must not return.
     """
 
     def __init__(self, rank: int, size: int, exchange: Callable[[Any], Any], at_end: Callable[[int, int], None]) -> None:
@@ -108,7 +108,7 @@ class Liveness:
         peer.settimeout(_CONNECT_S)
         with suppress(OSError, ValueError):
             word = _receive(peer, len(token) + _WORD_BYTES).decode("ascii", "replace")
-            if secrets.compare_digest(word[: len(token)].encode(), token.encode()) and 0 < (rank := int(word[len(token) :])):
+            if secrets.compare_digest(word[: len(token)].encode(), token.encode()) and (rank := int(word[len(token) :])) > 0:
                 peer.sendall(answer.encode())
                 self._add(rank, peer)
                 return

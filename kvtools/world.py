@@ -249,7 +249,7 @@ def is_stdin_limited() -> bool:
 
 
 def _drain_stdin() -> None:
-    """Read what a launcher hands this rank as stdin into nothing, so that it goes on handing it to rank 0; 0 becomes /dev/null."""
+    """Read what the launcher hands this rank as stdin into nothing: it must not wait, nor rank 0. 0 becomes /dev/null."""
     handed = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

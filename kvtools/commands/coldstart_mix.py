@@ -1,7 +1,7 @@
 """`kvtools coldstart-mix`: conversations of five modes in, one checked and mixed stream out."""
 
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from kvtools import options as opt
 from kvtools.errors import READABLE, Corrupt, Missing, Usage, raising
@@ -17,7 +17,7 @@ GROUPS = {
     "Sources": ("--think", "--no-think", "--auto", "--agentic", "--video", "--media"),
     "Mixing": ("--ratio", "-n", "--epochs", "--repeat", "--frames", "--seed"),
     "Cleaning": ("--repair", "--against", "--max-tokens", "--min-agreement", "--run-code"),
-    "Packing": ("--tokenizer", "--length"),
+    "Packing": ("--tokenizer", "--length", "--patches"),
 }
 
 
@@ -51,6 +51,10 @@ def main(
     run_code: Annotated[bool, opt.option("Run the code of agentic samples in the sandbox.", "--run-code/--no-run-code")] = True,
     tokenizer: opt.Tokenizer = None,
     length: Annotated[int | None, opt.value("S", "Pack into rows of S tokens, a stream of kind sequence.", least=16)] = None,
+    patches: Annotated[
+        Literal["inline", "reference"],
+        opt.option("Whether rows hold patches, or name their pictures and videos, which pretrain keye finds in --media."),
+    ] = "inline",
     rejects: Annotated[
         str | None, opt.value("FILE", "Write what was left out to FILE as JSON Lines, with the reasons.")
     ] = None,
@@ -78,6 +82,7 @@ def main(
     from kvtools.keye.data.chat_template import ChatTemplate
     from kvtools.keye.data.media import Media
     from kvtools.keye.data.processor import Processor
+    from kvtools.keye.data.references import References
     from kvtools.keye.mix import ratio as ratios
     from kvtools.keye.mix.evaluation import read_evaluation
     from kvtools.keye.mix.examine import Examiner, Rules
@@ -96,6 +101,7 @@ def main(
     opt.refuse_if(
         (not sources, "no source is given. Give files of conversations, as --think FILE --no-think FILE."),
         (epochs is not None and (ratio or number), "--epochs stands in place of --ratio and -n. Give one or the other."),
+        (patches == "reference" and length is None, "--patches reference is of packed rows. Give --length S, too."),
         (as_json and run.output == "-", "--json and the records cannot both go to stdout. Give -o FILE."),
     )
     run.refuse_shared_stdin(*(source.src for source in sources))
@@ -105,7 +111,7 @@ def main(
     recipe: dict[str, Any] = {
         "ratio": None if passes else ":".join(map(str, weights)), "number": number, "epochs": epochs, "repeat": repeat,
         "seed": seed, "frames": frames, "repair": repair, "max_tokens": max_tokens, "min_agreement": min_agreement,
-        "run_code": run_code, "length": length,
+        "run_code": run_code, "length": length, "patches": patches,
     }  # fmt: skip
     if run.print_config:
         return run.print_recipe(recipe)
@@ -151,7 +157,8 @@ def main(
                 if length is None:
                     write_conversations(pool, writer)
                 else:
-                    fill = write_rows(pool, writer, Processor(template, opened), length)
+                    references = References(opened) if patches == "reference" else None
+                    fill = write_rows(pool, writer, Processor(template, opened), length, references)
             figures = report_of(tally, pool, plan, fill)
             run.write_report(report, figures)
     code = Corrupt.code if plan.short or reject.lines() else 0

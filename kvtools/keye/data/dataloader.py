@@ -18,15 +18,17 @@ from kvtools.chance import rng_for
 from kvtools.errors import Corrupt, raising, reason_of
 from kvtools.keye.data.chat_template import Conversation
 from kvtools.keye.data.conversations import BAD
-from kvtools.keye.data.media import Unreadable
+from kvtools.keye.data.media import Media, Unreadable
 from kvtools.keye.data.packing import collate, from_record
 from kvtools.keye.data.processor import Processor
+from kvtools.keye.data.references import References
 from kvtools.keye.model.inputs import Example, PackedRow
 from kvtools.skipped import SkippedRows
 from kvtools.train import packing
 
 TOO_LONG = "conversations longer than a row left out"
 UNREADABLE = "conversations with an unreadable picture or video left out"
+ROW_UNREADABLE = "packed rows with an unreadable picture or video left out"
 NO_ANSWER = "conversations without an answer to learn left out"
 
 
@@ -112,13 +114,18 @@ class ConversationLoader:
 class PackedRowLoader:
     """The rows that `sequence` streams hold, as they are; used like a ConversationLoader.
 
-    check: called with each row; its ValueError says what is wrong with the row, which raises Corrupt.
+    check: called with each row; its ValueError says what is wrong with the row, which raises Corrupt. media: what rows by
+    reference show; a row of which something cannot be read is left out.
     """
 
-    def __init__(self, streams: Sequence[Index], *, seed: int = 0, check: Callable[[PackedRow], None] = lambda _: None) -> None:
+    def __init__(
+        self, streams: Sequence[Index], *, seed: int = 0, check: Callable[[PackedRow], None] = lambda _: None,
+        media: Media | None = None,
+    ) -> None:  # fmt: skip
         self._records = [(stream, number) for stream in streams for number in range(len(stream))]
         self._seed, self._check = seed, check
-        self._plans: dict[int, RowPlan] = {}
+        self._references = References(media or Media())
+        self._plans: dict[int, RowPlan | None] = {}
         self.skipped, self.lost_later = SkippedRows(), SkippedRows()
 
     def __len__(self) -> int:
@@ -128,13 +135,27 @@ class PackedRowLoader:
         """The rows of an epoch, in order; the same every time for the same number."""
         for index in rng_for(self._seed, "conversations", number).permutation(len(self._records)).tolist():
             if index not in self._plans:
-                row = self._row(index)
-                self._plans[index] = RowPlan((index,), tuple(row.lengths), row.grid, int(row.targets.sum()), row.keys)
-            yield self._plans[index]
+                self._plans[index] = self._measure(index)
+            if (plan := self._plans[index]) is not None:
+                yield plan
 
     def build(self, plan: RowPlan) -> PackedRow:
-        """The row, with its pixels."""
-        return self._row(plan.indices[0])
+        """The row, with its pixels. One that has become unreadable since it was measured is empty."""
+        row = self._row(plan.indices[0])
+        try:
+            return self._references.resolve(row) if row.references else row
+        except Unreadable as fault:
+            self.lost_later.skip(ROW_UNREADABLE, f"record {self._records[plan.indices[0]][1]}: {fault}")
+            return collate([])
+
+    def _measure(self, index: int) -> RowPlan | None:
+        row = self._row(index)
+        try:
+            self._references.require(row)
+        except Unreadable as fault:
+            self.skipped.skip(ROW_UNREADABLE, f"record {self._records[index][1]}: {fault}")
+            return None
+        return RowPlan((index,), tuple(row.lengths), row.grid, int(row.targets.sum()), row.keys)
 
     def _row(self, index: int) -> PackedRow:
         stream, number = self._records[index]

@@ -127,6 +127,14 @@ class Media:
         except (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError, Fault) as error:
             raise Unreadable(name, reason_of(error).removeprefix(f"{name}: ")) from None
 
+    def locate(self, name: str) -> Record | str:
+        """The record of that key, else the path of the file or folder of that name.
+
+        Raises ValueError where there is neither, Corrupt where the record is damaged.
+        """
+        stream = next((stream for stream in self._streams if name in stream), None)
+        return self._find(name) if stream is None else stream.fetch(name)
+
     def file_of(self, item: Item) -> bytes:
         """The bytes of a picture's file, undecoded. Raises Unreadable where there is no file of it."""
         name = str(item[item["type"]])

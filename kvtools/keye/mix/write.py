@@ -7,8 +7,10 @@ import numpy as np
 
 from kvtools.artifact.blob import canonical
 from kvtools.artifact.stream import Writer
-from kvtools.keye.data.packing import collate, to_record
+from kvtools.keye.data.chat_template import visuals_of
+from kvtools.keye.data.packing import by_reference, collate, to_record
 from kvtools.keye.data.processor import Processor
+from kvtools.keye.data.references import References
 from kvtools.keye.mix.mixture import records
 from kvtools.keye.mix.pool import Chosen, Pool
 from kvtools.keye.model.inputs import Example
@@ -22,11 +24,16 @@ def write_conversations(pool: Pool, writer: Writer) -> None:
         writer.write(chosen.key, {"json": np.frombuffer(canonical(conversation), np.uint8)}, **fields)
 
 
-def write_rows(pool: Pool, writer: Writer, processor: Processor, length: int) -> float:
-    """Records of kind `sequence`, of at most `length` tokens each; returns the share of the rows that is filled."""
+def write_rows(pool: Pool, writer: Writer, processor: Processor, length: int, references: References | None) -> float:
+    """Records of kind `sequence`, of at most `length` tokens each; returns the share of the rows that is filled.
+
+    references: rows name their pictures and videos by these, in place of holding their patches.
+    """
     n_tokens = n_rows = 0
     for chosen in pack_stream(records(pool), lambda record: record[0].tokens, length):
         row = collate([_example(*record, processor) for record in chosen])
+        if references is not None:
+            row = by_reference(row, [references.to(item) for _, talk in chosen for item in visuals_of(talk)])
         tensors, fields = to_record(row)
         writer.write(f"row-{n_rows:08d}", tensors, **fields)
         n_tokens, n_rows = n_tokens + len(row), n_rows + 1

@@ -4,7 +4,9 @@ Not here: how conversations and media become these (kvtools.keye.data). Legend: 
 them, P patches, G conversations.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +49,7 @@ class PackedRow:
 
     tokens int32 (S,), targets uint8 (S,), segments int32 (G,) first tokens, positions int32 (3, S), pixels uint8
     (P, 3, 14, 14) or None, grid int32 (V, 3), seconds float64 (T,), keys of the conversations, and keys of those whose pictures
-    must not be changed.
+    must not be changed. references: what the V pictures and videos are read from (data/references.py), in place of pixels.
     """
 
     tokens: np.ndarray
@@ -59,6 +61,7 @@ class PackedRow:
     seconds: np.ndarray
     keys: tuple[str, ...]
     as_is: frozenset[str] = frozenset()
+    references: tuple[Mapping[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)

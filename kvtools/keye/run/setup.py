@@ -95,7 +95,8 @@ def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, w
     processor = Processor.for_model(start.config, start.template, data.media)
     loader: Loader
     if data.packed:
-        loader = PackedRowLoader(data.packed, seed=recipe.seed, check=lambda row: require_row_fits(row, start))
+        check = lambda row: require_row_fits(row, start)
+        loader = PackedRowLoader(data.packed, seed=recipe.seed, check=check, media=data.row_media)
     else:
         loader = ConversationLoader(
             data.conversations, processor, length=recipe.length, window=recipe.settings["window"], seed=recipe.seed,
@@ -138,7 +139,7 @@ def require_row_fits(row: PackedRow, start: InitialModel) -> None:
     if low < 0 or high >= vocabulary:
         raise ValueError(f"tokens are {low} to {high}, and the model's are 0 to {vocabulary - 1}")
     n_visual = int(np.isin(row.tokens, (config.image_token, config.video_token)).sum())
-    n_patches = 0 if row.pixels is None else len(row.pixels)
+    n_patches = int(row.grid.astype(np.int64).prod(axis=1).sum())
     if n_visual * config.merge**2 != n_patches or (row.grid[:, 1:] % config.merge).any():
         raise ValueError(
             f"{n_visual} tokens are the model's visual tokens {config.image_token} and {config.video_token}, and {n_patches} "

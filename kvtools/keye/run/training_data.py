@@ -1,8 +1,9 @@
 """The data of a training of Keye-VL: conversations or packed rows, held-out conversations, and where their media are."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,7 +16,7 @@ from kvtools.artifact.stream import Reader
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt
 from kvtools.keye.data.conversations import BAD, Conversations, open_conversations
-from kvtools.keye.data.dataloader import UNREADABLE
+from kvtools.keye.data.dataloader import ROW_UNREADABLE, UNREADABLE
 from kvtools.keye.data.media import Media
 from kvtools.keye.run.objectives import Loader
 from kvtools.keye.run.recipe import TrainingRecipe
@@ -23,19 +24,20 @@ from kvtools.skipped import SkippedRows
 
 _T = TypeVar("_T")
 _IMAGE_TOKENS = 4, 16_384  # of a picture, as published
-_FAULTS = (BAD, UNREADABLE)  # reasons that make the exit code 65; that a conversation is too long does not
+_FAULTS = (BAD, UNREADABLE, ROW_UNREADABLE)  # reasons that make the exit code 65; that a conversation is too long does not
 
 
 @dataclass
 class TrainingData:
     """The data of a run, by which `digest` a resumed run knows that it is the same.
 
-    name: its files, joined. skipped: what was left out by source, which all ranks know alike. lost_later: what became
+    name: its files, joined. row_media: of packed rows by reference. skipped: what was left out by source, which all ranks know alike. lost_later: what became
     unreadable after it was measured, which one rank alone may know.
     """
 
     name: str
     media: Media
+    row_media: Media | None
     conversations: list[dict[str, Any]]
     packed: list[Index]
     held_out: list[dict[str, Any]]
@@ -113,13 +115,18 @@ def open_training_data(
     limit = recipe.budget.max_tokens
     image_tokens = (min(_IMAGE_TOKENS[0], limit), min(_IMAGE_TOKENS[1], limit))
     roots = [part.root for part in inputs]
-    with Media(media, roots=roots, budget=recipe.budget, image_tokens=image_tokens) as opened_media:
+    with ExitStack() as stack:
+        opened_media = stack.enter_context(Media(media, roots=roots, budget=recipe.budget, image_tokens=image_tokens))
+        row_media = None
+        if packed:  # rows by reference are read at the sizes at which they were packed, whatever the options of this run
+            folders = [os.path.dirname(index.name) for index in packed]
+            row_media = stack.enter_context(Media(media, roots=folders))
         digest.update(f"{recipe.ratio} {opened_media.digest} {opened_media.folders}".encode())
         digest.update(canonical(held_out.conversations))
         skipped = [(part.name, part.skipped) for part in inputs]
         name = ", ".join(map(source_name, sources))
         yield TrainingData(
-            name, opened_media, conversations, packed, held_out.conversations, histories, digest.hexdigest(), skipped
+            name, opened_media, row_media, conversations, packed, held_out.conversations, histories, digest.hexdigest(), skipped
         )  # fmt: skip
 
 

@@ -82,7 +82,6 @@ def main(
     from kvtools.keye.data.chat_template import ChatTemplate
     from kvtools.keye.data.media import Media
     from kvtools.keye.data.processor import Processor
-    from kvtools.keye.data.references import References
     from kvtools.keye.mix import ratio as ratios
     from kvtools.keye.mix.evaluation import read_evaluation
     from kvtools.keye.mix.examine import Examiner, Rules
@@ -125,6 +124,8 @@ def main(
 
     template, roots = ChatTemplate.open(tokenizer), [source.root for source in sources]
     most = min((n for n in (max_tokens, length) if n is not None), default=None)
+    if tokenizer is None and most is not None:
+        run.info("no --tokenizer is given: a token is a byte of UTF-8, as of a model that is trained without one.")
     rules = Rules(repair, most, frame_counts, is_code_run=run_code, is_packed=length is not None)
     request = Request(modes, ratios.whole(weights), number, passes, is_repeated=repeat, seed=seed, frames=frame_counts)
     open_media = partial(Media, media or [], roots=roots)
@@ -157,8 +158,8 @@ def main(
                 if length is None:
                     write_conversations(pool, writer)
                 else:
-                    references = References(opened) if patches == "reference" else None
-                    fill = write_rows(pool, writer, Processor(template, opened), length, references)
+                    names_media = patches == "reference"
+                    fill = write_rows(pool, writer, Processor(template, opened), length, names_media=names_media)
             figures = report_of(tally, pool, plan, fill)
             run.write_report(report, figures)
     code = Corrupt.code if plan.short or reject.lines() else 0

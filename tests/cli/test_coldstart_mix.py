@@ -420,6 +420,30 @@ def test_rows_are_packed_and_train(kv, made, tmp_path):
     assert report["fill"] == pytest.approx(sum(len(row.tensors["tokens"]) for row in rows) / (1024 * len(rows)))
 
 
+def test_rows_by_reference_are_small_and_train_as_those_with_patches(kv, tmp_path):
+    rows = []
+    for n in range(4):
+        picture(tmp_path / f"{n}.png", n)
+        rows.append(shown(f"{n}.png", f"What is shown in {n}?", f"Colours {n}."))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "elsewhere").mkdir()
+    for patches in ("inline", "reference"):
+        assert kv(f"coldstart-mix -q --no-think a.jsonl --length 512 --patches {patches} -o elsewhere/{patches}.kvs") == (0, "")
+    assert (tmp_path / "elsewhere/reference.kvs").stat().st_size < (tmp_path / "elsewhere/inline.kvs").stat().st_size / 10
+    train = "pretrain keye -q --media . --steps 2 --batch-tokens 512"
+    for patches in ("inline", "reference"):
+        assert kv(f"{train} elsewhere/{patches}.kvs -o {patches}.model --log {patches}.log") == (0, "")
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / f"{patches}.log").read_text().splitlines()]
+        for patches in ("inline", "reference")
+    ]
+    assert losses[0] == losses[1]
+    picture(tmp_path / "2.png", 7)
+    code, err = kv(f"{train} elsewhere/reference.kvs -o other.model")
+    assert code == 65
+    assert "2.png: its content is not what it was when the rows were packed" in err
+
+
 def test_each_bad_input_is_one_line_with_file_and_line(kv, made, tmp_path):
     rows = [json.dumps(row) for row in made("a", "no_think", 3)]
     rows += [

@@ -63,6 +63,7 @@ CASES = f"""
 kvtools coldstart-mix
 kvtools {MIX} --think good.jsonl --epochs 2 -n 5
 kvtools coldstart-mix --think good.jsonl --json
+kvtools {MIX} --think good.jsonl --patches reference
 kvtools {MIX} --think good.jsonl --ratio 1:2
 kvtools {MIX} --think good.jsonl --ratio none
 kvtools {MIX} --think good.jsonl --epochs 0

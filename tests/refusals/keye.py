@@ -104,12 +104,22 @@ def questions():
 def packed():
     """Streams of packed rows that do not hold together, or do not fit the model."""
 
-    def row(tokens, *, targets=None, segments=(0,), n_positions=None, keys=("k",), **more):
+    from kvtools.keye.data.chat_template import ChatTemplate
+    from kvtools.keye.data.media import Media
+    from kvtools.keye.data.references import References
+
+    def row(tokens, *, targets=None, segments=(0,), n_positions=None, keys=("k",), fields=None, **more):
         n = len(tokens)
         tensors = {"tokens": array(tokens, "I32"), "targets": array(targets or [0] + [1] * (n - 1), "U8"),
                    "segments": array(segments, "I32"), "positions": zeros("I32", 3, n_positions or n), **more}  # fmt: skip
-        return stream("sequence", [blob(tensors, {"kind": "sequence", "key": "r0", "keys": [*keys]})])
+        return stream("sequence", [blob(tensors, {"kind": "sequence", "key": "r0", "keys": [*keys], **(fields or {})})])
 
+    def by_reference(*references):
+        video = ChatTemplate.open(None).video_token
+        shown = {"grid": array([[1, 2, 2]], "I32"), "seconds": zeros("F64", 1)}
+        return row([1, video, 2], fields={"references": references}, **shown)
+
+    true = References(Media(["clips.kvs"])).to(clip())
     damage.furnish({
         "row.kvs": row([1, 2, 3]),
         "row-segments.kvs": row([1, 2, 3], segments=(1, 2), keys="kl"),
@@ -118,6 +128,11 @@ def packed():
         "row-vocabulary.kvs": row([1, 2, 900_000]),
         "row-visual.kvs": row([1], grid=array([[1, 2, 2]], "I32"), seconds=zeros("F64", 1), pixels=zeros("U8", 4, 3, 14, 14)),
         "row-targets.kvs": row([1, 2, 3], targets=[1, 1, 1]),
+        "row-nameless.kvs": by_reference({"type": "video"}),
+        "row-two.kvs": by_reference(true, true),
+        "row-gone.kvs": by_reference({**true, "video": "gone.mp4"}),
+        "row-other.kvs": by_reference({**true, "digest": "0"}),
+        "row-size.kvs": by_reference(true),
     })  # fmt: skip
 
 
@@ -233,6 +248,11 @@ kvtools {TRAIN} row-keys.kvs
 kvtools {TRAIN} row-vocabulary.kvs
 kvtools {TRAIN} row-visual.kvs
 kvtools {TRAIN} row-targets.kvs
+kvtools {TRAIN} row-nameless.kvs
+kvtools {TRAIN} row-two.kvs
+kvtools {TRAIN} row-gone.kvs
+kvtools {TRAIN} row-other.kvs
+kvtools {TRAIN} row-size.kvs
 kvtools {TRAIN} good.jsonl --training patience=2
 kvtools {TRAIN} good.jsonl --lr nan
 kvtools {TRAIN} good.jsonl --lr 0

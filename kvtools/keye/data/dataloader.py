@@ -143,7 +143,7 @@ class PackedRowLoader:
         """The row, with its pixels. One that has become unreadable since it was measured is empty."""
         row = self._row(plan.indices[0])
         try:
-            return self._references.resolve(row) if row.references else row
+            return self._references.resolve(row)
         except Unreadable as fault:
             self.lost_later.skip(ROW_UNREADABLE, f"record {self._records[plan.indices[0]][1]}: {fault}")
             return collate([])
@@ -151,7 +151,7 @@ class PackedRowLoader:
     def _measure(self, index: int) -> RowPlan | None:
         row = self._row(index)
         try:
-            self._references.require(row)
+            self._references.resolve(row)  # decodes it once more, as conversations are, so that every plan can be built
         except Unreadable as fault:
             self.skipped.skip(ROW_UNREADABLE, f"record {self._records[index][1]}: {fault}")
             return None

@@ -113,4 +113,6 @@ def _require_references(references: Any, n_visuals: int, *, has_pixels: bool) ->
     if not (isinstance(references, list) and all(map(is_one, references))):
         raise ValueError(f"references are {str(references)[:80]}, and each must be a picture or a video with its source")
     if has_pixels or len(references) != n_visuals:
-        raise ValueError(f"{len(references)} references, and {n_visuals} grids without patches are needed for them")
+        raise ValueError(
+            f"references are {len(references)} and grids {n_visuals}, and each needs one of the other and no patches"
+        )

@@ -31,16 +31,18 @@ class References:
         """The reference to what an item of a conversation shows. Raises Unreadable where its source cannot be read."""
         return {**item, "digest": self._digest_of(item)}
 
-    def require(self, row: PackedRow) -> None:
-        """Raise Unreadable where a source of the row is missing, or holds something else than when the row was packed."""
+    def resolve(self, row: PackedRow) -> PackedRow:
+        """The row with its patches; one without references is as it is.
+
+        Raises Unreadable where a source is missing or holds something else than when the row was packed, and where patches are
+        of another size or number.
+        """
+        if not row.references:
+            return row
         for reference in row.references:
             if self._digest_of(reference) != reference.get("digest"):
                 name = str(reference[reference["type"]])
                 raise Unreadable(name, "its content is not what it was when the rows were packed")
-
-    def resolve(self, row: PackedRow) -> PackedRow:
-        """The row with its patches. Raises Unreadable as `require`, and where they are of another size or number."""
-        self.require(row)
         items = [{name: x for name, x in reference.items() if name != "digest"} for reference in row.references]
         visuals = [self._media.fetch(item) for item in items]
         for item, visual, grid in zip(items, visuals, row.grid.tolist(), strict=True):

@@ -24,11 +24,12 @@ def write_conversations(pool: Pool, writer: Writer) -> None:
         writer.write(chosen.key, {"json": np.frombuffer(canonical(conversation), np.uint8)}, **fields)
 
 
-def write_rows(pool: Pool, writer: Writer, processor: Processor, length: int, references: References | None) -> float:
+def write_rows(pool: Pool, writer: Writer, processor: Processor, length: int, *, names_media: bool) -> float:
     """Records of kind `sequence`, of at most `length` tokens each; returns the share of the rows that is filled.
 
-    references: rows name their pictures and videos by these, in place of holding their patches.
+    names_media: rows name their pictures and videos in place of holding patches.
     """
+    references = References(processor.media) if names_media and processor.media is not None else None
     n_tokens = n_rows = 0
     for chosen in pack_stream(records(pool), lambda record: record[0].tokens, length):
         row = collate([_example(*record, processor) for record in chosen])

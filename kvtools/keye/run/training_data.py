@@ -31,8 +31,8 @@ _FAULTS = (BAD, UNREADABLE, ROW_UNREADABLE)  # reasons that make the exit code 6
 class TrainingData:
     """The data of a run, by which `digest` a resumed run knows that it is the same.
 
-    name: its files, joined. row_media: of packed rows by reference. skipped: what was left out by source, which all ranks know alike. lost_later: what became
-    unreadable after it was measured, which one rank alone may know.
+    name: its files, joined. row_media: of packed rows by reference. skipped: what was left out by source, which all ranks know
+    alike. lost_later: what became unreadable after it was measured, which one rank alone may know.
     """
 
     name: str

@@ -91,7 +91,7 @@ def main(
     from kvtools.keye.mix.rejects import Rejects
     from kvtools.keye.mix.sources import Origins, documents, sources_of
     from kvtools.keye.mix.workers import Workers, examined
-    from kvtools.keye.mix.write import write_conversations, write_rows
+    from kvtools.keye.mix.write import Packing, write
     from kvtools.progress import progress
 
     given = {"think": think, "no_think": no_think, "auto": auto, "agentic": agentic, "video": video}
@@ -152,14 +152,10 @@ def main(
             for line in reject.lines():
                 run.log(line)
             history = extend("coldstart-mix", run.argv, before=origins.histories, inputs=origins.digests, stamp=run.stamp)
-            fill = None
             head = Head("conversation" if length is None else "sequence", history, recipe)
             with Writer(run.sink(), head, level=run.compress) as writer:
-                if length is None:
-                    write_conversations(pool, writer)
-                else:
-                    names_media = patches == "reference"
-                    fill = write_rows(pool, writer, Processor(template, opened), length, names_media=names_media)
+                packing = Packing(Processor(template, opened), length, names_media=patches == "reference") if length else None
+                fill = write(pool, writer, packing)
             figures = report_of(tally, pool, plan, fill)
             run.write_report(report, figures)
     code = Corrupt.code if plan.short or reject.lines() else 0

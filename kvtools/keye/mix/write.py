@@ -1,6 +1,7 @@
 """The records of a mixture: conversations as they are, or packed into rows."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,28 +18,40 @@ from kvtools.keye.model.inputs import Example
 from kvtools.train.packing import pack_stream
 
 
-def write_conversations(pool: Pool, writer: Writer) -> None:
-    """One record of kind `conversation` for each that was chosen."""
-    for chosen, conversation in records(pool):
-        fields = {name: conversation[name] for name in ("mode", "source", "id")}
-        writer.write(chosen.key, {"json": np.frombuffer(canonical(conversation), np.uint8)}, **fields)
-
-
-def write_rows(pool: Pool, writer: Writer, processor: Processor, length: int, *, names_media: bool) -> float:
-    """Records of kind `sequence`, of at most `length` tokens each; returns the share of the rows that is filled.
+@dataclass(frozen=True)
+class Packing:
+    """How records become rows of at most `length` tokens.
 
     names_media: rows name their pictures and videos in place of holding patches.
     """
-    references = References(processor.media) if names_media and processor.media is not None else None
+
+    processor: Processor
+    length: int
+    names_media: bool = False
+
+
+def write(pool: Pool, writer: Writer, packing: Packing | None) -> float | None:
+    """The records of a mixture: conversations as they are, or rows; returns the share of the rows that is filled, if any."""
+    if packing is not None:
+        return _write_rows(pool, writer, packing)
+    for chosen, conversation in records(pool):
+        fields = {name: conversation[name] for name in ("mode", "source", "id")}
+        writer.write(chosen.key, {"json": np.frombuffer(canonical(conversation), np.uint8)}, **fields)
+    return None
+
+
+def _write_rows(pool: Pool, writer: Writer, packing: Packing) -> float:
+    media = packing.processor.media
+    references = References(media) if packing.names_media and media is not None else None
     n_tokens = n_rows = 0
-    for chosen in pack_stream(records(pool), lambda record: record[0].tokens, length):
-        row = collate([_example(*record, processor) for record in chosen])
+    for chosen in pack_stream(records(pool), lambda record: record[0].tokens, packing.length):
+        row = collate([_example(*record, packing.processor) for record in chosen])
         if references is not None:
             row = by_reference(row, [references.to(item) for _, talk in chosen for item in visuals_of(talk)])
         tensors, fields = to_record(row)
         writer.write(f"row-{n_rows:08d}", tensors, **fields)
         n_tokens, n_rows = n_tokens + len(row), n_rows + 1
-    return n_tokens / (length * n_rows)
+    return n_tokens / (packing.length * n_rows)
 
 
 def _example(chosen: Chosen, conversation: Mapping[str, Any], processor: Processor) -> Example:

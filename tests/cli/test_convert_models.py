@@ -135,7 +135,10 @@ def test_keye_in_and_out_keeps_every_tensor_and_the_config(kv, tmp_path, keye):
     before, after = (read_safetensors(folder / "model.safetensors") for folder in (keye, tmp_path / "out"))
     assert set(before) == set(after)
     assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.bfloat16 for name in before)
-    assert json.loads((keye / "config.json").read_text()) == json.loads((tmp_path / "out" / "config.json").read_text())
+    given, written = (json.loads((folder / "config.json").read_text()) for folder in (keye, tmp_path / "out"))
+    assert written.pop("auto_map")["AutoConfig"] == "configuration_keye.KeyeConfig"
+    assert {name: x for name, x in given.items() if name != "auto_map"} == written
+    assert "class KeyeForConditionalGeneration" in (tmp_path / "out" / "modeling_keye.py").read_text()
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (keye / "tokenizer.json").read_bytes()
     line = info("m.safetensors")
     assert line["unused"] == sorted(UNUSED)
@@ -194,7 +197,7 @@ def test_others_find_the_tokenizer_and_how_pictures_become_patches(kv, tmp_path,
     chat = ChatTemplate.open(None)
     save(Sink(str(tmp_path / "m")), load(str(keye))[0], tokenizer_json=chat.to_bytes(), fields={}, history=[])
     kv("convert -q m -o made/")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made", trust_remote_code=True)
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == chat.stop_tokens
     for conversation in CONVERSATIONS:
         n_visual = [1] * len(visuals_of(conversation))
@@ -205,7 +208,7 @@ def test_others_find_the_tokenizer_and_how_pictures_become_patches(kv, tmp_path,
         assert ids == chat.prompt(conversation, n_visual).tolist()
     pictures = json.loads((tmp_path / "made" / "preprocessor_config.json").read_text())
     assert (pictures["patch_size"], pictures["merge_size"], pictures["temporal_patch_size"]) == (14, 2, 1)
-    assert (pictures["min_pixels"], pictures["max_pixels"]) == (3136, 1_003_520)
+    assert (pictures["min_pixels"], pictures["max_pixels"]) == (3136, 12_845_056)
     kv("convert -q made -o again.safetensors")
     kv("convert -q again.safetensors -o last/")
     assert (tmp_path / "last" / "preprocessor_config.json").read_text() == json.dumps(pictures, sort_keys=True)

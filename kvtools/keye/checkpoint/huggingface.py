@@ -1,4 +1,4 @@
-"""config.json of the Hugging Face hub, read and written, and the small files beside it.
+"""config.json of the Hugging Face hub, read and written; the small files beside it stand in companions.py.
 
 Fields are named as in transformers' configurations, with its defaults where published files leave them out. A config that asks
 for what is not built here (other activations, scaled rotations, sliding windows) is refused by the field's name.
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtools.keye.checkpoint.formats import CheckpointFormat
-from kvtools.keye.data.chat_template import JINJA
 from kvtools.keye.model.config import (
     IMAGE_TOKEN,
     MERGE,
@@ -103,35 +102,6 @@ def huggingface_config(checkpoint: CheckpointFormat, source: Mapping[str, Any], 
     tokens = {"image_token_id": config.image_token, "video_token_id": config.video_token}
     names = {"model_type": "Keye", "architectures": ["KeyeForConditionalGeneration"]}
     return names | base | decoder | {"vision_config": fields} | tokens
-
-
-def companion_files(checkpoint: CheckpointFormat, *, has_tokenizer: bool) -> dict[str, dict[str, Any]]:
-    """Further JSON files without which others cannot load a Keye-VL's directory, by file name: how pictures become patches
-    (values of the published preview), which class reads the tokenizer, and the chat template."""
-    if checkpoint.config is None:
-        return {}
-    preprocessor = {
-        "image_processor_type": "SiglipImageProcessor",
-        "processor_class": "KeyeProcessor",
-        **dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True),
-        "resample": 3,  # bicubic
-        "rescale_factor": 1 / 255,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "min_pixels": 4 * 28 * 28,
-        "max_pixels": 1280 * 28 * 28,
-        "patch_size": checkpoint.config.vision.patch,
-        "merge_size": checkpoint.config.merge,
-        "temporal_patch_size": 1,
-    }
-    tokenizer = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "model_max_length": checkpoint.config.language.positions,
-        "chat_template": JINJA,
-    }
-    return {"preprocessor_config.json": preprocessor} | ({"tokenizer_config.json": tokenizer} if has_tokenizer else {})
 
 
 def _read_language(config: Mapping[str, Any]) -> LanguageConfig:

@@ -24,8 +24,9 @@ from kvtools.artifact.directory import SHARD_BYTES, fill_directory, read_directo
 from kvtools.artifact.files import Sink
 from kvtools.artifact.open import open_bag, source_name
 from kvtools.errors import Corrupt, raising
+from kvtools.keye.checkpoint.companions import companion_files, config_fields, is_ours
 from kvtools.keye.checkpoint.formats import CheckpointFormat, canonical_name, is_unused, layer_numbers
-from kvtools.keye.checkpoint.huggingface import companion_files, format_of_config, huggingface_config
+from kvtools.keye.checkpoint.huggingface import format_of_config, huggingface_config
 from kvtools.keye.data.tokenizer import FILE as TOKENIZER
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
@@ -37,6 +38,8 @@ _OURS = "kvtools.json"
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _OWN_FIELDS = ("kind", "config", "history", "crc32", "system", "layout", "architecture", "unused", "huggingface", "parameters")
 _HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
+# part of the published layout, and read by no model; vLLM refuses a directory without it
+_PACKING, _PACKING_ROWS = "visual.vision_model.embeddings.packing_position_embedding.weight", 32_768
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,13 @@ def write(weights: Weights, dst: Sink | Path, *, history: list[dict[str, Any]], 
     widest = min({NAMES[array.dtype] for array in weights.tensors.values()}, key=list(_FLOATS).index)
     dtype = str(_FLOATS[widest]).removeprefix("torch.")
     ours = {"history": history, "told": weights.fields, "config": weights.recipe}
-    small = companion_files(weights.format, has_tokenizer=TOKENIZER in weights.files) | {_OURS: ours}
-    encoded = {name: json.dumps(x, sort_keys=True, ensure_ascii=False).encode("utf-8") for name, x in small.items()}
-    config = huggingface_config(weights.format, weights.huggingface, dtype)
-    fill_directory(dst, tensors, config=config, files={**encoded, **weights.files}, shard_bytes=shard_bytes)
+    small = companion_files(weights.format, weights.files)
+    small[_OURS] = json.dumps(ours, sort_keys=True, ensure_ascii=False).encode("utf-8")
+    config = huggingface_config(weights.format, weights.huggingface, dtype) | config_fields(weights.format, weights.files)
+    if weights.format.config is not None and _PACKING not in tensors:
+        bias = weights.tensors["visual.vision_model.post_layernorm.bias"]
+        tensors[_PACKING] = np.zeros((_PACKING_ROWS, *bias.shape), bias.dtype)
+    fill_directory(dst, tensors, config=config, files=small, shard_bytes=shard_bytes)
 
 
 def save(
@@ -207,6 +213,8 @@ def _of_directory(src: str) -> Weights:
     with raising(Corrupt, src, _UNFIT):
         named = {canonical_name(checkpoint.layout, name): array for name, array in directory.tensors.items()}
         used, unused = _accounted(checkpoint, named, None)
+    if _PACKING in unused and not _bits(unused[_PACKING]).any():
+        del unused[_PACKING]  # written by `write` for other programs
     ours = ours if isinstance(ours, dict) else {}
     return Weights(
         src,
@@ -218,7 +226,7 @@ def _of_directory(src: str) -> Weights:
         fields=ours.get("told") or {},
         recipe=ours.get("config") or {},
         history=ours.get("history") or [],
-        ignored_files=directory.passed_over,
+        ignored_files=[name for name in directory.passed_over if not is_ours(Path(src) / name)],
     )
 
 

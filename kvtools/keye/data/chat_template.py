@@ -10,6 +10,7 @@ Not here: what pictures hold (media.py), positions (model/rope.py), other layout
 Legend: S tokens.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,27 +35,58 @@ ROLES = ("system", "user", "assistant", "tool")
 _PICTURE = "\ufffc"  # stands for a picture or a video among the texts of a message
 _OUTPUT = re.compile(r"</code>(?P<output>\s*<sandbox_output>.*?</sandbox_output>)", re.DOTALL)
 
-# the template in Jinja, for other programs, with one pad for each picture or video, as they have it
+TOOLS = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function "
+    "signatures within <tools></tools> XML tags:\n<tools>\n{}\n</tools>\n\nFor each function call, return a json object with "
+    "function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
+    '{{"name": <function-name>, "arguments": <args-json-object>}}\n</tool_call>'
+)  # for str.format with the tools, a line each; as in Qwen3's template
+
+# the template in Jinja, for other programs, with one pad for each picture or video, as they have it; it renders tools, their
+# calls and answers, and thoughts to the letters that conversations.py makes of them
 JINJA = "".join(
     line.strip()
     for line in r"""
-    {%- if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}
+    {%- macro pad(kind) %}{{ '<|vision_start|><|' + kind + '_pad|><|vision_end|>' }}{% endmacro %}
+    {%- macro render(content) %}
+    {%- if content is string %}{{ content }}
+    {%- else %}{% for part in content or [] %}
+    {%- if part is string %}{{ part }}
+    {%- elif 'image' in part.type %}{{ pad('image') }}
+    {%- elif 'video' in part.type %}{{ pad('video') }}
+    {%- else %}{{ part.text }}{% endif %}
+    {%- endfor %}{% endif %}
+    {%- endmacro %}
+    {%- macro call(function) %}{{ '<tool_call>\n{' }}
+    {%- for name, value in function.items() %}
+    {{- ('' if loop.first else ', ') + name | tojson + ': ' }}
+    {{- (value or '{}') if name == 'arguments' and value is string else value | tojson }}
+    {%- endfor %}{{ '}\n</tool_call>' }}{% endmacro %}
+    {%- set has_system = messages[0].role in ['system', 'developer'] %}
+    {%- if tools %}
+    {{- '<|im_start|>system\n' + (render(messages[0].content) + '\n\n' if has_system else '') + TOOLS_BEFORE }}
+    {%- for tool in tools %}{{ ('' if loop.first else '\n') + tool | tojson }}{% endfor %}
+    {{- TOOLS_AFTER + '<|im_end|>\n' }}
+    {%- elif not has_system %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}
     {%- for message in messages %}
     {%- set is_tool = message.role == 'tool' %}
+    {%- if tools and loop.first and has_system %}
+    {%- else %}
     {%- if is_tool and not loop.first and messages[loop.index0 - 1].role == 'tool' %}{{ '\n' }}
-    {%- else %}{{ '<|im_start|>' + ('user' if is_tool else message.role) + '\n' }}{% endif %}
+    {%- else %}{{ '<|im_start|>' + {'tool': 'user', 'developer': 'system'}.get(message.role, message.role) + '\n' }}{% endif %}
     {%- if is_tool %}{{ '<tool_response>\n' }}{% endif %}
-    {%- if message.content is string %}{{ message.content }}
-    {%- else %}{% for part in message.content %}
-    {%- if part.type == 'text' %}{{ part.text }}
-    {%- else %}{{ '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' }}{% endif %}
-    {%- endfor %}{% endif %}
+    {%- if message.reasoning_content %}{{ '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{% endif %}
+    {{- render(message.content) }}
+    {%- for each in message.tool_calls or [] %}{{ call(each.function or each) }}{% endfor %}
     {%- if is_tool %}{{ '\n</tool_response>' }}{% endif %}
     {%- if not is_tool or loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}
+    {%- endif %}
     {%- endfor %}
     {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
     """.splitlines()
 )
+for _name, _text in zip(("TOOLS_BEFORE", "TOOLS_AFTER"), TOOLS.format("\0").split("\0"), strict=True):
+    JINJA = JINJA.replace(_name, json.dumps(_text))
 
 
 @dataclass(frozen=True)

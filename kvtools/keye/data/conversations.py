@@ -28,7 +28,7 @@ from kvtools.artifact.history import Step
 from kvtools.artifact.open import open_stream, source_name
 from kvtools.artifact.stream import Reader, Writer
 from kvtools.errors import Corrupt, raising, reason_of
-from kvtools.keye.data.chat_template import MODES
+from kvtools.keye.data.chat_template import MODES, TOOLS
 from kvtools.keye.data.prompt_layouts import with_messages
 from kvtools.skipped import SkippedRows
 
@@ -43,12 +43,6 @@ _THOUGHT = "<think>\n{}\n</think>\n\n"
 _NO_SOUND = "it has sound, and only pictures and videos are read"
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of bytes that are not UTF-8
 _MARK = re.compile(r"(<image>|<video>|<audio>)")
-_TOOLS = (
-    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function "
-    "signatures within <tools></tools> XML tags:\n<tools>\n{}\n</tools>\n\nFor each function call, return a json object with "
-    "function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
-    '{{"name": <function-name>, "arguments": <args-json-object>}}\n</tool_call>'
-)  # as in Qwen3's template
 
 
 @dataclass
@@ -314,16 +308,21 @@ def _text(text: str) -> dict[str, Any]:
 
 
 def _tool_call(value: Any) -> str:
-    if isinstance(value, dict) and isinstance(value.get("arguments"), str):  # OpenAI's are JSON within JSON
-        value = {**value, "arguments": _parsed(value["arguments"] or "{}")}
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict) and isinstance(arguments := value.get("arguments"), str):
+        # OpenAI's are JSON within JSON: their letters are kept, as published templates do
+        _parsed(arguments or "{}")
+        fields = {name: json.dumps(field, ensure_ascii=False) for name, field in value.items()} | {
+            "arguments": arguments or "{}"
+        }
+        text = "{" + ", ".join(f"{json.dumps(name)}: {field}" for name, field in fields.items()) + "}"
     return f"<tool_call>\n{text}\n</tool_call>"
 
 
 def _add_tools(messages: list[dict[str, Any]], tools: Any) -> None:
     """Describe the tools where the template does: at the end of the system message."""
     listed = json.loads(tools) if isinstance(tools, str) else tools
-    text = _TOOLS.format("\n".join(json.dumps(tool, ensure_ascii=False) for tool in listed))
+    text = TOOLS.format("\n".join(json.dumps(tool, ensure_ascii=False) for tool in listed))
     if messages[0]["role"] == "system":
         messages[0]["content"].append(_text(f"\n\n{text}"))
     else:

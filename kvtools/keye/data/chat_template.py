@@ -126,7 +126,7 @@ class ChatTemplate:
         Raises Corrupt where the model has none.
         """
         if FILE in files:
-            return ChatTemplate.from_bytes(files[FILE], f"{src}: {FILE}")
+            return ChatTemplate(Tokenizer.from_bytes(files[FILE], f"{src}: {FILE}", files))
         if os.path.exists(os.path.join(src, "vocab.json")):
             return ChatTemplate.open(src)
         raise Corrupt(f"{src}: this model has no tokenizer. Give the one it was trained with: --tokenizer FILE.")

@@ -1,8 +1,9 @@
 """The tokenizer: a tokenizer.json, or the files of Qwen2's vocabulary, with the special tokens that Keye-VL needs.
 
 Special tokens are found by their text, whatever their ids; those that a tokenizer lacks are added after its last id. Special
-tokens in a text become tokens only where the caller names them: `<|im_end|>` in a question is ordinary characters. The
-`tokenizers` library splits and merges; it never sees special tokens. Not here: the chat template (chat_template.py).
+tokens in a text become tokens only where the caller names them: `<|im_end|>` in a question is ordinary characters. Other words
+that were added to a tokenizer are tokens wherever they stand, as the `tokenizers` library has it, which splits and merges; it
+never sees special tokens. Not here: the chat template (chat_template.py).
 """
 
 import json
@@ -16,6 +17,7 @@ import numpy as np
 
 from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt, Missing
+from kvtools.keye.data.word_cache import QWEN2_SPLIT, WordCache, split_of
 
 FILE = "tokenizer.json"
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -27,9 +29,10 @@ _CODE = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<
 # in the order of Keye's ids, 151643 to 151674: added to the bare vocabulary of Qwen2 they get exactly these ids
 _IN_ORDER = (*CONTROL[:3], *GROUNDING[:6], *CONTROL[3:], *SPEECH[:2], *_CODE, *SPEECH[2:], *GROUNDING[6:])
 _N_QWEN2 = 151_643
-
-# how Qwen2 splits text into words before byte pairs are merged, as in its published tokenizer
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# what a tokenizer calls special and is not a word of somebody's own: <|...|>, and the usual names of begin, end, padding
+_RESERVED = re.compile(r"<\|.*\|>|</?s>|<(pad|unk|bos|eos|mask|cls|sep)>|\[(PAD|UNK|BOS|EOS|MASK|CLS|SEP)\]", re.DOTALL)
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+_COMPANIONS = ("tokenizer_config.json", "added_tokens.json")
 
 
 class Tokenizer:
@@ -46,7 +49,7 @@ class Tokenizer:
             self._plain = Library.from_str(json.dumps(bare))
         except Exception as error:  # noqa: BLE001 the library raises no narrower one
             raise Corrupt(_not_a_tokenizer(name, error)) from None
-        n_plain = self._plain.get_vocab_size()
+        n_plain = self._plain.get_vocab_size(with_added_tokens=False)
         self.size = max([n_plain, *(n + 1 for n in self.ids.values())])
         for token in _IN_ORDER:
             if token not in self.ids and (token not in _CODE or n_plain == _N_QWEN2):
@@ -54,10 +57,24 @@ class Tokenizer:
                 self.ids[token] = self.size if known is None else known
                 self.size = max(self.size, self.ids[token] + 1)
                 added.append(_entry(token, self.ids[token]))
+        words = [token for token in sorted(added, key=lambda token: int(token["id"])) if _is_word(token)]
+        self._moved = self._add_words(words)
+        split = split_of(document)
+        self._cache = WordCache(split, self._merged, [word["content"] for word in words]) if split is not None else None
         self._document = {**document, "added_tokens": sorted(added, key=lambda token: token["id"])}
         self._special = {number: token for token, number in self.ids.items()}
         self._control = {self.ids[token] for token in CONTROL}
         self._patterns: dict[tuple[str, ...], re.Pattern[str]] = {}
+
+    def _add_words(self, words: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+        """Tell the library the added words that are tokens everywhere; returns {its id: ours} where the two differ."""
+        from tokenizers import AddedToken
+
+        self._plain.add_tokens(
+            [AddedToken(token["content"], special=False, **{flag: bool(token.get(flag)) for flag in _FLAGS}) for token in words]
+        )
+        theirs = {token["content"]: self._plain.token_to_id(token["content"]) for token in words}
+        return {number: self.ids[word] for word, number in theirs.items() if number is not None and number != self.ids[word]}
 
     @staticmethod
     def open(src: str | None) -> "Tokenizer":
@@ -69,17 +86,21 @@ class Tokenizer:
             return Tokenizer(_bytewise(), "the tokenizer of bytes")
         if not os.path.isdir(src):
             return Tokenizer(_read_json(src), src)
-        path = os.path.join(src, "tokenizer.json")
+        path = os.path.join(src, FILE)
         if os.path.exists(path):
-            return Tokenizer(_read_json(path), path)
+            return Tokenizer(_with_words(_read_json(path), _companions(src)), path)
         if os.path.exists(os.path.join(src, "vocab.json")):
             return Tokenizer(_from_vocabulary(src), src)
         raise Missing(f"{src}: this folder has neither tokenizer.json nor vocab.json with merges.txt. Give another folder.")
 
     @staticmethod
-    def from_bytes(data: bytes, name: str = "tokenizer.json") -> "Tokenizer":
-        """The tokenizer of a tokenizer.json's bytes, such as a model carries. Raises Corrupt for other bytes."""
-        return Tokenizer(_parse(data, name), name)
+    def from_bytes(data: bytes, name: str = FILE, files: Mapping[str, bytes] | None = None) -> "Tokenizer":
+        """The tokenizer of a tokenizer.json's bytes, such as a model carries. Raises Corrupt for other bytes.
+
+        files: small files beside it, of which two may add words: tokenizer_config.json and added_tokens.json.
+        """
+        beside = {file: _parse(files[file], file) for file in _COMPANIONS if files and file in files}
+        return Tokenizer(_with_words(_parse(data, name), beside), name)
 
     def to_bytes(self) -> bytes:
         """A tokenizer.json that holds all the tokens; the same bytes every time."""
@@ -92,13 +113,21 @@ class Tokenizer:
             if part in marks:
                 tokens.append(self.ids[part])
             elif part:
-                ids = self._plain.encode(part, add_special_tokens=False).ids
-                if not self._control.isdisjoint(
-                    ids
-                ):  # a vocabulary with <|im_end|> as a word: a single character is never that
-                    ids = [i for x in part for i in self._plain.encode(x, add_special_tokens=False).ids]
+                ids = self._encode(part)
+                if not self._control.isdisjoint(ids):
+                    # a vocabulary with <|im_end|> as a word: a single character is never that
+                    ids = [i for x in part for i in self._encode(x)]
                 tokens += ids
         return tokens
+
+    def _encode(self, text: str) -> list[int]:
+        known = self._cache.encode(text) if self._cache is not None else None
+        return self._merged(text) if known is None else known
+
+    def _merged(self, text: str) -> list[int]:
+        """The ids of a text by the library."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return [self._moved.get(i, i) for i in ids] if self._moved else ids
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_control: bool = False) -> str:
         """The text of token ids (S,), special tokens by name; unknown ids give nothing. skip_control leaves out CONTROL."""
@@ -118,8 +147,34 @@ class Tokenizer:
 
 
 def _entry(token: str, number: int) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": number, "content": token, **flags, "special": token in CONTROL}
+    return {"id": number, "content": token, **dict.fromkeys(_FLAGS, False), "special": token in CONTROL}
+
+
+def _is_word(token: Mapping[str, Any]) -> bool:
+    """Whether an added token is a word like others, which stands for itself wherever a text has it."""
+    word = token["content"]
+    if word in _IN_ORDER:
+        return False
+    return bool(word) and not (token.get("special") and _RESERVED.fullmatch(word))
+
+
+def _companions(folder: str) -> dict[str, dict[str, Any]]:
+    paths = {file: os.path.join(folder, file) for file in _COMPANIONS}
+    return {file: _read_json(path) for file, path in paths.items() if os.path.exists(path)}
+
+
+def _with_words(document: dict[str, Any], companions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The tokenizer.json with the words that only files beside it add. companions: {file: its JSON}."""
+    config, numbers = (companions.get(file, {}) for file in _COMPANIONS)
+    added = document.get("added_tokens") or []
+    try:
+        words = [{**entry, "id": int(number)} for number, entry in (config.get("added_tokens_decoder") or {}).items()]
+        words += [_entry(word, int(number)) | {"normalized": True} for word, number in numbers.items()]
+        known = {token["content"] for token in added}
+        new = {word["content"]: word for word in reversed(words) if word["content"] not in known}
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise Corrupt(_not_a_tokenizer(" and ".join(companions), error)) from None
+    return {**document, "added_tokens": [*added, *sorted(new.values(), key=lambda word: word["id"])]}
 
 
 def _document(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], pattern: str | None) -> dict[str, Any]:
@@ -151,11 +206,7 @@ def _from_vocabulary(folder: str) -> dict[str, Any]:
     with open_source(os.path.join(folder, "merges.txt")) as file:
         lines = file.read().decode("utf-8", "replace").split("\n")
     pairs = (line.rstrip("\r").split(" ") for line in lines if not line.startswith("#version"))
-    document = _document(vocabulary, [pair for pair in pairs if len(pair) == 2], _SPLIT)
-    path = os.path.join(folder, "tokenizer_config.json")
-    added = _read_json(path).get("added_tokens_decoder", {}) if os.path.exists(path) else {}
-    document["added_tokens"] = [{"id": int(number), **entry} for number, entry in added.items()]
-    return document
+    return _with_words(_document(vocabulary, [pair for pair in pairs if len(pair) == 2], QWEN2_SPLIT), _companions(folder))
 
 
 def _read_json(path: str) -> dict[str, Any]:

@@ -47,6 +47,12 @@ class Stopped(Fault):
     is_agreed = True
 
 
+class NothingDone(Stopped):
+    """Stopped early on request before anything was done: a job that is queued again for this would be so for ever."""
+
+    code = 1
+
+
 class Died(Fault):
     """The end, with this code, of a run that has already printed why; nothing more is printed."""
 

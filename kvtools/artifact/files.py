@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Self, TextIO
+from typing import BinaryIO, Self
 
 from kvtools.errors import CannotCreate, Missing, Usage, unreadable, unwritable
 
@@ -77,14 +77,6 @@ def write_line(dst: str, line: str, *, force: bool) -> None:
     sink = Sink(dst, force=force)
     sink.write([line.encode() + b"\n"])
     sink.commit()
-
-
-def open_log(dst: str | None) -> TextIO:
-    """A text file to append lines to, each flushed once it is written; os.devnull where dst is None."""
-    try:
-        return open(dst or os.devnull, "a", encoding="utf-8", buffering=1)
-    except OSError as error:
-        raise unwritable(str(dst), error) from None
 
 
 class Sink:

@@ -4,7 +4,9 @@ The invariant: a state is resumed only by a run that is made of the same. Not he
 """
 
 import json
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -46,6 +48,21 @@ def lock_folder(folder: str | None, *, is_root: bool) -> Iterator[None]:
         os.close(fd)
         with suppress(OSError):  # something is kept in it
             os.rmdir(folder)
+
+
+class SaveTimer:
+    """Says every minute that it is time to save: what is killed without warning loses no more than that."""
+
+    def __init__(self, *, is_running: bool, every_s: float = 60.0) -> None:
+        self._every_s = every_s if is_running else math.inf
+        self._next = time.monotonic() + self._every_s
+
+    def is_due(self) -> bool:
+        """Whether it is time; the next time is then set."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + self._every_s
+        return True
 
 
 class RunState:

@@ -1,6 +1,6 @@
 """`kvtools etree-train`: a tree, its devices and their data in, a trained model out."""
 
-import json
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 from kvtools import options as opt
@@ -73,8 +73,8 @@ def main(
     command is run again.
     """
     from kvtools.artifact.bag import write_bag
-    from kvtools.artifact.files import open_log
-    from kvtools.artifact.state import RunState, lock_folder, state_folder
+    from kvtools.artifact.state import RunState, SaveTimer, lock_folder, state_folder
+    from kvtools.artifact.training_log import TrainingLog
     from kvtools.errors import Fault, Stopped, Usage, raising
     from kvtools.etree.data.fleet import read_fleet
     from kvtools.etree.data.model_files import build_model
@@ -152,20 +152,26 @@ def main(
     run_state = RunState(folder, "etree-train-state", {**recipe, **fleet.digests, "architecture": architecture})
     tick = Ticker(total=n_rounds, unit="rounds", label=algorithm, quiet=run.is_silent)
     last: dict[str, Any] = {}
-    with lock_folder(folder, is_root=world.is_root), open_log(log if world.is_root else None) as curve:
-        if not run.force and (stopped := run_state.load()):
+    timer = SaveTimer(is_running=folder is not None and world.is_root)
+    with lock_folder(folder, is_root=world.is_root), ExitStack() as stack:
+        stopped = None if run.force else run_state.load()
+        if stopped is not None:
             simulation.restore(stopped.tensors, stopped.fields["progress"])
             run.info(f"resumed after round {simulation.n_rounds}.")
+        at = None if stopped is None else simulation.n_rounds
+        curve = stack.enter_context(TrainingLog(log if world.is_root else None, at=at, key="round"))
         with raising(Fault, f"training with --lr {lr:g}"):
             for line in simulation.rounds():
                 tick()
                 if line is not None:
                     last = line
-                    curve.write(json.dumps(line) + "\n")
-                if world.any(stop) and simulation.n_rounds < n_rounds:
+                    curve.write(line)
+                asked = world.max(max(2 * bool(stop), timer.is_due()))  # 1: to save, 2: to stop
+                if asked and simulation.n_rounds < n_rounds:
                     tensors, progress = simulation.state()  # a collective
                     if world.is_root:
                         run_state.save(tensors, progress=progress)
+                if asked == 2 and simulation.n_rounds < n_rounds:
                     raise Stopped("stopped; run the same command again to continue." if world.is_root else "")
     final = simulation.weights()  # a collective
     if not world.is_root:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kvtools import options as opt
-from kvtools.errors import Corrupt, Died, Stopped
+from kvtools.errors import Corrupt, Died, NothingDone, Stopped
 
 if TYPE_CHECKING:
     from kvtools.artifact.stream import Writer
@@ -131,23 +131,23 @@ def main(
         outcomes = progress(
             tokenize(todo, recipe, world, stop), total=len(todo), unit="clips", label="tokenize-video", quiet=run.quiet
         )
-        codes, is_stopped = _write(writer, outcomes, run.log, strict=run.strict)
+        codes, stopped = _write(writer, outcomes, run.log, n_clips=len(clips), strict=run.strict)
         is_mixed = writer.n_records > 0 or len(set(codes)) > 1
         code = 0 if not codes else Corrupt.code if is_mixed else codes[0]
-        world.broadcast(Stopped.code if is_stopped else code)
-        if is_stopped:
-            raise Stopped(f"stopped after {writer.n_records} of {len(clips)} clips. Run again to continue.")
+        world.broadcast(stopped.code if stopped else code)
+        if stopped:
+            raise stopped
         if codes and writer.n_records == 0:
             raise Died(code, is_agreed=True)  # without a record the output stays as it was
     return code
 
 
 def _write(
-    writer: "Writer", outcomes: Iterable["Outcome"], log: Callable[[str], None], *, strict: bool
-) -> tuple[list[int], bool]:
-    """Write the records and log the faults; returns the codes of the faults, and whether the work was stopped."""
+    writer: "Writer", outcomes: Iterable["Outcome"], log: Callable[[str], None], *, n_clips: int, strict: bool
+) -> tuple[list[int], Stopped | None]:
+    """Write the records and log the faults; returns the codes of the faults, and what to raise if the work was stopped."""
     codes: list[int] = []
-    is_stopped = False
+    is_stopped, n_before = False, writer.n_records
     for outcome in outcomes:
         if not outcome.is_done:
             is_stopped = True  # later records are of ranks that were not asked to stop; the next run makes them again
@@ -161,4 +161,8 @@ def _write(
             codes.append(outcome.code)
             if strict:
                 raise Died(outcome.code)
-    return codes, is_stopped
+    if not is_stopped:
+        return codes, None
+    if writer.n_records == n_before and not codes:
+        return codes, NothingDone("stopped before a clip was done. Give the job more time.")
+    return codes, Stopped(f"stopped after {writer.n_records} of {n_clips} clips. Run again to continue.")

@@ -9,7 +9,6 @@ Random numbers come from (seed, step, microbatch), never from a generator's stat
 one. AdamW after Loshchilov and Hutter 2019, torch's own; matrices decay, vectors do not.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kvtools.artifact.files import open_log
 from kvtools.artifact.state import RunState
+from kvtools.artifact.training_log import TrainingLog
 from kvtools.chance import seed_for
 from kvtools.errors import Fault, Stopped
 from kvtools.progress import Ticker
@@ -121,7 +120,7 @@ class Trainer:
         )  # fmt: skip
         self.peak = measured_peak(device, DTYPES[plan.dtype]) if peak is None else peak
         self.is_peak_measured = peak is None
-        self.progress = Progress()
+        self.progress, self.is_resumed = Progress(), False
         self.best: dict[str, Tensor] = {}
         groups = _parameter_groups(task.model, plan)
         self._optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=True)
@@ -136,7 +135,8 @@ class Trainer:
         bag = self._state.load()
         if bag is not None:
             self.progress, self.best = restore(bag, self.task.model, self._optimizer)
-        return bag is not None
+        self.is_resumed = bag is not None
+        return self.is_resumed
 
     def run(self, stop: object) -> Iterator[TrainStep]:
         """Train to the end. The state stays until `forget`: weights that cannot be written are not lost.
@@ -290,14 +290,14 @@ def log_run(
     """
     n_left = run.plan.n_steps - run.progress.step
     ticker = Ticker(total=n_left, unit="steps", label=label, quiet=quiet or not run.is_root)
-    with open_log(log_file if run.is_root else None) as curve:
+    at = run.progress.step if run.is_resumed else None
+    with TrainingLog(log_file if run.is_root else None, at=at) as curve:
         for step in steps:
             if step.validation is None:
                 ticker()
             elif verbose:
                 log(f"epoch {step.epoch:g}: " + ", ".join(f"{name} {x:.4g}" for name, x in step.validation.items()) + ".")
-            line = {**fields, "step": step.step, "epoch": step.epoch, **step.metrics, **(step.validation or {})}
-            curve.write(json.dumps(line) + "\n")
+            curve.write({**fields, "step": step.step, "epoch": step.epoch, **step.metrics, **(step.validation or {})})
 
 
 def _parameter_groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:

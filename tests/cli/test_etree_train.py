@@ -13,6 +13,8 @@ from conftest import BIN, shell
 from test_devices import write_data
 
 from kvtools.artifact import open_artifact
+from kvtools.artifact.state import SaveTimer
+from kvtools.artifact.training_log import TrainingLog
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,26 @@ def test_a_damaged_state_is_refused_and_force_starts_over(sh, fleet, stopped):
     assert (done.code, done.err.count("\n")) == (65, 1)
     assert done.err.endswith("The stopped run cannot be resumed. Give --force to start over.\n")
     assert sh(f"{stopped} --rounds 1 --force").code == 0
+
+
+def test_a_run_that_is_killed_without_warning_goes_on_from_its_last_save(fleet, kv, monkeypatch):
+    rounds = f"{TRAIN.removeprefix('kvtools ')} --rounds 9 --every 1"
+    assert kv(f"{rounds} -o whole.model --log whole.jsonl")[0] == 0
+    monkeypatch.setattr(SaveTimer, "is_due", lambda _: True)
+    write, left = TrainingLog.write, iter(range(5))
+
+    def killed(curve, line):
+        write(curve, line)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingLog, "write", killed)
+    assert kv(f"{rounds} -o m.model --log m.jsonl")[0] == 130
+    monkeypatch.setattr(TrainingLog, "write", write)
+    assert "resumed after round 5" in kv(f"{rounds} -o m.model --log m.jsonl")[1]
+    assert (fleet / "m.model").read_bytes() == (fleet / "whole.model").read_bytes()
+    whole, continued = ([{**line, "wall_s": 0} for line in lines_of(fleet / name)] for name in ("whole.jsonl", "m.jsonl"))
+    assert continued == whole
 
 
 def test_two_runs_do_not_share_a_state(sh, fleet):

@@ -11,6 +11,8 @@ import pytest
 from conftest import BIN
 from safetensors.numpy import load_file
 
+from kvtools.artifact.state import RunState, SaveTimer
+
 
 @pytest.fixture
 def items(tmp_path):
@@ -252,6 +254,29 @@ def test_an_array_of_objects_is_never_unpickled(sh, tmp_path):
 def test_what_exceeds_the_memory_waits_on_disk_and_gives_the_same(sh, items):
     here, there = (sh(f"{BUILD} --codes 32 {option} | kvtools sum -").out for option in ("", "--memory 1kB"))
     assert here == there
+
+
+def test_a_fit_that_is_killed_without_warning_goes_on_from_its_last_save(kv, tmp_path, monkeypatch):
+    rng = np.random.default_rng(4)
+    np.save(tmp_path / "items.npy", rng.normal(size=(900, 8)).astype(np.float32))
+    (tmp_path / "items.keys").write_text("".join(f"{i}\n" for i in range(900)))
+    build = "semid-build items.npy --keys items.keys --codes 16 --iterations 6 -v -o"
+    assert kv(f"{build} whole.ids")[0] == 0
+    monkeypatch.setattr(SaveTimer, "is_due", lambda _: True)
+    save, left = RunState.save, iter(range(9))
+
+    def killed(state, tensors, **fields):
+        save(state, tensors, **fields)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunState, "save", killed)
+    assert kv(f"{build} out.ids")[0] == 130
+    monkeypatch.setattr(RunState, "save", save)
+    code, words = kv(f"{build} out.ids")
+    assert code == 0
+    assert "level 0" not in words
+    assert (tmp_path / "out.ids").read_bytes() == (tmp_path / "whole.ids").read_bytes()
 
 
 def test_stopped_on_request_and_run_again_it_ends_with_the_same_bytes(sh, tmp_path):

@@ -54,6 +54,7 @@ kvtools {ONEREC} --steps 1 -o other.model
 kvtools {ONEREC} --steps 1 -o busy.model
 kvtools tokenize-video --jobs 1 videos -o busy.kvs
 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=4 kvtools tokenize-video videos
+SLURM_JOB_END_TIME=1 kvtools tokenize-video --jobs 1 videos -o late.kvs
 PMI_RANK=0 PMI_SIZE=2 kvtools sum items.ids
 mpiexec -n 2 kvtools {ONEREC} --users - < users.csv
 mpiexec -n 2 kvtools pretrain keye - < questions.kvs

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvtools.errors import Corrupt, Stopped, Usage, raising, unwritable
+from kvtools.errors import Corrupt, NothingDone, Stopped, Usage, raising, unwritable
 from kvtools.keye.bench.benchmark import Generation, Question
 from kvtools.keye.bench.details import Details, run_digest, unanswered
 from kvtools.keye.bench.evaluate import Evaluation, drop_tasks_without_answers
@@ -125,6 +125,8 @@ def obtain_verdicts(evaluation: Evaluation, servers: Servers, how: Answering, wa
         stop = Stop() if how.details is not None else None
         with servers.open(is_judge=True, details=how.details) as judge:
             without = evaluation.judge(lambda asked: ask_judge(judge, evaluation.bench, asked, lambda: stop))
+            if stop and not judge.n_calls:
+                raise NothingDone("stopped before the judge was asked. Give the job more time.")
             if stop:
                 raise Stopped(
                     f"stopped after {judge.n_calls} calls of the judge, whose replies are kept. Run again to continue."
@@ -172,6 +174,8 @@ def _ask(evaluation: Evaluation, how: Answering, details: Details, info: Log) ->
         counted = progress(answered, total=len(rest), unit="questions", label=label, quiet=how.is_quiet)
         with raising(Corrupt, label, "Give another model."):
             is_stopped = evaluation.collect(counted, details, lambda: stop)
+    if is_stopped and len(evaluation.answers) == len(known):
+        raise NothingDone("stopped before any question was answered. Give the job more time.")
     if is_stopped and len(evaluation.answers) < len(evaluation.questions):
         raise Stopped(f"stopped after {len(evaluation.answers)} answers, which {how.details} holds. Run again to continue.")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Head, Writer
-from kvtools.errors import Stopped
+from kvtools.errors import NothingDone, Stopped
 from kvtools.keye.rl.prompts import Prompt, Prompts
 from kvtools.keye.rl.records import to_records
 from kvtools.keye.rl.rollouts import Sampler, Tally
@@ -45,6 +45,8 @@ class SampleRun:
             chunks = self._world.broadcast(chunks_left(self._prompts, done, n_answers))
             ticker = Ticker(total=len(chunks), unit=f"chunks of {CHUNK} prompts", label="rl sample", quiet=self._quiet)
             for records in spread(chunks, self._work, self._world, self._stop):
+                if records is None and writer.n_records == len(done):
+                    raise NothingDone("stopped before any prompt was answered. Give the job more time.")
                 if records is None:
                     raise Stopped(f"stopped after {writer.n_records:,} answers. Run again to continue.")
                 for key, data in records:

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,8 +11,8 @@ import numpy as np
 import torch
 
 from kvtools.artifact import source_name
-from kvtools.artifact.files import open_log
 from kvtools.artifact.state import lock_folder, state_folder
+from kvtools.artifact.training_log import TrainingLog
 from kvtools.chance import seed_for
 from kvtools.errors import Corrupt
 from kvtools.onerec.interactions.stream import roles
@@ -235,8 +234,8 @@ class _PolicyRun:
             **{f"{name}_before": value for name, value in first.items() if name != "valid_users"},
         }
         figures |= {"gain": mean, "gain_ci95": list(interval)}
-        with open_log(self._options.log_file) as curve:
-            curve.write(json.dumps({"step": trainer.progress.step, **figures}) + "\n")
+        with TrainingLog(self._options.log_file, at=trainer.progress.step) as curve:
+            curve.write({"step": trainer.progress.step, **figures})
         named = ("valid_reward", "valid_hr@10", "valid_ndcg@10", "valid_legal_share")
         told = ", ".join(f"{name.removeprefix('valid_')} {first[name]:.4g} → {last[name]:.4g}" for name in named)
         if self._run.verbose:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Protocol, cast
 
 import numpy as np
 
-from kvtools.artifact.state import RunState, lock_folder, state_folder
+from kvtools.artifact.state import RunState, SaveTimer, lock_folder, state_folder
 from kvtools.errors import Corrupt, Died, Stopped, Usage
 from kvtools.onerec.items.vectors import VectorSource
 from kvtools.onerec.semantic_ids import collisions, quality
@@ -157,6 +157,7 @@ class Fitting:
             where = " on disk" if vectors.is_on_disk else ""
             self.log(f"{len(vectors)} vectors of {vectors.n_width} dimensions on this rank{where}; {backend}.")
         stop = Stop() if state.path is not None and fit.can_resume else None
+        timer = SaveTimer(is_running=stop is not None and world.is_root)
         n_passes = self.recipe.levels * (self.recipe.iterations + 1)
         steps = fit.fit(vectors, backend, world)
         for step in progress(steps, total=n_passes, unit="passes", label="semid-build", quiet=quiet):
@@ -165,10 +166,13 @@ class Fitting:
                     f"level {step.level} pass {step.iteration + 1}: mse {step.objective:.6g}, {step.n_changed} changed, "
                     f"{step.n_reseeded} reseeded."
                 )
-            if stop is not None and world.any(stop):
-                if world.is_root:
-                    tensors, fields = cast(ResumableFit, fit).state()
-                    state.save(tensors, **fields)
+            if stop is None:
+                continue
+            asked = world.max(max(2 * bool(stop), timer.is_due()))  # 1: to save, 2: to stop
+            if asked and world.is_root:
+                tensors, fields = cast(ResumableFit, fit).state()
+                state.save(tensors, **fields)
+            if asked == 2:
                 raise Stopped(f"stopped in level {step.level} after pass {step.iteration + 1}. Run again to continue.")
 
 

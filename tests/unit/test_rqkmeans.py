@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec.semantic_ids import rqkmeans
+from kvtools.onerec.semantic_ids import equal_rows, rqkmeans
 from kvtools.onerec.semantic_ids.initial_centroids import plus_plus
 from kvtools.onerec.semantic_ids.nearest import Backend, CodebookIndex
 from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans, encode
@@ -176,3 +176,53 @@ def test_seeding_draws_distinct_rows_and_far_ones_more_often():
         assert (chosen >= 990).any(), "the far lump holds nearly all of the squared distance"
     same = plus_plus(np.ones((6, 2), np.float32), 4, np.random.default_rng(0))
     assert len(set(same.tolist())) == 4
+
+
+def test_equal_rows_are_assigned_once_and_codes_of_equal_centroids_cost_nothing(monkeypatch):
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(60, 12)).astype(np.float32)[rng.integers(0, 60, 900)]
+    n_asked, pairs = [], []
+    nearest, decide = CodebookIndex.nearest, CodebookIndex._decide
+    monkeypatch.setattr(
+        CodebookIndex, "nearest", lambda self, x_ND, guess_N=None: n_asked.append(len(x_ND)) or nearest(self, x_ND, guess_N)
+    )
+    monkeypatch.setattr(CodebookIndex, "_decide", lambda self, *a: pairs.append(len(a[2])) or decide(self, *a))
+    fit = RqKMeans(3, 80, 5, 0)
+    _, rows = fitted(x, fit)
+    assert set(n_asked) == {60}
+    assert sum(pairs) < 60 * len(n_asked), "equal codes are no candidates of one another"
+    assert fit.mse == 0
+    np.testing.assert_array_equal(sum(fit.codebooks[level][fit.codes_NL[:, level]] for level in range(3)), x)
+    assert all((fit.codes_NL[x_equal] == fit.codes_NL[x_equal[0]]).all() for x_equal in _sets_of_equal(x))
+    assert not any(block.any() for _, block in rows)
+
+
+def _sets_of_equal(x_ND):
+    _, number_N = np.unique(x_ND, axis=0, return_inverse=True)
+    return [np.flatnonzero(number_N.reshape(-1) == n) for n in range(number_N.max() + 1)]
+
+
+def test_levels_without_error_are_not_fitted(monkeypatch):
+    x = clustered(6, n=50)
+    n_levels = []
+    original = rqkmeans.initial_centroids
+    monkeypatch.setattr(rqkmeans, "initial_centroids", lambda *a: n_levels.append(a) or original(*a))
+    fit = RqKMeans(3, len(x), 5, 0)
+    steps, _ = fitted(x, fit)
+    assert len(n_levels) == 1
+    assert [step.level for step in steps][-2:] == [1, 2]
+    assert not fit.codebooks[1].any()
+    assert not fit.codes_NL[:, 1:].any()
+    assert len(set(fit.codes_NL[:, 0])) == len(x)
+
+
+def test_equal_rows_are_found_whatever_their_hashes(monkeypatch):
+    x = clustered(7, n=20)[np.array([3, 1, 3, 0, 1, 2])]
+    x[5, 0], x[0, 1] = 0.0, 0.0
+    x[2] = x[0]
+    x[2, 1] = -0.0
+    for hashes in (equal_rows._hashes, lambda x_ND: np.zeros(len(x_ND), np.uint64)):
+        monkeypatch.setattr(equal_rows, "_hashes", hashes)
+        first, number = equal_rows.equal_rows(x)
+        assert first.tolist() == [0, 1, 3, 5]
+        assert number.tolist() == [0, 1, 0, 2, 1, 3]

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kvtools.onerec.semantic_ids.equal_rows import equal_rows
+
 _BLOCK_BYTES = 4 << 20  # scores of a block; measured best of 1, 2, 4, 8, 16 MiB on two cores
 _GROUP = 16  # codes whose best score is read together; 1/16 of the scores pass the slow operations
 _COLUMNS = 64  # groups, at least: torch reduces shorter rows ten times slower
@@ -69,15 +71,18 @@ class CodebookIndex:
 
     def __init__(self, codes_KD: np.ndarray, backend: Backend, *, stage: int = 0) -> None:
         """codes_KD: float32, finite, below 1e15 in size. stage: 0, 1 or 2; the answer is the same."""
+        # of equal codes the first wins every tie, and the others would be candidates of every row near them
+        self._first_K, self._number_of_code = equal_rows(np.asarray(codes_KD, np.float32))
         self.codes_KD = np.array(codes_KD, dtype=np.float32)
+        self._distinct_KD = self.codes_KD[self._first_K]
         self.stage = stage
         self._backend = backend
-        self._codes_KD = torch.from_numpy(self.codes_KD).to(backend.device)
+        self._codes_KD = torch.from_numpy(self._distinct_KD).to(backend.device)
         self._buffers = _Buffers(backend.device)
         mean_D = self._codes_KD.double().mean(0).float()
         self._whole = _CentredCodes(self._codes_KD, mean_D, backend.dtype, self._buffers)
         self._centred = [self._whole]
-        self._centre_of_K = np.zeros(len(codes_KD), np.int64)
+        self._centre_of_K = np.zeros(len(self._distinct_KD), np.int64)
         self._n_rows = self._n_candidates = 0  # so far on this stage
         if stage:
             self._take_several_centres()
@@ -88,12 +93,12 @@ class CodebookIndex:
         x_ND: float32, finite, below 1e15 in size. guess_N: any codes; the better they are, the sooner it is done.
         O(N K D) time; memory of a few blocks.
         """
-        nearest_N = self._guess(x_ND) if guess_N is None else guess_N.astype(np.int32)
+        nearest_N = self._guess(x_ND) if guess_N is None else self._number_of_code[guess_N].astype(np.int32)
         # codes that are nearest already stay so on the next stage; there are three stages at most
         while not self._correct(x_ND, nearest_N):
             self.stage += 1
             self._take_several_centres()
-        return nearest_N
+        return self._first_K[nearest_N].astype(np.int32)
 
     def _guess(self, x_ND: np.ndarray) -> np.ndarray:
         guess_N = np.empty(len(x_ND), np.int32)
@@ -138,9 +143,9 @@ class CodebookIndex:
     def _take_several_centres(self) -> None:
         """Centre the codes at several centres, found by a few steps of Lloyd on the codes; each code belongs to one."""
         dtype = self._backend.dtype if self.stage < len(_TOO_MANY) else torch.float32
-        n_bytes = self.codes_KD.size * dtype.itemsize
-        n_centres = max(1, min(_CENTRES, _CENTRES_BYTES // n_bytes, len(self.codes_KD) // 8))
-        centres_GD = self._codes_KD[:: len(self.codes_KD) // n_centres][:n_centres].clone()
+        n_bytes = self._distinct_KD.size * dtype.itemsize
+        n_centres = max(1, min(_CENTRES, _CENTRES_BYTES // n_bytes, len(self._distinct_KD) // 8))
+        centres_GD = self._codes_KD[:: len(self._distinct_KD) // n_centres][:n_centres].clone()
         for _ in range(_CENTRE_STEPS):
             centre_of_K = (self._codes_KD @ centres_GD.T - centres_GD.square().sum(1) / 2).argmax(1)
             for g in range(n_centres):
@@ -170,7 +175,7 @@ class CodebookIndex:
         nearest_B[row[is_alone]] = code[is_alone]
         row, code = row[~is_alone], code[~is_alone]
         x_PD = x_BD.cpu().numpy()[row].astype(np.float64)
-        exact = np.square(x_PD - self.codes_KD[code]).sum(axis=1)
+        exact = np.square(x_PD - self._distinct_KD[code]).sum(axis=1)
         order = np.lexsort((code, exact, row))
         winners = order[np.unique(row[order], return_index=True)[1]]
         nearest_B[row[winners]] = code[winners]

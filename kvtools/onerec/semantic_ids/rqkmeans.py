@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kvtools.onerec.semantic_ids import collisions
+from kvtools.onerec.semantic_ids.equal_rows import DistinctRows
 from kvtools.onerec.semantic_ids.exact_sums import CellSums, Ranks, Rounding, SquareSums, Vectors, parts, power_of_two_above
 from kvtools.onerec.semantic_ids.initial_centroids import Init, initial_centroids
 from kvtools.onerec.semantic_ids.nearest import Backend, CodebookIndex
@@ -113,23 +114,36 @@ class RqKMeans(ResidualFit):
         if self.total_square not in (None, squares.total):
             raise OtherVectors("the stopped run had other vectors")
         self.total_square = squares.total
+        distinct = DistinctRows(vectors)
         done, self.codebooks = self.codebooks, []
         for codebook_KD in done:
-            self.close_level(vectors, codebook_KD, assign_codes(vectors, CodebookIndex(codebook_KD, backend)))
+            self.close_level(vectors, codebook_KD, assign_codes(vectors, CodebookIndex(codebook_KD, backend), distinct))
             squares = SquareSums(vectors, n_rows, ranks)
         for level in range(len(done), self.n_levels):
+            if squares.total == 0:  # all vectors are reconstructed, and nothing is left to quantise
+                yield from self._empty_levels(vectors, level)
+                break
             if self.begun is None:
                 self.begun = (0, initial_centroids(vectors, n_rows, self.n_codes, self.init, self.seed, level, ranks))
                 self.reseeds.append(0)
-            codes_N = yield from self._lloyd(vectors, level, squares, backend, n_rows, ranks)
+            codes_N = yield from self._lloyd(vectors, level, squares, distinct, backend, n_rows, ranks)
             codebook_KD, self.begun = self.begun[1], None
             self.close_level(vectors, codebook_KD, codes_N)
             squares = SquareSums(vectors, n_rows, ranks)
         self.mse = squares.total / (n_rows * vectors.n_width)
 
+    def _empty_levels(self, vectors: Vectors, first: int) -> Iterator[FitStep]:
+        """The levels from `first` on, of residuals that are all 0: every row gets code 0, the origin."""
+        for level in range(first, self.n_levels):
+            origin_KD = np.zeros((self.n_codes, vectors.n_width), np.float32)
+            self.close_level(vectors, origin_KD, np.zeros(len(vectors), np.int32))
+            self.reseeds.append(0)
+            yield FitStep(level, 0, 0.0, 0, 0)
+
     def _lloyd(
-        self, vectors: Vectors, level: int, squares: SquareSums, backend: Backend, n_rows: int, ranks: Ranks
-    ) -> Generator[FitStep, None, np.ndarray]:
+        self, vectors: Vectors, level: int, squares: SquareSums, distinct: DistinctRows, backend: Backend, n_rows: int,
+        ranks: Ranks,
+    ) -> Generator[FitStep, None, np.ndarray]:  # fmt: skip
         """Iterate until nothing moves; the codes of the last assignment, which are of the codebook as it then stands."""
         cells = CellSums(self.n_codes, vectors.n_width, squares.rounding)
         codes_N: np.ndarray | None = None
@@ -138,7 +152,7 @@ class RqKMeans(ResidualFit):
             assert self.begun is not None, "a level begins with its initial centroids"
             iteration, codebook_KD = self.begun
             index = CodebookIndex(codebook_KD, backend, stage=stage)
-            before_N, codes_N = codes_N, assign_codes(vectors, index, codes_N, cells)
+            before_N, codes_N = codes_N, assign_codes(vectors, index, distinct, codes_N, cells)
             stage = max(0, index.stage - 1)  # what was hard may have become easier; to find out costs a few rows
             is_moved = np.ones(len(vectors), bool) if before_N is None else codes_N != before_N
             n_changed = int(ranks.sum_array(np.array([is_moved.sum()]))[0])
@@ -167,15 +181,16 @@ def require_rows(vectors: Vectors, n_codes: int, ranks: Ranks) -> int:
 
 
 def assign_codes(
-    vectors: Vectors, index: CodebookIndex, guess_N: np.ndarray | None = None, cells: CellSums | None = None
-) -> np.ndarray:
+    vectors: Vectors, index: CodebookIndex, distinct: DistinctRows, guess_N: np.ndarray | None = None,
+    cells: CellSums | None = None,
+) -> np.ndarray:  # fmt: skip
     """int32 (N,): the nearest code of each row. guess_N: int32 codes to begin with; cells stand as these have it, and are
     brought up to date."""
     codes_N = np.empty(len(vectors), np.int32)
     for begin, block_BD in vectors:
         rows = slice(begin, begin + len(block_BD))
         guess_B = None if guess_N is None else guess_N[rows]
-        codes_N[rows] = index.nearest(block_BD, guess_B)
+        codes_N[rows] = distinct.apply(begin, index.nearest, block_BD, guess_B)
         if cells is not None:
             cells.move(block_BD, guess_B, codes_N[rows])
     return codes_N

@@ -73,7 +73,7 @@ def main(
     from kvtools.onerec.run.recipe import OneRecRecipe
     from kvtools.onerec.semantic_ids.ids import SemanticIds
     from kvtools.skipped import SkippedRows
-    from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
+    from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.loop import Trainer, log_run, resume_run
     from kvtools.train.resume import train_state
 
@@ -90,6 +90,7 @@ def main(
     folder = state or state_folder(run.output)
     limit_threads(world.local_size)
     keep_freed_memory()
+    add_in_one_order(torch_device)
     report = partial(SkippedRows.report, log=run.warn, strict=run.strict, verbose=run.verbose)
 
     name = source_name(interactions)

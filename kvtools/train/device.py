@@ -37,6 +37,15 @@ def limit_threads(n_processes: int) -> None:
         torch.set_num_threads(n_cores(n_processes))
 
 
+def add_in_one_order(device: str) -> None:
+    """Let torch add up gradients of gathered rows in one order on the CPU, where threads would race otherwise: the same bytes
+    every time for one number of threads. On CUDA nothing changes: some operations have no such form there."""
+    import torch
+
+    torch.use_deterministic_algorithms(device == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs passes, and is never read
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep up to 1 GiB of freed memory: tensors of a few MiB, made and dropped all the time, then need no new
     pages each. Does nothing where the library is not glibc. Measured on two cores, November 2026: beams of width 256 1.14 times

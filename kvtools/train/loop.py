@@ -120,7 +120,7 @@ class Trainer:
         )  # fmt: skip
         self.peak = measured_peak(device, DTYPES[plan.dtype]) if peak is None else peak
         self.is_peak_measured = peak is None
-        self.progress, self.is_resumed = Progress(), False
+        self.progress, self.is_resumed = Progress(threads=torch.get_num_threads()), False
         self.best: dict[str, Tensor] = {}
         groups = _parameter_groups(task.model, plan)
         self._optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=True)
@@ -135,6 +135,8 @@ class Trainer:
         bag = self._state.load()
         if bag is not None:
             self.progress, self.best = restore(bag, self.task.model, self._optimizer)
+            if self.progress.threads:  # sums over another number of threads would have other rounding
+                torch.set_num_threads(self.progress.threads)
         self.is_resumed = bag is not None
         return self.is_resumed
 

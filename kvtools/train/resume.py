@@ -40,6 +40,7 @@ class Progress:
     first: dict[str, float] = field(default_factory=dict)  # metrics of the first weights that were validated
     best: dict[str, float] = field(default_factory=dict)  # metrics of the best weights so far
     task: dict[str, float] = field(default_factory=dict)  # what the task adds up over its steps
+    threads: int = 0  # of torch on rank 0, which sums depend on; 0: unknown
 
 
 def state_tensors(model: nn.Module, best: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:

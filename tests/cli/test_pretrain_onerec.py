@@ -11,6 +11,7 @@ import tomllib
 
 import numpy as np
 import pytest
+import torch
 from conftest import BIN
 from safetensors.numpy import load_file, save_file
 from shop import SMALL, TRAIN, add_clicks, furnish, say
@@ -209,6 +210,20 @@ def test_a_job_whose_end_is_near_stops_at_the_first_step(shop, capfd, monkeypatc
     assert "the stopped run had input" in other.err
     assert say(f"{TRAIN} --steps 9 --state kept --force -o m.safetensors", capfd).code == 0
     assert not (shop / "kept").exists()
+
+
+def test_a_resumed_run_has_as_many_threads_as_the_stopped_one(shop, monkeypatch):
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
+        assert say(f"{TRAIN} --steps 4 -o m.safetensors").code == 75
+        torch.set_num_threads(1)
+        monkeypatch.delenv("SLURM_JOB_END_TIME")
+        assert say(f"{TRAIN} --steps 4 -o m.safetensors").code == 0
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvtools.errors import Usage
-from kvtools.train.device import resolve_device
+from kvtools.train.device import add_in_one_order, resolve_device
 
 
 def test_without_a_gpu_it_is_the_cpu(monkeypatch):
@@ -21,3 +21,21 @@ def test_ranks_take_gpus_in_turn(monkeypatch):
     assert [resolve_device("auto", rank=rank) for rank in range(3)] == [(f"cuda:{n}", "bfloat16") for n in (0, 1, 0)]
     assert resolve_device("cuda", "float32", rank=1) == ("cuda:1", "float32")
     assert resolve_device("cpu", rank=1) == ("cpu", "float32")
+
+
+def test_gradients_of_gathered_rows_are_added_in_one_order():
+    n_threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    rows = torch.randint(3, (80_000,), generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(80_000, 16, generator=torch.Generator().manual_seed(1))
+    try:
+        torch.set_num_threads(4)
+        add_in_one_order("cpu")
+        sums = set()
+        for _ in range(5):
+            table = torch.zeros(3, 16, requires_grad=True)
+            (table[rows] * weight).sum().backward()
+            sums.add(table.grad.numpy().tobytes())
+        assert len(sums) == 1
+    finally:
+        torch.set_num_threads(n_threads)
+        torch.use_deterministic_algorithms(is_deterministic)

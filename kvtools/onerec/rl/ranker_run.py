@@ -25,7 +25,7 @@ from kvtools.onerec.rl.rewards import COLUMN, HIT, Term, parse_rewards
 from kvtools.onerec.run.checkpoint import Checkpoint
 from kvtools.option_values import refuse_if
 from kvtools.skipped import SkippedRows
-from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
+from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device
 from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Plan, Trainer, log_run, resume_run
 from kvtools.train.resume import train_state
@@ -84,6 +84,7 @@ def train_ranker(run: "Invocation", options: RankerOptions, *, stop: object = Fa
     run.refuse_existing()
     limit_threads(run.world.local_size)
     keep_freed_memory()
+    add_in_one_order(device)
     checkpoint, name = Checkpoint.open(options.model or ""), source_name(options.model or "")
 
     def report(skipped: SkippedRows, src: str) -> int:

@@ -29,7 +29,7 @@ from kvtools.onerec.rl.task import PolicyTask
 from kvtools.onerec.run.checkpoint import Checkpoint
 from kvtools.option_values import refuse_if
 from kvtools.skipped import SkippedRows
-from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
+from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device
 from kvtools.train.loop import Trainer, log_run, resume_run
 from kvtools.train.resume import train_state
 
@@ -79,6 +79,7 @@ def train_policy(run: "Invocation", objective: Objective, options: PolicyOptions
     run.refuse_existing(options.rollouts)
     limit_threads(run.world.local_size)
     keep_freed_memory()
+    add_in_one_order(device)
     folder = options.state or state_folder(run.output)
     with lock_folder(folder, is_root=run.world.is_root):
         return _PolicyRun(run, recipe, options, device, precision, folder).train(stop)

@@ -98,7 +98,7 @@ class CodebookIndex:
         while not self._correct(x_ND, nearest_N):
             self.stage += 1
             self._take_several_centres()
-        return self._first_K[nearest_N].astype(np.int32)
+        return np.asarray(self._first_K[nearest_N], np.int32)
 
     def _guess(self, x_ND: np.ndarray) -> np.ndarray:
         guess_N = np.empty(len(x_ND), np.int32)

@@ -7,7 +7,7 @@ import torch
 
 from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.rope import mrope_positions
+from kvtools.keye.model.positions import mrope_positions
 
 IMAGE, VIDEO = 48, 49
 CONFIG = ModelConfig(

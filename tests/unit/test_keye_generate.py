@@ -14,7 +14,7 @@ from kvtools.keye.data.packing import collate
 from kvtools.keye.model.generate import Insertion, generate, log_probabilities, with_answer
 from kvtools.keye.model.inputs import Example, Visual
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.rope import mrope_positions
+from kvtools.keye.model.positions import mrope_positions
 from kvtools.keye.model.visual_cache import VisualCache
 
 

@@ -16,7 +16,7 @@ from kvtools.keye.data.dataloader import BAD, NO_ANSWER, TOO_LONG, UNREADABLE, C
 from kvtools.keye.data.media import Media, Unreadable
 from kvtools.keye.data.packing import collate, from_record, to_record
 from kvtools.keye.data.processor import Processor
-from kvtools.keye.model.rope import mrope_positions
+from kvtools.keye.model.positions import mrope_positions
 
 CHAT = ChatTemplate.open(None)
 SYSTEM = {"role": "system", "content": ""}

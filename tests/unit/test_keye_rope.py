@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from kvtools.keye.model.config import mrope_sections
-from kvtools.keye.model.rope import apply_rotary, grid_angles, mrope_angles, mrope_positions
+from kvtools.keye.model.positions import mrope_positions
+from kvtools.keye.model.rope import apply_rotary, grid_angles, mrope_angles
 
 IMAGE, VIDEO = 8, 9
 

@@ -6,7 +6,7 @@ repository (chat_template.json, tokenizer_config.json): an implied system messag
 `<|vision_start|>` pads `<|vision_end|>` for a picture or a video. A mode is a word after the last question, as the model
 card says.
 
-Not here: what pictures hold (media.py), positions (model/rope.py), other layouts of conversations (conversations.py).
+Not here: what pictures hold (media.py), positions (model/positions.py), other layouts of conversations (conversations.py).
 Legend: S tokens.
 """
 

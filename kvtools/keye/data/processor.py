@@ -14,7 +14,7 @@ from kvtools.keye.data.chat_template import ChatTemplate, Conversation, visuals_
 from kvtools.keye.data.media import Media
 from kvtools.keye.model.config import ModelConfig, VisionConfig
 from kvtools.keye.model.inputs import Example, Visual
-from kvtools.keye.model.rope import mrope_positions
+from kvtools.keye.model.positions import mrope_positions
 from kvtools.video.patch import PATCH
 
 

@@ -75,7 +75,7 @@ class Keye(nn.Module):
     ) -> Tensor:
         """Hidden states after the final norm, (S, D); `logits` turns them into scores of the next token.
 
-        tokens_S: int64. positions_3S: int, of rope.mrope_positions for each conversation. segments: the first token of each
+        tokens_S: int64. positions_3S: int, of mrope_positions for each conversation. segments: the first token of each
         conversation. visual_MD: replaces image and video tokens, in order. cache: see KVCache. Raises ValueError for tokens
         outside the vocabulary, and unless there are as many visual tokens as visual_MD has rows.
         """

@@ -71,10 +71,18 @@ class Invocation:
         typer.echo(to_toml(recipe), nl=False)
         return 0
 
-    def refuse_existing(self, report: str | None = None) -> None:
-        """Raise CannotCreate, on rank 0, if the output or the report cannot be a file, or is one and --force is not given."""
+    def refuse_existing(self, report: str | None = None, *, is_directory: bool = False) -> None:
+        """Raise CannotCreate, on rank 0, if the output or the report cannot be a file, or is one and --force is not given.
+
+        is_directory: the output is a model's or an adapter's folder.
+        """
+        from kvtools.artifact.directory import refuse_existing_directory
         from kvtools.artifact.files import refuse_existing
 
+        if is_directory:
+            if self.world.is_root:
+                refuse_existing_directory(self.output, force=self.force)
+            return
         for dst in (self.output, report or "-") if self.world.is_root else ():
             refuse_existing(dst, force=self.force)
 

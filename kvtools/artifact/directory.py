@@ -25,6 +25,7 @@ from kvtools.artifact.files import sync
 from kvtools.errors import READABLE, CannotCreate, Corrupt, Missing, unreadable, unwritable
 
 SINGLE = "model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 _MAX_SMALL_BYTES = 128 << 20  # of a JSON or text file
@@ -50,11 +51,11 @@ def read_directory(path: str) -> Directory:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     if "config.json" not in names:
         raise Missing(f"{path}: it has no config.json. Give the directory of a model as on the Hugging Face hub.")
-    config = json.loads(_small(folder / "config.json", is_object=True))
+    config = json.loads(read_small(folder / "config.json", is_object=True))
     shards = _shards(folder, names)
     tensors: dict[str, np.ndarray] = {}
     for name, wanted in shards.items():
-        shard = _mapped(folder / name)
+        shard = read_tensors(folder / name)
         if wanted is not None and shard.keys() != wanted:
             lost, more = sorted(wanted - shard.keys()), sorted(shard.keys() - wanted)
             what = f"{lost[0]} is missing, and {INDEX} names it" if lost else f"{INDEX} does not name {more[0]}"
@@ -62,7 +63,7 @@ def read_directory(path: str) -> Directory:
         tensors |= shard
     kept = [name for name in names if name.endswith(_SMALL) and name not in ("config.json", INDEX)]
     rest = [name for name in names if name not in (*kept, *shards, "config.json", INDEX) and not name.startswith(".")]
-    return Directory(tensors, config, {name: _small(folder / name) for name in kept}, rest)
+    return Directory(tensors, config, {name: read_small(folder / name) for name in kept}, rest)
 
 
 @contextmanager
@@ -111,7 +112,8 @@ def refuse_existing_directory(dst: str, *, force: bool) -> None:
     if entries and not force:
         raise CannotCreate(f"{dst}: exists already. Give --force to overwrite it.")
     # a typing error must not remove somebody's home: only a folder of files with a model's config is replaced
-    if entries and (not (target / "config.json").is_file() or any(entry.is_dir() for entry in entries)):
+    is_model = any((target / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+    if entries and (not is_model or any(entry.is_dir() for entry in entries)):
         raise CannotCreate(f"{dst}: this is not a model's directory, and it is not overwritten. Name another output.")
 
 
@@ -138,7 +140,7 @@ def fill_directory(
         n_bytes += tensors[name].nbytes
     names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for name, members in zip(names, shards, strict=True):
-        _write_shard(folder / name, {member: tensors[member] for member in members})
+        write_tensors(folder / name, {member: tensors[member] for member in members})
     small: dict[str, bytes] = {"config.json": _pretty(config), **files}
     if len(shards) > 1:
         where = {member: name for name, members in zip(names, shards, strict=True) for member in members}
@@ -151,7 +153,7 @@ def fill_directory(
 def _shards(folder: Path, names: list[str]) -> dict[str, set[str] | None]:
     """The safetensors files, and the tensors that the index names in each; None where there is no index."""
     if INDEX in names:
-        index = json.loads(_small(folder / INDEX, is_object=True))
+        index = json.loads(read_small(folder / INDEX, is_object=True))
         where = index.get("weight_map")
         if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
             raise Corrupt(f"{folder / INDEX}: it has no weight_map of tensors to files. Fetch it again.")
@@ -172,7 +174,8 @@ def _shards(folder: Path, names: list[str]) -> dict[str, set[str] | None]:
     raise Corrupt(f"{folder}: it has no safetensors file. Fetch the weights of the model.")
 
 
-def _mapped(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, mapped. Raises Missing and Corrupt."""
     try:
         with open(path, "rb") as file:
             memory: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -186,7 +189,7 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
         raise Corrupt(f"{path}: {fault}. Fetch it again.") from None
 
 
-def _small(path: Path, *, is_object: bool = False) -> bytes:
+def read_small(path: Path, *, is_object: bool = False) -> bytes:
     """The bytes of a small file; is_object: which must be a JSON object."""
     if path.stat().st_size > _MAX_SMALL_BYTES:
         raise Corrupt(
@@ -203,7 +206,8 @@ def _small(path: Path, *, is_object: bool = False) -> bytes:
     return data
 
 
-def _write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file."""
     # readers of this layout refuse a file without the name of a framework
     head, order = blob.header({name: (a.dtype, a.shape) for name, a in tensors.items()}, {}, metadata={"format": "pt"})
     with open(path, "wb") as file:

@@ -21,7 +21,8 @@ from kvtools.errors import CannotCreate, Corrupt, unwritable
 
 def state_folder(dst: str) -> str | None:
     """The folder for the state of a run that writes dst: `.NAME.state` beside it; None for a pipe or a device."""
-    if dst == "-" or (os.path.exists(dst) and not os.path.isfile(dst)):
+    dst = dst.rstrip("/") or "-"
+    if dst == "-" or (os.path.exists(dst) and not (os.path.isfile(dst) or os.path.isdir(dst))):
         return None
     return os.path.join(os.path.dirname(dst), f".{os.path.basename(dst)}.state")
 

@@ -87,14 +87,15 @@ def main(
 
 def _convert_model(run: opt.Invocation, src: str, file_bytes: int) -> int:
     from kvtools.artifact.directory import new_directory, refuse_existing_directory
-    from kvtools.keye.checkpoint.weights import open_weights, write
+    from kvtools.keye.checkpoint.adapters import open_model_weights
+    from kvtools.keye.checkpoint.weights import write
 
     is_directory = run.output.endswith("/")
     if is_directory:
         refuse_existing_directory(run.output, force=run.force)
     else:
         run.refuse_existing()
-    weights = open_weights(src)
+    weights = open_model_weights(src)
     if weights.unused:
         names = ", ".join(sorted(weights.unused)[:3]) + (" and more" if len(weights.unused) > 3 else "")
         run.info(f"{src}: {len(weights.unused)} tensors that the model does not use are kept: {names}.")

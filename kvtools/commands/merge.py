@@ -1,4 +1,4 @@
-"""`kvtools merge`: average models of one architecture."""
+"""`kvtools merge`: average models of one architecture, or add adapters to one."""
 
 import math
 import os
@@ -9,6 +9,7 @@ from kvtools import options as opt
 EXAMPLES = [
     "kvtools merge a.safetensors b.safetensors -o merged.safetensors",
     "kvtools merge --weights 2,1 a.safetensors b.safetensors | kvtools sum -",
+    "kvtools merge keye.safetensors --adapter adapter -o tuned.safetensors",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools answer", "kvtools pretrain onerec", "kvtools convert", "kvtools info")
@@ -24,11 +25,18 @@ def main(
     weights: Annotated[
         str | None, opt.value("W,W,...", "The weight of each model, as 1,1,2. Default: all equal.", "--weights")
     ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        opt.value("FOLDER", "Add a low-rank adapter of pretrain keye --lora or of peft; may be repeated.", "--adapter"),
+    ] = None,
 ) -> int:
-    """Average the weights of models, tensor by tensor, in float64; each tensor keeps its type.
+    """Average the weights of models, tensor by tensor, in float64; each tensor keeps its type. Or add adapters to a Keye-VL.
 
-    A model is a bag: a safetensors file with a kind. All must be of one system and architecture, with tensors of the same
-    names, types and shapes. What is no floating point number, such as a tokenizer, must be equal in all.
+    Models to average are bags: safetensors files with a kind. All must be of one system and architecture, with tensors of the
+    same names, types and shapes. What is no floating point number, such as a tokenizer, must be equal in all.
+
+    With --adapter one model is given, a bag or a Hugging Face directory, and the adapter's products are added to its weights. A
+    DST that ends in / becomes a directory for transformers.
     """
     from kvtools.artifact.bag import Bag, write_bag
     from kvtools.artifact.digest import Digest
@@ -37,6 +45,8 @@ def main(
     from kvtools.train.average_models import average
 
     names = inputs or []
+    if adapters:
+        return _add_adapters(run, names, adapters, weights)
     opt.refuse_if(
         (len(names) < 2, "fewer than two models are given. Give two or more."),
         (names.count("-") > 1, "- is given more than once. Name each model once."),
@@ -61,6 +71,35 @@ def main(
     fields = {field: value for field, value in bags[0].fields.items() if field not in _OF_ONE}
     fields |= {"config": bags[0].fields.get("config", {}), "merged": {"inputs": digests, "weights": parts}}
     write_bag(run.sink(), "model", merged, history=run.history([bag.history for bag in bags], digests), **fields)
+    return 0
+
+
+def _add_adapters(run: opt.Invocation, names: list[str], adapters: list[str], weights: str | None) -> int:
+    from kvtools.artifact.directory import new_directory
+    from kvtools.keye.checkpoint.adapters import adapted, open_adapter, tensors_digest
+    from kvtools.keye.checkpoint.weights import open_weights, write
+
+    opt.refuse_if(
+        (len(names) != 1, f"--adapter changes one model, and {len(names)} are given. Give its base model alone."),
+        (weights is not None, "--weights is for averages, and --adapter is given. Leave one out."),
+    )
+    run.refuse_own_input(*names, *adapters)
+    is_directory = run.output.endswith("/")
+    run.refuse_existing(is_directory=is_directory)
+    model = open_weights(names[0])
+    digest, histories = tensors_digest(model), [model.history]
+    for src in adapters:
+        adapter = open_adapter(src)
+        if adapter.digest not in (None, digest):
+            run.warn(f"{src}: it was trained on another model than {names[0]}. It is added all the same.")
+        model = adapted(model, adapter)
+        histories.append(adapter.history)
+    history = run.history(histories)
+    if is_directory:
+        with new_directory(run.output, force=run.force) as folder:
+            write(model, folder, history=history)
+    else:
+        write(model, run.sink(), history=history)
     return 0
 
 

@@ -11,7 +11,10 @@ EXAMPLES = [
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools quiz", "kvtools convert", "kvtools merge", "kvtools chat", "kvtools tokenize-video", "kvtools-stream(5)")
 COMMON = ("output", "force", "config", "print_config", "strict", "stamp")
-GROUPS = {"Data": ("--ratio", "--length", "--max-tokens"), "Architecture and training": ("--architecture", "--training")}
+GROUPS = {
+    "Data": ("--ratio", "--length", "--max-tokens"),
+    "Architecture and training": ("--architecture", "--lora", "--training"),
+}
 
 
 def main(
@@ -44,6 +47,10 @@ def main(
     length: Annotated[int | None, opt.value("N", "Tokens per packed row. Default: 4096, or --batch-tokens.", least=2)] = None,
     frame_tokens: opt.FrameTokens = "128:768",
     max_tokens: Annotated[int | None, opt.value("N", "Most visual tokens of a file. Default: 3/4 of a row.", least=1)] = None,
+    lora: Annotated[
+        str | None,
+        opt.value("r=N[,…]", "Train low-rank adapters of --init and write their folder: r=16,alpha=32,on=language|vision|all."),
+    ] = None,
     training: opt.Overrides = None,
     state: opt.StateDir = None,
     log: opt.LogFile = None,
@@ -64,9 +71,11 @@ def main(
 
     # before anything slow, such as loading torch: a signal from here on waits until the first step is saved
     stop = Stop() if state or run.output != "-" else False
+    from kvtools.artifact.directory import new_directory
     from kvtools.artifact.state import lock_folder, state_folder
     from kvtools.errors import Usage, raising
     from kvtools.keye.checkpoint import weights as checkpoint
+    from kvtools.keye.checkpoint.adapters import write_adapter
     from kvtools.keye.run import setup
     from kvtools.keye.run.recipe import TrainingRecipe, default_length
     from kvtools.keye.run.training_data import open_training_data
@@ -77,16 +86,20 @@ def main(
     recipe = TrainingRecipe(
         stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens,
         length=default_length(batch_tokens) if length is None else length, ratio=ratio, training=training or [], seed=seed,
-        frame_tokens=frame_tokens, max_tokens=max_tokens,
+        frame_tokens=frame_tokens, max_tokens=max_tokens, lora=lora,
     )  # fmt: skip
     if run.print_config:
         return run.print_recipe(recipe.to_json())
     world = run.world
     sources = data or ["-"]
     run.refuse_shared_stdin(*sources, valid)
-    opt.refuse_if((valid is None and recipe.is_judged, "--training patience needs --valid DATA. Give both or neither."))
+    opt.refuse_if(
+        (valid is None and recipe.is_judged, "--training patience needs --valid DATA. Give both or neither."),
+        (lora is not None and len(init or []) != 1, "--lora adapts a model. Give one whole Keye-VL with --init."),
+        (lora is not None and run.output == "-", "--lora writes a folder, and none is named. Give -o FOLDER."),
+    )
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
-    run.refuse_existing()
+    run.refuse_existing(is_directory=lora is not None)
     folder = state or state_folder(run.output)
     limit_threads(world.local_size)
     keep_freed_memory()
@@ -96,7 +109,7 @@ def main(
             opened = stack.enter_context(open_training_data(sources, recipe, media=media or [], valid=valid))
         log_of_any_rank = (lambda _: None) if run.quiet else run.log
         report = partial(opened.report, log_of_any_rank, is_root=world.is_root, strict=run.strict)
-        start = setup.initial_model(recipe, init or [], tokenizer, torch_device)
+        start = setup.initial_model(recipe, init or [], tokenizer, torch_device, precision)
         task = stack.enter_context(closing(setup.make_task(recipe, start, opened, world, torch_device)))
         plan = recipe.plan(setup.epoch_length(recipe, task), start.config, precision)
         config = {**recipe.to_json(), "start": start.digest, "input": opened.digest, "dtype": precision}
@@ -115,10 +128,18 @@ def main(
         return 0
     done = trainer.progress
     figures = {"stage": stage, "step": done.step, "loss": done.loss, "validation": done.best_score}
-    checkpoint.save(
-        run.sink(), start.model.cpu(), tokenizer_json=start.template.to_bytes(), source=start.like,
-        files=start.files, history=run.history([*opened.histories, *start.histories]),
-        fields={"recipe": recipe.to_json()} | {name: x for name, x in figures.items() if x is not None},
-    )  # fmt: skip
+    fields = {name: x for name, x in figures.items() if x is not None}
+    history = run.history([*opened.histories, *start.histories])
+    if recipe.adapters is not None:
+        with new_directory(run.output, force=run.force) as adapter_folder:
+            write_adapter(
+                adapter_folder, start.model, recipe.adapters, base=start.base, dst=run.output, recipe=recipe.to_json(),
+                history=history, fields=fields,
+            )  # fmt: skip
+    else:
+        checkpoint.save(
+            run.sink(), start.model.cpu(), tokenizer_json=start.template.to_bytes(), source=start.like,
+            files=start.files, history=history, fields={"recipe": recipe.to_json()} | fields,
+        )  # fmt: skip
     trainer.forget()
     return code

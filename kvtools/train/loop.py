@@ -26,7 +26,7 @@ from kvtools.errors import Fault, Stopped
 from kvtools.progress import Ticker
 from kvtools.train.lr_schedule import LrSchedule
 from kvtools.train.peak_flops import measured_peak
-from kvtools.train.resume import Progress, restore, state_tensors
+from kvtools.train.resume import Progress, changing_tensors, restore, state_tensors
 from kvtools.world import World
 
 Batch = TypeVar("Batch")
@@ -169,7 +169,7 @@ class Trainer:
             if validation is not None:
                 yield TrainStep(at.step, at.epoch, {}, validation)
         if self.best:
-            self.task.model.load_state_dict(self.best)
+            self.task.model.load_state_dict(self.best, strict=False)
 
     def forget(self) -> None:
         """Remove the saved state: the weights are where they belong."""
@@ -254,7 +254,7 @@ class Trainer:
             at.first = metrics
         if at.best_score is None or metrics["score"] > at.best_score:
             at.best_score, at.best_epoch, at.best = metrics["score"], at.epoch, metrics
-            self.best = {name: x.detach().clone() for name, x in self.task.model.state_dict().items()}
+            self.best = {name: x.detach().clone() for name, x in changing_tensors(self.task.model).items()}
         at.is_over = bool(self.plan.patience) and at.epoch - at.best_epoch >= self.plan.patience
         return metrics
 

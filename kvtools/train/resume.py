@@ -43,9 +43,18 @@ class Progress:
     threads: int = 0  # of torch on rank 0, which sums depend on; 0: unknown
 
 
+def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a model, by name, that a training may change: all but the parameters that it keeps as they are."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: x for name, x in model.state_dict().items() if name not in frozen}
+
+
 def state_tensors(model: nn.Module, best: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
-    """The tensors of a state: `model.NAME`, `best.NAME`, `optimizer.SLOT.NAME`, each in its own dtype and shape."""
-    tensors = {f"model.{name}": to_numpy(x) for name, x in model.state_dict().items()}
+    """The tensors of a state: `model.NAME`, `best.NAME`, `optimizer.SLOT.NAME`, each in its own dtype and shape.
+
+    What the training does not change is not among them: the run that resumes builds it again from the same inputs.
+    """
+    tensors = {f"model.{name}": to_numpy(x) for name, x in changing_tensors(model).items()}
     tensors |= {f"best.{name}": to_numpy(x) for name, x in best.items()}
     for name, parameter in model.named_parameters():
         for slot, x in optimizer.state.get(parameter, {}).items():
@@ -56,7 +65,7 @@ def state_tensors(model: nn.Module, best: dict[str, torch.Tensor], optimizer: to
 def restore(bag: Bag, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, torch.Tensor]]:
     """Load a saved state into the model and its optimiser; returns where the run stood and the best weights so far."""
     tensors = {name: to_torch(array) for name, array in bag.tensors.items()}
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+    model.load_state_dict({name: tensors[f"model.{name}"] for name in changing_tensors(model)}, strict=False)
     best = {name.removeprefix("best."): x for name, x in tensors.items() if name.startswith("best.")}
     for name, parameter in model.named_parameters():
         slots = {slot: tensors.get(f"optimizer.{slot}.{name}") for slot in _ADAM_SLOTS}

@@ -21,6 +21,7 @@ from kvtools.keye.run.session import open_model
 
 transformers = pytest.importorskip("transformers")
 
+LORA = f"{cinema.TRAIN} --init made.model --stage sft --steps 8 --lr 0.03 --lora r=4"
 N_NEW, TOLERANCE = 8, 1e-4
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "é", "parameters": {"type": "object"}}}]
@@ -50,6 +51,8 @@ def top(tmp_path_factory):
         for line in (
             f"{cinema.TRAIN} --steps 25 --lr 0.01 -o made.model", "kvtools convert made.model -o made/",
             "kvtools convert -q made -o back.model", "kvtools convert back.model -o again/",
+            f"{LORA},on=all -o adapter", f"{LORA} -o thin/", "kvtools merge made.model --adapter adapter -o merged.model",
+            "kvtools convert merged.model -o merged/",
         ):  # fmt: skip
             assert say(line).code == 0
     return top
@@ -83,9 +86,11 @@ def inputs_of(processor, messages):
     )
 
 
-def differences(top, folder, name, questions=QUESTIONS):
-    """The largest difference of logits, after the same tokens in, and the number of answers that differ."""
-    processor, theirs = loaded(folder)
+def differences(top, folder, name, questions=QUESTIONS, *, model=None):
+    """The largest difference of logits, after the same tokens in, and the number of answers that differ.
+
+    folder: theirs, or its processor where the model is given; name: ours."""
+    processor, theirs = loaded(folder) if model is None else (folder, model)
     ours, template = open_model(str(top / name), None, device="cpu", dtype="float32")
     largest, n_other = 0.0, 0
     with Media([]) as media, torch.no_grad():
@@ -165,6 +170,44 @@ def test_what_transformers_saves_comes_back(top, monkeypatch, capfd):
     model.save_pretrained(top / "saved")
     assert say("kvtools convert -q saved -o saved.model", capfd).code == 0
     assert differences(top, top / "saved", "saved.model", QUESTIONS[3:5])[1] == 0
+
+
+def test_an_adapter_answers_in_peft_as_here(top):
+    peft = pytest.importorskip("peft")
+    before = loaded(top / "made")
+    adapted = peft.PeftModel.from_pretrained(before[1], top / "adapter").eval()
+    assert {type(x).__name__ for x in adapted.modules() if "lora" in type(x).__module__} >= {"Linear"}
+    plain, _ = differences(top, top / "made", "adapter", QUESTIONS[:3])
+    assert plain > 100 * TOLERANCE, "the adapter changes nothing"
+    largest, n_other = differences(top, before[0], "adapter", model=adapted)
+    assert (largest < TOLERANCE, n_other) == (True, 0), largest
+
+
+@pytest.mark.parametrize("ours", ["merged.model", "adapter"])
+def test_a_merged_adapter_answers_in_transformers_as_here(top, ours):
+    largest, n_other = differences(top, top / "merged", ours, QUESTIONS[:4])
+    assert (largest < TOLERANCE, n_other) == (True, 0), largest
+
+
+def test_an_adapter_of_peft_is_read(top, monkeypatch, capfd):
+    peft = pytest.importorskip("peft")
+    monkeypatch.chdir(top)
+    processor, model = loaded(top / "made")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["q_proj", "down_proj", "fc2"], use_rslora=True, init_lora_weights=False,
+        alpha_pattern={"mlp.down_proj": 3},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(model, config).eval()
+    adapted.save_pretrained(top / "theirs")
+    assert say("kvtools merge made --adapter theirs -o theirs.model", capfd).code == 0
+    assert differences(top, processor, "theirs.model", QUESTIONS[:4], model=adapted)[0] < TOLERANCE
+    whole = json.loads((top / "theirs" / "adapter_config.json").read_text())
+    (top / "theirs" / "adapter_config.json").write_text(json.dumps(whole | {"use_dora": True}))
+    done = say("kvtools merge made --adapter theirs -o other.model", capfd)
+    assert (done.code, done.err.partition(": ")[2]) == (
+        65, "theirs: use_dora is True, and only False is built here. Give an adapter of matrices alone.\n",
+    )  # fmt: skip
 
 
 CHATS = {

@@ -14,7 +14,7 @@ block, E keys that a block attends to, P rows, D width.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as nf
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -28,18 +28,19 @@ _SCORES = 1 << 24  # of a block without a mask: 32 MiB
 _KEPT = 1024
 
 
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, tanh: bool) -> Tensor:
-    """gelu(x @ weight.T + bias), (P, D) to (P, weight's rows).
+def linear_gelu(x: Tensor, layer: nn.Module, *, tanh: bool) -> Tensor:
+    """gelu(layer(x)), (P, D) to (P, width of the layer's output); of anything but a plain linear layer, such as one with an
+    adapter, in two operations.
 
     On CPU without gradients one operation of oneDNN's, the one that torch.compile puts there: GELU by itself took 12 % of a
     tower's time in bfloat16 (one core, 2,048 patches, width 384).
     """
     approximate = "tanh" if tanh else "none"
-    is_fusible = x.device.type == "cpu" and not torch.is_grad_enabled() and x.dtype == weight.dtype
-    if _LINEAR_GELU is not None and is_fusible and x.dtype in (torch.float32, torch.bfloat16):
-        out: Tensor = _LINEAR_GELU(x, weight, bias, "gelu", [], approximate)
+    is_fusible = isinstance(layer, nn.Linear) and x.device.type == "cpu" and not torch.is_grad_enabled()
+    if _LINEAR_GELU is not None and is_fusible and x.dtype == layer.weight.dtype and x.dtype in (torch.float32, torch.bfloat16):
+        out: Tensor = _LINEAR_GELU(x, layer.weight, layer.bias, "gelu", [], approximate)
         return out
-    return nf.gelu(nf.linear(x, weight, bias), approximate=approximate)
+    return nf.gelu(layer(x), approximate=approximate)
 
 
 def rms_norm_backward(grad_PD: Tensor, x_PD: Tensor, weight_D: Tensor, scale_P1: Tensor) -> tuple[Tensor, Tensor]:

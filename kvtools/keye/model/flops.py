@@ -37,12 +37,13 @@ class Flops:
     pairs: float
     head: float
 
-    def training(self, trained: frozenset[str]) -> float:
+    def training(self, trained: frozenset[str], *, has_adapters: bool = False) -> float:
         """Forward and backward where, of `tower`, `projector` and `decoder`, those in `trained` learn; the head is the
-        decoder's."""
-        total, is_reached = self.patches * (1 + ("tower" in trained)), False
+        decoder's. has_adapters: thin matrices learn in place of theirs, and their own products are not counted."""
+        changed = frozenset() if has_adapters else trained
+        total, is_reached = self.patches * (1 + ("tower" in changed)), False
         for part, flops in (("tower", self.tower), ("projector", self.projector), ("decoder", self.decoder + self.head)):
-            total += flops * (1 + (part in trained) + (is_reached or part in trained))
+            total += flops * (1 + (part in changed) + (is_reached or part in trained))
             is_reached = is_reached or part in trained
         return total + self.pairs * (1 + 2 * is_reached)
 

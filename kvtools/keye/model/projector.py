@@ -27,5 +27,5 @@ class Projector(nn.Module):
     def forward(self, features_PD: Tensor) -> Tensor:
         """features_PD: in the order of vision.block_order, so that a block is a view. Returns (M, width of the decoder)."""
         blocks = layer_norm(self.pre_norm, features_PD).view(-1, self.linear_1.in_features)
-        out: Tensor = self.linear_2(linear_gelu(blocks, self.linear_1.weight, self.linear_1.bias, tanh=False))
+        out: Tensor = self.linear_2(linear_gelu(blocks, self.linear_1, tanh=False))
         return out

@@ -152,7 +152,7 @@ class MLP(nn.Module):
 
     def forward(self, x_PD: Tensor) -> Tensor:
         """(P, D) to (P, D)."""
-        out: Tensor = self.fc2(linear_gelu(x_PD, self.fc1.weight, self.fc1.bias, tanh=True))
+        out: Tensor = self.fc2(linear_gelu(x_PD, self.fc1, tanh=True))
         return out
 
 

@@ -15,7 +15,7 @@ from kvtools.keye.checkpoint import weights as checkpoint
 from kvtools.keye.model.generate import log_probabilities
 from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
-from kvtools.keye.model.lora import add_adapters, merge, without_adapters
+from kvtools.keye.model.lora import LoraConfig, add_adapters, merge, without_adapters
 from kvtools.keye.rl.recipe import AlignmentRecipe
 from kvtools.keye.rl.setup import Policy
 from kvtools.train.loop import DTYPES, Trainer, TrainStep
@@ -29,7 +29,7 @@ def prepare(model: Keye, recipe: AlignmentRecipe) -> None:
     model.checkpointing = recipe.settings["checkpointing"]
     if recipe.lora is not None:
         torch.manual_seed(seed_for(recipe.seed, "lora"))
-        add_adapters(model, recipe.lora)
+        add_adapters(model, LoraConfig(recipe.lora))
         return
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(recipe.learns(name))

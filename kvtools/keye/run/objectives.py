@@ -178,7 +178,7 @@ class NextToken(PackedRowTask):
     def flops(self, plan: RowPlan) -> float:
         """FLOPs of a row's matrix products, of what is trained forward and backward, of the rest forward."""
         shape = RowShape(plan.lengths, plan.grid.tolist(), plan.n_targets)
-        return row_flops(self._config, shape).training(self._stage.trains)
+        return row_flops(self._config, shape).training(self._stage.trains, has_adapters=self._stage.has_adapters)
 
     def row_loss(self, row: PackedRow) -> RowLoss | None:
         """Cross-entropy of the row's targets; None where it has none."""

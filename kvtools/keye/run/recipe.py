@@ -8,6 +8,7 @@ from typing import Any
 from kvtools.chance import seed_for
 from kvtools.errors import Usage, raising
 from kvtools.keye.model.config import SIZES, ModelConfig
+from kvtools.keye.model.lora import LoraConfig
 from kvtools.keye.run.stages import PARTS, STAGES, Stage, peak_lr
 from kvtools.option_values import parse_range, refuse_if
 from kvtools.train.durations import EpochLength, parse_duration
@@ -36,6 +37,8 @@ _SETTINGS: dict[str, Any] = {
 }
 _LENGTH = 4096
 _DURATIONS = ("warmup", "save", "patience")
+_LORA_LR = 10.0  # times the stage's: adapters learn best at about ten times the rate of whole weights
+_NO_LORA = {"matching": "which trains another model", "alignment": "which trains the projector alone"}
 _ALLOWED: Allowed = {
     "rate": (("cosine", "constant").__contains__, "cosine or constant"),
     "clip": (lambda x: 0 < x < math.inf, "a number above 0"),
@@ -63,6 +66,7 @@ class TrainingRecipe:
     seed: int
     frame_tokens: str = "128:768"
     max_tokens: int | None = None
+    lora: str | None = None
 
     def __post_init__(self) -> None:
         refuse_bad_values("--training", self.settings, _ALLOWED, _DURATIONS)
@@ -77,6 +81,13 @@ class TrainingRecipe:
                 f"--length {self.length} is larger than --batch-tokens {self.batch_tokens}. Raise it, or lower --length.",
             ),
         )
+        refuse_if(
+            (
+                self.lora is not None and self.stage in _NO_LORA,
+                f"--lora does not go with --stage {self.stage}, {_NO_LORA.get(self.stage)}. Leave one out.",
+            ),
+        )
+        _ = self.adapters
         self.with_overrides(SIZES[self.size])
         parse_range(self.frame_tokens, "--frame-tokens")
 
@@ -91,10 +102,31 @@ class TrainingRecipe:
         limit = self.max_tokens or max(1, self.length * 3 // 4)
         return Budget(min(limit, Budget.max_tokens), *parse_range(self.frame_tokens, "--frame-tokens"))
 
+    @cached_property
+    def adapters(self) -> LoraConfig | None:
+        """What --lora says, a rank or r=16,alpha=32,on=all; None without it."""
+        if self.lora is None:
+            return None
+        words = [f"r={self.lora}"] if self.lora.isdecimal() else self.lora.split(",")
+        option = f"--lora {self.lora}"
+        given = parse_overrides(words, option, {"r": 0, "alpha": 0.0, "on": "language"})
+        refuse_if(
+            (not any(word.startswith("r=") for word in words), f"{option} has no rank. Give one, as --lora r=16."),
+            (
+                any(word.startswith("alpha=") for word in words) and not given["alpha"],
+                f"{option}: alpha is 0. Give a number above 0.",
+            ),
+        )
+        with raising(Usage, option, "Give it as r=16,alpha=32,on=language."):
+            return LoraConfig(given["r"], given["alpha"], given["on"])
+
     @property
     def objective(self) -> Stage:
-        """What the stage trains."""
-        return STAGES[self.stage]
+        """What the stage trains, or its adapters."""
+        stage = STAGES[self.stage]
+        if self.adapters is None:
+            return stage
+        return replace(stage, summary=f"adapters of rank {self.adapters.rank}", trains=self.adapters.parts, has_adapters=True)
 
     @property
     def counts_epochs(self) -> bool:
@@ -131,7 +163,8 @@ class TrainingRecipe:
     def lr_for(self, config: ModelConfig) -> float:
         """The peak learning rate: --lr, or the stage's for the width of what is trained, the tower alone or the decoder."""
         width = (config.vision if self.objective.is_contrastive else config.language).width
-        return self.lr if self.lr is not None else peak_lr(self.stage, width)
+        usual = peak_lr(self.stage, width) * (_LORA_LR if self.lora is not None else 1)
+        return self.lr if self.lr is not None else usual
 
     def plan(self, lengths: EpochLength, config: ModelConfig, dtype: Any) -> Plan:
         """The loop's plan, for epochs of these lengths."""

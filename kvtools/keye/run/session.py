@@ -15,6 +15,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Missing, raising
 from kvtools.keye.checkpoint import weights as checkpoint
+from kvtools.keye.checkpoint.adapters import open_model_weights
 from kvtools.keye.checkpoint.weights import Weights
 from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.media import Media, Unreadable
@@ -170,7 +171,7 @@ class StreamDecoder:
 
 
 def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> tuple[Keye, ChatTemplate]:
-    """The model of a bag or of a Hugging Face directory, and the template with its own tokenizer or another.
+    """The model of a bag, a Hugging Face directory or an adapter, and the template with its own tokenizer or another.
 
     Raises Missing for a file that is not there; Corrupt for damage, for a part of a Keye-VL, and for a tokenizer that does not
     fit the model.
@@ -180,7 +181,7 @@ def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> t
 
 def open_checkpoint(src: str, tokenizer: str | None, *, device: str, dtype: str) -> tuple[Keye, ChatTemplate, Weights]:
     """As `open_model`, and the weights that the model was built from, with all else that its artifact holds."""
-    weights = checkpoint.open_weights(src)
+    weights = open_model_weights(src)
     config = weights.format.config
     if config is None:
         raise Corrupt(f"{src}: this is a {weights.format.layout}, which cannot answer. Give a whole Keye-VL.")

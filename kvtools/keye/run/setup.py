@@ -15,8 +15,10 @@ import torch
 
 from kvtools.artifact.blob import bytes_of
 from kvtools.artifact.history import Step
+from kvtools.chance import seed_for
 from kvtools.errors import Corrupt, raising
 from kvtools.keye.checkpoint import weights as checkpoint
+from kvtools.keye.checkpoint.adapters import is_adapter, open_model_weights
 from kvtools.keye.checkpoint.weights import Weights
 from kvtools.keye.data.augment import Augment
 from kvtools.keye.data.chat_template import ChatTemplate
@@ -26,11 +28,13 @@ from kvtools.keye.data.tokenizer import FILE as TOKENIZER
 from kvtools.keye.model.config import SIZES, ModelConfig, TextConfig
 from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.lora import add_adapters
 from kvtools.keye.model.siglip import Siglip
 from kvtools.keye.run.objectives import Loader, NextToken, PackedRowTask, SigmoidContrastive
 from kvtools.keye.run.recipe import TrainingRecipe
 from kvtools.keye.run.training_data import TrainingData
 from kvtools.train.durations import EpochLength
+from kvtools.train.loop import DTYPES
 from kvtools.world import World
 
 _ROUND = 64  # vocabularies are rounded up to a multiple of it: products of even sizes are faster
@@ -60,15 +64,30 @@ class InitialModel:
     files: dict[str, bytes] = field(default_factory=dict)
 
     @property
+    def base(self) -> Weights:
+        """What adapters of the model are added to."""
+        assert self.like is not None, "adapters are trained of a whole model that was given"
+        return self.like
+
+    @property
     def n_trained(self) -> str:
         """How many parameters are trained, as "1,000 of 2,000"."""
         counts = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
         return f"{sum(n for n, is_trained in counts if is_trained):,} of {sum(n for n, _ in counts):,}"
 
 
-def initial_model(recipe: TrainingRecipe, init: Sequence[str], tokenizer: str | None, device: str) -> InitialModel:
-    """The model that a run starts from, on its device. Raises Corrupt for parts that do not fit one another."""
-    parts = [checkpoint.open_weights(src) for src in init]
+def initial_model(
+    recipe: TrainingRecipe, init: Sequence[str], tokenizer: str | None, device: str, dtype: str = "float32"
+) -> InitialModel:  # fmt: skip
+    """The model that a run starts from, on its device. dtype: of the training's products.
+
+    Raises Corrupt for parts that do not fit one another, and where adapters are to be trained of less than a whole Keye-VL.
+    """
+    parts = [open_model_weights(src) for src in init]
+    if recipe.adapters is not None and parts[0].format.config is None:
+        raise Corrupt(f"{parts[0].name}: this is a part of a Keye-VL, and --lora adapts a whole one. Give a whole model.")
+    if recipe.adapters is not None and is_adapter(parts[0].name):
+        raise Corrupt(f"{parts[0].name}: this is an adapter itself. Make one model of it and its base with kvtools merge.")
     speaker = None if tokenizer is not None else _part_with_tokenizer(parts, is_contrastive=recipe.objective.is_contrastive)
     template = ChatTemplate.of_model(speaker.name, speaker.files) if speaker is not None else ChatTemplate.open(tokenizer)
     config = recipe.with_overrides(_base_config(parts, SIZES[recipe.size], template))
@@ -83,11 +102,16 @@ def initial_model(recipe: TrainingRecipe, init: Sequence[str], tokenizer: str | 
         with raising(Corrupt, part.name, "Give models of one shape, or another --size or --architecture."):
             checkpoint.copy_shared_weights(model, part)
     model.float()
+    if recipe.adapters is not None:
+        assert isinstance(model, Keye), "other stages have no adapters"
+        torch.manual_seed(seed_for(recipe.seed, "lora"))
+        add_adapters(model, recipe.adapters, frozen_dtype=DTYPES[dtype])
     model.checkpointing = recipe.settings["checkpointing"]
     files = {name: data for name, data in (speaker.files if speaker is not None else {}).items() if name in _TOKENIZER_FILES}
     like = next((part for part in reversed(parts) if part.format.layout in ("keye", "siglip")), None)
     histories = [part.history for part in parts]
-    return InitialModel(model.to(device), config, template, like, histories, weights_digest(parts, template), files)
+    digest = weights_digest(parts, template)
+    return InitialModel(model.to(device), config, template, like, histories, digest, files)
 
 
 def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, world: World, device: str) -> PackedRowTask:

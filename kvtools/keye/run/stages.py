@@ -13,17 +13,19 @@ PARTS = {"tower": "visual.", "projector": "mlp_AR.", "decoder": "model."}  # nam
 
 @dataclass(frozen=True)
 class Stage:
-    """summary: what is trained. trains: parts of the model, all others are frozen. lr: the peak, of a model 128 wide."""
+    """summary: what is trained. trains: parts of the model, all others are frozen. lr: the peak, of a model 128 wide.
+    has_adapters: of those parts, low-rank adapters alone learn."""
 
     summary: str
     trains: frozenset[str]
     lr: float
     is_contrastive: bool = False
+    has_adapters: bool = False
 
     def learns(self, name: str) -> bool:
         """Whether the weight of that name, in Keye's own naming, is trained."""
         part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "decoder")
-        return part in self.trains
+        return part in self.trains and (not self.has_adapters or ".lora_" in name)
 
 
 _ALL = frozenset(PARTS)

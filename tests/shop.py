@@ -18,7 +18,7 @@ from kvtools.artifact.strings import pack
 
 N_ITEMS, N_TOPICS, N_CODES = 40, 5, 8
 SIZES = ["width=16", "heads=2", "experts=2", "expert_hidden=8", "decoder_layers=1", "encoder_layers=1", "queries=2"]
-SMALL = " ".join(f"--architecture {size}" for size in SIZES) + " --batch 64"
+SMALL = " ".join(f"--architecture {size}" for size in SIZES) + " --batch 64 --near 0"
 TRAIN = f"kvtools pretrain onerec clicks.csv --items items.ids {SMALL}"
 
 

@@ -29,7 +29,7 @@ def main(
     ] = "cross",
     near: Annotated[
         int, opt.value("N", "Neighbours: N items that co-occur with the latest ones; 0 is none.", least=0, most=64)
-    ] = 0,
+    ] = 50,
     without: Annotated[
         list[str] | None, opt.value("PATHWAY", "Switch off static, positive, lifelong or near; may be repeated.")
     ] = None,
@@ -38,7 +38,10 @@ def main(
     ] = None,
     steps: opt.Steps = "20ep",
     lr: Annotated[float, opt.value("X", "Peak learning rate.", least=0)] = 3e-3,
-    batch: Annotated[int, opt.value("N", "Targets of a step, padding included.", least=1)] = 512,
+    batch: Annotated[
+        int | None,
+        opt.value("N", "Targets of a step, padding included; a 500th of the data, from 32 to 1024, unless given.", least=1),
+    ] = None,
     training: opt.Overrides = None,
     columns: opt.Columns = None,
     state: opt.StateDir = None,
@@ -109,12 +112,15 @@ def main(
     if not len(data.rows):
         raise Corrupt(f"{name}: no user has two interactions in the training part. Give longer histories.")
 
+    recipe = recipe.with_batch_for(data.n_targets)
     torch.manual_seed(seed_for(seed, "weights"))
     vocabularies = list(table.vocabularies) if table is not None and data.pathways["static"] == "on" else []
     model = new_model(data.config, ids, encoder, vocabularies).to(torch_device)
+    if data.config.item_scores:
+        model.item_scores.score_popular(data.counts.popularity)
     task = NextItemTask(
-        model, data.batcher, data.rows, validation=data.validation, n_targets=batch, smoothing=recipe.settings["smoothing"],
-        device=torch_device,
+        model, data.batcher, data.rows, validation=data.validation, n_targets=recipe.batch or 1,
+        smoothing=recipe.settings["smoothing"], device=torch_device,
     )  # fmt: skip
     plan = recipe.plan(task.n_steps(), task.n_tokens(), precision)
     config = {**recipe.to_json(), "items": ids.digest, "input": data.digest, "dtype": precision}

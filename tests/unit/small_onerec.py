@@ -18,7 +18,13 @@ SMALL = ModelConfig(
     feature_width=4, author_width=6, static_width=4, item_table=True,
 )  # fmt: skip
 EXPERTS = {"experts": 4, "active": 2, "expert_hidden": 12, "moe": "both"}
-NEAR = {"": {}, "evidence": {"near": 4, "near_tokens": False}, "tokens": {"near": 4, "near_tokens": True}}
+NEAR = {  # what stands beside the codes
+    "": {},
+    "evidence": {"near": 4, "near_tokens": False},
+    "tokens": {"near": 4, "near_tokens": True},
+    "some scores": {"item_scores": 11, "near": 4},  # and the other items share one
+}
+ALL_SCORED = {"scores": {"item_scores": 1 << 20}}
 
 
 def catalogue(n_items, sizes, seed=0):

@@ -10,7 +10,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_onerec import EXPERTS, NEAR, SMALL, asked, batcher_of, catalogue, float64, histories_of, in_double, model_of
+from small_onerec import (
+    ALL_SCORED,
+    EXPERTS,
+    NEAR,
+    SMALL,
+    asked,
+    batcher_of,
+    catalogue,
+    float64,
+    histories_of,
+    in_double,
+    model_of,
+)
 
 from kvtools.onerec.model.beam import rank_all, search, search_freely
 from kvtools.onerec.model.trie import Trie
@@ -33,6 +45,9 @@ model_kinds = pytest.mark.parametrize(
         ("cross", "full", False, "evidence", 4),
         ("lazy", "causal", False, "tokens", 2),
         ("lazy", "full", True, "", 3),
+        ("cross", "causal", True, "scores", 3),
+        ("cross", "full", False, "some scores", 4),
+        ("lazy", "causal", True, "some scores", 2),
     ],
 )
 
@@ -41,11 +56,13 @@ class Case:
     """A generator, its catalogue, and users who ask."""
 
     def __init__(self, decoder, attention, is_sparse, near, n_levels, seed=0):
-        changed = NEAR[near] | (EXPERTS if is_sparse else {})
+        changed = (NEAR | ALL_SCORED)[near] | (EXPERTS if is_sparse else {})
         self.config = replace(SMALL, decoder=decoder, attention=attention, **changed)
         codes_NS = catalogue(N_ITEMS, SIZES[n_levels], seed)
         self.trie = Trie(codes_NS)
         self.model = model_of(self.config, codes_NS, SIZES[n_levels], seed)
+        if self.config.item_scores:
+            self.model.item_scores.score_popular(np.random.default_rng(seed).random(N_ITEMS))
         self.batcher = batcher_of(histories_of(LENGTHS, N_ITEMS, seed), self.config, N_ITEMS, seed)
 
     def batch(self, users=USERS):
@@ -76,6 +93,19 @@ def copied_logits(model, level, codes, normed_D, items, similarities):
     return trust * np.log1p(np.exp(float(part.log_scale[level])) * sums)
 
 
+def shares_by_hand(model, level, codes, first_D):
+    """What the scores of items add to the logit of every code of a level, one item at a time: item_scores.py's definition."""
+    part = model.item_scores
+    normed_D, score_of = part.norm(first_D), dict.fromkeys(range(len(model.codes_IS)), float(part.rest))
+    for item, bias in zip(part.scored.tolist(), part.bias, strict=True):
+        score_of[item] = float(normed_D @ model.item_vectors(torch.tensor(item)) + bias)
+    sums = np.zeros(model.vocabulary.codes[level])
+    for item, own in enumerate(model.codes_IS.tolist()):
+        if own[:level] == codes[:level]:
+            sums[own[level]] += np.exp(score_of[item])
+    return np.log(sums / max(sums.sum(), 1e-30) + 1e-6)
+
+
 def slow_scores(case, user, ids_US):
     """log P of each ID for one user: every ID a full pass of its own, in float64."""
     totals = []
@@ -93,6 +123,8 @@ def slow_scores(case, user, ids_US):
                 if batch.neighbours:
                     items, similarities = (x.flatten().tolist() for x in batch.neighbours)
                     logits += copied_logits(model, level, codes, normed_D, items, similarities)
+                if model.config.item_scores:
+                    logits += shares_by_hand(model, level, codes, h_1SD[0, 0])
                 total += logits[code] - np.log(np.exp(logits).sum())
             totals.append(total)
     return np.array(totals)
@@ -173,7 +205,7 @@ def test_what_a_user_gets_does_not_depend_on_the_others(decoder, attention, is_s
 @st.composite
 def searched(draw):
     """A case, what beams of some width find, and the score of every ID."""
-    decoder, near = draw(st.sampled_from([("cross", "tokens"), ("lazy", "evidence")]))
+    decoder, near = draw(st.sampled_from([("cross", "tokens"), ("lazy", "evidence"), ("cross", "some scores")]))
     case = Case(decoder, "causal", True, near, 3, draw(st.integers(0, 5)))
     n_beams = draw(st.integers(1, 60))
     beams = search(case.model, case.context(), case.trie, n_beams)
@@ -206,7 +238,7 @@ def slow_search(case, scores, n_beams):
 
 
 @pytest.mark.parametrize("n_beams", [1, 2, 3, 4, 6, 9, 20, 60])
-@pytest.mark.parametrize(("decoder", "near"), [("cross", "tokens"), ("lazy", "evidence")])
+@pytest.mark.parametrize(("decoder", "near"), [("cross", "tokens"), ("lazy", "evidence"), ("cross", "scores")])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_beams_of_any_width_are_those_of_a_slow_search(decoder, near, seed, n_beams):
     case = Case(decoder, "causal", True, near, 3, seed)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from small_onerec import (
+    ALL_SCORED,
     EXPERTS,
     FEATURES,
     NEAR,
@@ -45,7 +46,7 @@ class Case:
     """A generator and histories with rows to learn from."""
 
     def __init__(self, decoder="cross", attention="causal", is_sparse=False, near="", seed=0, **changed):
-        changed = NEAR[near] | (EXPERTS if is_sparse else {}) | changed
+        changed = (NEAR | ALL_SCORED)[near] | (EXPERTS if is_sparse else {}) | changed
         self.config = replace(SMALL, decoder=decoder, attention=attention, **changed)
         self.model = model_of(self.config, catalogue(N_ITEMS, CODES, seed), CODES, seed)
         self.histories = histories_of(LENGTHS, N_ITEMS, seed)
@@ -111,7 +112,7 @@ def test_what_a_pass_costs_is_what_torch_counts_but_for_padding(decoder, attenti
     longest = np.flatnonzero(case.rows.users == LENGTHS.index(max(LENGTHS)))
     batch = case.batch(case.rows.take(longest[[-1, -1, -1]]))  # one row thrice: no padding but in what is asked for
     assert batch.lifelong is not None
-    if near:
+    if case.config.near:
         batch = replace(batch, neighbours=(batch.neighbours[0].clamp(min=0), batch.neighbours[1] + 0.1))
     # torch counts products of attention where they are plain ones
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
@@ -176,7 +177,7 @@ def test_what_a_target_costs_is_what_inference_makes_of_it(decoder, attention, i
     items = batch.targets[batch.targets >= 0].numpy()
     rows, numbers = np.nonzero((batch.targets >= 0).numpy())
     users, places = case.rows.users[rows], batch.target_positions[rows, numbers].numpy()
-    beside = tuple(x[case.histories.offsets[users] + places] for x in case.batcher.neighbours) if near else None
+    beside = tuple(x[case.histories.offsets[users] + places] for x in case.batcher.neighbours) if case.config.near else None
     asked = case.batcher.batch(case.batcher.next_rows(users, places), beside)
     with torch.no_grad():
         log_p_BU = rank_all(case.model, case.model.context(asked), trie)
@@ -231,7 +232,7 @@ def test_padding_does_not_matter(decoder, attention, is_sparse, near):
         return PathwayTokens(items, positions, slots, torch.where(items.unsqueeze(2) < 0, strange, features))
 
     changed = replace(batch, short=longer(batch.short), positive=longer(batch.positive), lifelong=longer(batch.lifelong))
-    if near:
+    if case.config.near:
         items, similarity = batch.neighbours
         changed = replace(changed, neighbours=(items, torch.where(items < 0, 0.5, similarity)))
     torch.testing.assert_close(target_losses(case.model, changed), target_losses(case.model, batch), equal_nan=True, **CLOSE)
@@ -343,7 +344,12 @@ def test_a_few_tokens_attend_to_those_before_and_themselves(n_new, n_past):
 
 @pytest.mark.parametrize(
     ("decoder", "attention", "is_sparse", "near"),
-    [("cross", "causal", True, "tokens"), ("lazy", "full", True, "evidence"), ("cross", "full", False, "")],
+    [
+        ("cross", "causal", True, "tokens"),
+        ("lazy", "full", True, "evidence"),
+        ("cross", "full", False, ""),
+        ("cross", "causal", False, "some scores"),
+    ],
 )
 def test_gradients_are_the_finite_differences(decoder, attention, is_sparse, near):
     case = Case(decoder, attention, is_sparse, near, decoder_layers=1)

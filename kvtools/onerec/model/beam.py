@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvtools.onerec.model.evidence import Evidence
 from kvtools.onerec.model.layers import KVCache
 from kvtools.onerec.model.onerec import Context, OneRec
 from kvtools.onerec.model.trie import Trie
@@ -72,24 +73,26 @@ def search_freely(model: OneRec, context: Context, n_beams: int) -> Beams:
 
 
 class SearchState:
-    """The prefixes of all users between two levels: scores, keys and values of the codes so far, and the neighbours that match.
+    """The prefixes of all users between two levels: scores, keys and values of the codes so far, and the evidence.
 
     score_BW: float32 (B, W). missed_B: float32 (B,).
     """
 
     def __init__(self, model: OneRec, context: Context) -> None:
         self.model, self.n_users = model, len(context.mask_BTC)
-        self._attentions, self._sources = context.attentions(), context.copy_sources
+        self._context, self._attentions = context, context.attentions()
         self._x_M1D = model.begin_token(context)
         self._caches: list[KVCache] | None = None
         self.score_BW = torch.zeros(self.n_users, 1, device=self._x_M1D.device)
         self.missed_B = torch.full((self.n_users,), -math.inf, device=self._x_M1D.device)
-        self._match_MN = None if self._sources is None else self._sources.is_there_RN
+        self._evidence: Evidence | None = None
 
     def logits(self, level: int) -> Tensor:
         """Scores of the next code of all beams, float32 (M, K)."""
         h_M1D, self._caches = self.model.decode(self._x_M1D, self._attentions, self._caches)
-        return self.model.logits(level, h_M1D[:, 0], self._sources, self._match_MN)
+        if self._evidence is None:
+            self._evidence = self.model.evidence(self._context, h_M1D[:, 0])
+        return self.model.logits(level, h_M1D[:, 0], self._evidence)
 
     def keep_best(self, total_BX: Tensor, n_beams: int) -> Tensor:
         """Where the best scores stand, int64 (B, W); they become the beams' scores, and the best of the others is noted."""
@@ -104,11 +107,10 @@ class SearchState:
         n_before = len(self._x_M1D) // self.n_users
         first_B1 = torch.arange(self.n_users, device=parent_BW.device).unsqueeze(1) * n_before
         parent_M = (parent_BW + first_B1).flatten()
-        assert self._caches is not None, "logits come first"
+        assert self._caches is not None and self._evidence is not None, "logits come first"  # noqa: PT018
         self._caches = [(k[parent_M], v[parent_M]) for k, v in self._caches]
         self._x_M1D = self.model.code_token(level, code_BW.flatten())
-        if self._sources is not None and self._match_MN is not None:
-            self._match_MN = self._sources.follow(level, self._match_MN[parent_M], code_BW.flatten())
+        self._evidence = self._evidence.take(parent_M).follow(level, code_BW.flatten())
 
 
 @torch.inference_mode()
@@ -122,21 +124,21 @@ def rank_all(model: OneRec, context: Context, trie: Trie, *, n_rows: int = 1 << 
         stems_XS, stem_of_U = torch.unique(trie.ids_US[:, :-1], dim=0, return_inverse=True)
     else:
         stems_XS, stem_of_U = trie.ids_US[:1, :0], torch.zeros_like(trie.ids_US[:, 0])
-    begin_M1D, sources = model.begin_token(context), context.copy_sources
+    begin_M1D, attentions = model.begin_token(context), context.attentions()
+    first = model.evidence(context, model.decode(begin_M1D, attentions)[0][:, 0])
     scores: list[Tensor] = []
     for stems_xS in torch.split(stems_XS, max(1, n_rows // n_users)):
         n_stems = len(stems_xS)
         codes_MS = stems_xS.repeat(n_users, 1)
         tokens = [begin_M1D.repeat_interleave(n_stems, 0)]
         tokens += [model.code_token(level, codes_MS[:, level]) for level in range(last)]
-        h_MSD, _ = model.decode(torch.cat(tokens, dim=1), context.attentions())
-        match_MN = sources.is_there_RN.repeat_interleave(n_stems, 0) if sources else None
+        h_MSD, _ = model.decode(torch.cat(tokens, dim=1), attentions)
+        evidence = first.take(torch.arange(n_users, device=h_MSD.device).repeat_interleave(n_stems))
         path_M1 = torch.zeros(len(h_MSD), 1, device=h_MSD.device)
         for level in range(last):
-            log_p_MK = model.logits(level, h_MSD[:, level], sources, match_MN).log_softmax(1)
+            log_p_MK = model.logits(level, h_MSD[:, level], evidence).log_softmax(1)
             path_M1 = path_M1 + log_p_MK.gather(1, codes_MS[:, level : level + 1])
-            if sources is not None and match_MN is not None:
-                match_MN = sources.follow(level, match_MN, codes_MS[:, level])
-        log_p_MK = model.logits(last, h_MSD[:, last], sources, match_MN).log_softmax(1)
+            evidence = evidence.follow(level, codes_MS[:, level])
+        log_p_MK = model.logits(last, h_MSD[:, last], evidence).log_softmax(1)
         scores.append((path_M1 + log_p_MK).view(n_users, n_stems, -1))
     return torch.cat(scores, dim=1)[:, stem_of_U, trie.ids_US[:, -1]]

@@ -38,6 +38,7 @@ class ModelConfig:
     author_width: int = 512
     static_width: int = 64
     item_table: bool = False  # an embedding an item beside that of its codes
+    item_scores: int = 0  # items that are scored beside the codes, the most popular ones at most; 0: off
     dropout: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ _WIDE = ModelConfig(width=1024, encoder_layers=4, decoder_layers=4, heads=8, hid
 SIZES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         width=64, hidden=128, experts=8, expert_hidden=64, positive=32, lifelong=64, queries=16, feature_width=16,
-        author_width=32, static_width=16, item_table=True,
+        author_width=32, static_width=16, item_table=True, item_scores=16384,
     ),
     "0.015b": ModelConfig(),
     "0.121b": _WIDE,

@@ -21,6 +21,8 @@ from torch.nn import functional as nf
 from kvtools.onerec.model.batching import ALWAYS_VISIBLE, Batch, PathwayTokens
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.copy_logits import CopyHead, CopySources
+from kvtools.onerec.model.evidence import Evidence
+from kvtools.onerec.model.item_scores import ItemScores
 from kvtools.onerec.model.layers import ContextAttention, DecoderLayer, EncoderLayer, KVCache, QFormer, rms_norm, split_heads
 from kvtools.onerec.model.moe import Experts
 
@@ -119,6 +121,9 @@ class OneRec(nn.Module):
         if config.near and config.near_tokens:
             self.near_dense = _dense(width + 1, width)
             self.near_ranks = nn.Parameter(0.02 * torch.randn(_N_NEIGHBOUR_RANKS, width))
+        if config.item_scores:
+            n_scored = min(config.item_scores, vocabulary.items)
+            self.item_scores = ItemScores(width, vocabulary.codes, n_scored)
         self.begin = nn.Parameter(0.02 * torch.randn(width))
         self.levels = nn.Parameter(0.02 * torch.randn(self.n_levels, width))
         self.when = nn.Parameter(0.02 * torch.randn(2 * short + 1, width))
@@ -255,13 +260,23 @@ class OneRec(nn.Module):
             new_caches.append(cache)
         return x_MPD, new_caches
 
-    def logits(self, level: int, h_MD: Tensor, sources: CopySources | None = None, match_MN: Tensor | None = None) -> Tensor:
-        """(M, D) states to logits (M, K) of the codes of a level, float32. match_MN: bool, the neighbours that match."""
+    def evidence(self, context: Context, first_MD: Tensor | None = None) -> Evidence:
+        """The evidence at the empty prefix of each of M targets. first_MD: the decoder's first states; without them items have
+        no scores."""
+        shares, sources = None, context.copy_sources
+        if self.config.item_scores and first_MD is not None:
+            catalogue = self.item_scores.catalogue(self.codes_IS)
+            shares = self.item_scores.shares(catalogue, first_MD, self.item_vectors(catalogue.items_N))
+        if sources is None:
+            return Evidence(None, None, shares)
+        return Evidence((self.neighbours, sources), sources.is_there_RN, shares)
+
+    def logits(self, level: int, h_MD: Tensor, evidence: Evidence | None = None) -> Tensor:
+        """(M, D) states to logits (M, K) of the codes of a level, float32. evidence: of the prefixes before."""
         table, normed_MD = cast("nn.Embedding", self.codes[level]), self.head_norms[level](h_MD)
         logits_MK = nf.linear(normed_MD, table.weight).float()
-        if sources is None or match_MN is None:
-            return logits_MK
-        return logits_MK + self.neighbours.logits(sources, level, normed_MD, match_MN)
+        added = None if evidence is None else evidence.logits(level, normed_MD)
+        return logits_MK if added is None else logits_MK + added
 
     def loss(self, batch: Batch, *, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats, summed over targets and averaged over levels, to be differentiated; and its sums a level,
@@ -273,19 +288,29 @@ class OneRec(nn.Module):
         tokens = [self.begin_token(context), *(self.code_token(n, codes_MS[:, n]) for n in range(self.n_levels - 1))]
         x_MSD = nf.dropout(torch.cat(tokens, dim=1), self.config.dropout, self.training)
         h_MSD, _ = self.decode(x_MSD, context.attentions(), is_token_M=is_target)
-        codes_JS, sources = codes_MS[is_target], context.copy_sources
-        match_MN = sources.is_there_RN if sources else None
+        codes_JS, evidence = codes_MS[is_target], self.evidence(context)
+        shares = self._target_shares(h_MSD[:, 0][is_target], codes_JS)
         total, per_level = h_MSD.new_zeros((), dtype=torch.float32), []
         for level in range(self.n_levels):
-            logits = self.logits(level, h_MSD[:, level], sources, match_MN)[is_target]
-            if sources is not None and match_MN is not None:
-                match_MN = sources.follow(level, match_MN, codes_MS[:, level])
+            logits = self.logits(level, h_MSD[:, level], evidence)[is_target]
+            if shares:
+                logits = logits + shares[level]
+            evidence = evidence.follow(level, codes_MS[:, level])
             plain = nf.cross_entropy(logits, codes_JS[:, level], reduction="sum")
             per_level.append(plain.detach())
             if smoothing and self.training:
                 plain = nf.cross_entropy(logits, codes_JS[:, level], reduction="sum", label_smoothing=smoothing)
             total = total + plain / self.n_levels
         return total, torch.stack(per_level)
+
+    def _target_shares(self, first_JD: Tensor, codes_JS: Tensor) -> list[Tensor]:
+        """What the items' scores add to each level's logits of targets, (J, K) a level; nothing where there are none."""
+        if not self.config.item_scores:
+            return []
+        catalogue = self.item_scores.catalogue(self.codes_IS)
+        with torch.autocast(first_JD.device.type, enabled=False):
+            vectors_ND = self.item_vectors(catalogue.items_N)
+            return self.item_scores.of_targets(catalogue, first_JD.to(vectors_ND.dtype), vectors_ND, codes_JS)
 
     def expert_layers(self) -> list[Experts]:
         """All layers of experts, encoder first."""

@@ -42,6 +42,11 @@ class TrainingSet:
     validation: ValidationSet | None
 
     @property
+    def n_targets(self) -> int:
+        """What an epoch teaches."""
+        return int((self.rows.ends - self.rows.begins).sum())
+
+    @property
     def digest(self) -> str:
         """A hash of the interactions and the users' features."""
         digest, histories = hashlib.blake2b(digest_size=12), self.histories

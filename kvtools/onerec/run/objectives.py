@@ -127,6 +127,8 @@ class ForwardCost:
         self.context = _active_parameters(model.encoder) + projections  # per token of the context
         self.code = _active_parameters(model.decoder)
         self.target = model.config.width * sum(model.vocabulary.codes)
+        if model.config.item_scores:
+            self.target += model.config.width * len(model.item_scores.scored)
         self.neighbour = self.copied = 0  # per neighbour as a token, and as a source to copy from at one level
         if model.config.near:
             copying = model.neighbours

@@ -17,6 +17,7 @@ from kvtools.train.overrides import Allowed, parse_overrides, refuse_bad_values
 _TRAINING: dict[str, Any] = {
     "dropout": 0.2,
     "smoothing": 0.0,  # of labels
+    "embedding_rate": 15.0,  # the rate of the embeddings of codes and items, as a factor of the others'; 1 but for `tiny`
     "weight_decay": 0.1,
     "warmup": "5%",
     "rate": "cosine",
@@ -27,6 +28,9 @@ _TRAINING: dict[str, Any] = {
     "valid_users": 2000,
     "positive_from": "",  # the rating from which an interaction is positive; empty: the median
 }
+_STEPS_AN_EPOCH = 500  # about: the size of a step follows the data
+_STEP = (32, 1024)  # targets of such a step, least and most
+
 # what the value of a setting may be, where it is not 0 or more: a test, and the values that pass
 _MAY_BE: Allowed = {
     "moe": (("decoder", "both").__contains__, "decoder or both"),
@@ -53,7 +57,7 @@ class OneRecRecipe:
     architecture: list[str]
     steps: str
     lr: float
-    batch: int
+    batch: int | None  # targets of a step; None: as many as suit the data
     training: list[str]
     seed: int
 
@@ -94,7 +98,13 @@ class OneRecRecipe:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings of --training, with defaults."""
-        return parse_overrides(self.training, "--training", _TRAINING)
+        wide = {} if self.size == "tiny" else {"embedding_rate": 1.0}
+        return parse_overrides(self.training, "--training", _TRAINING | wide)
+
+    def with_batch_for(self, n_targets: int) -> "OneRecRecipe":
+        """The recipe for data of so many targets, with the size of a step where none was given."""
+        least, most = _STEP
+        return self if self.batch else replace(self, batch=min(most, max(least, n_targets // _STEPS_AN_EPOCH)))
 
     @property
     def positive_from(self) -> float | None:
@@ -102,10 +112,14 @@ class OneRecRecipe:
         text = self.settings["positive_from"]
         return float(text) if text else None
 
+    @property
+    def _embeddings(self) -> tuple[str, ...]:
+        return ("codes.", "items.") if self.config.item_table else ("codes.",)
+
     def to_json(self) -> dict[str, Any]:
         """Option names to values, as --config reads them."""
         options = {f.name: getattr(self, f.name) for f in fields(self)} | {"without": sorted(set(self.without))}
-        return {name: value for name, value in options.items() if value != []}
+        return {name: value for name, value in options.items() if value not in ([], None)}
 
     def plan(self, n_steps: int, n_tokens: int, dtype: Any) -> Plan:
         """The loop's plan, for epochs of n_steps steps and n_tokens tokens."""
@@ -123,6 +137,7 @@ class OneRecRecipe:
             lr_schedule=self.settings["rate"],
             weight_decay=float(self.settings["weight_decay"]),
             clip=float(self.settings["clip"]),
+            lr_factors=dict.fromkeys(self._embeddings, float(self.settings["embedding_rate"])),
             n_microbatches=int(self.settings["accumulate"]),
             patience=math.ceil(steps_of("patience") / n_steps),  # anything but 0 is an epoch at least
             save_every=math.ceil(steps_of("save")),

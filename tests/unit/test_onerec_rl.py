@@ -37,7 +37,7 @@ class Case:
         self.context = self.model.context(asked(self.batcher, N_ITEMS, np.arange(n_users)))
 
 
-VARIANTS = [{}, {"decoder": "lazy"}, EXPERTS, NEAR["evidence"], NEAR["tokens"], {"attention": "full"}]
+VARIANTS = [{}, {"decoder": "lazy"}, EXPERTS, NEAR["evidence"], NEAR["tokens"], NEAR["some scores"], {"attention": "full"}]
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=str)

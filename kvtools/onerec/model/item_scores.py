@@ -121,7 +121,8 @@ class ItemScores(nn.Module):
     def catalogue(self, codes_IS: Tensor) -> _Catalogue:
         """The scored items among all, made once for each device."""
         if self._catalogue is None or self._catalogue.items_N.device != codes_IS.device:
-            self._catalogue = _Catalogue(codes_IS, self.scored, self.n_codes)
+            with torch.inference_mode(mode=False):  # a search may be the first to ask, and training must be able to use it
+                self._catalogue = _Catalogue(codes_IS, self.scored, self.n_codes)
         return self._catalogue
 
     def shares(self, catalogue: _Catalogue, h_BD: Tensor, vectors_ND: Tensor) -> Shares:

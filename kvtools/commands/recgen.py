@@ -2,7 +2,7 @@
 
 import time
 from contextlib import suppress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ EXAMPLES = [
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools pretrain onerec", "kvtools semid-build", "kvtools convert", "kvtools-stream(5)")
 COMMON = ("output", "compress", "force", "strict", "stamp")
+_NARROW, _WIDE = 128, 512  # beams unless --beam is given: the first width, and the widest
 GROUPS = {
     "Search": ("--within", "--blend", "--sure", "--exact", "--no-trie", "--keep-seen"),
     "Data": ("--table", "--titles", "--column"),
@@ -31,7 +32,10 @@ def main(
         opt.value("M", "Model from pretrain onerec; repeat it with --evaluate for mean and spread.", "--model"),
     ] = None,
     k: Annotated[int, opt.value("N", "Recommendations per user.", "-k", least=1)] = 10,
-    n_beams: Annotated[int, opt.value("N", "Beam width of the search over IDs.", "--beam", least=1)] = 512,
+    n_beams: Annotated[
+        int | None,
+        opt.value("N", "Beam width of the search over IDs; unless given, as wide as a user needs.", "--beam", least=1),
+    ] = None,
     users: Annotated[
         str | None, opt.value("LIST", "Only these users: a file with one a line, or names with commas between.")
     ] = None,
@@ -88,7 +92,7 @@ def main(
         (len(models or []) > 1 and evaluate is None, "several --model are allowed only with --evaluate. Give one of them."),
         (baseline is not None and items is None, f"--baseline {baseline} needs a catalogue. Give --items IDS."),
         (
-            k > n_beams and not (exact or baseline or evaluate),
+            n_beams is not None and k > n_beams and not (exact or baseline or evaluate),
             f"-k {k} is larger than --beam {n_beams}. Raise --beam or lower -k.",
         ),
         (exact and no_trie, "--exact cannot be combined with --no-trie. Drop one of them."),
@@ -120,9 +124,10 @@ def main(
     limit_threads(world.local_size)
     keep_freed_memory()
 
+    is_plain = not (exact or no_trie or weight or blend == "auto")
     options = SearchOptions(
-        k=k, beam=n_beams, certify=k, widen=sure, is_exact=exact, use_trie=not no_trie, within=within,
-        exclude_seen=not keep_seen, blend=weight, seed=seed,
+        k=k, certify=k, **_widths(k, n_beams, is_plain=is_plain, sure=sure), is_exact=exact, use_trie=not no_trie,
+        within=within, exclude_seen=not keep_seen, blend=weight, seed=seed,
     )  # fmt: skip
     recgen = RecgenRun(
         interactions, roles(columns or []), items, table, options, world, device=torch_device, dtype=DTYPES[precision],
@@ -148,6 +153,13 @@ def main(
     if run.verbose:
         run.info(f"{recgen.n_users:,} users in {time.monotonic() - start:.1f} s.")
     return recgen.code
+
+
+def _widths(k: int, n_beams: int | None, *, is_plain: bool, sure: bool) -> dict[str, Any]:
+    """The widths of beams, for SearchOptions. is_plain: whether the search knows a bound on what it missed; unless a width is
+    given it then begins narrow, and widens where that is not enough."""
+    first = n_beams or max(k, _NARROW if is_plain else _WIDE)
+    return {"beam": first, "widen": sure or (is_plain and n_beams is None), "widest": None if sure else _WIDE}
 
 
 def _blend_weight(text: str) -> float:

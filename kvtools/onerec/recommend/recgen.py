@@ -181,7 +181,7 @@ class RecgenRun:
         if calibrate:
             options = replace(options, blend=self._calibrated(checkpoint, batcher, options))
         recommender = Recommender(checkpoint, batcher, options, self._device, self._dtype)
-        fields = {"model": model, "beam": options.beam, "sure": options.widen, "blend": options.blend}
+        fields = {"model": model, "beam": options.beam, "sure": options.is_sure, "blend": options.blend}
         # the bound of a mixture is not known, and without the trie it would be one on IDs that no item has
         return _Source(ids, histories, recommender.recommend, fields, is_bounded=options.use_trie and not options.blend)
 
@@ -256,7 +256,7 @@ class RecgenRun:
         self.code = skipped.report(name, self._report_line, strict=self._strict, verbose=self._verbose) or self.code
 
     def _log_unproven(self, n_unproven: int, n_users: int) -> None:
-        if self._options.widen and n_unproven:
+        if self._options.is_sure and n_unproven:
             self._log(f"--sure: better items may be missing for {n_unproven} of {n_users}, since memory limits the beam. "
                       "Use --exact.")  # fmt: skip
 

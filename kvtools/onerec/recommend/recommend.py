@@ -37,15 +37,21 @@ class SearchOptions:
     """How to recommend."""
 
     k: int = 10
-    beam: int = 512
+    beam: int = 512  # the first width
     certify: int = 10  # the first so many, which are checked for having missed nothing better
     widen: bool = False  # search again with a wider beam where that is not proven
+    widest: int | None = None  # of those beams; None: as wide as memory holds for one user
     is_exact: bool = False  # rank all items by full passes; no beams
     use_trie: bool = True  # else every code may follow, and IDs that no item has are dropped
     within: Within = "popular"
     exclude_seen: bool = True
     blend: float = 0.0  # weight of co-occurrence in a mixture with the model
     seed: int = 0
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether beams are widened as far as it takes."""
+        return self.widen and self.widest is None
 
 
 class ItemGivenId:
@@ -135,8 +141,9 @@ class Recommender:
 
     def _search(self, query: Query, neighbours: Neighbours, k: int) -> Recommendations:
         """The k best items of each user. With `widen`, users whose best are not proven are searched again with twice the width,
-        and again, up to the width that memory holds for one user."""
-        width, widest = self._options.beam, _N_SCORES // max(self._model.vocabulary.codes)
+        and again, up to the widest."""
+        width, held = self._options.beam, _N_SCORES // max(self._model.vocabulary.codes)
+        widest = min(held, self._options.widest or held)
         results = self._in_passes(query, neighbours, k, width)
         while self._options.widen and width < widest and not results.is_proven.all():
             width = min(2 * width, widest)

@@ -10,7 +10,7 @@ Of a large catalogue only the most popular items are scored. The others share on
 catalogue has keeps a share; those that it lacks have a small one that is fixed.
 
 Legend: J targets or B users, N scored items in the order of their IDs, S levels, K codes of a level, U distinct IDs, P prefixes
-of a level, M prefixes asked about (M / B of each user), V children, W items below a first code at most, D width.
+of a level, M prefixes asked about (M / B of each user), V children, W items below a first code at most, D width, I items.
 """
 
 from dataclasses import dataclass, replace
@@ -119,7 +119,7 @@ class ItemScores(nn.Module):
         self._catalogue = None
 
     def catalogue(self, codes_IS: Tensor) -> _Catalogue:
-        """The scored items among all, made once for each device."""
+        """The scored items among all those of codes int64 (I, S), made once for each device."""
         if self._catalogue is None or self._catalogue.items_N.device != codes_IS.device:
             with torch.inference_mode(mode=False):  # a search may be the first to ask, and training must be able to use it
                 self._catalogue = _Catalogue(codes_IS, self.scored, self.n_codes)

@@ -78,6 +78,7 @@ def main(
     from kvtools.skipped import SkippedRows
     from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.loop import Trainer, log_run, resume_run
+    from kvtools.train.outlook import Outlook
     from kvtools.train.resume import train_state
 
     recipe = OneRecRecipe(
@@ -127,11 +128,12 @@ def main(
     trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak)
     n_parameters = sum(p.numel() for p in model.parameters())
     summary = f"{n_parameters:,} parameters, {plan.n_steps} steps; {data.pathways}." if run.verbose else ""
+    outlook = Outlook("NDCG@10")
     with lock_folder(folder, is_root=world.is_root):
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary=summary)
         log_run(
             trainer,
-            trainer.run(stop),
+            outlook.watch(trainer.run(stop)),
             label="pretrain onerec",
             log_file=log_file,
             log=run.info,
@@ -140,6 +142,8 @@ def main(
         )
     if not world.is_root:
         return 0
+    if words := outlook.told():
+        run.info(words)
     checkpoint = Checkpoint(
         model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json(), seed=seed
     )

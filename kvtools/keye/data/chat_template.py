@@ -14,9 +14,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,8 +88,7 @@ for _name, _text in zip(("TOOLS_BEFORE", "TOOLS_AFTER"), TOOLS.format("\0").spli
     JINJA = JINJA.replace(_name, json.dumps(_text))
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """A special token, or plain text in which only `marks` are tokens."""
 
     text: str
@@ -227,8 +225,8 @@ def _pieces(conversation: Conversation, n_visual_tokens: Sequence[int]) -> list[
 
 
 def _turn(role: str, content: Sequence[_Piece], *, is_target: bool = False) -> list[_Piece]:
-    text = [replace(piece, is_target=is_target and not piece.is_read and not _is_control(piece)) for piece in content]
-    end = replace(_special("<|im_end|>"), is_target=is_target)
+    text = [piece._replace(is_target=is_target and not piece.is_read and not _is_control(piece)) for piece in content]
+    end = _special("<|im_end|>")._replace(is_target=is_target)
     return [_special("<|im_start|>"), _Piece(f"{role}\n"), *text, end, _Piece("\n")]
 
 

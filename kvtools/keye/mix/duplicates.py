@@ -10,20 +10,16 @@ Source: Broder 1997; bands after Leskovec, Rajaraman and Ullman, Mining of Massi
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
-from kvtools.keye.mix.words import words_of
+from kvtools.keye.mix.words import ngrams, words_of
 
 N_PERMUTATIONS = 128
 SHINGLE = 5  # words
-# odd numbers of 64 bits drawn once: sums of products with them mix well in their upper half (Dietzfelbinger et al. 1997)
-_MULTIPLIERS = np.array(
-    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F], np.uint64
-)
 _BANDS = 16  # of 8 values each: two texts of similarity 0.8 share a band with probability 0.95, of 0.5 with 0.06
 _SCHEMA = """
 CREATE TABLE signatures (number INTEGER PRIMARY KEY, name TEXT, signature BLOB);
@@ -37,29 +33,11 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     """MinHash of each text's runs of 5 words: uint32 (n, 128). Depends on the text alone."""
     made = np.empty((len(texts), N_PERMUTATIONS), np.uint32)
     for row, text in zip(made, texts, strict=True):
-        hashed = _empty_hash().copy()
-        hashed.update_batch(_shingle_hashes(words_of(text)))
+        hashed = _empty_hash()
+        hashed.clear()
+        hashed.update_batch([gram.encode("utf-8", "surrogatepass") for gram in ngrams(words_of(text), SHINGLE)] or [b""])
         row[:] = hashed.hashvalues
     return made
-
-
-def _shingle_hashes(words: Sequence[str]) -> list[int]:
-    """A number below 2**32 for each run of 5 words, of the whole where there are fewer; of equal runs the same.
-
-    From the checksums of words, so that each word is hashed once and not in five runs.
-    """
-    word_hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
-    n = min(SHINGLE, max(1, len(words)))
-    mixed = np.zeros(max(1, len(words) - n + 1), np.uint64)
-    for place in range(min(n, len(words))):
-        mixed += (word_hashes[place : place + len(mixed)] + np.uint64(place + 1)) * _MULTIPLIERS[place]
-    hashes: list[int] = (mixed >> np.uint64(32)).tolist()
-    return hashes
-
-
-@lru_cache(maxsize=1 << 16)
-def _word_hash(word: str) -> int:
-    return zlib.crc32(word.encode("utf-8", "surrogatepass"))
 
 
 @cache
@@ -67,7 +45,8 @@ def _empty_hash() -> Any:
     """The hash of no text, whose permutations are drawn once."""
     from datasketch import MinHash
 
-    return MinHash(num_perm=N_PERMUTATIONS, seed=1, hashfunc=int)  # runs of words come as numbers already
+    # a checksum is hash enough: the permutations mix it, and it costs a tenth of the library's SHA-1
+    return MinHash(num_perm=N_PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
 
 
 class Duplicates:

@@ -86,7 +86,16 @@ def main(
             else "items whose terms lie outside of the dimensions kept, left out"
         )
         skipped.add(reason, len(unprojected), unprojected, is_skipped=not normalize)
-        figures = {"terms": embedded.n_terms, "explained_share": embedded.explained_share}
+        figures = {
+            "terms": embedded.n_terms,
+            "unshared_items": embedded.n_unshared,
+            "explained_share": embedded.explained_share,
+        }
+        if 2 * embedded.n_unshared > len(embedded.kept):
+            run.info(
+                f"{name}: {embedded.n_unshared} of {len(embedded.kept)} items share no term with another, and their vectors "
+                "cannot tell what is alike. Give --words, or more text with --text."
+            )
         blocks = iter([([catalogue.keys[row] for row in embedded.kept], embedded.vectors)])
         skipped.report(name, lambda _: None, strict=run.strict)
     n_items = width = 0

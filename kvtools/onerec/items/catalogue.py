@@ -1,12 +1,10 @@
 """Items as people keep them, read as terms, numbers and titles: JSON, RecBole's `.item`, CSV and TSV.
 
 JSON is one object, {id: [term, …]}, {id: text} or {id: {field: text or terms or number}}. Terms that come as a list, and the
-words of a `token_seq`, are taken whole; a `token` is one term; other text is cut into words of two or more letters or digits.
-All are lower-cased. Not here: languages written without spaces, stop words, stems.
+words of a `token_seq`, are taken whole; a `token` is one term; other text is cut into words (words.py). All are lower-cased.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -19,9 +17,9 @@ from kvtools.artifact.delimited import as_utf8
 from kvtools.artifact.files import open_source
 from kvtools.errors import Corrupt
 from kvtools.onerec.interactions.log import NAMES
+from kvtools.onerec.items.words import words_of
 from kvtools.skipped import SkippedRows
 
-_WORD = re.compile(r"\w\w+")
 _ID_NAMES = ("item_id", "item", "id", "itemId", "movieId")
 _TITLE_NAMES = ("title", "movie_title", "item_title", "name")
 
@@ -36,7 +34,7 @@ class Catalogue:
 
     def words(self) -> list[list[str]]:
         """The terms cut into words."""
-        return [[word for term in terms for word in _WORD.findall(term)] for terms in self.terms]
+        return [[word for term in terms for word in words_of(term)] for terms in self.terms]
 
 
 def read_catalogue(
@@ -104,7 +102,7 @@ def _is_field(value: Any) -> bool:
 def _terms(value: Any) -> list[str]:
     if isinstance(value, list):
         return [term.lower() for term in value if term]
-    return _WORD.findall(value.lower()) if isinstance(value, str) else []
+    return words_of(value.lower()) if isinstance(value, str) else []
 
 
 def _number(value: Any) -> float | None:
@@ -167,7 +165,7 @@ def _terms_of_cell(kind: str, cell: str | None) -> list[str]:
         return []
     if kind == "token_seq":
         return cell.lower().split()
-    return [cell.lower()] if kind == "token" else _WORD.findall(cell.lower())
+    return [cell.lower()] if kind == "token" else words_of(cell.lower())
 
 
 def read_titles(src: str) -> tuple[dict[str, str], SkippedRows]:

@@ -6,6 +6,7 @@ differences between items. They are offered because published figures rest on th
 the bytes do not depend on how many there are; they may differ between machines in the last bits.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Embedded:
     vectors: np.ndarray  # float32 (n, D+C)
     unprojected: np.ndarray  # int64: rows whose terms lie outside of the dimensions kept
     n_terms: int
+    n_unshared: int  # items with terms, none of which another item has
     explained_share: float
 
 
@@ -52,7 +54,9 @@ def embed(
     is_described = np.array([bool(terms_of_item) for terms_of_item in terms], bool) | ~np.isnan(x_NC).all(axis=1)
     kept = np.flatnonzero(is_described)
     kept_terms = [terms[row] for row in kept.tolist()]
-    n_terms = len({term for terms_of_item in kept_terms for term in terms_of_item})
+    frequency = Counter(term for terms_of_item in kept_terms for term in set(terms_of_item))
+    n_terms = len(frequency)
+    n_unshared = sum(bool(own) and all(frequency[term] == 1 for term in own) for own in kept_terms)
     x_ND, explained = project_terms(kept_terms, n_dims, n_powers, seed) if n_terms else (np.empty((len(kept), 0)), 1.0)
     numbers_NC = standardise(x_NC[kept])
     if is_unit:
@@ -66,7 +70,7 @@ def embed(
             x_ND[n] = direction(keys[kept[n]], x_ND.shape[1], seed)
     else:
         kept, x_ND = kept[~is_unprojected], x_ND[~is_unprojected]
-    return Embedded(kept, x_ND.astype(np.float32), unprojected, n_terms, explained)
+    return Embedded(kept, x_ND.astype(np.float32), unprojected, n_terms, n_unshared, explained)
 
 
 def project_terms(terms: Sequence[Sequence[str]], n_dims: int, n_powers: int | None, seed: int) -> tuple[np.ndarray, float]:

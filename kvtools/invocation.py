@@ -94,11 +94,11 @@ class Invocation:
             if is_same_file(src, self.output):
                 raise Usage(f"{src}: this is both an input and the output. Name another output.")
 
-    def sink(self) -> "Sink":
-        """The output, to be written. Raises CannotCreate as `refuse_existing` does."""
+    def sink(self, *, is_text: bool = False) -> "Sink":
+        """The output, to be written. is_text: it may go to a terminal. Raises CannotCreate as `refuse_existing` does."""
         from kvtools.artifact.files import Sink
 
-        return Sink(self.output, force=self.force)
+        return Sink(self.output, force=self.force, is_text=is_text)
 
     def history(self, before: Iterable[list["Step"]] = (), inputs: Iterable[str] = ()) -> list["Step"]:
         """The histories of the inputs, and the step of this command. inputs: digests of the bags among them."""

@@ -51,6 +51,12 @@ KeysFile = Annotated[str | None, value("FILE", "Keys of the rows of an .npy: one
 Columns = Annotated[
     list[str] | None, value("ROLE=COL", "Read a role (user, item, time, …) from column COL; may be repeated.", "--column")
 ]
+Split = Annotated[
+    str | None,
+    value(
+        "SPLIT", "Parts by time, as time:0.8,0.1 (train, valid), or leave-last-out. Default: the file's, else leave-last-out."
+    ),
+]
 Steps = Annotated[str, value("DURATION", "Training length: 500 (steps), 3ep (epochs) or 1e9tok (tokens).", "--steps")]
 Overrides = Annotated[
     list[str] | None, value("NAME=X", "Override a training setting, as warmup=2%; may be repeated.", "--training")

@@ -82,15 +82,16 @@ def write_line(dst: str, line: str, *, force: bool) -> None:
 class Sink:
     """A destination being written: append with `write`, then `commit`; `abandon` leaves the target as it was."""
 
-    def __init__(self, dst: str, *, force: bool = False, keep_partial: bool = False) -> None:
+    def __init__(self, dst: str, *, force: bool = False, keep_partial: bool = False, is_text: bool = False) -> None:
         """keep_partial: name the temporary file `.NAME.part` and keep it when the sink is abandoned, so that a later run can
-        resume it. Raises CannotCreate where dst cannot be written, exists, or is written by another run."""
+        resume it. is_text: it may be shown on a terminal. Raises CannotCreate where dst cannot be written, exists, or is
+        written by another run."""
         self.dst = dst
         self.position = 0
         self._keep_partial = keep_partial
         self._partial: Path | None = None
         if dst == "-":
-            if sys.stdout.isatty():
+            if sys.stdout.isatty() and not is_text:
                 raise Usage("stdout is a terminal, and the output is binary. Give -o FILE, or a pipe.")
             sys.stdout.flush()
             self._fd = os.dup(1)

@@ -12,7 +12,10 @@ EXAMPLES = [
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools recgen", "kvtools semid-build", "kvtools pairs", "kvtools convert", "kvtools-stream(5)")
 COMMON = ("output", "force", "config", "print_config", "strict", "stamp")
-GROUPS = {"Data": ("--column",), "Architecture and training": ("--decoder", "--without", "--architecture", "--training")}
+GROUPS = {
+    "Data": ("--column", "--split"),
+    "Architecture and training": ("--decoder", "--without", "--architecture", "--training"),
+}
 
 
 def main(
@@ -44,6 +47,7 @@ def main(
     ] = None,
     training: opt.Overrides = None,
     columns: opt.Columns = None,
+    split: opt.Split = None,
     state: opt.StateDir = None,
     log_file: opt.LogFile = None,
     peak: opt.Peak = None,
@@ -68,6 +72,7 @@ def main(
     from kvtools.chance import seed_for
     from kvtools.errors import Corrupt
     from kvtools.onerec.interactions.features import join_catalogue
+    from kvtools.onerec.interactions.split import parse_split, with_split
     from kvtools.onerec.interactions.stream import open_interactions, roles
     from kvtools.onerec.interactions.users import open_users
     from kvtools.onerec.run.checkpoint import Checkpoint, new_model
@@ -88,6 +93,7 @@ def main(
         return run.print_recipe(recipe.to_json())
     world = run.world
     opt.refuse_if((items is None, "--items is missing. Give semantic IDs, from kvtools semid-build."))
+    parse_split(split)
     run.refuse_shared_stdin(interactions, items, users)
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
     run.refuse_existing()
@@ -100,6 +106,7 @@ def main(
     name = source_name(interactions)
     ids = SemanticIds.open(items or "")
     read, skipped, before = open_interactions(interactions, columns=roles(columns or []))
+    read = with_split(read, split, name)
     code = report(skipped, name)
     histories, encoder, skipped = join_catalogue(read, ids, items or "", positive_from=recipe.positive_from)
     code = report(skipped, name) or code
@@ -145,8 +152,9 @@ def main(
     if words := outlook.told():
         run.info(words)
     checkpoint = Checkpoint(
-        model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json(), seed=seed
-    )
+        model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json(), seed=seed,
+        trained_on=data.trained_on,
+    )  # fmt: skip
     figures = {"step": trainer.progress.step, "validation": trainer.progress.best_score, "loss": trainer.progress.loss}
     checkpoint.save(
         run.sink(),

@@ -20,7 +20,7 @@ COMMON = ("output", "compress", "force", "strict", "stamp")
 _NARROW, _WIDE = 128, 512  # beams unless --beam is given: the first width, and the widest
 GROUPS = {
     "Search": ("--within", "--blend", "--sure", "--exact", "--no-trie", "--keep-seen"),
-    "Data": ("--table", "--titles", "--column"),
+    "Data": ("--table", "--titles", "--column", "--split"),
 }
 
 
@@ -45,6 +45,10 @@ def main(
     evaluate: Annotated[
         Literal["valid", "test"] | None, opt.option("Evaluate on this part: HR, NDCG and Pass@k of held-out items.")
     ] = None,
+    predictions: Annotated[
+        str | None,
+        opt.value("FILE", "With --evaluate: score these instead of a model: CSV, TSV or JSON Lines.", "--predictions"),
+    ] = None,
     baseline: Annotated[
         Literal["popular", "co-occurrence"] | None, opt.option("Recommend by counts instead of a model.")
     ] = None,
@@ -61,10 +65,13 @@ def main(
     exact: Annotated[bool, opt.option("Rank all items instead of a beam search; for small catalogues.", "--exact")] = False,
     no_trie: Annotated[bool, opt.option("Search without the trie; IDs that no item has are dropped.", "--no-trie")] = False,
     keep_seen: Annotated[bool, opt.option("Recommend items of the user's history, too.", "--keep-seen")] = False,
-    titles: Annotated[str | None, opt.value("FILE", "With --json: titles of items, CSV or RecBole .item.")] = None,
+    titles: Annotated[str | None, opt.value("FILE", "Titles beside the items of --json, --csv and --parquet.")] = None,
     columns: opt.Columns = None,
+    split: opt.Split = None,
     shard: opt.Shard = None,
     as_json: opt.AsJson = False,
+    as_csv: Annotated[bool, opt.option("Write CSV, a row an item.", "--csv")] = False,
+    as_parquet: Annotated[bool, opt.option("Write parquet, a row an item.", "--parquet")] = False,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     seed: opt.Seed = 0,
@@ -75,6 +82,8 @@ def main(
     a note says so. Scores are log-probabilities. --evaluate ranks all items for each held-out interaction and prints HR, NDCG
     and Pass@k. The ranks of mpiexec or srun share the users; results do not depend on how many ranks there are.
     """
+    from kvtools.artifact.row_tables import write_rows
+    from kvtools.onerec.interactions.split import parse_split
     from kvtools.onerec.interactions.stream import roles
     from kvtools.onerec.recommend.evaluate import report_lines
     from kvtools.onerec.recommend.recgen import RecgenRun
@@ -85,9 +94,24 @@ def main(
     world = run.world
     alone = {"--exact": exact, "--no-trie": no_trie, "--blend": blend is not None}
     of_models = {"--table": table is not None, "--sure": sure, **alone}
+    forms = [name for name, is_given in (("--json", as_json), ("--csv", as_csv), ("--parquet", as_parquet)) if is_given]
+    others = {"--model": bool(models), "--baseline": baseline is not None}
     not_evaluated = {"--users": users, "--shard": shard, "--titles": titles, "-o": None if run.output == "-" else run.output}
     opt.refuse_if(
-        (not models and baseline is None, "--model is missing. Give a model from kvtools pretrain onerec, or --baseline."),
+        (
+            not models and baseline is None and predictions is None,
+            "--model is missing. Give a model from kvtools pretrain onerec, or --baseline.",
+        ),
+        (predictions is not None and evaluate is None, "--predictions is of use only with --evaluate. Give --evaluate test."),
+        *(
+            (predictions is not None and is_given, f"--predictions cannot be combined with {name}. Drop one of them.")
+            for name, is_given in {**others, **of_models}.items()
+        ),
+        (len(forms) > 1, f"{' and '.join(forms)} are different forms of output. Give one of them."),
+        (
+            evaluate is not None and (as_csv or as_parquet),
+            f"{forms[-1] if forms else ''} cannot be combined with --evaluate. Give --json, or leave it out.",
+        ),
         (models and baseline is not None, f"--model cannot be combined with --baseline {baseline}. Drop one of them."),
         (len(models or []) > 1 and evaluate is None, "several --model are allowed only with --evaluate. Give one of them."),
         (baseline is not None and items is None, f"--baseline {baseline} needs a catalogue. Give --items IDS."),
@@ -108,7 +132,7 @@ def main(
             )
             for name, value in not_evaluated.items()
         ),
-        (titles is not None and not as_json, "--titles is allowed only with --json. Give --json, or leave it out."),
+        (titles is not None and not forms, "--titles is allowed only with --json, --csv or --parquet. Give one of them."),
         *(
             (
                 baseline is not None and is_given,
@@ -117,7 +141,8 @@ def main(
             for name, is_given in of_models.items()
         ),
     )
-    run.refuse_shared_stdin(interactions, items, table, titles, users, *(models or []))
+    parse_split(split)
+    run.refuse_shared_stdin(interactions, items, table, titles, users, predictions, *(models or []))
     weight = _blend_weight(blend or "0")
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
     run.refuse_existing()
@@ -130,12 +155,14 @@ def main(
         within=within, exclude_seen=not keep_seen, blend=weight, seed=seed,
     )  # fmt: skip
     recgen = RecgenRun(
-        interactions, roles(columns or []), items, table, options, world, device=torch_device, dtype=DTYPES[precision],
-        log=run.info, report=run.warn, strict=run.strict, verbose=run.verbose, quiet=run.quiet,
+        interactions, roles(columns or []), items, table, options, world, split=split, device=torch_device,
+        dtype=DTYPES[precision], log=run.info, report=run.warn, strict=run.strict, verbose=run.verbose, quiet=run.quiet,
     )  # fmt: skip
     is_auto = blend == "auto"
     if evaluate is not None:
-        figures = [recgen.evaluate(model, baseline, evaluate, calibrate=is_auto) for model in models or [""]]
+        figures = [
+            recgen.evaluate(model, baseline, evaluate, calibrate=is_auto, predictions=predictions) for model in models or [""]
+        ]
         for line in report_lines(figures, as_json=as_json) if world.is_root else []:
             typer.echo(line)
         return recgen.code
@@ -145,6 +172,10 @@ def main(
     if as_json or not world.is_root:  # every rank takes part, and rank 0 alone gets recommendations
         for recommendation in recommendations:
             run.print_json(recommendation.to_json(names))
+    elif as_csv or as_parquet:
+        rows = (row for recommendation in recommendations for row in recommendation.rows(names))
+        columns_of = {"user": str, "rank": int, "item": str, **({"title": str} if names is not None else {}), "score": float}
+        write_rows(run.sink(is_text=as_csv), rows, columns_of, form="csv" if as_csv else "parquet")
     else:
         with run.writer("recommendation", before=recgen.history) as writer:
             for recommendation in recommendations:

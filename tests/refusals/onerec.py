@@ -34,6 +34,9 @@ def furnish():
         "untitled.csv": "item_id,price\n1,2\n",
         "words.txt": "one two\nthree four\n",
         "numbers.json": json.dumps({str(n): ["a"] for n in range(4)}),
+        "unpredicted.csv": "user_id,item_id\n1,2\n",
+        "empty.jsonl": '{"user": 1}\n',
+        "clicks.txt": "u1 i1 i2 i3\nu2 i4 i5 i6\n",
         "silent.json": json.dumps({str(n): [] for n in range(4)}),
         "strangers.json": json.dumps({"x": ["a", "b"], "y": ["a"]}),
         "pipes.csv": "user|item|time\n1|2|3\n",
@@ -236,6 +239,15 @@ kvtools recgen --model shop.model strange.csv
 kvtools recgen --model shop.model --evaluate test single.csv
 kvtools recgen --model shop.model --blend auto single.csv
 kvtools recgen --model shop.model --users empty-list.txt clicks.csv
+kvtools recgen --predictions shop.csv clicks.csv
+kvtools recgen --predictions shop.csv --model shop.model --evaluate test clicks.csv
+kvtools recgen --predictions unpredicted.csv --evaluate test clicks.csv
+kvtools recgen --predictions words.txt --evaluate test clicks.csv
+kvtools recgen --predictions empty.jsonl --evaluate test clicks.csv
+kvtools recgen --model shop.model --json --csv clicks.csv
+kvtools recgen --model shop.model --evaluate test --csv clicks.csv
+kvtools recgen --model shop.model --split time:0.9 clicks.csv
+kvtools recgen --model shop.model --split time:0.8,0.1 clicks.txt
 kvtools recgen --model shop.model --users nowhere.txt clicks.csv
 kvtools recgen --model shop.model --titles untitled.csv --json clicks.csv
 kvtools recgen --model shop.model clicks.kvs --column time=timestamp

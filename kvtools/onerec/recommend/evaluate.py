@@ -9,6 +9,7 @@ Legend: B queries, U users, K recommendations.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from kvtools.onerec.recommend.recommend import Recommender
 from kvtools.world import World
 
 PASS_AT = (1, 8, 32, 128, 512)
-LONGEST = 20  # items, of HR and NDCG
+CUTOFFS = (5, 10, 20)  # of HR and NDCG
 _N_WEIGHTS = 21  # weights of a blend that are tried, from 0 to 1
 
 Recommend = Callable[[Query], Recommendations]
@@ -43,13 +44,19 @@ def over_ranks(
         yield query.take(slice(first, first + len(items))), gathered
 
 
+def cutoffs(k: int) -> tuple[int, ...]:
+    """Where HR and NDCG are cut off: at the usual places, and at k."""
+    return tuple(sorted({*CUTOFFS, k}))
+
+
 def evaluate(
-    query: Query, targets: np.ndarray, id_of_item: np.ndarray, k: int, recommended: Iterable[tuple[Query, Recommendations]]
-) -> tuple[dict[str, Any], int]:
+    query: Query, targets: np.ndarray, id_of_item: np.ndarray, k: int, recommended: Iterable[tuple[Query, Recommendations]], *,
+    at: Sequence[int] = CUTOFFS,
+) -> tuple[dict[str, Any], int]:  # fmt: skip
     """The figures that scripts rely on, `pass@n` for n up to k, and the number of queries whose best items are proven.
 
     targets: int32 (B,), the held-out items; queries of one user follow one another. id_of_item: int64 (N,). recommended: as
-    `over_ranks` gives it.
+    `over_ranks` gives it. at: the cutoffs of HR and NDCG.
     """
     item_ranks, id_ranks, lists, done = [], [], [], 0
     n_legal = n_beams = n_proven = 0
@@ -62,8 +69,8 @@ def evaluate(
         n_legal, n_beams = n_legal + top.n_legal, n_beams + top.n_beams
         n_proven, done = n_proven + int(top.is_proven.sum()), done + len(chunk)
     ranks, offsets = np.concatenate(item_ranks), np.append(np.flatnonzero(is_first), len(query))
-    figures: dict[str, Any] = {"users": len(offsets) - 1, "held_out": len(query), **metrics.summary(ranks)}
-    figures |= {f"id_{name}": value for name, value in metrics.summary(np.concatenate(id_ranks)).items()}
+    figures: dict[str, Any] = {"users": len(offsets) - 1, "held_out": len(query), **metrics.summary(ranks, at)}
+    figures |= {f"id_{name}": value for name, value in metrics.summary(np.concatenate(id_ranks), at).items()}
     of_users = {"pass": metrics.pass_at_k}
     if len(offsets) <= len(targets):  # some user has several
         of_users |= {"position1_pass": metrics.position1_pass_at_k, "recall": metrics.recall_at_k}
@@ -103,11 +110,11 @@ def report_lines(figures: Sequence[dict[str, Any]], *, as_json: bool) -> list[st
 
 def as_table(lines: Sequence[dict[str, Any]]) -> list[str]:
     """The figures for people: a line a model or baseline."""
-    names = ["hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20"]
+    names = [name for name in lines[0] if re.fullmatch(r"(hr|ndcg)@[0-9]+", name)]
     rows = [["", "users", *names, "legal", "s"]]
     for line in lines:
         figures = [f"{line[name]:.4f}" for name in names]
-        title = str(line.get("model") or line["baseline"])
+        title = str(line.get("model") or line.get("baseline") or line["predictions"])
         seconds = f"{line['seconds']:.1f}" if "seconds" in line else ""
         rows.append([title, f"{line['users']:,}", *figures, f"{line['legal_share']:.4f}", seconds])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

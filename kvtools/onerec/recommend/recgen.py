@@ -20,6 +20,8 @@ from kvtools.errors import Corrupt
 from kvtools.onerec.interactions.features import FeatureEncoder, join_catalogue
 from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID
+from kvtools.onerec.interactions.pair_hashes import pair_hashes
+from kvtools.onerec.interactions.split import with_split
 from kvtools.onerec.interactions.stream import open_interactions
 from kvtools.onerec.interactions.user_list import read_user_list
 from kvtools.onerec.interactions.users import Users, Vocabulary, open_users
@@ -27,11 +29,13 @@ from kvtools.onerec.items.catalogue import read_titles
 from kvtools.onerec.model.batching import Batcher
 from kvtools.onerec.recommend import evaluate as evaluation
 from kvtools.onerec.recommend.evaluate import Recommend
+from kvtools.onerec.recommend.held_out_checks import HeldOutChecks, check_held_out
 from kvtools.onerec.recommend.item_counts import Baseline, ItemCounts
+from kvtools.onerec.recommend.predictions import read_predictions
 from kvtools.onerec.recommend.query import CHUNK, Query, Recommendations, held_out
 from kvtools.onerec.recommend.recommend import Recommender, SearchOptions
 from kvtools.onerec.run.checkpoint import Checkpoint
-from kvtools.onerec.semantic_ids.ids import SemanticIds
+from kvtools.onerec.semantic_ids.ids import SemanticIds, one_id_each
 from kvtools.progress import Ticker
 from kvtools.skipped import SkippedRows
 from kvtools.world import World, shard
@@ -56,6 +60,12 @@ class UserRecommendations:
         scores = [round(float(score), 6) for score in self.scores]
         return {"user": self.user, "items": self.items, **beside, "scores": scores, **self._fallback}
 
+    def rows(self, titles: Mapping[str, str] | None) -> Iterator[tuple[str | int | float, ...]]:
+        """A row an item, of user, rank from 1, item, title where they are given, and score."""
+        for rank, (item, score) in enumerate(zip(self.items, self.scores.tolist(), strict=True), start=1):
+            title = () if titles is None else (titles.get(item, ""),)
+            yield (self.user, rank, item, *title, round(score, 6))
+
     def to_record(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Tensors and fields of a `recommendation` record."""
         tensors = {"items": self.numbers.astype(np.int32), "scores": self.scores, "codes": self.codes.astype(np.int32)}
@@ -74,6 +84,8 @@ class _Source:
     histories: Histories
     recommend: Recommend
     fields: dict[str, Any]  # what an evaluation prints of it
+    trained_on: np.ndarray | None  # int64, sorted: hashes of its training pairs, where they are known
+    unmasked: Recommend | None = None  # the same without leaving out seen items, where both are to be evaluated
     is_bounded: bool = False  # whether it knows a bound on what its search missed
 
 
@@ -85,8 +97,8 @@ class RecgenRun:
 
     def __init__(
         self, src: str, columns: dict[str, str], items: str | None, table: str | None, options: SearchOptions, world: World, *,
-        device: str, dtype: torch.dtype, log: Callable[[str], None], report: Callable[[str], None], strict: bool,
-        verbose: bool, quiet: bool,
+        split: str | None, device: str, dtype: torch.dtype, log: Callable[[str], None], report: Callable[[str], None],
+        strict: bool, verbose: bool, quiet: bool,
     ) -> None:  # fmt: skip
         self._name = source_name(src)
         self._items, self._table, self._options, self._world = items or "", table, options, world
@@ -94,16 +106,24 @@ class RecgenRun:
         self._verbose, self._quiet = verbose, quiet or not world.is_root
         self.code = self.n_users = 0
         self._users_by_table: dict[tuple[Vocabulary, ...], Users] = {}  # a table may be stdin, which is read once
-        self._interactions, skipped, before = open_interactions(src, columns=columns)
+        read, skipped, before = open_interactions(src, columns=columns)
+        self._interactions = with_split(read, split, self._name)
+        # who gives the parts, or splits by time, leaves nothing to the order of rows
+        self._is_split_by_order = read.has_times and self._interactions.parts is None
         self.history: list[list[Step]] = [before]
         self._report(self._name, skipped)
 
-    def evaluate(self, model: str, baseline: Baseline | None, part: str, *, calibrate: bool) -> dict[str, Any]:
-        """The figures of a model or baseline on a part, `valid` or `test`. A collective."""
+    def evaluate(
+        self, model: str, baseline: Baseline | None, part: str, *, calibrate: bool, predictions: str | None = None
+    ) -> dict[str, Any]:
+        """The figures of a model, a baseline or predictions on a part, `valid` or `test`. A collective."""
         start = time.monotonic()
-        longest = evaluation.LONGEST
-        k = max(longest, *(n for n in evaluation.PASS_AT if n <= max(self._options.beam, longest)))
-        source = self._source(model, baseline, _with_k(self._options, k=k, certify=longest), calibrate=calibrate)
+        at = evaluation.cutoffs(self._options.k)
+        k = max(at[-1], *(n for n in evaluation.PASS_AT if n <= max(self._options.beam, at[-1])))
+        if predictions is None:
+            source = self._source(model, baseline, _with_k(self._options, k=k, certify=at[-1]), calibrate=calibrate)
+        else:
+            source = self._predictions(predictions)
         if calibrate and part != "test":
             self._log("--blend auto: the weight was chosen by the users that are evaluated, which flatters it. "
                       "Use --evaluate test.")  # fmt: skip
@@ -112,13 +132,18 @@ class RecgenRun:
             raise Corrupt(
                 f"{self._name}: there is no {part} interaction of a known item. Name the column by --column part=COL."
             )
+        checks = self._check_held_out(source, query)
         recommended = evaluation.over_ranks(query, self._world, source.recommend, self._ticker(len(query)))
-        figures, n_proven = evaluation.evaluate(query, targets, source.ids.trie.id_of_item, k, recommended)
+        figures, n_proven = evaluation.evaluate(query, targets, source.ids.trie.id_of_item, k, recommended, at=at)
+        if source.unmasked is not None:
+            recommended = evaluation.over_ranks(query, self._world, source.unmasked, self._ticker(len(query)))
+            unmasked, _ = evaluation.evaluate(query, targets, source.ids.trie.id_of_item, k, recommended, at=at)
+            figures |= {f"unmasked_{name}": unmasked[name] for n in at for name in (f"hr@{n}", f"ndcg@{n}")}
         self._log_unproven(len(query) - n_proven, len(query))
         if source.is_bounded:
             figures["sure_share"] = n_proven / len(query)
         about = {**source.fields, "part": part, "masked": self._options.exclude_seen}
-        return {**about, **figures, "seconds": round(time.monotonic() - start, 3)}
+        return {**about, **figures, **checks.to_json(), "seconds": round(time.monotonic() - start, 3)}
 
     def recommend(
         self, model: str, baseline: Baseline | None, users: str | None, part: str | None, *, calibrate: bool
@@ -183,7 +208,8 @@ class RecgenRun:
         recommender = Recommender(checkpoint, batcher, options, self._device, self._dtype)
         fields = {"model": model, "beam": options.beam, "sure": options.is_sure, "blend": options.blend}
         # the bound of a mixture is not known, and without the trie it would be one on IDs that no item has
-        return _Source(ids, histories, recommender.recommend, fields, is_bounded=options.use_trie and not options.blend)
+        is_bounded = options.use_trie and not options.blend
+        return _Source(ids, histories, recommender.recommend, fields, checkpoint.trained_on, is_bounded=is_bounded)
 
     def _baseline(self, baseline: Baseline, options: SearchOptions) -> _Source:
         ids = self._catalogue
@@ -196,7 +222,38 @@ class RecgenRun:
             numbers = np.where(items >= 0, ids.trie.id_of_item[items], -1)
             return Recommendations(items, scores, numbers, np.zeros(len(query), bool))
 
-        return _Source(ids, histories, recommend, {"baseline": baseline})
+        trained_on = np.unique(pair_hashes(histories, ids.keys)[histories.parts == TRAIN])
+        return _Source(ids, histories, recommend, {"baseline": baseline}, trained_on)
+
+    def _predictions(self, src: str) -> _Source:
+        """Predictions over the items of the catalogue, or of the interactions where there is none."""
+        read, skipped = read_predictions(src)
+        self._report(source_name(src), skipped)
+        ids = self._catalogue if self._items else one_id_each(self._interactions.item_keys)
+        histories = self._join(ids, self._items, None)
+        users = histories.user_keys[np.diff(histories.offsets) > 0].tolist()
+        n_lacking = sum(user not in read.row_of for user in users)
+        n_others = len(read.row_of) - (len(users) - n_lacking)
+        if n_lacking or n_others:
+            self._log(f"{source_name(src)}: {n_lacking:,} of {len(users):,} users have no prediction and count as missed; "
+                      f"{n_others:,} users of it have no interactions.")  # fmt: skip
+        masked, unmasked = (
+            read.recommend(histories, ids.keys, ids.trie.id_of_item, exclude_seen=exclude_seen)
+            for exclude_seen in (True, False)
+        )
+        if not self._options.exclude_seen:
+            return _Source(ids, histories, unmasked, {"predictions": src}, None)
+        return _Source(ids, histories, masked, {"predictions": src}, None, unmasked)
+
+    def _check_held_out(self, source: _Source, query: Query) -> HeldOutChecks:
+        """What to know of the held-out interactions, told on rank 0."""
+        hashes = pair_hashes(source.histories, source.ids.keys)
+        checks = check_held_out(source.histories, query, hashes, source.trained_on, has_times=self._is_split_by_order)
+        for line in checks.warnings(self._name):
+            self._report_line(line)
+        for line in checks.notes(self._name, exclude_seen=self._options.exclude_seen):
+            self._log(line)
+        return checks
 
     @cached_property
     def _catalogue(self) -> SemanticIds:

@@ -15,6 +15,8 @@ from kvtools.artifact.state import lock_folder, state_folder
 from kvtools.artifact.training_log import TrainingLog
 from kvtools.chance import seed_for
 from kvtools.errors import Corrupt
+from kvtools.onerec.interactions.log import TRAIN
+from kvtools.onerec.interactions.pair_hashes import pair_hashes
 from kvtools.onerec.interactions.stream import roles
 from kvtools.onerec.recommend.recommend import ItemGivenId
 from kvtools.onerec.rl import data
@@ -244,12 +246,18 @@ class _PolicyRun:
             self._run.info(f"{len(held_out.prompts)} held-out users: {told}; gain {mean:.3g}, 95 % interval {spread}.")
         return figures
 
+    def _trained_on(self) -> np.ndarray | None:
+        """The hashes of the pairs that the model and its policy were trained on."""
+        before, histories = self._checkpoint.trained_on, self._source.histories
+        here = pair_hashes(histories, self._checkpoint.ids.keys)[histories.parts == TRAIN]
+        return None if before is None else np.union1d(before, here)
+
     def _save(self, policy: torch.nn.Module, trainer: Trainer, figures: dict[str, Any]) -> None:
         run, before = self._run, self._checkpoint
         policy.eval().cpu()
         checkpoint = Checkpoint(
             before.model, before.ids, before.encoder, before.user_vocabularies, before.counts, before.pathways,
-            self._recipe.to_json(), seed=before.seed,
+            self._recipe.to_json(), seed=before.seed, trained_on=self._trained_on(),
         )  # fmt: skip
         checkpoint.save(
             run.sink(),

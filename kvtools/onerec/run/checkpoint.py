@@ -43,6 +43,7 @@ class Checkpoint:
     recipe: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     seed: int = 0  # of the clusters of the lifelong pathway
+    trained_on: np.ndarray | None = None  # int64, sorted: hashes of the training pairs; None of an earlier version's model
 
     @classmethod
     def open(cls, src: str) -> "Checkpoint":
@@ -70,6 +71,8 @@ class Checkpoint:
             "counts.near.indices": cooccurrence.damped_II.indices.astype(np.int32),
             "counts.near.indptr": cooccurrence.damped_II.indptr.astype(np.int64),
         }
+        if self.trained_on is not None:
+            tensors["counts.trained_on"] = self.trained_on
         fields = {
             "system": _SYSTEM,
             "architecture": self.model.config.to_json(),
@@ -114,7 +117,10 @@ def _read(bag: Bag, name: str) -> Checkpoint:
     counts = ItemCounts(np.array(tensors["counts.popularity"]), np.array(tensors["counts.latest"]), cooccurrence)
     model.eval()
     seed = int(fields.get("seed", fields["config"].get("seed", 0)))
-    return Checkpoint(model, ids, encoder, vocabularies, counts, fields["pathways"], fields["config"], bag.history, seed)
+    trained_on = np.array(tensors["counts.trained_on"]) if "counts.trained_on" in tensors else None
+    return Checkpoint(
+        model, ids, encoder, vocabularies, counts, fields["pathways"], fields["config"], bag.history, seed, trained_on
+    )
 
 
 def _require_shapes(tensors: Mapping[str, np.ndarray], expected: Mapping[str, torch.Tensor], name: str) -> None:

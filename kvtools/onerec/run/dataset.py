@@ -16,6 +16,7 @@ from kvtools.chance import rng_for
 from kvtools.onerec.interactions.features import FeatureEncoder
 from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import TRAIN, VALID
+from kvtools.onerec.interactions.pair_hashes import pair_hashes
 from kvtools.onerec.interactions.users import Users
 from kvtools.onerec.model.batching import Batcher, HistoryRows
 from kvtools.onerec.model.config import ModelConfig
@@ -40,6 +41,7 @@ class TrainingSet:
     batcher: Batcher
     rows: HistoryRows
     validation: ValidationSet | None
+    trained_on: np.ndarray  # int64, sorted: hashes of the pairs of users and items
 
     @property
     def n_targets(self) -> int:
@@ -79,7 +81,8 @@ def build_training_set(
     batcher = batcher_of(learnt, neighbours=neighbours)
     validation = _validation_set(counts, batcher_of(histories), ids, n_valid) if n_valid else None
     rows = batcher.training_rows(learnt.parts == TRAIN)
-    return TrainingSet(config, pathways, counts, histories, batcher, rows, validation)
+    trained_on = np.unique(pair_hashes(histories, ids.keys)[is_train])
+    return TrainingSet(config, pathways, counts, histories, batcher, rows, validation, trained_on)
 
 
 def _choose_pathways(

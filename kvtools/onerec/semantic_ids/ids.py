@@ -111,4 +111,9 @@ class SemanticIds:
         return np.asarray(sum(self.codebooks_LKD[level][self.codes_NS[:, level]] for level in levels), np.float32)
 
 
+def one_id_each(keys: np.ndarray) -> SemanticIds:
+    """IDs of one code for items that have none: the number of each. keys: strings (N,)."""
+    return SemanticIds(keys, np.arange(len(keys), dtype=np.int32)[:, None], np.zeros((1, len(keys), 1), np.float32))
+
+
 _REMAKE = "Make the IDs again with kvtools semid-build."

@@ -96,7 +96,9 @@ def main(
     of_models = {"--table": table is not None, "--sure": sure, **alone}
     forms = [name for name, is_given in (("--json", as_json), ("--csv", as_csv), ("--parquet", as_parquet)) if is_given]
     others = {"--model": bool(models), "--baseline": baseline is not None}
-    not_evaluated = {"--users": users, "--shard": shard, "--titles": titles, "-o": None if run.output == "-" else run.output}
+    given = {"--users": users, "--shard": shard, "--titles": titles, "-o": None if run.output == "-" else run.output}
+    not_evaluated = [f"{name} {value}" for name, value in given.items() if value is not None]
+    not_evaluated += [form for form in forms if form != "--json"]
     opt.refuse_if(
         (
             not models and baseline is None and predictions is None,
@@ -108,10 +110,6 @@ def main(
             for name, is_given in {**others, **of_models}.items()
         ),
         (len(forms) > 1, f"{' and '.join(forms)} are different forms of output. Give one of them."),
-        (
-            evaluate is not None and (as_csv or as_parquet),
-            f"{forms[-1] if forms else ''} cannot be combined with --evaluate. Give --json, or leave it out.",
-        ),
         (models and baseline is not None, f"--model cannot be combined with --baseline {baseline}. Drop one of them."),
         (len(models or []) > 1 and evaluate is None, "several --model are allowed only with --evaluate. Give one of them."),
         (baseline is not None and items is None, f"--baseline {baseline} needs a catalogue. Give --items IDS."),
@@ -125,13 +123,7 @@ def main(
             as_json and run.output != "-",
             f"--json prints on stdout and cannot be combined with -o {run.output}. Drop one of them.",
         ),
-        *(
-            (
-                evaluate is not None and value is not None,
-                f"{name} {value} cannot be combined with --evaluate. Drop one of them.",
-            )
-            for name, value in not_evaluated.items()
-        ),
+        *((evaluate, f"{option} cannot be combined with --evaluate. Drop one of them.") for option in not_evaluated),
         (titles is not None and not forms, "--titles is allowed only with --json, --csv or --parquet. Give one of them."),
         *(
             (

@@ -33,6 +33,7 @@ from kvtools.train.resume import train_state
 from kvtools.world import World
 
 N_PROMPTS, N_ANSWERS, N_PROMPT, N_NEW, VOCABULARY = 8, 8, 64, 128, 320
+CHUNK = 8  # prompts that grow together: the default of rl grpo for 8 answers a prompt
 LANGUAGE = LanguageConfig(256, 768, 4, 4, 2, 64, vocabulary=VOCABULARY, tied=True)
 
 
@@ -61,7 +62,7 @@ def ours(n_steps):
     sampler = Sampler(model, FixedPrompts(), rewards, SamplingPlan(N_ANSWERS, N_NEW, overlong="keep"))
     prompts = [Prompt(str(n), {"messages": []}) for n in range(N_PROMPTS)]
     task = GrpoTask(
-        model, sampler, sampler, prompts, [], {}, PolicyConfig(), None, batch=N_PROMPTS, row_tokens=4096,
+        model, sampler, sampler, prompts, [], {}, PolicyConfig(), None, batch=N_PROMPTS, chunk=CHUNK, row_tokens=4096,
         trains=frozenset({"decoder"}), world=World(), seed=0, in_dtype=contextlib.nullcontext,
     )  # fmt: skip
     plan = Plan(epochs=n_steps, n_steps=n_steps, lr=1e-5, warmup=0)

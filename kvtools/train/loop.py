@@ -2,7 +2,8 @@
 
 A task brings batches and a loss. The batch of a step does not depend on the number of ranks or microbatches: a step is cut
 into microbatches, rank r takes every size-th of them, and gradients are added in rank order, so that all ranks hold the same
-weights to the bit; other numbers of ranks differ by the rounding of sums, and, with dropout, by its draw for each microbatch.
+weights to the bit; other numbers of ranks differ by the rounding of sums, unless the plan adds in order, and, with dropout, by
+its draw for each microbatch.
 Parameters that want no gradient when a run is made get none: they are kept as they are.
 
 Random numbers come from (seed, step, microbatch), never from a generator's state, so that a resumed run equals an uninterrupted
@@ -91,6 +92,7 @@ class Plan:
     patience: int = 0  # epochs without a better score until the run ends; 0: never
     save_every: int = 0  # steps between states saved within an epoch, for what gives no warning; 0: none
     validates_first: bool = False  # whether the weights that the run begins with are validated too, and may be the best
+    adds_in_order: bool = False  # whether gradients are added as one rank would: an exchange a microbatch, not a step
     lr_factors: dict[str, float] = field(default_factory=dict)  # prefix of names -> factor of the rate; the longest that fits
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -125,6 +127,7 @@ class Trainer:
         groups = _parameter_groups(task.model, plan)
         self._optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=True)
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
+        self._adds_in_order = plan.adds_in_order and world.size > 1
         self._schedule = LrSchedule(plan.lr, plan.n_steps, plan.warmup, plan.lr_schedule)
 
     def resume(self, *, start_over: bool) -> bool:
@@ -199,17 +202,28 @@ class Trainer:
         own = slice(self._world.rank, None, self._world.size)
         microbatches = self.task.microbatches(batch, max(self.plan.n_microbatches, self._world.size), own)
         sums: dict[str, float] = {"count": 0.0, "tokens": 0.0, "flops": 0.0}
-        for number in range(len(microbatches))[own]:
-            torch.manual_seed(seed_for(self.plan.seed, "step", self.progress.step, number))
-            with torch.autocast(torch.device(self._device).type, DTYPES[self.plan.dtype], enabled=self.plan.dtype != "float32"):
-                loss = self.task.loss(microbatches[number])
-            loss.total.backward()  # type: ignore[no-untyped-call]
-            for name, value in {"count": loss.count, "tokens": loss.tokens, "flops": loss.flops, **loss.logged}.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+        summed: np.ndarray | None = None
+        for begin in range(0, len(microbatches), self._world.size):
+            number = begin + self._world.rank
+            if number < len(microbatches):
+                loss = self._loss(microbatches[number], number)
+                loss.total.backward()  # type: ignore[no-untyped-call]
+                for name, value in {"count": loss.count, "tokens": loss.tokens, "flops": loss.flops, **loss.logged}.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+            if self._adds_in_order:
+                summed = self._sum_of_ranks(summed)
+        if summed is not None:
+            self._set_gradients(summed)
         # ranks without a microbatch know no names; rank 0 always has one
         names = self._world.broadcast(sorted(sums))
         totals = self._world.sum_array(np.array([sums.get(name, 0.0) for name in names])).tolist()
         return dict(zip(names, totals, strict=True))
+
+    def _loss(self, microbatch: Any, number: int) -> Loss:
+        """The loss of a step's microbatch of that number."""
+        torch.manual_seed(seed_for(self.plan.seed, "step", self.progress.step, number))
+        with torch.autocast(torch.device(self._device).type, DTYPES[self.plan.dtype], enabled=self.plan.dtype != "float32"):
+            return self.task.loss(microbatch)
 
     def _update(self, batch: Any, sums: dict[str, float], count: float) -> dict[str, float]:
         """Step the optimiser by the mean gradient over all ranks; returns the metrics."""
@@ -231,17 +245,34 @@ class Trainer:
 
     def _average_gradients(self, count: float) -> None:
         """Sum the gradients over microbatches and ranks, in rank order, and divide by the count of all."""
+        gradients = self._gradients()
+        if self._world.size > 1 and not self._adds_in_order:
+            self._set_gradients(self._sum_of_ranks(None))
+        for gradient in gradients:
+            gradient.div_(count)
+
+    def _gradients(self) -> list[Tensor]:
+        """The gradients of all parameters, zeros where there was none."""
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        if self._world.size > 1:
-            flat = np.concatenate([gradient.detach().cpu().float().numpy().reshape(-1) for gradient in gradients])
-            summed = torch.split(torch.from_numpy(self._world.sum_array(flat)), [gradient.numel() for gradient in gradients])
-            for gradient, total in zip(gradients, summed, strict=True):
-                gradient.copy_(total.view_as(gradient))
+        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+
+    def _sum_of_ranks(self, before: np.ndarray | None) -> np.ndarray:
+        """What is given and then the gradients of each rank, added one after the other, float32; rank's own become 0."""
+        gradients = self._gradients()
+        flat = np.concatenate([gradient.detach().cpu().float().numpy().reshape(-1) for gradient in gradients])
         for gradient in gradients:
-            gradient.div_(count)
+            gradient.zero_()
+        if before is not None and self.is_root:
+            flat += before
+        return np.asarray(self._world.sum_array(flat))
+
+    def _set_gradients(self, flat: np.ndarray) -> None:
+        gradients = self._gradients()
+        parts = torch.split(torch.from_numpy(flat), [gradient.numel() for gradient in gradients])
+        for gradient, total in zip(gradients, parts, strict=True):
+            gradient.copy_(total.view_as(gradient))
 
     def _validate(self) -> dict[str, float] | None:
         """Metrics of the validation on rank 0, the same on all ranks; keeps the weights where its score is the best so far."""

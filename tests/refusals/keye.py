@@ -372,7 +372,7 @@ kvtools.keye.model.positions.mrope_positions(np.array([1, 49]), 48, 49, [(1, 2, 
 kvtools.keye.model.positions.mrope_positions(np.array([1, 49]), 48, 49, [(1, 2, 2)], [np.zeros(2)])
 kvtools.keye.model.positions.mrope_positions(np.array([1, 49]), 48, 49, [(1, 4, 4)], [np.zeros(1)])
 kvtools.keye.model.positions.mrope_positions(np.array([49, 49]), 48, 49, [(1, 2, 2)], [np.zeros(1)])
-kvtools.keye.model.generate.log_probabilities(keye(), row([1, 2], [1, 1]))
+kvtools.keye.model.log_probs.log_probabilities(keye(), row([1, 2], [1, 1]))
 kvtools.keye.data.frames.spliced([])
 kvtools.keye.quiz.orders.orders(2, 8, np.random.default_rng(0))
 kvtools.keye.data.media.Media().fetch({{"type": "image", "image": 3}})

@@ -16,8 +16,9 @@ from kvtools.keye.data.media import Media
 from kvtools.keye.data.packing import collate
 from kvtools.keye.data.processor import Processor
 from kvtools.keye.model import generate as generation
-from kvtools.keye.model.generate import generate, log_probabilities, with_answer
+from kvtools.keye.model.generate import generate, with_answer
 from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.log_probs import log_probabilities
 from kvtools.keye.rl.grpo import GrpoTask, PolicyConfig
 from kvtools.keye.rl.prompts import Prompt
 from kvtools.keye.rl.rewards import Rewards, Rule
@@ -178,12 +179,12 @@ def test_rollouts_of_agentic_prompts_run_their_code_and_learn_what_was_drawn(key
         processor = Processor.for_model(keye.config, template, media)
         sampler = Sampler(keye, processor, rewards, SamplingPlan(2, 320, overlong="keep"), sandbox)
         task = GrpoTask(
-            keye, sampler, sampler, prompts, [], {}, PolicyConfig(), None, batch=2, row_tokens=4096,
+            keye, sampler, sampler, prompts, [], {}, PolicyConfig(), None, batch=2, chunk=4, row_tokens=4096,
             trains=frozenset({"decoder"}), world=World(), seed=0, in_dtype=nullcontext,
         )  # fmt: skip
         rows = task.microbatches(next(task.epoch(0)), 1, slice(None))
         losses = [task.loss(row) for row in rows]
-    by_key = {group.prompt.key: group for group in task._groups}
+    by_key = {group.prompt.key: group for groups in task._chunks for group in groups}
     assert by_key["q"].texts[0].startswith(f"{CROP}\n<sandbox_output>{PICTURE}</sandbox_output>And <code>")
     assert "<sandbox_output>" not in by_key["p"].texts[0], "its code is text"
     assert task.figures["runs"] == 1

@@ -10,7 +10,7 @@ segment, C cached tokens.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,16 @@ class _Batch:
 
 
 @dataclass(frozen=True)
+class _Whole:
+    """Segments that continue others, each written out after a copy of what it continues, E tokens in all. tokens_E: where each
+    of them stands in the row. restore_S: where each token of the row stands among them."""
+
+    segments: "Segments"
+    tokens_E: Tensor
+    restore_S: Tensor
+
+
+@dataclass(frozen=True)
 class Segments:
     """How a row of n_tokens falls into segments; made once a forward, used in every layer."""
 
@@ -39,6 +49,7 @@ class Segments:
     n_tokens: int
     batches: tuple[_Batch, ...]
     restore_S: Tensor | None  # index of each token's result among those of the batches; None where they are in order
+    whole: "_Whole | None" = None
 
     @property
     def lengths(self) -> list[int]:
@@ -73,9 +84,37 @@ class Segments:
         is_in_order = bool((order_S[1:] > order_S[:-1]).all())
         return cls(starts, n_tokens, tuple(batches), None if is_in_order else order_S.argsort().to(device))
 
+    def continuing(self, prompts: Sequence[int], device: torch.device | str = "cpu") -> "Segments":
+        """The same segments, of which each also attends to its prompt, an earlier segment without one: int (G,), -1 for none.
+        Attention within a prompt is computed once a segment that continues it; all else once. Raises ValueError for others."""
+        ends = (*self.starts[1:], self.n_tokens)
+        if len(prompts) != len(ends) or not all(
+            prompt == -1 or (0 <= prompt < number and prompts[prompt] == -1) for number, prompt in enumerate(prompts)
+        ):
+            raise ValueError(f"prompts are {list(prompts)[:8]}, and each of {len(ends)} segments needs an earlier one, or -1")
+        continued = set(prompts)
+        tokens: list[Tensor] = []
+        starts, n_whole = [], 0
+        restore_S = torch.empty(self.n_tokens, dtype=torch.long)
+        for number, (start, end, prompt) in enumerate(zip(self.starts, ends, prompts, strict=True)):
+            if number in continued:
+                continue  # it is computed with the first that continues it
+            parts = [] if prompt < 0 else [torch.arange(self.starts[prompt], ends[prompt])]
+            row = torch.cat([*parts, torch.arange(start, end)])
+            restore_S[row] = torch.arange(n_whole, n_whole + len(row))
+            starts.append(n_whole)
+            n_whole += len(row)
+            tokens.append(row)
+        whole = _Whole(Segments.of(starts, n_whole, device), torch.cat(tokens).to(device), restore_S.to(device))
+        return replace(self, whole=whole)
+
 
 def attend(q_SHX: Tensor, k_SKX: Tensor, v_SKX: Tensor, segments: Segments, *, is_causal: bool) -> Tensor:
     """Attention of each token to its own segment, (S, H, X). H a multiple of K: neighbouring heads share keys and values."""
+    if segments.whole is not None:
+        whole = segments.whole
+        q_EHX, k_EKX, v_EKX = (x.index_select(0, whole.tokens_E) for x in (q_SHX, k_SKX, v_SKX))
+        return attend(q_EHX, k_EKX, v_EKX, whole.segments, is_causal=is_causal).index_select(0, whole.restore_S)
     parts = []
     for batch in segments.batches:
         q_GHLX, k_GKLX, v_GKLX = (_gather(x, batch) for x in (q_SHX, k_SKX, v_SKX))

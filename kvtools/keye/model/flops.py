@@ -19,11 +19,13 @@ from kvtools.keye.model.config import ModelConfig, TextConfig, VisionConfig
 
 @dataclass(frozen=True)
 class RowShape:
-    """What the cost of a row depends on: lengths of segments, grids (frames, rows, columns), the number of targets."""
+    """What the cost of a row depends on: lengths of segments, grids (frames, rows, columns), the number of targets. n_before:
+    tokens of the prompt that each segment continues, all 0 where it is empty."""
 
     lengths: Sequence[int]
     grids: Sequence[Sequence[int]]
     n_targets: int
+    n_before: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def row_flops(config: ModelConfig, row: RowShape) -> Flops:
     q_width = language.heads * language.head_dim
     kv_width = language.kv_heads * language.head_dim
     n_weights = language.width * (2 * q_width + 2 * kv_width + 3 * language.hidden)
-    n_pairs = sum(n * n for n in row.lengths)
+    n_before = row.n_before or [0] * len(row.lengths)
+    n_pairs = sum(n * (n + 2 * before) for n, before in zip(row.lengths, n_before, strict=True))
     decoder, pairs = (float(language.layers * flops) for flops in (2 * n_tokens * n_weights, 2 * n_pairs * q_width))
     head = 2.0 * row.n_targets * language.vocabulary * language.width
     return Flops(patches, tower, float(projector), decoder, pairs, head)

@@ -11,15 +11,16 @@ Legend: S tokens of a row, D width, V vocabulary, M visual tokens, B answers tha
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from kvtools.chance import rng_for
-from kvtools.keye.model.inputs import Example, PackedRow, Visual
+from kvtools.keye.model.decode import Decoding, DecodingWeights
+from kvtools.keye.model.inputs import Example, Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.language import KVCache
 from kvtools.keye.model.sampling import SampledTokens, SamplingConfig, sample_tokens
@@ -30,7 +31,6 @@ OnInsert = Callable[[str, int, Sequence[int]], "Insertion | None"]  # the same, 
 
 _BUDGET = 1 << 16  # tokens: 10 GB of keys and values of the 8b size in bfloat16, 0.15 GB of tiny in float32
 _DROPPED = 8  # an eighth of a batch: dropping ended answers copies the cache, so it waits until there are some
-_CHUNK_LOGITS = 1 << 24  # 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -130,36 +130,6 @@ def with_answer(prompt: Example, answer: Answer) -> Example:
     )
 
 
-def log_probabilities(model: Keye, row: PackedRow, *, everywhere: bool = False) -> Tensor:
-    """Log-probability of each target of a packed row given the tokens before it, float32 (S,), with gradients; 0 elsewhere.
-
-    everywhere: of all tokens but the first of each conversation, targets or not. Logits exist for a chunk of targets at a time,
-    and are computed again for gradients. Raises ValueError for a target that begins a conversation.
-    """
-    device = model.output_VD.device
-    is_first_S = np.zeros(len(row), bool)
-    is_first_S[row.segments] = True
-    is_scored_S = ~is_first_S if everywhere else row.targets.astype(bool)
-    if (is_scored_S & is_first_S).any():
-        raise ValueError("the first token of a conversation is a target, and no token stands before it")
-    tokens_S = torch.tensor(row.tokens, dtype=torch.long, device=device)
-    hidden_SD = model.encode_row(row)
-    scored = torch.from_numpy(np.flatnonzero(is_scored_S)).to(device)
-    n_chunk = max(1, _CHUNK_LOGITS // model.config.language.vocabulary)
-    parts = [
-        checkpoint(_token_logprobs, model, hidden_SD[index - 1], tokens_S[index], use_reentrant=False)
-        for index in torch.split(scored, n_chunk)
-    ]
-    zeros_S = hidden_SD.new_zeros(len(row), dtype=torch.promote_types(hidden_SD.dtype, torch.float32))
-    return zeros_S.index_copy(0, scored, torch.cat(parts))
-
-
-def _token_logprobs(model: Keye, hidden_SD: Tensor, tokens_S: Tensor) -> Tensor:
-    logits_SV = model.logits(hidden_SD)
-    wide_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
-    return wide_SV.gather(1, tokens_S[:, None])[:, 0] - wide_SV.logsumexp(1)
-
-
 @dataclass(frozen=True)
 class _Prefilled:
     """Prompts that have been read: their keys and values, the hidden state of each one's last token, its next position."""
@@ -194,6 +164,21 @@ class _GrowingAnswer:
 
 
 @dataclass(frozen=True)
+class _UnequalGrowth:
+    """Answers of any lengths, with a cache of all tokens of each: `Decoding`, where something is inserted."""
+
+    model: Keye
+    cache: KVCache
+
+    def select(self, rows: Sequence[int]) -> None:
+        assert self.cache.lengths_G is not None, "the prompts have been read"
+        self.cache.select(torch.tensor(rows, device=self.cache.lengths_G.device))
+
+    def step(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
+        return self.model.hidden(tokens_B, positions_B.expand(3, -1), range(len(tokens_B)), None, self.cache)
+
+
+@dataclass(frozen=True)
 class _Generation:
     """One call of `generate`."""
 
@@ -207,6 +192,10 @@ class _Generation:
     on_token: OnToken | None
     insert: OnInsert | None
     visual_cache: VisualCache
+
+    @cached_property
+    def weights(self) -> DecodingWeights:
+        return DecodingWeights(self.model)
 
     @torch.inference_mode()
     def answers(self, chunk: Sequence[Example], n: int) -> list[list[Answer]]:
@@ -251,9 +240,7 @@ class _Generation:
         forbidden_F = torch.tensor(self.forbidden, dtype=torch.long, device=device)
         prompts = [answer.prompt for answer in answers]
         index_B, rows = torch.tensor(prompts, device=device), list(answers)
-        cache = copy.copy(prefilled.cache)
-        if prompts != list(range(len(prefilled.next_G))):
-            cache.select(index_B)  # copies, so that the prompts' keys and values stay for other answers
+        growth = self._growth(prefilled, prompts)
         hidden_BD, next_B = prefilled.hidden_GD[index_B], prefilled.next_G[index_B]
         while True:
             uniform_B = torch.tensor([row.rng.random() for row in rows], dtype=torch.float64, device=device)
@@ -267,13 +254,23 @@ class _Generation:
             if (len(rows) - len(growing)) * _DROPPED >= len(rows):
                 index_B, rows = torch.tensor(growing, device=device), [rows[index] for index in growing]
                 inserted = [inserted[index] for index in growing]
-                cache.select(index_B)
+                growth.select(growing)
                 tokens_B, next_B = tokens_B[index_B], next_B[index_B]
             if any(inserted):
-                hidden_BD, next_B = self._read(tokens_B, next_B, inserted, cache)
+                assert isinstance(growth, _UnequalGrowth), "only with `insert` can there be an insertion"
+                hidden_BD, next_B = self._read(tokens_B, next_B, inserted, growth.cache)
             else:
-                hidden_BD = self.model.hidden(tokens_B, next_B.expand(3, -1), range(len(rows)), None, cache)
-                next_B = next_B + 1
+                hidden_BD, next_B = growth.step(tokens_B, next_B), next_B + 1
+
+    def _growth(self, prefilled: _Prefilled, prompts: Sequence[int]) -> "Decoding | _UnequalGrowth":
+        """What answers to those prompts grow by. Insertions make them unequally long, and then each has a cache of its own."""
+        if self.insert is None:
+            return Decoding(self.weights, prefilled.cache, prompts, prefilled.next_G.tolist())
+        cache = copy.copy(prefilled.cache)
+        if prompts != list(range(len(prefilled.next_G))):
+            # copies, so that the prompts' keys and values stay for other answers
+            cache.select(torch.tensor(prompts, device=prefilled.next_G.device))
+        return _UnequalGrowth(self.model, cache)
 
     def _insertion(self, row: _GrowingAnswer) -> Insertion | None:
         """What is to be read after the token just drawn; it is the row's from now on."""

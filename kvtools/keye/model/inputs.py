@@ -50,6 +50,8 @@ class PackedRow:
     tokens int32 (S,), targets uint8 (S,), segments int32 (G,) first tokens, positions int32 (3, S), pixels uint8
     (P, 3, 14, 14) or None, grid int32 (V, 3), seconds float64 (T,), keys of the conversations, and keys of those whose pictures
     must not be changed. references: what the V pictures and videos are read from (data/references.py), in place of pixels.
+    prompts: int32 (G,), for rows of answers, whose prompts stand there once for several of them: the segment that each segment
+    continues, -1 for none; None: none of them does.
     """
 
     tokens: np.ndarray
@@ -62,9 +64,19 @@ class PackedRow:
     keys: tuple[str, ...]
     as_is: frozenset[str] = frozenset()
     references: tuple[Mapping[str, Any], ...] = ()
+    prompts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def before(self) -> np.ndarray:
+        """The token before each, by index, int64 (S,); -1 at the first of a conversation."""
+        before_S = np.arange(len(self)) - 1
+        ends = [*self.segments[1:].tolist(), len(self)]
+        prompts = [-1] * len(ends) if self.prompts is None else self.prompts.tolist()
+        before_S[self.segments] = [-1 if prompt < 0 else ends[prompt] - 1 for prompt in prompts]
+        return before_S
 
     @property
     def lengths(self) -> list[int]:

@@ -72,12 +72,13 @@ class Keye(nn.Module):
         segments: Sequence[int],
         visual_MD: Tensor | None = None,
         cache: KVCache | None = None,
+        prompts: Sequence[int] | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, (S, D); `logits` turns them into scores of the next token.
 
         tokens_S: int64. positions_3S: int, of mrope_positions for each conversation. segments: the first token of each
-        conversation. visual_MD: replaces image and video tokens, in order. cache: see KVCache. Raises ValueError for tokens
-        outside the vocabulary, and unless there are as many visual tokens as visual_MD has rows.
+        conversation. visual_MD: replaces image and video tokens, in order. cache: see KVCache. prompts: of PackedRow.
+        Raises ValueError for tokens outside the vocabulary, and unless there are as many visual tokens as visual_MD has rows.
         """
         n_words = self.config.language.vocabulary
         if not len(tokens_S) or int(tokens_S.min()) < 0 or int(tokens_S.max()) >= n_words:
@@ -94,7 +95,7 @@ class Keye(nn.Module):
         if visual_MD is not None and n_encoded:
             x_SD = torch.index_copy(x_SD, 0, index_M, visual_MD.to(x_SD.dtype))
         angles = mrope_angles(positions_3S, self.config.language.head_dim, self.config.language.theta)
-        out: Tensor = self.model(x_SD, angles, segments, cache)
+        out: Tensor = self.model(x_SD, angles, segments, cache, prompts)
         return out
 
     def encode_row(self, row: PackedRow) -> Tensor:
@@ -104,7 +105,8 @@ class Keye(nn.Module):
         if row.pixels is not None:
             visual_MD = self.encode_images(to_tensor(row.pixels, device), row.grid.tolist())
         tokens_S, positions_3S = to_tensor(row.tokens, device).long(), to_tensor(row.positions, device)
-        return self.hidden(tokens_S, positions_3S, row.segments.tolist(), visual_MD)
+        prompts = None if row.prompts is None else row.prompts.tolist()
+        return self.hidden(tokens_S, positions_3S, row.segments.tolist(), visual_MD, prompts=prompts)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) to scores of the next token (..., vocabulary)."""

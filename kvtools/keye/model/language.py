@@ -33,6 +33,11 @@ class KVCache:
         self._longest = 0
         self._layers: list[tuple[Tensor, Tensor]] = []  # keys and values, (G, K, C, X) each
 
+    @property
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, (G, K, C, X); what they hold beyond a conversation's end means nothing."""
+        return self._layers
+
     def select(self, conversations_G: Tensor) -> None:
         """Keep these conversations, by int64 index: others are dropped, and one named several times is repeated."""
         assert self.lengths_G is not None, "nothing to select from"
@@ -158,9 +163,15 @@ class Decoder(nn.Module):
                 is_last = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * ((2 * config.layers) ** -0.5 if is_last else 1))
 
-    def forward(self, x_SD: Tensor, angles: RotaryAngles, starts: Sequence[int], cache: KVCache | None = None) -> Tensor:
-        """Embedded tokens to hidden states after the final norm, (S, D) in the dtype of matrix products."""
+    def forward(
+        self, x_SD: Tensor, angles: RotaryAngles, starts: Sequence[int], cache: KVCache | None = None,
+        prompts: Sequence[int] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Embedded tokens to hidden states after the final norm, (S, D) in the dtype of matrix products. prompts: the segment
+        that each one continues, -1 for none."""
         segments = Segments.of(starts, len(x_SD), x_SD.device)
+        if prompts is not None:
+            segments = segments.continuing(prompts, x_SD.device)
         is_checkpointed = self.checkpointing and cache is None
         if cache is not None:
             cache.begin(segments, x_SD.device)

@@ -1,9 +1,10 @@
 """The task of `rl grpo`: each step samples groups of answers from the model as it is, rewards them, and learns from them.
 
-The prompts of a step are shared by the ranks; a rank samples, rewards and learns its own groups, and the loop adds gradients.
-The generator's log-probabilities are those that the ratio is taken against. Answers that were set aside or filtered carry no
-loss; groups whose rewards are equal or not finite teach nothing, and a step of such groups alone changes nothing. With several
-updates a step of sampling, the loop stops between steps of sampling only, since answers are not kept.
+The prompts of a step are cut into chunks, which the ranks share; a rank samples, rewards and learns its own, and the loop adds
+gradients. Chunks, rows and the order of sums are those of one rank, and so are weights and records, to the bit where each rank
+has as many threads. The generator's log-probabilities are those that the ratio is taken against. Answers that were set aside or
+filtered carry no loss; groups whose rewards are equal or not finite teach nothing, and a step of such groups alone changes
+nothing. With several updates a step of sampling, the loop stops between steps of sampling only, since answers are not kept.
 
 Legend: S tokens of a row, N answers, T tokens of the longest.
 """
@@ -13,21 +14,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from kvtools.chance import rng_for, seed_for
-from kvtools.keye.data.packing import collate
-from kvtools.keye.model.flops import RowShape, row_flops
-from kvtools.keye.model.generate import log_probabilities, with_answer
-from kvtools.keye.model.inputs import Example, PackedRow
+from kvtools.keye.model.flops import row_flops
+from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.log_probs import log_probabilities
 from kvtools.keye.rl.prompts import Prompt, deal_modes
 from kvtools.keye.rl.rollouts import Group, Sampler, tally_of
+from kvtools.keye.rl.rows import AnswerRow, rows_of, shape_of
 from kvtools.keye.rl.sample import total_of_ranks
-from kvtools.train import packing
 from kvtools.train.loop import Loss
 from kvtools.train.objectives.policy import grpo, gspo, kl_k3, per_answer
 from kvtools.world import World
@@ -56,30 +55,12 @@ class StepPrompts:
     update: int
 
 
-@dataclass(frozen=True)
-class ScoredAnswer:
-    """An answer with its prompt as an example whose targets are its tokens, with its advantage and log-probabilities."""
-
-    example: Example
-    advantage: float
-    logprobs: np.ndarray
-
-
-@dataclass(frozen=True)
-class AnswerRow:
-    """Answers of one packed row. n_counted: by how many answers the loss is divided on its behalf, those without loss among
-    them."""
-
-    answers: Sequence[ScoredAnswer] = ()
-    n_counted: int = 0
-    keys: tuple[str, ...] = ()
-
-
 @dataclass
 class GrpoTask:
     """Steps of sampling and learning: a `train.loop.Task`. reference: the start model's log-probabilities of a row, for KL.
 
-    keep: called with the groups of each step and its name. `figures`: of the last step, for its line in the log.
+    chunk: prompts that grow together. keep: called with a name and the groups of each chunk of a step. `figures`: of the last
+    step, for its line in the log.
     """
 
     model: Keye
@@ -91,6 +72,7 @@ class GrpoTask:
     config: PolicyConfig
     reference: Callable[[PackedRow], Tensor] | None
     batch: int
+    chunk: int
     row_tokens: int
     trains: frozenset[str]
     world: World
@@ -99,7 +81,7 @@ class GrpoTask:
     keep: Callable[[str, Sequence[Group]], None] | None = None
     figures: dict[str, float] = field(default_factory=dict)
     is_between: bool = True
-    _groups: list[Group] = field(default_factory=list)
+    _chunks: list[list[Group]] = field(default_factory=list)  # this rank's; as many on every rank, the last perhaps empty
 
     @property
     def n_steps(self) -> int:
@@ -116,16 +98,19 @@ class GrpoTask:
                 yield StepPrompts(f"{number}.{step}", asked[begin : begin + self.batch], seed, update)
 
     def microbatches(self, batch: StepPrompts, _n: int, _own: slice, /) -> Sequence[AnswerRow]:
-        """This rank's answers in packed rows, at its own places. Collective: samples and rewards them first."""
+        """This rank's answers in packed rows, at its own places. Collective: the answers are sampled and rewarded first."""
         if batch.update == 0:
             self._sample(batch)
         self.is_between = batch.update == self.config.updates - 1
-        rows = self._rows(batch.update)
-        size, rank = self.world.size, self.world.rank
-        if not self.world.any(any(row.answers for row in rows)):
-            rows = [AnswerRow(keys=tuple(prompt.key for prompt in batch.prompts))]  # counts nothing, so that nothing changes
-        places = [AnswerRow()] * (len(rows) * size)
-        places[rank::size] = rows
+        rows_of_chunks = [rows_of(groups, self.row_tokens, batch.update, self.config.updates) for groups in self._chunks]
+        if not self.world.any(any(row.answers for rows in rows_of_chunks for row in rows)):
+            return [AnswerRow(keys=tuple(prompt.key for prompt in batch.prompts))]  # counts nothing, so that nothing changes
+        # the first row of each chunk, then the second of each, and so on: one order of all rows for any number of ranks
+        n_rows, width = self.world.max(max(map(len, rows_of_chunks))), len(self._chunks) * self.world.size
+        places = [AnswerRow()] * (n_rows * width)
+        for number, rows in enumerate(rows_of_chunks):
+            for depth, row in enumerate(rows):
+                places[depth * width + number * self.world.size + self.world.rank] = row
         return places
 
     def loss(self, row: AnswerRow) -> Loss:
@@ -133,7 +118,7 @@ class GrpoTask:
         nothing = next(p for p in self.model.parameters() if p.requires_grad).sum() * 0
         if not row.answers:
             return Loss(nothing, row.n_counted, {"loss": 0.0, "clip_fraction": 0.0, "kl": 0.0})
-        packed = collate([answer.example for answer in row.answers])
+        packed = row.packed()
         device = self.model.output_VD.device
         lengths = [len(answer.logprobs) for answer in row.answers]
         mask_NT = pad_sequence([torch.ones(n, device=device) for n in lengths], batch_first=True)
@@ -144,8 +129,7 @@ class GrpoTask:
         is_target_S = torch.from_numpy(packed.targets.astype(bool)).to(device)
         logp_NT = _by_answer(log_probabilities(self.model, packed), is_target_S, lengths)
         loss_N, clipped_N = self._surrogate(logp_NT, old_NT, advantages_N, mask_NT)
-        shape = RowShape(packed.lengths, packed.grid.tolist(), sum(lengths))
-        flops = row_flops(self.model.config, shape)
+        flops = row_flops(self.model.config, shape_of(packed))
         n_flops = flops.training(self.trains)
         if self.reference is not None and self.config.kl > 0:
             kl_N = per_answer(kl_k3(logp_NT, _by_answer(self.reference(packed), is_target_S, lengths)), mask_NT)
@@ -191,39 +175,22 @@ class GrpoTask:
         return ", ".join(keys[:_MAX_NAMES]) + (f" and {len(keys) - _MAX_NAMES} more" if len(keys) > _MAX_NAMES else "")
 
     def _sample(self, batch: StepPrompts) -> None:
-        mine = self.world.shard(batch.prompts)
+        # slow rewards of a chunk are given while the next one grows
+        size = min(self.chunk, -(-len(batch.prompts) // 2)) if self.sampler.rewards.has_slow else self.chunk
+        chunks = [batch.prompts[begin : begin + size] for begin in range(0, len(batch.prompts), size)]
+        mine = self.world.shard(chunks)
+        chunk_of = {prompt.key: number for number, prompts in enumerate(mine) for prompt in prompts}
+        self._chunks = [[] for _ in range(-(-len(chunks) // self.world.size))]
         self.model.eval()
-        # slow rewards of the first half are given while the second half grows
-        chunk = max(1, -(-len(mine) // 2) if self.sampler.rewards.has_slow else len(mine))
         with self.in_dtype():
-            self._groups = list(self.sampler.groups(mine, seed=batch.seed, chunk=chunk))
+            for group in self.sampler.groups([p for prompts in mine for p in prompts], seed=batch.seed, chunk=size):
+                self._chunks[chunk_of[group.prompt.key]].append(group)
         self.model.train()
-        total = total_of_ranks(tally_of(self._groups), self.world)
+        total = total_of_ranks(tally_of(group for groups in self._chunks for group in groups), self.world)
         self.figures = total.figures(self.sampler.rewards.names)
         if self.keep is not None:
-            self.keep(batch.name, self._groups)
-
-    def _rows(self, update: int) -> list[AnswerRow]:
-        """This rank's answers of an update in packed rows. Those of groups without a signal are counted, and carry no loss,
-        that of KL included."""
-        answers: list[ScoredAnswer] = []
-        n_counted = 0
-        for group in self._groups:
-            for number in np.flatnonzero(group.is_kept_G).tolist():
-                if number % self.config.updates != update:
-                    continue
-                n_counted += 1
-                answer = group.answers[number]
-                if group.has_signal:
-                    example = with_answer(group.example, answer)
-                    answers.append(ScoredAnswer(example, float(group.advantages_G[number]), answer.logprobs))
-        if not answers:
-            return [AnswerRow((), n_counted)]
-        lengths = [len(answer.example) for answer in answers]
-        rows = packing.pack(lengths, max(self.row_tokens, *lengths))
-        parts = [AnswerRow([answers[index] for index in row]) for row in rows]
-        # the loss is divided by all answers that count, whichever row they are told by
-        return [AnswerRow(parts[0].answers, n_counted), *parts[1:]]
+            for groups in self._chunks:
+                self.keep(batch.name, groups)
 
     def _surrogate(
         self, logp_NT: Tensor, old_NT: Tensor, advantages_N: Tensor, mask_NT: Tensor

@@ -19,9 +19,9 @@ from kvtools.keye.data.media import Unreadable
 from kvtools.keye.data.packing import collate
 from kvtools.keye.data.processor import Processor
 from kvtools.keye.model.flops import RowShape, row_flops
-from kvtools.keye.model.generate import log_probabilities
 from kvtools.keye.model.inputs import Example, PackedRow
 from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.log_probs import log_probabilities
 from kvtools.keye.rl.pairs import Pair
 from kvtools.skipped import SkippedRows
 from kvtools.train import packing

@@ -29,10 +29,14 @@ _SETTINGS: dict[str, Any] = {
     "patience": "0",
     "checkpointing": False,
 }
+_ROLLOUT_SETTINGS: dict[str, Any] = {
+    "chunk": 64,  # answers that grow together: more are faster where there is room, and leave fewer ranks something to do
+}
 _DURATIONS = ("warmup", "save", "patience")
 _ALLOWED: Allowed = {
     "rate": (("cosine", "constant").__contains__, "cosine or constant"),
     "clip": (lambda x: 0 < x < math.inf, "a number above 0"),
+    "chunk": (lambda x: x >= 1, "a whole number of at least 1"),
 }
 _WIDTH = 128  # of the models that the rates are for
 
@@ -51,6 +55,7 @@ class AlignmentRecipe:
     seed: int
 
     base_lr = 1e-4
+    defaults = _SETTINGS
 
     def __post_init__(self) -> None:
         refuse_bad_values("--training", self.settings, _ALLOWED, _DURATIONS)
@@ -62,7 +67,7 @@ class AlignmentRecipe:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings of the training, with its overrides."""
-        return parse_overrides(self.training, "--training", _SETTINGS)
+        return parse_overrides(self.training, "--training", self.defaults)
 
     def learns(self, name: str) -> bool:
         """Whether the weight of that name is trained: the decoder, and the parts whose factor is above 0."""
@@ -104,6 +109,7 @@ class AlignmentRecipe:
             save_every=self._save_every(round(steps_of("save"))),
             validates_first=is_judged,
             lr_factors=factors,
+            adds_in_order=True,
             dtype=dtype,
             seed=self.seed,
         )
@@ -152,6 +158,7 @@ class GrpoRecipe(AlignmentRecipe):
     updates: int = 1
 
     base_lr = 1e-4
+    defaults = _SETTINGS | _ROLLOUT_SETTINGS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,6 +181,11 @@ class GrpoRecipe(AlignmentRecipe):
             if len(high) > 1 or not 0 < low < 1 or not all(0 < x < math.inf for x in high):
                 raise ValueError("LOW must be above 0 and below 1, and HIGH above 0")
         return PolicyConfig(self.objective, low, high[0] if high else None, self.kl, self.updates)
+
+    @property
+    def chunk(self) -> int:
+        """Prompts that grow together."""
+        return max(1, int(self.settings["chunk"]) // self.group)
 
     def _save_every(self, n_steps: int) -> int:
         # a state between two updates of one step of sampling would lack the answers

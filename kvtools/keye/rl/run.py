@@ -132,8 +132,9 @@ def _open(
     sampler, judge = (Sampler(start.model, processor, scoring, each, sandbox) for each in (plan, greedy))
     task = GrpoTask(
         start.model, sampler, judge, source.prompts, held_out_prompts, shares, recipe.policy,
-        frozen_start(start.model, recipe) if recipe.kl else None, batch=recipe.batch, row_tokens=recipe.row_tokens,
-        trains=recipe.trains, world=world, seed=seed, in_dtype=partial(in_dtype, device, precision),
+        frozen_start(start.model, recipe) if recipe.kl else None, batch=recipe.batch, chunk=recipe.chunk,
+        row_tokens=recipe.row_tokens, trains=recipe.trains, world=world, seed=seed,
+        in_dtype=partial(in_dtype, device, precision),
     )  # fmt: skip
     return _Opened(start, source, held_out, task, cache)
 

@@ -12,9 +12,9 @@ from kvtools.artifact.files import Sink
 from kvtools.artifact.history import Step
 from kvtools.chance import seed_for
 from kvtools.keye.checkpoint import weights as checkpoint
-from kvtools.keye.model.generate import log_probabilities
 from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.log_probs import log_probabilities
 from kvtools.keye.model.lora import LoraConfig, add_adapters, merge, without_adapters
 from kvtools.keye.rl.recipe import AlignmentRecipe
 from kvtools.keye.rl.setup import Policy

@@ -25,6 +25,7 @@ from kvtools.artifact.training_log import TrainingLog
 from kvtools.chance import seed_for
 from kvtools.errors import Fault, Stopped
 from kvtools.progress import Ticker
+from kvtools.train.gradients import gradients_of, set_gradients, sum_over_ranks
 from kvtools.train.lr_schedule import LrSchedule
 from kvtools.train.peak_flops import measured_peak
 from kvtools.train.resume import Progress, changing_tensors, restore, state_tensors
@@ -211,9 +212,9 @@ class Trainer:
                 for name, value in {"count": loss.count, "tokens": loss.tokens, "flops": loss.flops, **loss.logged}.items():
                     sums[name] = sums.get(name, 0.0) + float(value)
             if self._adds_in_order:
-                summed = self._sum_of_ranks(summed)
+                summed = sum_over_ranks(self._parameters, self._world, summed)
         if summed is not None:
-            self._set_gradients(summed)
+            set_gradients(self._parameters, summed)
         # ranks without a microbatch know no names; rank 0 always has one
         names = self._world.broadcast(sorted(sums))
         totals = self._world.sum_array(np.array([sums.get(name, 0.0) for name in names])).tolist()
@@ -245,34 +246,10 @@ class Trainer:
 
     def _average_gradients(self, count: float) -> None:
         """Sum the gradients over microbatches and ranks, in rank order, and divide by the count of all."""
-        gradients = self._gradients()
         if self._world.size > 1 and not self._adds_in_order:
-            self._set_gradients(self._sum_of_ranks(None))
-        for gradient in gradients:
+            set_gradients(self._parameters, sum_over_ranks(self._parameters, self._world))
+        for gradient in gradients_of(self._parameters):
             gradient.div_(count)
-
-    def _gradients(self) -> list[Tensor]:
-        """The gradients of all parameters, zeros where there was none."""
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-
-    def _sum_of_ranks(self, before: np.ndarray | None) -> np.ndarray:
-        """What is given and then the gradients of each rank, added one after the other, float32; rank's own become 0."""
-        gradients = self._gradients()
-        flat = np.concatenate([gradient.detach().cpu().float().numpy().reshape(-1) for gradient in gradients])
-        for gradient in gradients:
-            gradient.zero_()
-        if before is not None and self.is_root:
-            flat += before
-        return np.asarray(self._world.sum_array(flat))
-
-    def _set_gradients(self, flat: np.ndarray) -> None:
-        gradients = self._gradients()
-        parts = torch.split(torch.from_numpy(flat), [gradient.numel() for gradient in gradients])
-        for gradient, total in zip(gradients, parts, strict=True):
-            gradient.copy_(total.view_as(gradient))
 
     def _validate(self) -> dict[str, float] | None:
         """Metrics of the validation on rank 0, the same on all ranks; keeps the weights where its score is the best so far."""

@@ -5,37 +5,18 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from chat_server import ChatServer, text_of
+from random_letters import SUMS, start_model
 
 from kvtools.artifact import open_artifact
-from kvtools.artifact.files import Sink
-from kvtools.keye.checkpoint.weights import save
-from kvtools.keye.data.chat_template import ChatTemplate
-from kvtools.keye.model.config import LanguageConfig, ModelConfig, VisionConfig
-from kvtools.keye.model.keye import Keye
 
-SUMS = [{"id": f"s{n}", "prompt": f"{n}+1=?", "answer": n + 1} for n in range(6)]
 GRPO = "rl grpo -q sums.jsonl --model start.model --group 4 --batch 3 --max-new 6 --overlong keep --lr 0.01 --steps 4"
 
 
 @pytest.fixture
 def here(tmp_path):
-    """sums.jsonl, pairs.jsonl and start.model, whose answers are random letters that often end."""
-    template = ChatTemplate.open(None)
-    torch.manual_seed(0)
-    model = Keye(
-        ModelConfig(
-            VisionConfig(16, 32, 1, 2, table_side=4),
-            LanguageConfig(16, 32, 2, 2, 1, 8, vocabulary=template.size),
-            image_token=template.image_token,
-            video_token=template.video_token,
-        )  # fmt: skip
-    )
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[template.tokenizer.ids["<|im_end|>"]] = 0.1
-    save(Sink(str(tmp_path / "start.model")), model, tokenizer_json=template.to_bytes(), fields={}, history=[])
+    """sums.jsonl, pairs.jsonl and start.model."""
+    start_model(tmp_path / "start.model")
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in SUMS))
     pairs = [{"id": f"p{n}", "prompt": f"{n}?", "chosen": "yes " * (n + 1), "rejected": "no"} for n in range(5)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in pairs))

@@ -17,6 +17,7 @@ from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.log_probs import log_probabilities
 from kvtools.keye.model.positions import mrope_positions
 from kvtools.keye.model.visual_cache import VisualCache
+from kvtools.keye.rl.rows import AnswerRow, Prompted, ScoredAnswer
 
 
 def prompt(*parts, key="p", seed=0, seconds=None):
@@ -214,6 +215,26 @@ def test_scores_of_a_packed_row_are_those_of_the_answers():
     np.testing.assert_allclose(scores[row.targets == 1].detach(), expected, atol=1e-5)
     everywhere = log_probabilities(keye, row, everywhere=True).detach()
     assert np.flatnonzero(everywhere == 0).tolist() == row.segments.tolist()
+
+
+@pytest.mark.parametrize("number", [0, 1, 4])
+def test_answers_beside_one_copy_of_their_prompt_score_as_each_after_its_own(number):
+    keye, asked = model(5), PROMPTS[number]
+    (found,) = answers(keye, [asked], n_answers=3, temperature=1.0, stop_tokens=[7, 9, 11])
+    scored = [ScoredAnswer.of(asked, answer, 1.0) for answer in found]
+    other = Prompted(PROMPTS[3], [ScoredAnswer.of(PROMPTS[3], answers(keye, [PROMPTS[3]])[0][0], 1.0)])
+    shared = AnswerRow([Prompted(asked, scored), other]).packed()
+    assert len(shared) == len(asked) + sum(len(answer.tokens) for answer in found) + len(other)
+    whole = [with_answer(asked, answer) for answer in found]
+    apart = collate([*whole, with_answer(PROMPTS[3], answers(keye, [PROMPTS[3]])[0][0])])
+    gradients = []
+    for row in (shared, apart):
+        scores = log_probabilities(keye, row)[torch.from_numpy(row.targets == 1)]
+        keye.zero_grad()
+        (scores * torch.linspace(-1, 1, len(scores))).sum().backward()
+        gradients.append([scores.detach(), *(p.grad.clone() for p in keye.parameters() if p.grad is not None)])
+    for one, another in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-5)
 
 
 def test_scores_have_gradients_whatever_the_chunk(monkeypatch):

@@ -21,7 +21,7 @@ from kvtools.keye.rl.setup import Policy, judge_cache_of, open_policy, open_prom
 from kvtools.keye.rl.spread import gather_records
 from kvtools.keye.rl.train import frozen_start, has_gained, in_dtype, prepare, save, steps_of
 from kvtools.option_values import refuse_if
-from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
+from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device
 from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Trainer, log_run, resume_run
 from kvtools.train.resume import train_state
@@ -64,6 +64,7 @@ def train_policy(run: "Invocation", recipe: GrpoRecipe, options: GrpoOptions, *,
     folder = options.state or state_folder(run.output)
     limit_threads(world.local_size)
     keep_freed_memory()
+    add_in_one_order(device)
     with ExitStack() as stack:
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
         opened = _open(stack, recipe, options, world, folder, device, precision)

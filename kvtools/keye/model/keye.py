@@ -106,7 +106,7 @@ class Keye(nn.Module):
             visual_MD = self.encode_images(to_tensor(row.pixels, device), row.grid.tolist())
         tokens_S, positions_3S = to_tensor(row.tokens, device).long(), to_tensor(row.positions, device)
         prompts = None if row.prompts is None else row.prompts.tolist()
-        return self.hidden(tokens_S, positions_3S, row.segments.tolist(), visual_MD, prompts=prompts)
+        return self.hidden(tokens_S, positions_3S, row.segments.tolist(), visual_MD, None, prompts)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) to scores of the next token (..., vocabulary)."""

@@ -10,7 +10,7 @@ from kvtools.world import World
 
 
 def gradients_of(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The gradient of each parameter, (...) as the parameter's; zeros where there was none."""
+    """The gradient of each parameter, of the same shape; zeros where there was none."""
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

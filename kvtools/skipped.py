@@ -12,17 +12,24 @@ from typing import Any
 from kvtools.errors import Corrupt
 
 _N_NAMED = 3
+_TOLD_SHARE = 0.01
 _DONE = re.compile(r",? (left out|sorted|joined to it|taken as .*)$")  # how reasons end that say what was done
 
 
 @dataclass
 class SkippedRows:
     """Reasons in the order they were met: reason → how many rows, and the first few by name. What is not in `skipped` was
-    repaired without loss."""
+    repaired without loss. n_rows: in all, where it is known."""
 
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
+    n_rows: int = 0
+
+    @property
+    def n_lost(self) -> int:
+        """How many rows were skipped, for whatever reason."""
+        return sum(self.counts[reason] for reason in self.skipped)
 
     def skip(self, reason: str, name: str) -> None:
         """Count one more skipped row."""
@@ -62,9 +69,15 @@ class SkippedRows:
         }
 
     def line(self, reason: str) -> str:
-        """One reason as a sentence without its full stop: `rows without user were left out, 1 in all (row 2)`."""
+        """One reason as a sentence without its full stop: `rows without user were left out, 1 in all (row 2), 4 % of 25`."""
         named = self.names[reason]
         more = ", …" if self.counts[reason] > len(named) else ""
         done = _DONE.search(reason)
         sentence = f"{reason[: done.start()]} were {done[1]}" if done else f"there are {reason}"
-        return f"{sentence}, {self.counts[reason]} in all{' (' + ', '.join(named) + more + ')' if named else ''}"
+        examples = f" ({', '.join(named)}{more})" if named else ""
+        return f"{sentence}, {self.counts[reason]} in all{examples}{self._share(reason)}"
+
+    def _share(self, reason: str) -> str:
+        """How much of all rows that is, where more than 1 % of them and not all are skipped: `, 12 % of 800`."""
+        is_much = self.n_rows * _TOLD_SHARE < self.n_lost < self.n_rows
+        return f", {100 * self.counts[reason] / self.n_rows:.2g} % of {self.n_rows:,}" if is_much else ""

@@ -1,16 +1,30 @@
 """Records of many streams of one kind, one stream after the other, as `kvtools cat` reads them.
 
 A damaged file is reported and the others are still read; a damaged stdin ends everything with its fault, because the stage that
-writes it has failed. Every file is opened once before the first record, for its head.
+writes it has failed. So do two different clips of one key. Every file is opened once before the first record, for its head.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from kvtools.artifact.equal_keys import KeysSoFar, is_looked_up
 from kvtools.artifact.files import open_source
 from kvtools.artifact.open import source_name
 from kvtools.artifact.stream import Head, Reader, Record
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Fault, Missing
+
+
+def distinct_names(sources: Sequence[str]) -> dict[str, str]:
+    """For each source the name of its file without suffix, and as many folders before it as tell it from the others."""
+    paths = {src: Path(source_name(src)).with_suffix("").parts for src in sources}
+    names = {}
+    for src, parts in paths.items():
+        others = {other for other in paths.values() if other[-1] == parts[-1]}
+        depth = next(n for n in range(1, 1 + max(map(len, others))) if len({other[-n:] for other in others}) == len(others))
+        names[src] = "/".join(part for part in parts[-depth:] if part != "/")
+    return names
 
 
 class Concat:
@@ -22,14 +36,17 @@ class Concat:
         *,
         keys: Sequence[str] | None = None,
         limit: int | None = None,
+        prefixes: Mapping[str, str] | None = None,
         strict: bool = False,
         log: Callable[[str], None],
     ) -> None:
-        """keys: only the records of these keys. limit: at most so many records. strict: raise the first fault. log: called with
-        the others."""
+        """keys: only the records of these keys. limit: at most so many records. prefixes: of keys, by source. strict: raise the
+        first fault. log: called with the others."""
         self.heads: list[Head] = []
         self._keys = keys
         self._limit = limit
+        self._prefixes = prefixes or {}
+        self._keys_so_far = KeysSoFar()
         self._strict = strict
         self._log = log
         self._n_records = 0
@@ -56,7 +73,10 @@ class Concat:
                 if record is None:
                     break
                 read.add(record.key)
-                yield record
+                named = replace(record, key=self._prefixes.get(src, "") + record.key)
+                if is_looked_up(reader.head.kind):
+                    self._keys_so_far.add(f"{source_name(src)}: record {record.number}", named.key, record.tensors)
+                yield named
                 self._n_records += 1
         for key in self._keys or []:
             if key not in read:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from kvtools.artifact.containers import is_parquet, peek, uncompressed, without_utf16
 
-__all__ = ["is_parquet", "parsed", "read_documents"]
+__all__ = ["column_names", "first_letter", "is_parquet", "parsed", "read_documents"]
 
 
 def read_documents(file: BinaryIO, *, raw: bool = False) -> Iterator[tuple[str, Any]]:
@@ -27,6 +27,33 @@ def read_documents(file: BinaryIO, *, raw: bool = False) -> Iterator[tuple[str, 
         yield from _rows(file)
     else:
         yield from _of_text(without_utf16(file), raw=raw)
+
+
+def column_names(file: BinaryIO) -> list[str] | None:
+    """The columns of a parquet file that lies ahead; None for other files. file: seekable; its position is left where it was.
+
+    Raises ValueError for a parquet file that is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    begin = file.tell()
+    try:
+        return list(pq.read_schema(file).names) if is_parquet(file) else None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"parquet is damaged ({' '.join(str(error).split())})") from None
+    finally:
+        file.seek(begin)
+
+
+def first_letter(file: BinaryIO) -> str:
+    """The first letter of a text that is not blank, also of a compressed one; empty where there is none. file: seekable; its
+    position is left where it was. Raises ValueError for compressed bytes that are damaged."""
+    begin = file.tell()
+    try:
+        return peek(without_utf16(uncompressed(file))).decode("utf-8-sig", "ignore").lstrip()[:1]
+    finally:
+        file.seek(begin)
 
 
 def _rows(file: BinaryIO) -> Iterator[tuple[str, Any]]:
@@ -86,7 +113,8 @@ def _incremental(documents: Iterator[Any]) -> Iterator[tuple[str, Any]]:
         except StopIteration:
             return
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise ValueError(f"not JSON after entry {number - 1} ({' '.join(str(error).split())})") from None
+            where = f" after entry {number - 1}" if number else ""
+            raise ValueError(f"not JSON{where} ({' '.join(str(error).split())})") from None
         yield f"entry {number}", document
         number += 1
 
@@ -101,7 +129,9 @@ def parsed(data: bytes) -> Any:
         return json.loads(data.decode("utf-8"), parse_constant=_refuse)
     except json.JSONDecodeError as error:
         return ValueError(f"not JSON ({error.msg} at column {error.colno})")
-    except (UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError:
+        return ValueError("not UTF-8 text")
+    except RecursionError as error:
         return ValueError(f"not JSON ({' '.join(str(error).split())})")
     except ValueError as error:
         return error

@@ -27,6 +27,7 @@ class Kind:
     fields: tuple[str, ...] = ()  # JSON fields every record must have
     products: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # axis → (tensor whose product it is, divisor)
     is_open: bool = False
+    is_looked_up: bool = False  # by key, so that records of one key must be equal
     open_prefix: str | None = None  # tensors with that prefix are not checked
 
 
@@ -38,6 +39,7 @@ KINDS: dict[str, Kind] = {
         {"pixels": "U8 P,3,14,14", "grid": "I32 3", "seconds": "F64 T", "tokens?": "BF16 M,D", "embedding?": "F32 D"},
         ("key", "fps", "duration", "source"),
         {"P": ("grid", 1)},
+        is_looked_up=True,
     ),
     "embedding": Kind("stream", {"vectors": "F32 N,D", **_STRINGS}, ("key",)),
     "pair": Kind("stream", {"pairs": "I32 n,2", "scores": "F32 n", **_STRINGS}, ("key",)),

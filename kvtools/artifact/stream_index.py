@@ -27,6 +27,7 @@ class Index:
         self._name = name
         self._records: list[tuple[int, int, int, int | None]] = []  # (mark offset, number in its part, stored bytes, crc32)
         self._numbers: dict[str, int] = {}
+        self.named: list[tuple[str, int]] = []  # (key, number) of all records
         self.heads: list[Head] = []
         self._digest = hashlib.blake2b(digest_size=8)
         end = os.fstat(self._fd).st_size
@@ -84,6 +85,11 @@ class Index:
             raise Corrupt(f"{self._name}: record {number}: its stored bytes changed since they were written. Make it again.")
         return record
 
+    def stored(self, number: int) -> tuple[int, int | None]:
+        """The bytes of a record as it is stored, and their crc32, where the stream's own index has it."""
+        _, _, n_stored, crc = self._records[number]
+        return n_stored, crc
+
     def _pread(self, offset: int, n_bytes: int) -> bytes:
         data = os.pread(self._fd, n_bytes, offset)
         if len(data) != n_bytes:
@@ -123,4 +129,5 @@ class Index:
         if not has_keys:
             named = [(self.fetch(first + number).key, number) for number in range(n_records)]
         for key, number in named:
+            self.named.append((key, first + number))
             self._numbers.setdefault(key, first + number)

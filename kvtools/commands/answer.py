@@ -39,7 +39,8 @@ def main(
     from kvtools.keye.data import media as media_sources
     from kvtools.keye.data.processor import Processor
     from kvtools.keye.quiz.multiple_choice import open_questions, predict, score
-    from kvtools.keye.run.session import open_model
+    from kvtools.keye.run.limits import Limits, tell_long_prompt
+    from kvtools.keye.run.session import open_checkpoint
     from kvtools.progress import progress
     from kvtools.train.device import keep_freed_memory, resolve_device
 
@@ -52,14 +53,16 @@ def main(
     compute_on, precision = resolve_device(device, dtype)
     keep_freed_memory()
     scores: list[tuple[str, Score]] = []
-    with media_sources.Media(media or []) as opened_media:
-        for name in models:
-            keye, template = open_model(name, tokenizer, device=compute_on, dtype=precision)
-            processor = Processor.for_model(keye.config, template, opened_media)
+    for name in models:
+        keye, template, weights = open_checkpoint(name, tokenizer, device=compute_on, dtype=precision)
+        limits = Limits.of_model(weights)
+        with media_sources.Media(media or [], budget=limits.budget, image_tokens=limits.picture) as opened_media:
+            processor = Processor.for_model(keye.config, template, opened_media, max_prompt=limits.row)
             with raising(Corrupt, name, "Give another model."), media_sources.raising_unreadable("Look at --media."):
                 predicted = predict(keye, processor, asked)
                 answers = list(progress(predicted, total=len(asked), unit="questions", label=name, quiet=run.quiet))
-            scores += [(name, task_score) for task_score in score(asked, answers)]
+        tell_long_prompt(processor.longest, limits, keye.config.language.positions, run.warn)
+        scores += [(name, task_score) for task_score in score(asked, answers)]
     for line in _lines(scores, as_json=as_json):
         typer.echo(line)
     return code

@@ -4,7 +4,11 @@ from typing import Annotated
 
 from kvtools import options as opt
 
-EXAMPLES = ["kvtools cat part-*.kvs -o all.kvs", "kvtools cat --key yoga.mp4 clips.kvs | kvtools info --records -"]
+EXAMPLES = [
+    "kvtools cat part-*.kvs -o all.kvs",
+    "kvtools cat --prefix part-0.kvs clips.kvs | kvtools info --records -",
+    "kvtools cat --key yoga.mp4 clips.kvs | kvtools info --records -",
+]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools info", "kvtools sum", "kvtools-stream(5)")
 COMMON = ("compress", "force", "strict", "stamp")
@@ -15,22 +19,25 @@ def main(
     inputs: opt.Inputs = None,
     output: opt.Output = "-",  # noqa: ARG001 stands first in --help; read as run.output, as in other commands
     keys: Annotated[list[str] | None, opt.value("KEY", "Only the record of this key; may be repeated.", "--key")] = None,
+    prefix: Annotated[bool, opt.option("Put the name of its input and a slash before each key.", "--prefix")] = False,
     limit: Annotated[int | None, opt.value("N", "At most N records.", "-n", "--limit", least=0)] = None,
     as_json: opt.AsJson = False,
 ) -> int:
     """Join streams of one kind into one, with its own index and end.
 
-    With --key, records of a file are fetched through its index. With --json, records are printed as text: JSON fields,
-    tensor shapes, and the document of a record that holds one. The records of a damaged file are copied up to the damage,
+    Two clips of one key that differ are refused, since readers find clips by their keys; --prefix tells them apart. With --key,
+    records of a file are fetched through its index. With --json, records are printed as text: JSON fields, tensor shapes, and
+    the document of a record that holds one. The records of a damaged file are copied up to the damage,
     the file is named, and the exit code is 65. A damaged stdin ends the command, so that no reader takes a part for the
     whole.
     """
-    from kvtools.artifact.concat import Concat
+    from kvtools.artifact.concat import Concat, distinct_names
     from kvtools.artifact.summary import record_json
 
     sources = inputs or ["-"]
     run.refuse_own_input(*sources)
-    records = Concat(sources, keys=keys, limit=limit, strict=run.strict, log=run.log)
+    prefixes = {src: f"{name}/" for src, name in distinct_names(sources).items()} if prefix else {}
+    records = Concat(sources, keys=keys, prefixes=prefixes, limit=limit, strict=run.strict, log=run.log)
     if as_json:
         for each in records:
             run.print_json(record_json(each))
@@ -43,6 +50,10 @@ def main(
     config = configs[0] if configs and all(config == configs[0] for config in configs) else {}
     with run.writer(records.heads[0].kind, config, before=[head.history for head in records.heads]) as writer:
         while record is not None:
-            writer.write_pieces(record.key, [record.raw])
+            if prefix:
+                fields = {name: value for name, value in record.fields.items() if name not in ("kind", "key")}
+                writer.write(record.key, record.tensors, **fields)
+            else:
+                writer.write_pieces(record.key, [record.raw])
             record = next(remaining, None)
     return records.code

@@ -51,8 +51,12 @@ def main(
     max_new: Annotated[int, opt.value("N", "Most tokens of an answer.", least=1)] = 1024,
     fps: Annotated[float, opt.value("RATE", "Frames per second taken from a video.")] = 2.0,
     frames: Annotated[int | None, opt.value("N", "Take N frames of each video instead.", least=1)] = None,
-    frame_tokens: opt.FrameTokens = "128:768",
-    max_tokens: Annotated[int, opt.value("N", "Most visual tokens of a video.", least=1)] = 24_576,
+    frame_tokens: Annotated[
+        str | None, opt.value("LOW:HIGH", "Visual tokens per frame of a file. Default: as the model was trained.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, opt.value("N", "Most visual tokens of a video. Default: as the model was trained.", least=1)
+    ] = None,
     seed: opt.Seed = 0,
     as_json: opt.AsJson = False,
     device: opt.Device = "auto",
@@ -61,16 +65,17 @@ def main(
     """Ask a model about pictures and videos, and read its answer while it is generated.
 
     Without a question, on a terminal, this is a conversation, in which each question follows those before. With - each line of
-    stdin is a separate question about the same pictures and videos. All records of a video stream (.kvs) are used. The same
-    seed gives the same answers on one machine.
+    stdin is a separate question about the same pictures and videos. All records of a video stream (.kvs) are used. Pictures and
+    videos get the tokens that the model was trained with, and give way where several would not fit. The same seed gives the
+    same answers on one machine.
     """
     from contextlib import ExitStack
 
     from kvtools.keye.data.media import raising_unreadable
-    from kvtools.keye.run.session import ChatSession, GenerationConfig, open_model, open_visuals
+    from kvtools.keye.run.limits import Limits, tell_long_prompt
+    from kvtools.keye.run.session import ChatSession, GenerationConfig, open_checkpoint, open_visuals, reading_progress
     from kvtools.keye.sandbox.session import Sandbox
     from kvtools.train.device import keep_freed_memory, resolve_device
-    from kvtools.video.patch import Budget
 
     inputs = arguments or []
     has_question = bool(inputs) and (inputs[-1] == "-" or not os.path.exists(inputs[-1]))
@@ -88,21 +93,24 @@ def main(
     names, question = (inputs[:-1], inputs[-1]) if has_question else (inputs, None)
     if question is not None and _is_file_name(question):
         raise Missing(f"{question}: no such file. Give the question last, in quotes.")
-    budget = Budget(max_tokens, *opt.parse_range(frame_tokens, "--frame-tokens"))
+    frame_range = None if frame_tokens is None else opt.parse_range(frame_tokens, "--frame-tokens")
     torch_device, precision = resolve_device(device, dtype)
     keep_freed_memory()
     generation = GenerationConfig(0.0 if greedy else temperature, top_k, top_p, max_new, "agentic" if agentic else mode, seed)
-    keye, template = open_model(model or "", tokenizer, device=torch_device, dtype=precision)
+    keye, template, weights = open_checkpoint(model or "", tokenizer, device=torch_device, dtype=precision)
+    limits = Limits.of_model(weights).narrowed(max_tokens, frame_range, run.warn)
     before: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     with raising(Corrupt, model or "", "Give another model."), raising_unreadable("Give another file."):
-        media, visuals = open_visuals(names, budget=budget, fps=fps, n_frames=frames)
+        media, visuals = open_visuals(names, limits, fps=fps, n_frames=frames)
         with media, ExitStack() as stack:
             sandbox = stack.enter_context(Sandbox()) if agentic else None
-            session = ChatSession(keye, template, media, generation, sandbox, runs)
+            session = ChatSession(keye, template, media, generation, sandbox, runs, max_prompt=limits.row)
             messages, content = before, visuals
             for number, text in enumerate(_questions(question)):
                 messages = [*messages, {"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-                reply = session.ask(messages, str(number), _ignore if as_json else _print)
+                with reading_progress(keye, quiet=run.is_silent):
+                    reply = session.ask(messages, str(number), _ignore if as_json else _print)
+                tell_long_prompt(reply.n_prompt, limits, keye.config.language.positions, run.warn)
                 typer.echo(_as_json(text, reply, is_agentic=agentic) if as_json else "")
                 if reply.ended == "length" and not as_json:
                     run.info(f"cut after {reply.n_tokens} tokens; --max-new allows more.")

@@ -45,8 +45,9 @@ def main(
     """
     from kvtools.artifact import Reader, is_stream, source_name
     from kvtools.artifact.files import open_seekable
-    from kvtools.errors import Corrupt
-    from kvtools.keye.data.conversations import looks_like_json, open_conversations, write
+    from kvtools.errors import Corrupt, raising
+    from kvtools.keye.data.conversation_files import holds_conversations
+    from kvtools.keye.data.conversations import open_conversations, write
     from kvtools.onerec.interactions.stream import open_interactions, roles, write_interactions
 
     is_model = run.output.endswith("/") or (src != "-" and Path(src).is_dir())
@@ -57,7 +58,8 @@ def main(
 
     name, file = source_name(src), open_seekable(src)
     begin = file.tell()
-    has_chats = Reader(file, name).head.kind == "conversation" if is_stream(file) else looks_like_json(file)
+    with raising(Corrupt, name, "Repair the file."):
+        has_chats = Reader(file, name).head.kind == "conversation" if is_stream(file) else holds_conversations(file)
     file.seek(begin)
     opt.refuse_if(
         (has_chats and columns, "--column is of no use with conversations. Leave it out."),

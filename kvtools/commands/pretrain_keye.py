@@ -107,8 +107,7 @@ def main(
     with ExitStack() as stack:
         with raising(Usage, ", ".join(sources) if ratio is None else f"--ratio {ratio}"):
             opened = stack.enter_context(open_training_data(sources, recipe, media=media or [], valid=valid))
-        log_of_any_rank = (lambda _: None) if run.quiet else run.log
-        report = partial(opened.report, log_of_any_rank, is_root=world.is_root, strict=run.strict)
+        report = partial(opened.report, run.log, is_root=world.is_root, strict=run.strict)
         start = setup.initial_model(recipe, init or [], tokenizer, torch_device, precision)
         task = stack.enter_context(closing(setup.make_task(recipe, start, opened, world, torch_device)))
         plan = recipe.plan(setup.epoch_length(recipe, task), start.config, precision)
@@ -128,7 +127,7 @@ def main(
         return 0
     done = trainer.progress
     figures = {"stage": stage, "step": done.step, "loss": done.loss, "validation": done.best_score}
-    fields = {name: x for name, x in figures.items() if x is not None}
+    fields = {"limits": recipe.limits.to_json()} | {name: x for name, x in figures.items() if x is not None}
     history = run.history([*opened.histories, *start.histories])
     if recipe.adapters is not None:
         with new_directory(run.output, force=run.force) as adapter_folder:

@@ -55,6 +55,7 @@ def main(
     then 65.
     """
     from kvtools.artifact import source_name
+    from kvtools.artifact.equal_keys import KeysSoFar
     from kvtools.errors import Corrupt, raising
     from kvtools.keye.data.conversations import write
     from kvtools.keye.quiz import clips as sources
@@ -104,16 +105,17 @@ def main(
     group_table = label_table if group is None else sources.ClipTable.open(group)
 
     opened: list[Clip] = []
+    keys = KeysSoFar()
     unreadable, notes, histories, files = SkippedRows(), SkippedRows(), [], []
     for src in inputs:
         reader = None if os.path.isdir(src) else sources.open_video_stream(src)
         if reader is None:
             files.append(src)
         else:
-            opened += sources.clips_of(reader)
+            opened += sources.clips_of(reader, keys)
             histories.append(reader.head.history)
     if files:
-        opened += sources.clips_of_files(find_clips(files), recipe, unreadable)
+        opened += sources.clips_of_files(find_clips(files), recipe, unreadable, keys)
     names = ", ".join(map(source_name, inputs))
     if not opened:
         why = "".join(f": {line}" for line in unreadable.lines())

@@ -30,7 +30,8 @@ def tokenize(
     if Path(path).is_dir():
         paths = pictures.list_frames(path)
         index = pictures.open_frames(paths, recipe.sampling.fps)
-        return _encode(path, key, recipe, index, lambda positions: pictures.read_frames(paths, positions))
+        n_pixels = recipe.budget.max_frame_tokens * patch.PIXELS_A_TOKEN
+        return _encode(path, key, recipe, index, lambda positions: pictures.read_frames(paths, positions, n_pixels))
     index = frame_index.open_index(path, by_decoding=by_decoding)
     if recipe.decoder == "decord":
         return _encode(path, key, recipe, index, lambda positions: decode.read_decord(path, index, positions))

@@ -9,6 +9,8 @@ from typing import Any
 import av
 import av.logging
 
+from kvtools.video.inputs import MAYBE_VIDEO, UNKNOWN, content_of
+
 
 class FramesMissing(ValueError):
     """Frames asked for did not come out of the decoder; an index made by decoding may find them."""
@@ -17,6 +19,10 @@ class FramesMissing(ValueError):
 def open_container(path: str) -> Any:
     """The file as an open PyAV container. Raises OSError where it cannot be opened, ValueError where it is not a video."""
     av.logging.set_level(av.logging.ERROR)
+    with open(path, "rb") as file:
+        content = content_of(file.read(512))
+    if content not in (UNKNOWN, *MAYBE_VIDEO):
+        raise ValueError(f"this is not a video: {content}")
     try:
         with av.logging.Capture(local=False):  # what FFmpeg logs here, the exception says too
             return av.open(path, metadata_errors="replace")

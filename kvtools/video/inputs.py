@@ -18,6 +18,16 @@ VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mts", ".m2ts",
     ".mpg", ".mpeg", ".wmv", ".3gp", ".ogv", ".gif",
 )  # fmt: skip
+UNKNOWN = "data of another format, or damaged"
+_MP4, _HEIC, _MATROSKA = "an MP4 video", "a HEIC picture", "a Matroska or WebM video"
+_PNG, _JPEG = "a PNG picture that is damaged", "a JPEG picture that is damaged"
+MAYBE_VIDEO = (_MP4, _HEIC, _MATROSKA, _PNG, _JPEG)
+_CONTENTS = {
+    b"<!doctype html": "HTML", b"<html": "HTML", b"<head": "HTML", b"<?xml": "XML", b"<svg": "an SVG drawing", b"<": "markup",
+    b"{": "JSON", b"[": "JSON", b"version https://git-lfs": "a pointer of Git LFS to a file that was not fetched",
+    b"%pdf": "a PDF document", b"pk\x03\x04": "a zip archive", b"\x1f\x8b": "gzip data", b"\x28\xb5\x2f\xfd": "zstd data",
+    b"\x1a\x45\xdf\xa3": _MATROSKA, b"\x89png": _PNG, b"\xff\xd8\xff": _JPEG,
+}  # fmt: skip
 
 
 def read_list(src: str) -> list[str]:
@@ -69,6 +79,21 @@ def _distinct(clips: Iterable[tuple[str, PurePath]]) -> list[str]:
                     return [f"{key}#{number}" if key in repeated else key for number, key in enumerate(keys)]
                 keys[i] = PurePath(*paths[i][-depth:]).as_posix()
     return keys
+
+
+def content_of(head: bytes) -> str:
+    """What a file holds whose name promises a picture or a video, as its first bytes tell: "HTML", "an empty file"."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "an empty file"
+    for begin, name in _CONTENTS.items():
+        if text.startswith(begin):
+            return name
+    if head[4:8] == b"ftyp":
+        return _HEIC if head[8:12] in (b"heic", b"heix", b"mif1", b"msf1") else _MP4
+    if b"\0" not in head and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
+        return f"text that begins with {head[:20].decode('utf-8', 'replace')!r}"
+    return UNKNOWN
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

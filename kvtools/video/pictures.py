@@ -1,6 +1,10 @@
 """Pictures in files, and folders of pictures as clips."""
 
+import math
+import struct
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +13,15 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kvtools.video.frame_index import FrameIndex
-from kvtools.video.inputs import IMAGE_SUFFIXES, natural_order
+from kvtools.video.inputs import IMAGE_SUFFIXES, content_of, natural_order
+
+_HUGE = 50_000_000  # pixels, 150 MB of them decoded: larger ones are reduced while they are read
+_MAX_PIXELS = 300_000_000  # that are decoded at once, 1.2 GB in Pillow
+_ORIENTATION = 0x0112  # the tag of EXIF; from 5 on, height and width are exchanged
+_REDUCIBLE = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "F", "I")
+# this module has limits of its own, and reports what it cannot read; Pillow would print its warnings between our lines
+Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def list_frames(directory: str) -> list[str]:
@@ -19,32 +31,98 @@ def list_frames(directory: str) -> list[str]:
 
 
 def open_frames(paths: Sequence[str], fps: float) -> FrameIndex:
-    """The index of pictures taken `fps` times a second. Raises ValueError where there is none, or the first cannot be read."""
+    """The index of pictures taken `fps` times a second. Raises ValueError where there is none, or the first is no picture."""
     if not paths:
         raise ValueError("it has no picture (.jpg, .png, .webp or .bmp)")
-    height, width = read_picture(paths[0], Path(paths[0]).name).shape[:2]
+    height, width = picture_size(paths[0], Path(paths[0]).name)
     time_base = 1 / Fraction(fps).limit_denominator(1_000_000)
     everything = range(len(paths))
     return FrameIndex(everything, time_base, width, height, "pictures", float(len(paths) * time_base), everything, everything)
 
 
-def read_frames(paths: Sequence[str], positions: Sequence[int]) -> Iterator[np.ndarray]:
+def read_frames(paths: Sequence[str], positions: Sequence[int], n_pixels: int | None = None) -> Iterator[np.ndarray]:
     """The pictures at these positions, uint8 (H, W, 3) each; see `read_picture`."""
     for position in positions:
-        yield read_picture(paths[position], Path(paths[position]).name)
+        yield read_picture(paths[position], Path(paths[position]).name, n_pixels)
 
 
-def read_picture(source: str | BinaryIO, name: str) -> np.ndarray:
-    """One upright picture as uint8 (H, W, 3), transparency on white. Raises ValueError, with the name, for other files."""
+def picture_size(source: str, name: str) -> tuple[int, int]:
+    """Height and width of an upright picture, which is not decoded. Raises ValueError, with the name, for other files."""
+    with _raising(source, name), Image.open(source) as image:
+        is_on_its_side = image.getexif().get(_ORIENTATION, 1) >= 5
+        return (image.width, image.height) if is_on_its_side else (image.height, image.width)
+
+
+def read_picture(source: str | BinaryIO, name: str, n_pixels: int | None = None) -> np.ndarray:
+    """One upright picture as uint8 (H, W, 3), transparency on white; wider numbers are scaled to 8 bits (`_as_8_bits`).
+
+    n_pixels: how many the caller needs; a huge picture (`_HUGE`) is then reduced by a whole factor while it is decoded. Raises
+    ValueError, with the name, for other files, and for a picture too large to be decoded.
+    """
+    with _raising(source, name), Image.open(source) as image:
+        picture = _as_8_bits(_reduced(image, n_pixels))
+        ImageOps.exif_transpose(picture, in_place=True)
+        if picture.has_transparency_data:
+            rgba = picture.convert("RGBA")
+            picture = Image.new("RGB", rgba.size, (255, 255, 255))
+            picture.paste(rgba, mask=rgba.getchannel("A"))
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+@contextmanager
+def _raising(source: str | BinaryIO, name: str) -> Iterator[None]:
+    """Raises what Pillow has against a file as ValueError, with its name and what the file holds instead."""
     try:
-        with Image.open(source) as image:
-            picture = ImageOps.exif_transpose(image)
-            if picture.has_transparency_data:
-                rgba = picture.convert("RGBA")
-                picture = Image.new("RGB", rgba.size, (255, 255, 255))
-                picture.paste(rgba, mask=rgba.getchannel("A"))
-            return np.asarray(picture.convert("RGB"))
+        yield
     except UnidentifiedImageError:
-        raise ValueError(f"{name} cannot be read as a picture") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read as a picture ({error})") from None
+        raise ValueError(f"{name} is not a picture: {_content_of(source)}") from None
+    except (OSError, SyntaxError, MemoryError, struct.error) as error:
+        reason = str(error) or "it does not fit into memory"
+        raise ValueError(f"{name} cannot be read as a picture ({reason})") from None
+
+
+def _reduced(image: Image.Image, n_pixels: int | None) -> Image.Image:
+    """The picture; a huge one with fewer pixels, but no fewer than n_pixels."""
+    n_needed = n_pixels if n_pixels and image.width * image.height > _HUGE else 0
+    if n_needed:
+        factor = max(1, math.isqrt(image.width * image.height // n_needed))
+        image.draft(None, (image.width // factor, image.height // factor))  # JPEG alone is decoded at a fraction of its size
+    if image.width * image.height > _MAX_PIXELS:
+        raise OSError(f"it has {image.width}x{image.height} pixels, and at most {_MAX_PIXELS:,} are decoded")
+    if n_needed and image.mode in _REDUCIBLE and (factor := math.isqrt(image.width * image.height // n_needed)) > 1:
+        exif = image.getexif()
+        small = image.reduce(factor)
+        small.getexif().update(exif)  # how it is turned
+        image.close()
+        return small
+    return image
+
+
+def _as_8_bits(picture: Image.Image) -> Image.Image:
+    """A grey picture of 16 or 32 bits, or of floats, scaled to 0…255 where Pillow would clip it.
+
+    Whole numbers of 16 bits are divided by 257. Floats of 0…1 are multiplied by 255, and of 0…255 stay as they are. All others
+    go from their least value to their greatest; what is not finite becomes black.
+    """
+    if picture.mode not in ("I", "F") and not picture.mode.startswith("I;16"):
+        return picture
+    values = np.asarray(picture)
+    if picture.mode != "F" and values.min() >= 0 and values.max() < 1 << 16:
+        return Image.fromarray((values.astype(np.uint32) * 255 // 65535).astype(np.uint8))
+    finite = np.nan_to_num(values.astype(np.float32), nan=0, posinf=0, neginf=0)
+    low, high = float(finite.min()), float(finite.max())
+    if low >= 0 and high <= 255:
+        low, high = 0.0, 1.0 if high <= 1 else 255.0
+    scaled = (finite - low) * (255 / (high - low)) if high > low else finite * 0
+    return Image.fromarray(scaled.round().astype(np.uint8))
+
+
+def _content_of(source: str | BinaryIO) -> str:
+    """What a file that is no picture holds instead, as far as its first bytes tell."""
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            head = file.read(512)
+    else:
+        source.seek(0)
+        head = source.read(512)
+    return content_of(head)

@@ -39,6 +39,15 @@ TALKS = {
     "marks": {"messages": [{"role": "user", "content": "<image><image> What?"}], "images": ["0.png"]},
     "unmarked": {"messages": [{"role": "user", "content": "<image> What?"}], "images": ["0.png", "1.png"]},
     "source": asked({"type": "image", "image": 3}),
+    "mark": asked("Look: <|image_1|> What?"),
+    "field": asked("What?", image_path="0.png"),
+    "null": asked("What?", images=None),
+    "words": asked({"type": "image", "image": "0.png", "zoom": 2}),
+    "two-sources": asked({"type": "image", "image": "0.png", "path": "1.png"}),
+    "sourceless": asked({"type": "video", "video": []}),
+    "values": asked("<video>", videos=["a.mp4"], fps=[1, 2]),
+    "unasked": {"messages": [{"role": "assistant", "content": "x"}], "images": ["0.png"]},
+    "weight": {"messages": [{"role": "assistant", "content": "x", "loss_weight": 0.5}]},
     "infinite": '{"messages": [{"role": "user", "content": NaN}]}',
 }
 SHOWN = {
@@ -52,6 +61,13 @@ SHOWN = {
     "size": clip(size=[30, 30]),
     "shown": clip(seconds=[0.0, 0.5], shown=[1.0]),
     "seconds": clip(seconds=[]),
+    "late": clip(seconds=[0.2, 100]),
+    "span": clip(video_start=50),
+    "rate": clip(fps="fast"),
+    "half-size": clip(resized_width=56),
+    "mixed": clip(video=["pictures/0.png", {"video": "a.mp4"}]),
+    "times": clip(video=["pictures/0.png"], seconds=[0, 1]),
+    "page": {"type": "image", "image": "page.png"},
     "no-cuts": {"type": "video", "video": []},
     "cuts": {"type": "video", "video": [{"seconds": [0.1]}]},
     "narrow": {"type": "video", "video": "narrow"},
@@ -66,6 +82,10 @@ def furnish():
     damage.furnish(talks | shown | {
         "small.toml": f'architecture = {json.dumps(KEYE_SIZES)}\nbatch_tokens = 1024\nlength = 512\nsteps = "1"\n',
         "empty.jsonl": "",
+        "page.png": "<!DOCTYPE html>",
+        "empty-list.json": "[]",
+        "cut.parquet": b"PAR1" + bytes(40),
+        "mute.jsonl": json.dumps({"messages": [{"role": "user", "content": "Why?"}]}) + "\n",
         "empty.kvs": "",
         "broken.mp4": b"no video",
         "binary.json": b"{\0\0",
@@ -74,6 +94,8 @@ def furnish():
         "long.jsonl": json.dumps(asked("word " * 4000)) + "\n",
         "good.jsonl": json.dumps(asked("Why?")) + "\n",
         "narrow.kvs": stream("video", [blob(pixels, video)]),
+        "other.kvs": stream("video", [blob(pixels, video | {"key": "a.mp4"})]),
+        "twice.kvs": stream("video", [blob(each, video) for each in (pixels, pixels | {"seconds": array([1], "F64")})]),
         "no-video.kvs": stream("video", [blob({"grid": zeros("I32", 3)}, video)]),
         "latin.csv": b"file,label\n\xe9.mp4,red\n",
         "columns.csv": "colour,label\nred,1\n",
@@ -227,6 +249,18 @@ kvtools convert - < empty.jsonl
 kvtools convert binary.json
 kvtools convert cut.json
 kvtools convert latin.jsonl
+kvtools convert empty-list.json
+kvtools convert cut.parquet
+kvtools {TRAIN} mute.jsonl
+kvtools {TRAIN} good.jsonl --stage matching
+kvtools {TRAIN} good.jsonl --stage alignment -q
+kvtools {TRAIN} row.kvs --stage alignment
+kvtools {TRAIN} good.jsonl --valid list.jsonl
+kvtools {TRAIN} good.jsonl --valid mute.jsonl --training patience=1
+kvtools {TRAIN} good.jsonl --media other.kvs
+kvtools quiz clips.kvs other.kvs
+kvtools cat clips.kvs other.kvs
+kvtools check twice.kvs
 kvtools {TRAIN} nowhere.jsonl
 kvtools {TRAIN} clicks.kvs
 kvtools {TRAIN} binary.json

@@ -6,7 +6,8 @@ import pytest
 from conftest import n_skipped
 
 from kvtools.errors import Corrupt
-from kvtools.keye.data.conversations import BAD, looks_like_json, normalise, open_conversations
+from kvtools.keye.data.conversation_files import holds_conversations
+from kvtools.keye.data.conversations import BAD, normalise, open_conversations
 
 
 def said(document):
@@ -31,7 +32,7 @@ LAYOUTS = {
     "qwen parts": (
         {"messages": [{"role": "user", "content": [
             {"type": "video", "video": "a.mp4", "fps": 1.0, "nframes": 8, "max_pixels": 5}, {"type": "text", "text": "x"}]}]},
-        [("user", {"video": "a.mp4", "fps": 1.0, "frames": 8}, "x")],
+        [("user", {"video": "a.mp4", "fps": 1.0, "frames": 8, "max_pixels": 5}, "x")],
     ),
     "a list of frames": (
         {"messages": [{"role": "user", "content": [{"type": "video", "video": [{"video": "a", "seconds": [1]}]}]}]},
@@ -55,9 +56,38 @@ LAYOUTS = {
     "no marks": (
         {"messages": [{"role": "user", "content": "what"}], "images": ["1.jpg"]}, [("user", {"image": "1.jpg"}, "what")],
     ),
-    "marks that stand for nothing": (
-        {"messages": [{"role": "user", "content": "what is <image> in HTML?"}]},
-        [("user", "what is ", "<image>", " in HTML?")],
+    "marks that the assistant writes": (
+        {"messages": [{"role": "user", "content": "tags?"}, {"role": "assistant", "content": "<video>"}]},
+        [("user", "tags?"), ("assistant", "<video>")],
+    ),
+    "marks of Qwen": (
+        {"messages": [{"role": "user", "content": "<|vision_start|><|image_pad|><|vision_end|>who"}], "images": ["a.jpg"]},
+        [("user", {"image": "a.jpg"}, "who")],
+    ),
+    "marks for the parts of a message": (
+        {"messages": [{"role": "user", "content": [
+            {"type": "image", "image": "a.jpg"}, {"type": "image", "image": "b.jpg"},
+            {"type": "text", "text": "<image>or<image>"}]}]},
+        [("user", {"image": "a.jpg"}, "or", {"image": "b.jpg"})],
+    ),
+    "pictures of a message, as Ollama has them": (
+        {"messages": [{"role": "user", "content": "who", "images": ["a.jpg"]}, {"role": "assistant", "content": "me"}]},
+        [("user", {"image": "a.jpg"}, "who"), ("assistant", "me")],
+    ),
+    "parts that stand for a list, as trl has them": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "index": 0, "text": None}, "x"]}],
+         "images": ["a.jpg"]},
+        [("user", {"image": "a.jpg"}, "x")],
+    ),
+    "frames": (
+        {"messages": [{"role": "user", "content": "<video>x"}], "videos": [["1.jpg", {"path": "2.jpg"}]], "fps": 4},
+        [("user", {"video": ["1.jpg", "2.jpg"], "fps": 4}, "x")],
+    ),
+    "words about videos in a list": (
+        {"messages": [{"role": "user", "content": "<video><video>"}], "seconds": [[0, 1], [2]],
+         "videos": ["a.mp4", {"video": "b.mp4", "video_start": 1, "resized_height": 56, "resized_width": 56}]},
+        [("user", {"video": "a.mp4", "seconds": [0, 1]},
+          {"video": "b.mp4", "seconds": [2], "video_start": 1, "resized_height": 56, "resized_width": 56})],
     ),
     "llava": (
         {"id": 7, "image": "c.jpg", "conversations": [{"from": "human", "value": "<image>\nwho"},
@@ -206,13 +236,147 @@ def test_bad_lines_are_named_and_the_others_read(tmp_path):
     assert source.root == str(tmp_path)
 
 
+def ask(text="who", **more):
+    return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "me"}], **more}
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<image>", "<video>", "<audio>", "<img>a.jpg</img>", "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|>",
+        "<|video_pad|>", "<image_1>", "<|image_1|>", "<|image|>", "<ImageHere>", "<start_of_image>", "<IMG_CONTEXT>", "[IMG]",
+        "<image_placeholder>", "<|begin_of_image|>", "<__media__>",
+    ],
+)  # fmt: skip
+def test_a_mark_that_stands_for_nothing_is_named(mark):
+    for document in (ask(f"look: {mark}\nwho?"), ask([{"type": "text", "text": f"{mark}who"}])):
+        with pytest.raises(ValueError, match="stands for no picture or video") as caught:
+            normalise(document)
+        assert str(caught.value).startswith(mark.partition("<|image_pad|>")[0])
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (ask(image_path="a.jpg"), "image_path names a picture or video and is not read"),
+        (ask(video_path="a"), "video_path names a picture"),
+        (ask(img="a.jpg"), "img names a picture"),
+        (ask(picture={"path": "a.jpg"}), "picture names a picture"),
+        (ask(file="x/a.mp4"), "file names a picture"),
+        (ask(pixels="data:image/png;base64,AA"), "pixels names a picture"),
+        (ask(image="a.jpg", image2="b.jpg"), "image2 names a picture"),
+        ({"messages": [{"role": "user", "content": "who", "image_url": "x/a.png"}]}, "image_url names a picture"),
+        (ask(image=None), "image is null"),
+        (ask("<image>who", images=None), "images is null"),
+        (ask("<image>who", images=[None]), "image is null, and must be a path or a key"),
+        (ask("<video>who", videos=[[]]), "the video has no source"),
+        (ask("<video>who", videos=[["a.jpg", 3]]), "image is 3"),
+        (ask([{"type": "image", "image": None}]), "the image has no source"),
+        (ask([{"type": "image", "image": "a.jpg", "zoom": 2, "tilt": 1}]), "the image 'a.jpg' has zoom, tilt, which is not"),
+        (ask([{"type": "image", "image": "a.jpg", "fps": 2}]), "the image 'a.jpg' has fps, which is not understood"),
+        (ask([{"type": "image_url", "image_url": {"url": "a.jpg", "detail": "low"}}]), "has detail, which is not understood"),
+        (ask([{"type": "image", "image": "a.jpg", "path": "b.jpg"}]), "the image has 2 sources, 'a.jpg' and 'b.jpg'"),
+        (ask("<video><video>", videos=["a", "b"], fps=[1, 2, 3]), "fps has 3 values for 2 videos"),
+        ({"messages": [{"role": "assistant", "content": "x"}], "images": ["a"]}, "no question that they belong to"),
+        ({"messages": [{"role": "assistant", "content": "x", "loss_weight": 0.5}]}, "loss_weight is 0.5, and only 0 and 1"),
+    ],
+)
+def test_what_names_a_medium_and_is_not_shown_is_named(document, words):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the message follows
+        normalise(document)
+    assert words in str(caught.value)
+
+
+def test_fields_that_show_nothing_stay():
+    kept = {
+        "image_id": 7,
+        "image_size": [4, 5],
+        "source": "a.mp4",
+        "video_duration": 3.5,
+        "note": "see photo",
+        "image_name": "b.jpg",
+    }
+    assert kept.items() <= normalise(ask("<image>who", images=["x/b.jpg"], **kept)).items()
+    with pytest.raises(ValueError, match="image_name"):
+        normalise(ask(**kept))
+
+
+def compressed(data, name):
+    import gzip
+
+    import zstandard
+
+    return {"gz": gzip.compress, "zst": zstandard.compress}.get(name.rpartition(".")[2], bytes)(data)
+
+
+@pytest.mark.parametrize(
+    "name", ["lines.json", "list.json", "pretty.json", "table.json", "lines.gz", "list.zst", "pretty16.json"]
+)
+def test_one_reader_reads_all_shapes_of_json(tmp_path, name):
+    documents = [LAYOUTS[layout][0] for layout in ("openai", "sharegpt", "alpaca")]
+    text = {
+        "list": json.dumps(documents),
+        "lines": "\n".join(map(json.dumps, documents)),
+        "prett": "\n".join(json.dumps(document, indent=2) for document in documents),
+        "table": json.dumps(dict(zip("abc", documents, strict=True)), indent=1),
+    }[name[:5].rstrip(".")]
+    path = tmp_path / name
+    path.write_bytes(compressed(text.encode("utf-16" if "16" in name else "utf-8"), name))
+    with open(path, "rb") as file:
+        assert holds_conversations(file)
+    assert [said(each) for each in open_conversations(str(path)).conversations] == [said(normalise(each)) for each in documents]
+
+
+def test_parquet_is_read_with_its_pictures(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    messages = ask("<image>who")["messages"]
+    rows = [{"messages": messages, "images": [{"bytes": b"\x89PNG", "path": None}], "id": 5}, {"messages": messages, "id": 6}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"user": [1], "item": [2]}), tmp_path / "clicks.parquet")
+    with open(tmp_path / "x.parquet", "rb") as file, open(tmp_path / "clicks.parquet", "rb") as other:
+        assert (holds_conversations(file), holds_conversations(other)) == (True, False)
+    source = open_conversations(str(tmp_path / "x.parquet"))
+    assert said(source.conversations[0])[0] == ("user", {"image": "data:image;base64,iVBORw=="}, "who")
+    assert source.skipped.names[BAD] == ["row 1: <image> stands for no picture or video; list those under images and videos"]
+
+
+def test_what_ends_early_does_not_lose_what_stands_before(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([ask(), ask()])[:-9])
+    source = open_conversations(str(tmp_path / "x.json"))
+    assert len(source.conversations) == 1
+    assert source.skipped.names[BAD][0].startswith("its end: not JSON after entry 0 (")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"prompt": "who", "completion": "me"}, {"query": "who", "response": "me"}, {"question": "who", "answer": "me"},
+        {"problem": "who", "solution": "me"}, {"prompt": [{"role": "user", "content": "who"}],
+         "completion": [{"role": "assistant", "content": "me"}]}, {"question": "who", "output": ["me"]},
+    ],
+)  # fmt: skip
+def test_a_question_with_its_answer_is_a_conversation(document):
+    assert said(normalise(document)) == [("user", "who"), ("assistant", "me")]
+
+
+def test_what_is_right_stays_beside_an_answer_that_explains_it():
+    found = normalise({"problem": "1+1", "solution": "One and one is two.", "answer": 2})
+    assert (said(found)[1], found["answer"]) == (("assistant", "One and one is two."), 2)
+    assert normalise({"question": "which", "answer": ["a", "b"]})["answer"] == ["a", "b"]
+    pair = normalise({"query": "who", "response": "me", "rejected_response": "you", "history": [["q", "a"]], "system": "s"})
+    assert said(pair) == [("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "who"), ("assistant", "me")]
+    assert pair["rejected"]["content"] == [{"type": "text", "text": "you"}]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_any_byte_order_mark_is_understood(tmp_path, encoding):
     document = json.dumps({"messages": [{"role": "user", "content": "Où?"}, {"role": "assistant", "content": "Là."}]})
     for layout in (document, f"[{document}]", f"{document}\n{document}\n"):
         (tmp_path / "x.json").write_bytes(layout.replace("\\u00f9", "ù").encode(encoding))
         with open(tmp_path / "x.json", "rb") as file:
-            assert looks_like_json(file)
+            assert holds_conversations(file)
         source = open_conversations(str(tmp_path / "x.json"))
         assert source.skipped.counts == {}
         assert source.conversations[0]["messages"][0]["content"] == [{"type": "text", "text": "Où?"}]
@@ -238,7 +402,7 @@ def test_what_python_says_is_not_printed_alone(tmp_path, document, reason):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "no conversation in it"), (b"[", "a JSON list"), (b"[]", "no conversation"),
+        (b"", "no conversation in it"), (b"[", "as JSON or parquet"), (b"[]", "no conversation"),
         (b"\x89PNG\r\n\0\0", "neither a stream nor JSON"),
     ],
 )  # fmt: skip
@@ -255,7 +419,7 @@ def test_a_source_with_nothing_in_it_is_corrupt(tmp_path, data, words):
         ("alpaca_en_demo.json", 999, 0), ("alpaca_zh_demo.json", 1000, 0), ("dpo_en_demo.json", 300, 0),
         ("glaive_toolcall_en_demo.json", 300, 0), ("mllm_demo.json", 6, 0), ("mllm_video_demo.json", 3, 0),
         ("mllm_audio_demo.json", 0, 3), ("reason_tool_use_demo_50.jsonl", 50, 0), ("v1_sft_demo.jsonl", 500, 0),
-        ("v1_dpo_demo.jsonl", 10, 0), ("v1_multimodal_demo.jsonl", 24, 0), ("dataset_info.json", 0, 1),
+        ("v1_dpo_demo.jsonl", 10, 0), ("v1_multimodal_demo.jsonl", 24, 0), ("dataset_info.json", 0, 104),
     ],
 )  # fmt: skip
 def test_llamafactorys_demos_are_understood(data, name, n_found, n_lost):

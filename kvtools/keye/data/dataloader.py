@@ -30,6 +30,7 @@ TOO_LONG = "conversations longer than a row left out"
 UNREADABLE = "conversations with an unreadable picture or video left out"
 ROW_UNREADABLE = "packed rows with an unreadable picture or video left out"
 NO_ANSWER = "conversations without an answer to learn left out"
+NOTHING_SHOWN = "conversations without the picture or video that this stage needs left out"
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,18 @@ class ConversationLoader:
     """Packed rows of conversations.
 
     length: tokens a row. window: conversations that are packed together; more fill the rows better. truncates: conversations
-    longer than a row lose their last messages instead of being skipped. `skipped` says what was left out, and grows as
+    longer than a row lose their last messages instead of being skipped. needs_visual: those that show nothing are skipped too.
+    `skipped` says what was left out, and grows as
     conversations are first measured; `lost_later` what was measured and could not be built, which one rank alone may know.
     """
 
     def __init__(
         self, conversations: Sequence[Conversation], processor: Processor, *, length: int, window: int = 256, seed: int = 0,
-        truncates: bool = False,
+        truncates: bool = False, needs_visual: bool = False,
     ) -> None:  # fmt: skip
         self._conversations, self._processor = list(conversations), processor
         self._length, self._window, self._seed, self._truncates = length, window, seed, truncates
+        self._needs_visual = needs_visual
         self._plans: dict[int, RowPlan | None] = {}  # of each conversation alone
         self.skipped, self.lost_later = SkippedRows(), SkippedRows()
         self._lost: set[int] = set()
@@ -90,13 +93,14 @@ class ConversationLoader:
         if index not in self._plans:
             example = self._example(index, self.skipped)
             self._plans[index] = None if example is None else _alone(index, example)
+            self.skipped.n_rows = len(self._plans)
         return self._plans[index]
 
     def _example(self, index: int, skipped: SkippedRows) -> Example | None:
         conversation = self._conversations[index]
         key = str(conversation.get("id", index))
         try:
-            example = self._processor.example(conversation, key=key, max_tokens=self._length if self._truncates else None)
+            example = self._processor.example(conversation, key=key, max_tokens=self._length, truncates=self._truncates)
         except Unreadable as fault:
             skipped.skip(UNREADABLE, f"{key}: {fault}")
         except (ValueError, KeyError, TypeError) as fault:
@@ -106,6 +110,8 @@ class ConversationLoader:
                 skipped.skip(TOO_LONG, f"{key}: {len(example)} tokens")
             elif not example.targets.any():
                 skipped.skip(NO_ANSWER, key)
+            elif self._needs_visual and not example.visuals:
+                skipped.skip(NOTHING_SHOWN, key)
             else:
                 return example
         return None

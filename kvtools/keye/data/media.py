@@ -1,24 +1,24 @@
 """Pictures and videos that conversations name, as patches: records of `video` streams by key, or files by path.
 
 An item of a conversation says which frames it shows: `seconds` of a video (the nearest frames, in that order), `frames` or
-`fps` (evenly spaced), `second` of a video for a picture of it, else all that the budget allows. Times are those at which the
-frames were shown, from the record or the container. Two more fields serve generated questions: `shown` gives other times in
-their place, and `size` [height, width] another size; a `video` may be a list of cuts, {"video", "seconds"} each, one after
-another.
+`fps` (evenly spaced), `second` of a video for a picture of it, else all that the budget allows; selection.py has all words.
+Times are those at which the frames were shown, from the record or the container. Two more fields serve generated questions:
+`shown` gives other times in their place, and `size` [height, width] another size. A `video` may be a list of pictures, its
+frames, two a second unless `fps` or `seconds` say otherwise; or of cuts, {"video", "seconds"} each, one after another.
 
 Files are decoded in a worker process with a time limit (video/pool.py); only pictures, and frames chosen by their seconds, are
-decoded in this process. Records keep the size at which they were made; a budget takes frames from them, never pixels.
+decoded in this process. Records keep the size at which they were made unless words ask for another; a budget takes frames from
+them, or pixels where the item names its frames.
 """
 
 import base64
 import hashlib
 import io
 import json
-import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -26,24 +26,34 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from kvtools.artifact import kinds
+from kvtools.artifact.equal_keys import refuse_different
 from kvtools.artifact.files import open_seekable
 from kvtools.artifact.open import open_stream
 from kvtools.artifact.stream import Record
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import Corrupt, Fault, reason_of
-from kvtools.keye.data.frames import as_kind, nearest, of_pictures, resized, spliced, take, with_times
+from kvtools.keye.data.frames import as_kind, nearest, of_pictures, resized, size_of, spliced, with_times, within_tokens
+from kvtools.keye.data.selection import (
+    Item,
+    at_size,
+    budget_of,
+    fixed_size,
+    frame_indices,
+    names_its_frames,
+    picture_pixels,
+    sampling_of,
+    select,
+)  # fmt: skip
 from kvtools.keye.model.inputs import Visual
 from kvtools.video import decode, frame_index, patch, pictures
 from kvtools.video.container import FramesMissing
 from kvtools.video.inputs import IMAGE_SUFFIXES
 from kvtools.video.pool import Pool
 from kvtools.video.recipe import VideoRecipe
-from kvtools.video.sample import FrameSampling, linspace_indices
-
-Item = Mapping[str, Any]
+from kvtools.video.sample import linspace_indices
 
 _MAX_NAME = 80  # characters of a name in a message: the name may be a picture in base64
-_MAX_FRAMES = 768  # of a file
+_LISTED_FPS = 2.0  # of frames in a list, as in keye-vl-utils
 _TIMEOUT_S = 60.0  # of decoding a file
 _MAX_POOLS = 4  # idle workers that are kept, one for each way of choosing frames
 
@@ -68,7 +78,7 @@ def raising_unreadable(remedy: str) -> Iterator[None]:
 class Media:
     """Where the pictures and videos of conversations are; use as a context manager, and `fetch` items.
 
-    sources: `video` streams, of whose equal keys the first counts, and folders. roots: further folders. Relative paths are
+    sources: `video` streams, whose clips of equal keys must be equal, and folders. roots: further folders. Relative paths are
     looked up in the folders in order, after the streams. budget: tokens of a video. image_tokens: fewest and most of a picture.
     fps: of files. cache_bytes: of decoded sources that are kept; what was used last is kept longest. Safe to use from many
     threads. Raises Missing and Corrupt for streams as Index does, and for streams of another kind.
@@ -81,8 +91,9 @@ class Media:
         self.folders = [src for src in sources if os.path.isdir(src)]
         self._roots = [*dict.fromkeys([*self.folders, *roots])]
         self._streams = [_open_stream(src) for src in sources if src not in self.folders]
+        refuse_different(self._streams)
         self.budget, self._fps, self._cache_bytes = budget or patch.Budget(), fps, cache_bytes
-        self._image_pixels = tuple(n * patch.PIXELS_A_TOKEN for n in image_tokens)
+        self._image_pixels = image_tokens[0] * patch.PIXELS_A_TOKEN, image_tokens[1] * patch.PIXELS_A_TOKEN
         self._pools: OrderedDict[VideoRecipe, Pool] = OrderedDict()
         self._cache: OrderedDict[tuple[Any, ...], Visual] = OrderedDict()
         self._n_bytes = 0
@@ -105,23 +116,22 @@ class Media:
         """A digest of the streams' content, by which a resumed run knows that it is the same."""
         return hashlib.blake2b("".join(s.digest for s in self._streams).encode(), digest_size=8).hexdigest()
 
-    def fetch(self, item: Item) -> Visual:
-        """The patches of an item. Raises Unreadable, with the item's name, where it is missing, damaged, or over the budget."""
-        kind = item["type"]
-        source = item.get(kind)
+    def fetch(self, item: Item, *, max_tokens: int | None = None) -> Visual:
+        """The patches of an item. max_tokens: below what the budget gives it, for one that shares the room with others.
+
+        Raises Unreadable, with the item's name, where it is missing, damaged, or over the budget.
+        """
+        source = item.get(item["type"])
         name = source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)
         try:
-            if kind == "video" and isinstance(source, list):
-                visual = spliced([self._frames_of({"type": "video", **cut}) for cut in source])
-            elif not isinstance(source, str):
-                raise ValueError("the source is not a string, and a path or a key is needed")
-            else:
-                visual = self._frames_of(item)
+            visual = self._source(item, source, max_tokens)
             if "size" in item:
                 visual = resized(visual, *item["size"])
             if "shown" in item:
                 visual = with_times(visual, item["shown"])
-            return visual if kind == "image" else self._within_budget(visual)
+            if item["type"] == "video":
+                visual = self._within_budget(visual, item)
+            return visual if max_tokens is None else within_tokens(visual, max_tokens, is_whole=not names_its_frames(item))
         except Unreadable:
             raise
         except (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError, Fault) as error:
@@ -145,40 +155,57 @@ class Media:
         except (ValueError, OSError) as error:
             raise Unreadable(name, reason_of(error).removeprefix(f"{name}: ")) from None
 
-    def _frames_of(self, item: Item) -> Visual:
+    def _source(self, item: Item, source: Any, n_tokens: int | None) -> Visual:
+        """The frames that an item asks for, of a source, of a list of frames, or of cuts."""
+        if isinstance(source, str):
+            return self._frames_of(item, source, n_tokens)
+        if item["type"] != "video" or not isinstance(source, list):
+            raise ValueError("the source is not a string, and a path or a key is needed")
+        if source and all(isinstance(frame, str) for frame in source):
+            return self._listed_frames(item, source, n_tokens)
+        if not all(isinstance(cut, dict) for cut in source):
+            raise ValueError("its list holds frames and cuts, and must hold one or the other")
+        return spliced([self._frames_of({"type": "video", **cut}, cut["video"], n_tokens) for cut in source])
+
+    def _frames_of(self, item: Item, name: str, n_tokens: int | None) -> Visual:
         """The frames that an item of one source asks for."""
-        name = item[item["type"]]
         stream = next((stream for stream in self._streams if name in stream), None)
         if stream is not None:
-            return _select(self._cached(("record", name), lambda: visual_of_record(stream.fetch(name))), item)
-        if item["type"] == "image" and name.startswith("data:"):
-            content = hashlib.blake2b(name.encode(), digest_size=16).digest()
-            return self._cached(("base64", content), lambda: self._picture(_decode_data_url(name)))
-        path = self._find(name)
+            return at_size(select(self._cached(("record", name), lambda: visual_of_record(stream.fetch(name))), item), item)
+        path = None if item["type"] == "image" and name.startswith("data:") else self._find(name)
         if item["type"] == "image" and "second" not in item:
-            return self._cached(("picture", path), lambda: self._picture(path))
+            return self._picture(name if path is None else path, item, n_tokens)
+        assert path is not None, "only pictures are written out"
         seconds = item.get("seconds", [item["second"]] if "second" in item else None)
         if seconds is not None and os.path.isfile(path):
-            return as_kind(item["type"], self._cached(("frames", path, *seconds), lambda: self._frames_at(path, seconds)))
-        recipe = VideoRecipe(self._want(item), self.budget)
+            at_seconds = self._cached(("frames", path, *seconds), lambda: self._frames_at(path, seconds))
+            return at_size(as_kind(item["type"], at_seconds), item)
+        recipe = VideoRecipe(sampling_of(item, self._fps), budget_of(item, self.budget, n_tokens))
         whole = self._cached(("file", path, recipe), lambda: self._decoded(name, path, recipe))
-        return whole if seconds is None else _select(whole, item)
+        shown = whole if seconds is None else select(whole, item)
+        return shown if fixed_size(item) is None else at_size(shown, item)
 
-    def _want(self, item: Item) -> FrameSampling:
-        n_frames = item.get("frames")
-        fps = float(item.get("fps", self._fps))
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps is {fps}, and must be a finite number above 0")
-        if n_frames is not None and (type(n_frames) is not int or n_frames < 1):
-            raise ValueError(f"frames is {n_frames!r}, and must be a whole number of 1 or more")
-        return FrameSampling(fps, n_frames, max_frames=_MAX_FRAMES)
+    def _listed_frames(self, item: Item, sources: Sequence[str], n_tokens: int | None) -> Visual:
+        """The frames of a video that is a list of pictures, with their times."""
+        times = np.array(item.get("seconds", np.arange(len(sources)) / sampling_of(item, _LISTED_FPS).fps), np.float64)
+        if times.shape != (len(sources),) or not np.isfinite(times).all() or (np.diff(times) < 0).any():
+            raise ValueError(f"seconds has {times.size} times for {len(sources)} frames, and needs one for each, never falling")
+        indices = frame_indices(times, {name: value for name, value in item.items() if name not in ("seconds", "fps")})
+        names = [source if source.startswith("data:") else self._find(source) for source in sources]
+        first_HWC = _read_picture(names[indices[0]], None)
+        n_frames, height, width = budget_of(item, self.budget, n_tokens).fit(len(indices), *first_HWC.shape[:2])
+        height, width = fixed_size(item) or (height, width)
+        if "seconds" not in item:
+            indices = [indices[n] for n in linspace_indices(0, len(indices) - 1, n_frames)]
+        frames = (_read_picture(names[index], height * width) for index in indices)
+        return of_pictures(frames, height, width, times[indices], is_video=True)
 
-    def _within_budget(self, visual: Visual) -> Visual:
-        n_frames, rows, cols = visual.grid.tolist()
-        n_most = self.budget.max_tokens // (rows * cols // 4)
-        if n_most == 0:
-            raise ValueError(f"a frame costs {rows * cols // 4} tokens, and at most {self.budget.max_tokens} are allowed")
-        return take(visual, linspace_indices(0, n_frames - 1, n_most)) if n_frames > n_most else visual
+    def _within_budget(self, visual: Visual, item: Item) -> Visual:
+        height, width = size_of(visual)
+        a_frame = height * width // patch.PIXELS_A_TOKEN
+        if a_frame > self.budget.max_tokens:
+            raise ValueError(f"a frame costs {a_frame} tokens, and at most {self.budget.max_tokens} are allowed")
+        return within_tokens(visual, self.budget.max_tokens, is_whole=not names_its_frames(item))
 
     def _find(self, name: str) -> str:
         if "://" in name or name.startswith("data:"):
@@ -189,10 +216,17 @@ class Media:
         where = ", ".join(dict.fromkeys(root or "the current folder" for root in self._roots or [""]))
         raise ValueError(f"no record of that key, and no such file in {where}")
 
-    def _picture(self, source: str | BinaryIO) -> Visual:
-        frame_HWC = pictures.read_picture(source, "it" if isinstance(source, str) else "the base64 picture")
-        height, width = patch.smart_resize(*frame_HWC.shape[:2], *self._image_pixels)
-        return of_pictures([frame_HWC], height, width, np.zeros(1), is_video=False)
+    def _picture(self, source: str, item: Item, n_tokens: int | None) -> Visual:
+        """A picture of a path or a data: URL."""
+        low, high = picture_pixels(item, self._image_pixels, n_tokens)
+        name = hashlib.blake2b(source.encode(), digest_size=16).hexdigest() if source.startswith("data:") else source
+
+        def read() -> Visual:
+            frame_HWC = _read_picture(source, high)
+            height, width = fixed_size(item) or patch.smart_resize(frame_HWC.shape[0], frame_HWC.shape[1], low, high)
+            return of_pictures([frame_HWC], height, width, np.zeros(1), is_video=False)
+
+        return self._cached(("picture", name, low, high, fixed_size(item)), read)
 
     def _frames_at(self, path: str, seconds: Sequence[float]) -> Visual:
         if Path(path).suffix.lower() in IMAGE_SUFFIXES:
@@ -204,7 +238,8 @@ class Media:
 
     def _read_at(self, path: str, seconds: Sequence[float], *, by_decoding: bool) -> Visual:
         index = frame_index.open_index(path, by_decoding=by_decoding)
-        indices = nearest(np.array([float(t * index.time_base) for t in index.times]), seconds)
+        times = np.array([float(t * index.time_base) for t in index.times])
+        indices = nearest(times, seconds, end_s=times[0] + index.duration_s)
         rising = sorted(set(indices))
         frames = dict(zip(rising, decode.read_pyav(path, index, rising, n_threads=1), strict=True))
         _, height, width = self.budget.fit(len(indices), *frames[indices[0]].shape[:2])
@@ -239,6 +274,13 @@ class Media:
         return visual
 
 
+def _read_picture(source: str, n_pixels: int | None) -> np.ndarray:
+    """The picture of a path or a data: URL, uint8 (H, W, 3). n_pixels: to which it will be reduced."""
+    if source.startswith("data:"):
+        return pictures.read_picture(_decode_data_url(source), "the base64 picture", n_pixels)
+    return pictures.read_picture(source, "it", n_pixels)
+
+
 def _decode_data_url(url: str) -> BinaryIO:
     """The bytes of a `data:image/png;base64,…` URL, as OpenAI's messages have pictures."""
     head, _, text = url.partition(",")
@@ -264,19 +306,3 @@ def visual_of_record(record: Record) -> Visual:
     if not len(pixels) or (grid[1:] % 2).any():
         raise ValueError(f"the grid is {grid.tolist()}, and its rows and columns must be even")
     return Visual(pixels, grid, seconds, is_video=True)
-
-
-def _select(clip: Visual, item: Item) -> Visual:
-    """The frames of a clip that an item asks for, by default all; at most as many as its `fps` allows."""
-    n_frames = len(clip.seconds)
-    if item["type"] == "image":
-        return as_kind("image", take(clip, nearest(clip.seconds, [item.get("second", clip.seconds[0])])))
-    if "seconds" in item:
-        return take(clip, nearest(clip.seconds, item["seconds"]))
-    n_wanted = item.get("frames", n_frames)
-    if "frames" not in item and "fps" in item:
-        span = float(clip.seconds[-1] - clip.seconds[0])
-        n_wanted = min(n_frames, math.floor(float(item["fps"]) * span + 1e-6) + 1)
-    if type(n_wanted) is not int or n_wanted < 1:
-        raise ValueError(f"frames is {n_wanted!r}, and must be a whole number of 1 or more")
-    return take(clip, linspace_indices(0, n_frames - 1, n_wanted)) if n_wanted < n_frames else clip

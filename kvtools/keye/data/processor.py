@@ -5,7 +5,8 @@ Not here: the template (chat_template.py), where media come from (media.py), row
 Legend: S tokens, V pictures and videos.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +17,8 @@ from kvtools.keye.model.config import ModelConfig, VisionConfig
 from kvtools.keye.model.inputs import Example, Visual
 from kvtools.keye.model.positions import mrope_positions
 from kvtools.video.patch import PATCH
+
+_LEAST = 4  # pictures and videos keep this part of a row, one in 4, before the text is too long
 
 
 def require_patch_size(vision: VisionConfig) -> None:
@@ -28,30 +31,41 @@ class Processor:
     """Turns conversations into examples for one model.
 
     media: where pictures and videos are; None for text alone. tokens_per_second: steps of the temporal position in a second.
+    max_prompt: tokens of a prompt, of which its pictures and videos give way as in `example`.
     """
 
-    def __init__(self, template: ChatTemplate, media: Media | None = None, *, tokens_per_second: int = 2) -> None:
-        self.template, self.media, self.tokens_per_second = template, media, tokens_per_second
+    def __init__(
+        self, template: ChatTemplate, media: Media | None = None, *, tokens_per_second: int = 2, max_prompt: int | None = None
+    ) -> None:
+        self.template, self.media, self.tokens_per_second, self.max_prompt = template, media, tokens_per_second, max_prompt
+        self.longest = 0  # prompt so far, in tokens
 
     @classmethod
-    def for_model(cls, config: ModelConfig, template: ChatTemplate, media: Media | None = None) -> Self:
+    def for_model(
+        cls, config: ModelConfig, template: ChatTemplate, media: Media | None = None, *, max_prompt: int | None = None
+    ) -> Self:
         """The processor with the settings of a model."""
-        return cls(template, media, tokens_per_second=config.tokens_per_second)
+        return cls(template, media, tokens_per_second=config.tokens_per_second, max_prompt=max_prompt)
 
-    def example(self, conversation: Conversation, *, key: str = "", max_tokens: int | None = None) -> Example:
+    def example(
+        self, conversation: Conversation, *, key: str = "", max_tokens: int | None = None, truncates: bool = False
+    ) -> Example:
         """The whole conversation, with targets where the assistant speaks.
 
-        key: its name, by default its id. max_tokens: a longer conversation loses its last messages until it fits and ends with
-        an answer to learn; it stays as it is where that leaves no answer. Raises media.Unreadable for a picture or video that
-        cannot be read, ValueError for a conversation that is not of the normal form (conversations.py).
+        key: its name, by default its id. max_tokens: its pictures and videos give way, each in proportion, until it has no more
+        tokens, or until they have a quarter of them. truncates: a conversation that is still longer loses its last messages
+        until it fits and ends with an answer to learn; it stays as it is where that leaves no answer. Raises media.Unreadable
+        for a picture or video that cannot be read, ValueError for a conversation that is not of the normal form
+        (conversations.py).
         """
-        visuals = self._fetch(conversation)
+        encode = self.template.encode
+        visuals = self._fetch(conversation, lambda counts: len(encode(conversation, counts)[0]), max_tokens)
         n_visual_tokens = [visual.n_tokens for visual in visuals]
-        tokens, targets = self.template.encode(conversation, n_visual_tokens)
-        if max_tokens is not None and len(tokens) > max_tokens:
+        tokens, targets = encode(conversation, n_visual_tokens)
+        if truncates and max_tokens is not None and len(tokens) > max_tokens:
             shortened = self._shortened(conversation, n_visual_tokens, max_tokens)
             if shortened is not None:
-                return self.example(shortened, key=key)
+                return self.example(shortened, key=key, max_tokens=max_tokens)
         key = key or str(conversation.get("id", ""))
         return Example(key, tokens, targets, self.positions(tokens, visuals), visuals, conversation.get("as_is") is True)
 
@@ -60,8 +74,10 @@ class Processor:
 
         mode: the mode of answering, by default the conversation's own. Raises as `example`.
         """
-        visuals = self._fetch(conversation)
-        tokens = self.template.prompt(conversation, [visual.n_tokens for visual in visuals], mode=mode)
+        encode = partial(self.template.prompt, conversation, mode=mode)
+        visuals = self._fetch(conversation, lambda counts: len(encode(counts)), self.max_prompt)
+        tokens = encode([visual.n_tokens for visual in visuals])
+        self.longest = max(self.longest, len(tokens))
         targets = np.zeros(len(tokens), np.uint8)
         return Example(str(conversation.get("id", "")), tokens, targets, self.positions(tokens, visuals), visuals)
 
@@ -74,13 +90,23 @@ class Processor:
         tokens = self.template.encode_output(parts, [visual.n_tokens for visual in visuals])
         return tokens, self.positions(tokens, visuals), visuals
 
-    def _fetch(self, conversation: Conversation) -> tuple[Visual, ...]:
+    def _fetch(
+        self, conversation: Conversation, length: Callable[[Sequence[int]], int] = sum, max_tokens: int | None = None
+    ) -> tuple[Visual, ...]:
+        """What a conversation shows. length: of the conversation with so many visual tokens. max_tokens: of all of it; where it
+        is longer, each picture and video gives way in proportion to what it has alone."""
         items = visuals_of(conversation)
         if not items:
             return ()
         if self.media is None:
             raise ValueError(f"it has {len(items)} pictures and videos, and no media were given to find them in")
-        return tuple(map(self.media.fetch, items))
+        visuals = tuple(map(self.media.fetch, items))
+        counts = [visual.n_tokens for visual in visuals]
+        if max_tokens is None or (n_tokens := length(counts)) <= max_tokens:
+            return visuals
+        room = max(max_tokens - (n_tokens - sum(counts)), max_tokens // _LEAST)
+        shares = [max(1, min(n, room * n // sum(counts))) for n in counts]
+        return tuple(self.media.fetch(item, max_tokens=share) for item, share in zip(items, shares, strict=True))
 
     def positions(self, tokens_S: np.ndarray, visuals: Sequence[Visual] = ()) -> np.ndarray:
         """The positions of the tokens of a conversation with these pictures and videos, int32 (3, S)."""

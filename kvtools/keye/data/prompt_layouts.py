@@ -1,6 +1,7 @@
 r"""Layouts of prompts and of pairs of answers, brought to messages, `chosen` and `rejected` (conversations.py reads those).
 
-{"prompt" | "question" | "problem" | "query": text or messages, …}   and `chosen`, `rejected`, or an answer in its own field
+{"prompt" | "question" | "problem" | "query": text or messages, …}   and `chosen`, `rejected`, or an answer in its own field:
+                                     `completion`, `response`, `solution`, `answer`, `output`; and ms-swift's `history`
 {"chosen": messages, "rejected": messages}                           trl's implicit prompt: they differ in their last message
 {"chosen": "\n\nHuman: … \n\nAssistant: …", "rejected": …}               Anthropic's dialogues
 {"input": {"messages"}, "preferred_output", "non_preferred_output"}  OpenAI's preference tuning
@@ -10,6 +11,7 @@ import re
 from typing import Any
 
 _PROMPT_FIELDS = ("prompt", "question", "problem", "query")
+_ANSWER_FIELDS = ("completion", "response", "solution", "answer", "output")  # the first is said, the others stay fields
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _OPENAI = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
 
@@ -30,9 +32,35 @@ def with_messages(document: dict[str, Any]) -> dict[str, Any]:
         _split_pair(rest)
     name = next((name for name in _PROMPT_FIELDS if name in rest), None)
     if name is not None and not {"messages", "conversations", "instruction", "chosen_messages"} & set(rest):
-        prompt = rest.pop(name)
-        rest["messages"] = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+        rest["messages"] = [*_earlier(rest), *_as_messages(rest.pop(name), "user")]
+        if "rejected_response" in rest:
+            rest["rejected"] = rest.pop("rejected_response")
+        if "chosen" not in rest:
+            rest["messages"] += _answer(rest)
     return rest
+
+
+def _earlier(rest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The turns before the prompt, as pairs of a question and an answer."""
+    history = rest.pop("history", None) or []
+    return [message for asked, said in history for message in (*_as_messages(asked, "user"), *_as_messages(said, "assistant"))]
+
+
+def _answer(rest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The answer in a field of its own, taken out of the document; none where it is no text: a list may hold many."""
+    for name in _ANSWER_FIELDS:
+        value = rest.get(name)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        is_said = isinstance(value, str | int | float) and not isinstance(value, bool)
+        is_messages = isinstance(value, dict) or (isinstance(value, list) and all(isinstance(each, dict) for each in value))
+        if value not in (None, "", []) and (is_said or is_messages):
+            del rest[name]
+            return _as_messages(str(value) if is_said else value, "assistant")
+    return []
+
+
+def _as_messages(value: Any, role: str) -> list[dict[str, Any]]:
+    return value if isinstance(value, list) else [value] if isinstance(value, dict) else [{"role": role, "content": value}]
 
 
 def _split_pair(rest: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 from kvtools.artifact.blob import bytes_of
 from kvtools.artifact.stream import Record
 from kvtools.errors import Fault, reason_of
-from kvtools.keye.data.media import Item, Media, Unreadable
+from kvtools.keye.data.media import Media, Unreadable
 from kvtools.keye.data.packing import with_patches
+from kvtools.keye.data.selection import Item
 from kvtools.keye.model.inputs import PackedRow
 
 _BLOCK_BYTES = 1 << 20

@@ -3,7 +3,6 @@
 What cannot be read to its end gives what it has, and then one more document, a ValueError that says why.
 """
 
-import base64
 import hashlib
 import io
 import os
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from kvtools.artifact import is_stream, open_stream, source_name
-from kvtools.artifact.documents import is_parquet, parsed, read_documents
+from kvtools.artifact.documents import is_parquet
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.errors import Fault
+from kvtools.keye.data.conversation_files import read_conversation_documents
 from kvtools.keye.mix.examine import END
 from kvtools.keye.mix.workers import Document
 
@@ -94,7 +94,7 @@ def _documents(src: str, origins: Origins) -> Iterator[tuple[str, Any]]:
             while block := opened.read(_BLOCK_BYTES):
                 digest.update(block)
             opened.seek(0)
-            yield from ((where, _without_bytes(row)) for where, row in read_documents(opened))
+            yield from read_conversation_documents(opened)
             origins.digests.append(digest.hexdigest())
             return
         if is_stream(file):
@@ -103,12 +103,7 @@ def _documents(src: str, origins: Origins) -> Iterator[tuple[str, Any]]:
             for record in reader:
                 yield record.key, record.tensors["json"].tobytes()
         else:
-            for number, (where, document) in enumerate(read_documents(file, raw=True)):
-                first = parsed(document) if isinstance(document, bytes) and number == 0 else document
-                if isinstance(first, dict) and _is_table(first):
-                    yield from ((f"{where}, {name}", value) for name, value in first.items())
-                else:
-                    yield where, document
+            yield from read_conversation_documents(file, raw=True)
         while file.read(_BLOCK_BYTES):
             pass  # the digest is of all bytes
     origins.digests.append(digest.hexdigest())
@@ -128,19 +123,3 @@ class _Digested(io.RawIOBase):
         self._digest.update(data)
         buffer[: len(data)] = data
         return len(data)
-
-
-def _is_table(document: dict[str, Any]) -> bool:
-    """Whether it is not a conversation but a table of them by name."""
-    return len(document) > 0 and all(isinstance(value, dict) for value in document.values())
-
-
-def _without_bytes(value: Any) -> Any:
-    """The value with pictures that parquet holds as bytes as data: URLs."""
-    if isinstance(value, dict):
-        if isinstance(value.get("bytes"), bytes):
-            return "data:image;base64," + base64.b64encode(value["bytes"]).decode()
-        return {name: _without_bytes(inner) for name, inner in value.items()}
-    if isinstance(value, bytes):
-        return "data:image;base64," + base64.b64encode(value).decode()
-    return [_without_bytes(inner) for inner in value] if isinstance(value, list) else value

@@ -13,6 +13,7 @@ from PIL import Image
 
 from kvtools.artifact import checked_records, is_stream
 from kvtools.artifact.delimited import read_rows
+from kvtools.artifact.equal_keys import KeysSoFar
 from kvtools.artifact.files import open_source
 from kvtools.artifact.open import open_stream
 from kvtools.artifact.stream import Reader
@@ -123,20 +124,27 @@ def open_video_stream(src: str) -> Reader | None:
     return open_stream(src, "video", made_by="kvtools tokenize-video", file=file)
 
 
-def clips_of(reader: Reader) -> Iterator[Clip]:
-    """The clips of a stream. Raises Corrupt for a record that does not fit its kind."""
+def clips_of(reader: Reader, keys: KeysSoFar) -> Iterator[Clip]:
+    """The clips of a stream. keys: of all inputs. Raises Corrupt for a record that does not fit its kind, and for one that has
+    the key of another clip."""
     for record in checked_records(reader, made_by="kvtools tokenize-video"):
+        keys.add(f"{reader.name}: record {record.number}", record.key, record.tensors)
         yield Clip.of_record(record.key, record.tensors)
 
 
-def clips_of_files(paths: Sequence[tuple[str, str]], recipe: VideoRecipe, skipped: SkippedRows) -> Iterator[Clip]:
-    """The clips of video files, (key, path) each; files that cannot be decoded are skipped."""
+def clips_of_files(
+    paths: Sequence[tuple[str, str]], recipe: VideoRecipe, skipped: SkippedRows, keys: KeysSoFar
+) -> Iterator[Clip]:
+    """The clips of video files, (key, path) each; files that cannot be decoded are skipped. Raises Corrupt as `clips_of`."""
+    path_of = dict(paths)
     with Pool(recipe, n_jobs=len(os.sched_getaffinity(0)), n_threads=1, timeout_s=60.0) as pool:
         for outcome in pool.run(paths):
             if outcome.record is None:
                 skipped.skip(UNREADABLE, f"{outcome.key}: {outcome.fault}")
             else:
-                yield Clip.of_record(outcome.key, outcome.decoded()[0])
+                tensors, _ = outcome.decoded()
+                keys.add(path_of[outcome.key], outcome.key, tensors)
+                yield Clip.of_record(outcome.key, tensors)
 
 
 def in_groups(clips: Sequence[Clip], table: ClipTable | None) -> list[Clip]:

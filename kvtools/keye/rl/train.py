@@ -18,6 +18,7 @@ from kvtools.keye.model.log_probs import log_probabilities
 from kvtools.keye.model.lora import LoraConfig, add_adapters, merge, without_adapters
 from kvtools.keye.rl.recipe import AlignmentRecipe
 from kvtools.keye.rl.setup import Policy
+from kvtools.keye.run.limits import carried
 from kvtools.train.loop import DTYPES, Trainer, TrainStep
 
 _NO_UPDATE = {"loss": 0.0}  # of a step in which nothing was to be learnt
@@ -87,7 +88,8 @@ def save(
     checkpoint.save(
         dst, model.cpu(), tokenizer_json=start.template.to_bytes(), source=start.weights,
         history=history([*before, start.weights.history]),
-        fields={"recipe": recipe.to_json()} | {name: x for name, x in figures.items() if x not in (None, {})},
+        fields={"recipe": recipe.to_json(), **carried(start.weights.fields)}
+        | {name: x for name, x in figures.items() if x not in (None, {})},
     )  # fmt: skip
 
 

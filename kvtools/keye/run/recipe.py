@@ -9,6 +9,7 @@ from kvtools.chance import seed_for
 from kvtools.errors import Usage, raising
 from kvtools.keye.model.config import SIZES, ModelConfig
 from kvtools.keye.model.lora import LoraConfig
+from kvtools.keye.run.limits import Limits
 from kvtools.keye.run.stages import PARTS, STAGES, Stage, peak_lr
 from kvtools.option_values import parse_range, refuse_if
 from kvtools.train.durations import EpochLength, parse_duration
@@ -119,6 +120,11 @@ class TrainingRecipe:
         )
         with raising(Usage, option, "Give it as r=16,alpha=32,on=language."):
             return LoraConfig(given["r"], given["alpha"], given["on"])
+
+    @property
+    def limits(self) -> Limits:
+        """What the model is trained with, and carries."""
+        return Limits.of_row(self.budget, self.length)
 
     @property
     def objective(self) -> Stage:

@@ -5,10 +5,13 @@ Not here: the terminal (commands/chat.py), the template (data/chat_template.py),
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from kvtools.artifact import is_stream
 from kvtools.artifact.files import open_source
@@ -22,12 +25,15 @@ from kvtools.keye.data.media import Media, Unreadable
 from kvtools.keye.data.processor import Processor, require_patch_size
 from kvtools.keye.model.generate import Answer, Insertion, generate
 from kvtools.keye.model.keye import Keye
+from kvtools.keye.model.language import DecoderLayer
+from kvtools.keye.model.vision import EncoderLayer
 from kvtools.keye.model.visual_cache import VisualCache
 from kvtools.keye.run.agentic import MAX_RUNS, CodeRunner
+from kvtools.keye.run.limits import Limits
 from kvtools.keye.sandbox.session import Sandbox
+from kvtools.progress import Ticker
 from kvtools.train.loop import DTYPES
 from kvtools.video.inputs import IMAGE_SUFFIXES
-from kvtools.video.patch import Budget
 
 PICTURE = "[picture]"
 _INCOMPLETE = "\ufffd"  # how a letter is decoded while some of its bytes are missing
@@ -69,11 +75,12 @@ class ChatSession:
 
     def __init__(
         self, model: Keye, template: ChatTemplate, media: Media, config: GenerationConfig,
-        sandbox: Sandbox | None = None, max_runs: int = MAX_RUNS,
+        sandbox: Sandbox | None = None, max_runs: int = MAX_RUNS, *, max_prompt: int | None = None,
     ) -> None:  # fmt: skip
-        """sandbox: where code in answers runs, at most max_runs times an answer; None: nowhere, it is text."""
+        """sandbox: where code in answers runs, at most max_runs times an answer; None: nowhere, it is text. max_prompt: tokens
+        of a prompt, in which pictures and videos give way."""
         self._model, self._template, self._config = model, template, config
-        self._processor = Processor.for_model(model.config, template, media)
+        self._processor = Processor.for_model(model.config, template, media, max_prompt=max_prompt)
         self._visual_cache = VisualCache(model)
         self._runner = None if sandbox is None else CodeRunner(self._processor, sandbox, max_runs)
 
@@ -170,6 +177,26 @@ class StreamDecoder:
         return self._template.decode(self._tokens[self._begin :], skip_control=True)[len(known) :]
 
 
+@contextmanager
+def reading_progress(model: Keye, *, quiet: bool) -> Iterator[None]:
+    """Shows the progress of reading a long prompt, a layer at a time; what comes after it, token by token, shows itself."""
+    layers = [module for module in model.modules() if isinstance(module, DecoderLayer | EncoderLayer)]
+    ticker = Ticker(total=len(layers), unit="layers", label="reading the prompt", quiet=quiet)
+    left: set[nn.Module] = set(layers)
+
+    def on_layer(layer: nn.Module, *_: object) -> None:
+        if layer in left:  # later tokens go through it again
+            left.discard(layer)
+            ticker()
+
+    hooks = [layer.register_forward_hook(on_layer) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def open_model(src: str, tokenizer: str | None, *, device: str, dtype: str) -> tuple[Keye, ChatTemplate]:
     """The model of a bag, a Hugging Face directory or an adapter, and the template with its own tokenizer or another.
 
@@ -195,9 +222,11 @@ def open_checkpoint(src: str, tokenizer: str | None, *, device: str, dtype: str)
 
 
 def open_visuals(
-    names: Sequence[str], *, budget: Budget, fps: float, n_frames: int | None
+    names: Sequence[str], limits: Limits, *, fps: float, n_frames: int | None
 ) -> tuple[Media, list[dict[str, Any]]]:
     """The media of these files, and their content parts: a picture, a video, a folder of frames, or all records of a stream.
+
+    limits: of the model that will see them.
 
     Raises Missing for a file that is not there, Unreadable for one that cannot be read.
     """
@@ -214,7 +243,7 @@ def open_visuals(
             parts.append({"type": "image", "image": name})
         else:
             parts.append({"type": "video", "video": name, **frames})
-    media = Media(streams, budget=budget, fps=fps)
+    media = Media(streams, budget=limits.budget, image_tokens=limits.picture, fps=fps)
     try:
         for part in parts:
             media.fetch(part)

@@ -124,17 +124,18 @@ def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, w
     else:
         loader = ConversationLoader(
             data.conversations, processor, length=recipe.length, window=recipe.settings["window"], seed=recipe.seed,
-            truncates=recipe.settings["cut"],
+            truncates=recipe.settings["cut"], needs_visual=recipe.objective.needs_visuals,
         )  # fmt: skip
     data.watch(data.name, loader)
     held_out = None
     if data.held_out:
-        held_out = ConversationLoader(data.held_out, processor, length=recipe.length, window=recipe.settings["window"])
+        held_out = ConversationLoader(
+            data.held_out, processor, length=recipe.length, window=recipe.settings["window"],
+            needs_visual=recipe.objective.needs_visuals,
+        )  # fmt: skip
         data.watch("--valid", held_out)
-    if next(loader.epoch(0), None) is None:
-        lines = " ".join(f"{name}: {line}." for name, skipped in data.skipped for line in skipped.lines())
-        why = lines or f"{data.name}: it has no conversations."
-        raise Corrupt(f"{why} Nothing is left to learn. Change --length, --media or the data.")
+    for name, rows in ((data.name, loader), *(() if held_out is None else (("--valid", held_out),))):
+        _require_usable_rows(rows, name, recipe, data)
     options: dict[str, Any] = {
         "batch_tokens": recipe.batch_tokens,
         "world": world,
@@ -147,6 +148,19 @@ def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, w
     if isinstance(start.model, Siglip):
         return SigmoidContrastive(start.model, loader, start.config, recipe.objective, **options)
     return NextToken(start.model, loader, start.config, recipe.objective, **options)
+
+
+def _require_usable_rows(loader: Loader, name: str, recipe: TrainingRecipe, data: TrainingData) -> None:
+    """Raise Corrupt where no row has anything that the stage learns, or is validated on. Measures rows up to the first."""
+    needs_visuals = recipe.objective.needs_visuals
+    if any(plan.n_targets and (len(plan.grid) or not needs_visuals) for plan in loader.epoch(0)):
+        return
+    names = (name, data.valid_name) if name == "--valid" else (name, *data.name.split(", "))
+    lines = " ".join(f"{source}: {line}." for source, skipped in data.skipped if source in names for line in skipped.lines())
+    shown = " with a picture or video" if needs_visuals else ""
+    why = lines or f"{name}: nothing in it{shown} has an answer to learn."
+    use = "validate on" if name == "--valid" else "learn"
+    raise Corrupt(f"{why} Nothing is left to {use}. Change --length, --media or the data.")
 
 
 def epoch_length(recipe: TrainingRecipe, task: PackedRowTask) -> EpochLength:

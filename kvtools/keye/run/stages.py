@@ -22,6 +22,11 @@ class Stage:
     is_contrastive: bool = False
     has_adapters: bool = False
 
+    @property
+    def needs_visuals(self) -> bool:
+        """Whether nothing is learnt of text alone, since the decoder is not trained."""
+        return "decoder" not in self.trains
+
     def learns(self, name: str) -> bool:
         """Whether the weight of that name, in Keye's own naming, is trained."""
         part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "decoder")

@@ -23,7 +23,6 @@ from kvtools.keye.run.recipe import TrainingRecipe
 from kvtools.skipped import SkippedRows
 
 _T = TypeVar("_T")
-_IMAGE_TOKENS = 4, 16_384  # of a picture, as published
 _FAULTS = (BAD, UNREADABLE, ROW_UNREADABLE)  # reasons that make the exit code 65; that a conversation is too long does not
 
 
@@ -32,7 +31,8 @@ class TrainingData:
     """The data of a run, by which `digest` a resumed run knows that it is the same.
 
     name: its files, joined. row_media: of packed rows by reference. skipped: what was left out by source, which all ranks know
-    alike. lost_later: what became unreadable after it was measured, which one rank alone may know.
+    alike. lost_later: what became unreadable after it was measured, which one rank alone may know. valid_name: the file of the
+    held-out conversations.
     """
 
     name: str
@@ -44,6 +44,7 @@ class TrainingData:
     histories: list[list[Step]]
     digest: str
     skipped: list[tuple[str, SkippedRows]]
+    valid_name: str = ""
     lost_later: list[tuple[str, SkippedRows]] = field(default_factory=list)
     _reported: set[str] = field(default_factory=set)
 
@@ -111,12 +112,14 @@ def open_training_data(
         raise ValueError("packed rows are mixed already. Leave it out")
     conversations = mix([part.conversations for part in inputs], recipe.ratio)
     held_out = open_conversations(valid) if valid is not None else Conversations("", "")
-    inputs += [held_out] if valid is not None else []
-    limit = recipe.budget.max_tokens
-    image_tokens = (min(_IMAGE_TOKENS[0], limit), min(_IMAGE_TOKENS[1], limit))
+    if valid is not None:
+        inputs.append(held_out)
+        if not held_out.conversations:
+            lost = " ".join(f"{line}." for line in held_out.skipped.lines())
+            raise Corrupt(f"{held_out.name}: {lost} Nothing is left to validate on. Repair the file.")
     roots = [part.root for part in inputs]
     with ExitStack() as stack:
-        opened_media = stack.enter_context(Media(media, roots=roots, budget=recipe.budget, image_tokens=image_tokens))
+        opened_media = stack.enter_context(Media(media, roots=roots, budget=recipe.budget, image_tokens=recipe.limits.picture))
         row_media = None
         if packed:  # rows by reference are read at the sizes at which they were packed, whatever the options of this run
             folders = [os.path.dirname(index.name) for index in packed]
@@ -126,7 +129,8 @@ def open_training_data(
         skipped = [(part.name, part.skipped) for part in inputs]
         name = ", ".join(map(source_name, sources))
         yield TrainingData(
-            name, opened_media, row_media, conversations, packed, held_out.conversations, histories, digest.hexdigest(), skipped
+            name, opened_media, row_media, conversations, packed, held_out.conversations, histories, digest.hexdigest(),
+            skipped, held_out.name,
         )  # fmt: skip
 
 

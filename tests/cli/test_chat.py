@@ -216,9 +216,13 @@ def test_an_answer_that_is_cut_is_noted(ask):
         (
             "--model keye.safetensors bad.mp4 Well?",
             65,
-            "bad.mp4: this is not a readable video (invalid data found when processing input). Give another file.",
+            "bad.mp4: this is not a video: text that begins with 'nothing to see'. Give another file.",
         ),
-        ("--model keye.safetensors bad.png Well?", 65, "bad.png: it cannot be read as a picture. Give another file."),
+        (
+            "--model keye.safetensors bad.png Well?",
+            65,
+            "bad.png: it is not a picture: text that begins with 'nothing to see'. Give another file.",
+        ),
         (
             "--model keye.safetensors cut.kvs Well?",
             65,

@@ -158,9 +158,9 @@ def _require_usable_rows(loader: Loader, name: str, recipe: TrainingRecipe, data
     names = (name, data.valid_name) if name == "--valid" else (name, *data.name.split(", "))
     lines = " ".join(f"{source}: {line}." for source, skipped in data.skipped if source in names for line in skipped.lines())
     shown = " with a picture or video" if needs_visuals else ""
-    why = lines or f"{name}: nothing in it{shown} has an answer to learn."
+    why = f"{name}: {f'nothing in it{shown} has an answer to learn' if len(loader) else 'it has no conversations'}."
     use = "validate on" if name == "--valid" else "learn"
-    raise Corrupt(f"{why} Nothing is left to {use}. Change --length, --media or the data.")
+    raise Corrupt(f"{lines or why} Nothing is left to {use}. Change --length, --media or the data.")
 
 
 def epoch_length(recipe: TrainingRecipe, task: PackedRowTask) -> EpochLength:

@@ -54,6 +54,12 @@ class Liveness:
         threading.Thread(target=self._watch, args=(listener, token, answer), daemon=True, name="liveness").start()
         os.register_at_fork(after_in_child=self._drop)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether what this rank says reaches all others."""
+        with self._lock:
+            return len(self._peers) == (self._size - 1 if self._rank == 0 else 1)
+
     def end(self, code: int = 0) -> None:
         """Say that this rank ends, with this exit code; 0: as it should. Others end at once where it is another."""
         word = f"{self._rank} {code}".encode().ljust(_WORD_BYTES)

@@ -158,6 +158,8 @@ class World:
                 self._liveness.end(code)
             # the launcher forwards stderr when it gets to it, and drops what it has not read when it sees the abort
             time.sleep(_FORWARD_S)
+            if self._liveness is not None and self._liveness.is_connected and not is_stdin_limited():
+                os._exit(code)  # the others do so, too; srun would kill all after an abort, and exit with 137
             self._comm.Abort(code)
 
     def close(self) -> None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from kvtools import options as opt
 
 if TYPE_CHECKING:
-    from kvtools.etree.data.labelled import Samples
+    from kvtools.etree.data.sample_files import Samples
     from kvtools.etree.network.delay import Delays
-    from kvtools.etree.network.readers import Edges, Log
+    from kvtools.etree.network.graphs import Edges, Log
 
 EXAMPLES = [
     "kvtools devices --data digits.csv --partition shards:2 --graph edges.txt -o digits.devices",
@@ -17,7 +17,7 @@ EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools kma-cluster", "kvtools info", "kvtools-stream(5)")
 COMMON = ("output", "force", "stamp")
 
-_SCALES = {"ms": 1.0, "s": 1000.0, "km": 1 / 200}  # km: light in glass, see etree/network/readers.py
+_SCALES = {"ms": 1.0, "s": 1000.0, "km": 1 / 200}  # km: light in glass, see etree/network/graphs.py
 _LAST_MILE = (5.0, 2.0)  # mean and deviation in ms, where devices must share sites and --last-mile is not given
 
 
@@ -38,7 +38,7 @@ def main(
     unit: Annotated[Literal["ms", "s", "km"], opt.option("Unit of the network's numbers; 200 km take 1 ms.")] = "ms",
     rtt: Annotated[bool, opt.option("The numbers are round trips: halve them.", "--rtt")] = False,
     symmetrize: Annotated[
-        bool, opt.option("Average both directions of --delay; fill missing delays by the shortest detour.", "--symmetrize")
+        bool, opt.option("Average both directions of a delay; fill missing delays by the shortest detour.", "--symmetrize")
     ] = False,
     last_mile: Annotated[
         str | None,
@@ -84,8 +84,8 @@ def main(
             "the number of devices is unknown, since there is no network whose sites could be counted. Give --devices.",
         ),
         (
-            symmetrize and delay is None,
-            "--symmetrize is about the matrix or the pings of --delay. Give --delay, or leave it out.",
+            symmetrize and delay is None and graph is None,
+            "--symmetrize is about the delays of --delay or --graph. Give one of them, or leave it out.",
         ),
     )
     if not partition.startswith("file:"):
@@ -133,17 +133,17 @@ def _read_network(option: str, src: str, scale: float, log: "Log", *, is_repaire
     from kvtools.artifact.files import open_source
     from kvtools.artifact.open import source_name
     from kvtools.errors import Corrupt
-    from kvtools.etree.network import readers
+    from kvtools.etree.network import graphs, readers
 
     name = source_name(src)
     try:
         if option == "--graph":
-            return readers.read_graph(open_source(src), name, scale=scale, log=log)
+            return graphs.read_graph(open_source(src), name, scale=scale, is_repaired=is_repaired, log=log)
         if option == "--coordinates":
             return readers.read_coordinates(open_source(src), name, scale=scale), None
         source = src if os.path.isdir(src) else open_source(src)
         return readers.read_matrix(source, name, scale=scale, is_repaired=is_repaired, log=log), None
-    except readers.AsymmetricDelays as fault:
+    except graphs.AsymmetricDelays as fault:
         raise Corrupt(
             f"{name}: {fault}. Give --symmetrize to average both directions and fill missing delays by the shortest detour."
         ) from None

@@ -160,7 +160,7 @@ def main(
             run.info(f"resumed after round {simulation.n_rounds}.")
         at = None if stopped is None else simulation.n_rounds
         curve = stack.enter_context(TrainingLog(log if world.is_root else None, at=at, key="round"))
-        with raising(Fault, f"training with --lr {lr:g}"):
+        with raising(Fault, f"training with --lr {lr:g}", remedy="Give a lower --lr."):
             for line in simulation.rounds():
                 tick()
                 if line is not None:

@@ -216,9 +216,9 @@ BAD = {
     "round trips of nothing": (
         "--data digits.csv --rtt", {}, 2, "--rtt is about a network. Give one with --delay, --graph or --coordinates.",
     ),
-    "a graph to symmetrize": (
-        "--graph g.txt --symmetrize", {}, 2,
-        "--symmetrize is about the matrix or the pings of --delay. Give --delay, or leave it out.",
+    "positions to symmetrize": (
+        "--coordinates c.csv --symmetrize", {}, 2,
+        "--symmetrize is about the delays of --delay or --graph. Give one of them, or leave it out.",
     ),
     "no last mile": (
         "--delay m.txt --last-mile x", {}, 2, "--last-mile x is not a mean and a deviation in ms. Give MEAN:SD, as 5:2.",
@@ -256,7 +256,7 @@ BAD = {
     ),  # fmt: skip
     "other files": (
         "--data empty --devices 2", {"empty/x.txt": ""}, 66,
-        "empty: there are no labelled data. Give idx images and labels, a .tar of images, .csv, .tra, .npz or LEAF .json.",
+        "empty: there are no labelled data. Give idx images and labels, folders or a .tar of images, .csv, .tra, .npz or LEAF .json.",
     ),
 }  # fmt: skip
 

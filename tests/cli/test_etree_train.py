@@ -281,11 +281,11 @@ BAD = {
     "an infinite number": (f"{TRAIN} --deadline inf", 2, "--deadline inf is not finite. Give a finite number."),
     "a learning rate too high": (
         f"{TRAIN} --model mlp:9 --lr 1e6 --log run.jsonl", 1,
-        "training with --lr 1e+06: the loss is not finite after round 1; try a lower learning rate.",
+        "training with --lr 1e+06: the loss is nan after round 1: training has diverged. Give a lower --lr.",
     ),
     "updates too large to mask": (
         f"{TRAIN} --secure --lr 1e30", 1,
-        "training with --lr 1e+30: an update of 4.83333e+29 is too large for sums in 64 bits; try a lower learning rate.",
+        "training with --lr 1e+30: an update of 4.83333e+29 is too large for sums in 64 bits. Give a lower --lr.",
     ),
 }  # fmt: skip
 

@@ -56,6 +56,11 @@ def labelled():
         "shapes/b.csv": "a,b,c,label\n1,2,3,0\n3,4,5,1\n",
         "parts/train.csv": "a,b,label\n1,2,0\n3,4,1\n",
         "parts/test.csv": "a,b,c,label\n1,2,3,0\n3,4,5,1\n",
+        "bare-shapes/a.csv": "1,2,0\n3,4,1\n",
+        "bare-shapes/b.csv": "1,2,3,0\n3,4,5,1\n",
+        "bare-parts/train.csv": "1,2,0\n3,4,1\n",
+        "bare-parts/test.csv": "1,2,3,0\n3,4,5,1\n",
+        "no-label.csv": "a,b,label\n1,2,cat\n3,4,\n",
         "labels/train.csv": "a,b,label\n1,2,0\n3,4,1\n",
         "other.csv": "a,b,c,label\n" + "1,2,3,0\n3,4,5,1\n" * 9,
         "text.npz": "no archive\n",
@@ -89,6 +94,10 @@ def networks():
         "wide.txt": "0 1 2\n1 0 2\n",
         "negative.txt": "0 -1\n-1 0\n",
         "odd.txt": "0 1\n5 0\n",
+        "names.csv": ",a,b\na,0,1\nc,1,0\n",
+        "twice.csv": ",a,a\na,0,1\nb,1,0\n",
+        "two-ways.txt": "a b 3\nb a 9\n",
+        "unplaced.gml": "graph [\n node [ id 0 Latitude 1 Longitude 2 ]\n node [ id 1 ]\n edge [ source 0 target 1 ]\n]\n",
         "hole.csv": "0,1,\n1,0,2\n,2,0\n",
         "apart.csv": "source,target,ms\na,b,3\nc,d,3\n",
         "bad-pings.csv": "source,target,ms\na,b,fast\n",
@@ -111,7 +120,7 @@ def networks():
 
 def arrays():
     np.savez("other.npz", a=np.ones(3))
-    np.savez("shapes.npz", x=np.ones((2, 3, 4)), y=np.ones(2))
+    np.savez("shapes.npz", x=np.ones((2, 3, 4, 5, 6)), y=np.ones(2))
     np.savez("users.npz", x=np.ones((6, 3), np.float32), y=np.arange(6) % 2)
     np.save("where-shape.npy", np.ones((2, 2, 2)))
     np.save("where-nan.npy", np.array([[0.0, np.nan], [1.0, 1.0]]))
@@ -177,7 +186,7 @@ CASES = f"""
 kvtools devices
 kvtools devices --delay pings.csv --graph edges.txt
 kvtools devices --data digits.csv --rtt
-kvtools devices --graph edges.txt --symmetrize
+kvtools devices --coordinates here.csv --symmetrize
 kvtools devices --graph edges.txt --last-mile far
 kvtools devices --data digits.csv --partition best --devices 4
 kvtools devices --data digits.csv --partition dirichlet:0 --devices 4
@@ -205,6 +214,9 @@ kvtools devices --data none.csv --devices 1
 kvtools devices --data one.csv --devices 1
 kvtools devices --data shapes --devices 1
 kvtools devices --data parts --devices 1
+kvtools devices --data bare-shapes --devices 1
+kvtools devices --data bare-parts --devices 1
+kvtools devices --data no-label.csv --devices 1
 kvtools devices --data labels --devices 1
 kvtools devices --data idx --devices 1
 kvtools devices --data idx-bad --devices 1
@@ -225,6 +237,8 @@ kvtools devices --delay word.txt
 kvtools devices --delay wide.txt
 kvtools devices --delay negative.txt
 kvtools devices --delay odd.txt
+kvtools devices --delay names.csv
+kvtools devices --delay twice.csv
 kvtools devices --delay hole.csv
 kvtools devices --delay apart.csv --symmetrize
 kvtools devices --delay bad-pings.csv
@@ -239,6 +253,8 @@ kvtools devices --graph no-edges.txt
 kvtools devices --graph broken.gml
 kvtools devices --data blobs --last-mile 5:2
 kvtools devices --graph no-edges.gml
+kvtools devices --graph two-ways.txt
+kvtools devices --graph unplaced.gml
 kvtools devices --graph word.gml
 kvtools devices --coordinates where.csv
 kvtools devices --coordinates where-word.csv
@@ -300,6 +316,7 @@ kvtools {TRAIN} --fail leaf:200%@3
 kvtools {TRAIN} --fail leaf:1@0
 kvtools {TRAIN} --fail join:1@2-3
 kvtools {TRAIN} --fail aggregator:9@2
+kvtools {TRAIN} --fail leaf:99@2
 kvtools {TRAIN} --fail ,
 kvtools {TRAIN} --fail ""
 kvtools {TRAIN} --lr 1e30 --model mlp:4

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import coo_array
 
+from kvtools.etree.network import graphs
 from kvtools.etree.network import readers as network
 from kvtools.etree.network.delay import Delays
 
@@ -79,7 +80,7 @@ def buffered(text):
 
 
 def test_parallel_edges_count_once_and_loops_not_at_all():
-    delays, (ends, ms) = network.read_graph(buffered("a b 5\nb a 3\na a 1\nb c 2\n"), "edges.txt")
+    delays, (ends, ms) = graphs.read_graph(buffered("a b 5\na b 3\na a 1\nb c 2\nc b 2\n"), "edges.txt")
     assert delays.matrix.tolist() == [[0, 3, 5], [3, 0, 2], [5, 2, 0]]
     assert (ends.tolist(), ms.tolist()) == ([[0, 1], [1, 2]], [3, 2])
 
@@ -91,5 +92,74 @@ def test_names_in_a_csv_matrix_are_left_aside():
 
 def test_coordinates_are_as_far_apart_as_light_needs():
     delays = network.read_coordinates(buffered("lat,lon\n0,0\n0,180\n90,0\n"), "p.csv")
-    around = np.pi * network.EARTH_KM / network.KM_PER_MS
+    around = np.pi * graphs.EARTH_KM / graphs.KM_PER_MS
     assert delays.between(np.array([0]), np.arange(3))[0] == pytest.approx([0, around, around / 2])
+
+
+NAMED = "{corner},Oslo,Rome,Bonn\nRome,40,0,20\nOslo,0,40,30\nBonn,30,20,0\n"
+
+
+@pytest.mark.parametrize("corner", ["", '""', "city", '"a name, quoted"', "\ufeff", "\ufeffcity"])
+def test_rows_and_columns_of_a_matrix_are_matched_by_name(corner):
+    delays = network.read_matrix(buffered(NAMED.format(corner=corner)), "m.csv")
+    np.testing.assert_array_equal(delays.matrix, [[0, 40, 20], [40, 0, 30], [20, 30, 0]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",0,1\n0,0.0,7.5\n1,7.5,0.0\n",
+        ",7,3\n7,0,7.5\n3,7.5,0\n",
+        "# two sites\n0 7.5\n7.5 0\n",
+        "a,b\n0,7.5\n7.5,0\n",
+        ",7.5\n7.5,\n",
+    ],
+)
+def test_matrices_as_pandas_and_people_write_them(text):
+    delays = network.read_matrix(buffered(text), "m.csv", is_repaired=True)
+    np.testing.assert_array_equal(delays.matrix, [[0, 7.5], [7.5, 0]])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (NAMED.format(corner="").replace("Bonn,30", "Ulm,30"), "'Bonn' is the name of a column only"),
+        (NAMED.format(corner="").replace("Rome,Bonn", "Rome,Rome"), "2 columns have the name 'Rome'"),
+    ],
+)
+def test_a_matrix_whose_names_do_not_match_is_refused(text, fault):
+    with pytest.raises(ValueError, match=fault):
+        network.read_matrix(buffered(text), "m.csv")
+
+
+def test_repeated_pings_are_averaged_and_told():
+    told = []
+    text = "source,target,ms\nx,y,10\nx,y,14\ny,x,12\n"
+    delays = network.read_matrix(buffered(text), "p.csv", log=told.append)
+    assert delays.matrix[0, 1] == 12
+    assert told == ["1 pairs of sites have several pings in one direction, which are averaged"]
+
+
+DIRECTED = (
+    "graph [ directed 1 node [ id 0 ] node [ id 1 ] edge [ source 0 target 1 delay 5 ] edge [ source 1 target 0 delay 9 ] ]"
+)
+
+
+@pytest.mark.parametrize("text", ["p q 5\nq p 9\n", DIRECTED, "# p q r\np q 5\np q 6\nq p 9\n"])
+def test_edges_with_two_directions_are_refused_or_averaged(text):
+    with pytest.raises(graphs.AsymmetricDelays, match="has 5 ms, and back 9 ms"):
+        graphs.read_graph(buffered(text), "e.txt")
+    delays, _ = graphs.read_graph(buffered(text), "e.txt", is_repaired=True)
+    assert delays.matrix[0, 1] == 7
+
+
+def test_a_node_without_a_position_does_not_make_all_edges_alike():
+    placed = "node [ id {} Latitude {} Longitude 3 ]"
+    nodes = f"{placed.format(0, 50.5)}\n{placed.format(1, 51.5)}\nnode [ id 2 ]"
+    text = f"graph [ {nodes} edge [ source 0 target 1 ] edge [ source 2 target 1 ] ]"
+    with pytest.raises(ValueError, match="node 2 has no Latitude and Longitude, and the edge from 1 to 2 has no delay"):
+        graphs.read_graph(buffered(text), "g.gml")
+    text = text.replace("target 1 ] ]", "target 1 delay 3 ] ]")
+    delays, (ends, ms) = graphs.read_graph(buffered(text), "g.gml")
+    assert ms[ends.tolist().index([1, 2])] == 3
+    assert 0.5 < ms[ends.tolist().index([0, 1])] < 0.6

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvtools.etree.data.labelled import read_labelled
 from kvtools.etree.data.partition import histogram, partition
-from kvtools.etree.network import readers as network
+from kvtools.etree.network import graphs as network
 from kvtools.etree.network.delay import Delays
 from kvtools.etree.train.local import LocalTrainer
 from kvtools.etree.train.models import build

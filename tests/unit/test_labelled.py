@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kvtools.errors import Corrupt
 from kvtools.etree.data.labelled import read_labelled
@@ -73,3 +74,89 @@ def test_a_field_without_end_is_refused_with_its_line(tmp_path):
 def test_whole_files_are_read(tmp_path):
     (tmp_path / "a.npz").write_bytes(WHOLE)
     assert read_labelled(str(tmp_path)).n_classes == 3
+
+
+def write_table(path, header, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *rows]) + "\n")
+
+
+def test_columns_of_two_tables_are_matched_by_title(tmp_path):
+    write_table(tmp_path / "train.csv", '\ufeffage,"body, mass",class', ["1,10,no", "2,20,yes", "3,30,no"])
+    write_table(tmp_path / "test.csv", "class,body mass,age".replace("body mass", '"body, mass"'), ["yes,20,2"])
+    data = read_labelled(str(tmp_path))
+    np.testing.assert_allclose(data.test.x[0], data.train.x[1])
+    assert (data.train.y.tolist(), data.test.y.tolist(), data.n_classes) == ([0, 1, 0], [1], 2)
+
+
+def test_a_column_that_one_table_lacks_is_named(tmp_path):
+    write_table(tmp_path / "train.csv", "age,mass,label", ["1,10,0", "2,20,1"])
+    write_table(tmp_path / "test.csv", "age,height,label", ["1,10,0"])
+    with pytest.raises(Corrupt, match="the column 'height' is not in each table once"):
+        read_labelled(str(tmp_path))
+
+
+def test_a_word_among_the_numbers_is_named_with_its_column(tmp_path):
+    write_table(tmp_path / "a.csv", "age,label", ["1,0", "NA,1"])
+    with pytest.raises(Corrupt, match=r"a\.csv: line 3: column age: 'NA' is not a number"):
+        read_labelled(str(tmp_path / "a.csv"))
+
+
+def test_words_are_labels_without_a_header_too(tmp_path):
+    (tmp_path / "iris.data").write_text(
+        "5.1,3.5,setosa\n7.0,3.2,versicolor\n4.9,3.0,setosa\n6.4,3.1,versicolor\n5.0,3.1,setosa\n"
+    )
+    data = read_labelled(str(tmp_path / "iris.data"))
+    assert data.train.classes == ("setosa", "versicolor")
+    assert len(data.train.y) + len(data.test.y) == 5
+
+
+def test_leafs_own_folders_are_the_two_parts(tmp_path):
+    for part, y in (("train", "[0, 1, 2]"), ("test", "[1]")):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        x = str([[float(i)] for i in range(y.count(",") + 1)])
+        text = f'{{"users": ["u"], "user_data": {{"u": {{"x": {x}, "y": {y}}}}}}}'
+        (tmp_path / "data" / part / "all_data_niid_0_keep_0.json").write_text(text)
+    data = read_labelled(str(tmp_path))
+    assert (data.train.y.tolist(), data.test.y.tolist()) == ([0, 1, 2], [1])
+
+
+def write_image(path, value, size=(4, 3)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 0)).save(path)
+
+
+def test_folders_of_images_are_classes_and_both_parts_number_them_alike(tmp_path):
+    for part, classes in (("train", ("ant", "bee", "cow")), ("test", ("cow", "bee"))):
+        for name in classes:
+            write_image(tmp_path / part / name / f"test_{name}.png", 51)
+    data = read_labelled(str(tmp_path))
+    assert data.train.classes == ("ant", "bee", "cow")
+    assert (data.train.y.tolist(), data.test.y.tolist()) == ([0, 1, 2], [1, 2])
+    assert data.shape == (3, 3, 4)
+    np.testing.assert_allclose(data.train.x[0, :, 0, 0], [0.2, 0, 0])
+
+
+def test_a_class_of_the_test_part_alone_is_refused_by_name(tmp_path):
+    write_image(tmp_path / "train" / "ant" / "0.png", 9)
+    write_image(tmp_path / "test" / "bee" / "0.png", 9)
+    with pytest.raises(Corrupt, match="the label bee is only in the test part"):
+        read_labelled(str(tmp_path))
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 8, 3), (6, 3, 8, 8), (6, 8, 8, 1), (6, 8, 8)])
+def test_arrays_as_keras_names_and_shapes_them(tmp_path, shape):
+    x = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    y = np.arange(6)[:, None] % 3
+    (tmp_path / "set.npz").write_bytes(npz(x_train=x, y_train=y, x_test=x[:3], y_test=y[:3]))
+    data = read_labelled(str(tmp_path / "set.npz"))
+    n_channels = 1 if len(shape) == 3 else min(shape[1:])
+    assert data.shape == (n_channels, 8, 8)
+    assert data.test.y.tolist() == [0, 1, 2]
+    first = x[0] if shape[1] == 3 else np.moveaxis(x[0].reshape(8, 8, -1), -1, 0)
+    np.testing.assert_allclose(data.train.x[0] * 255, first, atol=1e-4)
+
+
+def test_labels_of_arrays_may_be_words(tmp_path):
+    (tmp_path / "set.npz").write_bytes(npz(x=np.zeros((6, 2)), y=np.array(["b", "a", "a", "b", "a", "b"])))
+    assert read_labelled(str(tmp_path)).train.classes == ("a", "b")

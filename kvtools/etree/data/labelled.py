@@ -1,52 +1,37 @@
-"""Labelled samples for the devices: one reader for MNIST idx, image tars, CSV and .tra, .npz, and LEAF JSON.
+"""Labelled samples for the devices: the files of a folder put together, their classes numbered, a test part held out.
 
-Legend: N samples, D features, C classes. A folder is read file by file. Files whose names contain `test` or `t10k`, or end in
-`.tes`, are the test part. Where there are none, every fifth sample of a fixed random order is held out, the same in every run.
+Legend: N samples, D features, C classes. A folder is read with all that is below it. Files whose names contain `test` or `t10k`
+or end in `.tes`, and those below a folder `test`, are the test part. Where there are none, every fifth sample of a fixed random
+order is held out, the same in every run. Columns of tables are matched by their titles, and standardised by the training part.
 
-Images are scaled to 0…1; columns of tables are standardised by the training part. Nothing is executed: .npz is read without
-pickles. Not here: which device holds what (partition.py).
+Not here: the formats (sample_files.py), and which device holds what (partition.py).
 """
 
 import gzip
 import hashlib
-import math
 import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import BinaryIO, cast
 
 import numpy as np
 
-from kvtools.artifact.delimited import read_rows
 from kvtools.chance import rng_for
 from kvtools.errors import Corrupt, Missing, unreadable
-from kvtools.etree.data.partition import load_json
+from kvtools.etree.data.sample_files import IMAGES, Samples, in_order, read_images, reader
 
 _MAX_CLASSES = 65_536
 _HELD_OUT = 5  # one sample in so many
-_IMAGES = (".jpg", ".jpeg", ".png")
+_TEST_FOLDERS = {"test", "testing", "tests"}
 # what the readers of the formats raise for damaged files
 _DAMAGE = (
     ValueError, KeyError, EOFError, TypeError, AttributeError, RecursionError, zlib.error, gzip.BadGzipFile, tarfile.TarError,
     zipfile.BadZipFile,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Samples as arrays, and who wrote them where the file says so."""
-
-    x: np.ndarray  # float32 (N, D) or (N, channels, rows, columns)
-    y: np.ndarray  # int64 (N,)
-    users: np.ndarray | None = None  # strings (N,)
-
-    def take(self, rows: np.ndarray) -> "Samples":
-        """The samples of these numbers, int (m,)."""
-        return Samples(self.x[rows], self.y[rows], None if self.users is None else self.users[rows])
 
 
 @dataclass(frozen=True)
@@ -75,17 +60,17 @@ class LabelledData:
 def read_labelled(src: str) -> LabelledData:
     """All samples of a file or folder. Raises Missing where there are none, Corrupt for damage, naming the file."""
     try:
-        paths = sorted(entry.path for entry in os.scandir(src) if entry.is_file()) if os.path.isdir(src) else [src]
         os.stat(src)  # a name without a known ending is not opened below
-        train, test = (
-            _join(src, list(_read_all([path for path in paths if _is_test(path) is is_test]))) for is_test in (False, True)
-        )
+        parts = list(_read_all(src, _files_of(src)))
     except OSError as error:
         raise unreadable(str(error.filename or src), error) from None
-    whole = train or test
-    if whole is None:
-        known = "idx images and labels, a .tar of images, .csv, .tra, .npz or LEAF .json"
+    if not parts:
+        known = "idx images and labels, folders or a .tar of images, .csv, .tra, .npz or LEAF .json"
         raise Missing(f"{src}: there are no labelled data. Give {known}.")
+    parts = _with_classes_of_all(_with_columns_of_first(src, parts))
+    train, test = (_join(src, [part for is_of_test, part in parts if is_of_test is is_test]) for is_test in (False, True))
+    whole = train or test
+    assert whole is not None, "there are parts"
     if train is None or test is None:
         train, test = _hold_out(src, whole)
     if train.x.shape[1:] != test.x.shape[1:]:
@@ -93,35 +78,74 @@ def read_labelled(src: str) -> LabelledData:
             f"{src}: test samples have the shape {test.x.shape[1:]}, and training samples {train.x.shape[1:]}. "
             "Give files whose samples have one shape."
         )
-    n_classes = int(train.y.max()) + 1
-    if int(test.y.max()) >= n_classes:
+    unknown = np.setdiff1d(test.y, train.y)
+    if len(unknown):
+        label = unknown[0] if whole.classes is None else whole.classes[unknown[0]]
         raise Corrupt(
-            f"{src}: label {int(test.y.max())} is only in the test part, and training labels go up to {n_classes - 1}. "
-            "Add training samples of that label, or take it out of the test part."
+            f"{src}: the label {label} is only in the test part. Add training samples of that label, or take it out of the "
+            "test part."
         )
     if train.x.ndim == 2:
         mean, deviation = train.x.mean(axis=0, dtype=np.float64), train.x.std(axis=0, dtype=np.float64)
         deviation[deviation == 0] = 1
         train, test = (replace(part, x=((part.x - mean) / deviation).astype(np.float32)) for part in (train, test))
-    return LabelledData(train, test, n_classes)
+    return LabelledData(train, test, int(train.y.max()) + 1)
 
 
-def _is_test(path: str) -> bool:
+def _files_of(src: str) -> list[str]:
+    """The files below a folder, hidden ones left out, in order; or the one file."""
+    if not os.path.isdir(src):
+        return [src]
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = []
+    for folder, below, names in os.walk(src, onerror=refuse):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _is_test(src: str, path: str) -> bool:
     name = os.path.basename(path).lower()
-    return "test" in name or "t10k" in name or name.endswith(".tes")
+    folders = os.path.dirname(os.path.relpath(path, src)).lower().split(os.sep)
+    return "test" in name or "t10k" in name or name.endswith(".tes") or not _TEST_FOLDERS.isdisjoint(folders)
 
 
-def _read_all(paths: list[str]) -> Iterator[Samples]:
-    """The samples of each file of a known format."""
+def _read_all(src: str, paths: list[str]) -> Iterator[tuple[bool, Samples]]:
+    """The samples of each file of a known format, and of all images; whether they are of the test part."""
+    for is_test in (False, True):
+        images = [path for path in paths if path.lower().endswith(IMAGES) and _of_test_folder(src, path) is is_test]
+        if images:
+            with _named_faults(src):
+                yield is_test, _checked(read_images(_opened(images)))
     for path in paths:
-        read = _reader(path, paths)
-        if read is None:
+        if path.lower().endswith(IMAGES) or (read := reader(path, paths, is_test=_is_test(src, path))) is None:
             continue
-        try:
-            with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-                yield _checked(read(cast(BinaryIO, file)))
-        except _DAMAGE as fault:
-            raise Corrupt(f"{path}: {_damage_of(fault)}. Repair the file, or leave it out.") from None
+        with _named_faults(path), gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            yield from ((is_test, _checked(part)) for is_test, part in read(cast(BinaryIO, file)))
+
+
+def _opened(paths: list[str]) -> Iterator[tuple[str, BinaryIO]]:
+    """Each path and its file, which is closed when the next one is asked for."""
+    for path in paths:
+        with open(path, "rb") as file:
+            yield path, file
+
+
+def _of_test_folder(src: str, path: str) -> bool:
+    """Whether an image is of the test part: pictures are named by cameras, and their names say nothing."""
+    return _is_test(src, os.path.join(os.path.dirname(path), "picture"))
+
+
+@contextmanager
+def _named_faults(name: str) -> Iterator[None]:
+    """Raise what the readers raise for damage as Corrupt, with the name."""
+    try:
+        yield
+    except _DAMAGE as fault:
+        raise Corrupt(f"{name}: {_damage_of(fault)}. Repair the file, or leave it out.") from None
 
 
 def _damage_of(fault: Exception) -> str:
@@ -137,19 +161,6 @@ def _damage_of(fault: Exception) -> str:
     return "its contents are not of the format that its name says"
 
 
-def _reader(path: str, paths: list[str]) -> Callable[[BinaryIO], Samples] | None:
-    """The reader of a file by its name; None where the name says nothing. Raises Missing for idx images without labels."""
-    name = path.removesuffix(".gz")
-    if name.endswith(("-images-idx3-ubyte", "-images.idx3-ubyte")):
-        labels = path.replace("images", "labels").replace("idx3", "idx1")
-        if labels not in paths and os.path.dirname(path) and not os.path.exists(labels):
-            raise Missing(f"{labels}: no such file. Put the labels of {os.path.basename(path)} there.")
-        return partial(_read_idx, labels=labels)
-    if name.endswith((".csv", ".tra", ".tes", ".data")):
-        return partial(_read_table, path=path)
-    return {".tar": _read_tar, ".npz": _read_npz, ".json": _read_leaf}.get(os.path.splitext(name)[1])
-
-
 def _checked(part: Samples) -> Samples:
     """The same samples, as float32 and int64. Raises ValueError for values and labels that cannot be used."""
     if len(part.x) != len(part.y):
@@ -163,7 +174,42 @@ def _checked(part: Samples) -> Samples:
     if is_bad.any():
         row = int(is_bad.argmax())
         raise ValueError(f"sample {row} has the label {part.y[row]:g}; labels are whole numbers from 0 to {_MAX_CLASSES - 1}")
-    return Samples(part.x.astype(np.float32, copy=False), part.y.astype(np.int64), part.users)
+    return replace(part, x=part.x.astype(np.float32, copy=False), y=part.y.astype(np.int64))
+
+
+def _with_columns_of_first(src: str, parts: list[tuple[bool, Samples]]) -> list[tuple[bool, Samples]]:
+    """The same samples, columns of tables in the order of the first table that has titles. Raises Corrupt for other titles."""
+    first = next((part.columns for _, part in parts if part.columns), None)
+    if first is None:
+        return parts
+
+    def ordered(part: Samples) -> Samples:
+        if part.columns is None or part.columns == first:
+            return part
+        alone = sorted(set(part.columns) ^ set(first))
+        if alone or len(set(first)) < len(first):
+            raise Corrupt(
+                f"{src}: the column {alone[0] if alone else first[0]!r} is not in each table once. Correct the tables."
+            )
+        return replace(part, x=part.x[:, [part.columns.index(title) for title in first]], columns=first)
+
+    return [(is_test, ordered(part)) for is_test, part in parts]
+
+
+def _with_classes_of_all(parts: list[tuple[bool, Samples]]) -> list[tuple[bool, Samples]]:
+    """The same samples, with one numbering of the classes of all parts where one of them names its classes."""
+    if all(part.classes is None for _, part in parts):
+        return parts
+    names = [
+        (part.classes or tuple(map(str, range(int(part.y.max()) + 1))), set(np.unique(part.y).tolist())) for _, part in parts
+    ]
+    classes = in_order({known[number] for known, numbers in names for number in numbers})
+    number_of = {name: number for number, name in enumerate(classes)}
+    numbered = []
+    for (is_test, part), (known, _) in zip(parts, names, strict=True):
+        table = np.array([number_of.get(name, -1) for name in known])
+        numbered.append((is_test, replace(part, y=table[part.y], classes=classes)))
+    return numbered
 
 
 def _join(src: str, parts: list[Samples]) -> Samples | None:
@@ -176,7 +222,8 @@ def _join(src: str, parts: list[Samples]) -> Samples | None:
     users = None
     if any(part.users is not None for part in parts):
         users = np.concatenate([np.array([""] * len(part.y)) if part.users is None else part.users for part in parts])
-    return Samples(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]), users)
+    x, y = np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
+    return replace(parts[0], x=x, y=y, users=users)
 
 
 def _hold_out(src: str, part: Samples) -> tuple[Samples, Samples]:
@@ -186,95 +233,3 @@ def _hold_out(src: str, part: Samples) -> tuple[Samples, Samples]:
     if n_test == len(order):
         raise Corrupt(f"{src}: there is only 1 sample. Give two or more, one of them to test with.")
     return part.take(np.sort(order[n_test:])), part.take(np.sort(order[:n_test]))
-
-
-def _idx(file: BinaryIO, n_axes: int) -> np.ndarray:
-    head = file.read(4 + 4 * n_axes)
-    if len(head) != 4 + 4 * n_axes or head[:4] != bytes([0, 0, 8, n_axes]):
-        raise ValueError(
-            f"the file begins with {head[:4].hex(' ') or 'nothing'}; idx of bytes begins with 00 00 08 {n_axes:02x}"
-        )
-    shape = np.frombuffer(head, ">i4", offset=4).astype(np.int64)
-    n_bytes = math.prod(shape.tolist())
-    data = file.read(n_bytes + 1) if 0 <= n_bytes < 1 << 40 else b""
-    if len(data) != n_bytes:
-        raise ValueError(f"there are {len(data)} bytes of samples, and the header says {n_bytes}")
-    return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-def _read_idx(file: BinaryIO, labels: str) -> Samples:
-    with gzip.open(labels) if labels.endswith(".gz") else open(labels, "rb") as other:
-        y = _idx(cast(BinaryIO, other), 1)
-    x = _idx(file, 3)
-    return Samples(x[:, None].astype(np.float32) / 255, y)
-
-
-def _read_table(file: BinaryIO, path: str) -> Samples:
-    """Numbers between commas, semicolons, tabs or blanks. The label is in the column `label`, `class` or `target`, or in the
-    last; who wrote a sample is in `user`."""
-    rows = read_rows(file, path)
-    if not len(rows):
-        raise ValueError("it holds no samples")
-    width = len(rows.fields[0])
-    label = rows.index("label", "class", "target")
-    label = width - 1 if label is None else label
-    user = rows.index("user")
-    columns = [column for column in range(width) if column not in (label, user)]
-    users = None if user is None else np.array([fields[user] for fields in rows.fields])
-    return Samples(rows.numbers(columns).astype(np.float32), rows.numbers([label])[:, 0], users)
-
-
-def _read_tar(file: BinaryIO) -> Samples:
-    """Images in folders, a folder a class; classes are numbered in the order of their names."""
-    from PIL import Image
-
-    x, classes = [], []
-    with tarfile.open(fileobj=file) as tar:
-        for member in sorted(tar.getmembers(), key=lambda member: member.name):
-            if member.isfile() and member.name.lower().endswith(_IMAGES):
-                data = tar.extractfile(member)
-                assert data is not None, "a regular file"
-                try:
-                    with Image.open(data) as image:
-                        x.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-                    raise ValueError(f"{member.name} is not a picture that can be read") from None
-                classes.append(os.path.basename(os.path.dirname(member.name)))
-    if len({image.shape for image in x}) > 1:
-        raise ValueError("the images have several sizes, and must have one")
-    names = sorted(set(classes))
-    return Samples(np.array(x, np.float32) / 255, np.array([names.index(name) for name in classes], float))
-
-
-def _read_npz(file: BinaryIO) -> Samples:
-    if not zipfile.is_zipfile(file):
-        raise ValueError("this is not an .npz file of plain arrays")
-    file.seek(0)
-    with np.load(file, allow_pickle=False) as arrays:
-        if not {"x", "y"} <= set(arrays.files):
-            raise ValueError(f"the arrays are {', '.join(arrays.files) or 'none'}, and x and y are needed")
-        x, y, users = (arrays[name] if name in arrays.files else None for name in ("x", "y", "user"))
-    if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray) or isinstance(users, bytes):
-        raise ValueError("this is not an .npz file of plain arrays")
-    if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiub" or x.ndim not in (2, 4) or y.ndim != 1:
-        raise ValueError(
-            f"x is {x.dtype} {x.shape} and y {y.dtype} {y.shape}; numbers (N, D) or (N, C, H, W), and (N,), are needed"
-        )
-    names = None if users is None else users.astype(str)
-    return Samples(x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32), y, names)
-
-
-def _read_leaf(file: BinaryIO) -> Samples:
-    """{"users": [...], "user_data": {user: {"x": [[...]], "y": [...]}}}, as LEAF writes it (arXiv 1812.01097)."""
-    leaf = load_json(file)
-    try:
-        samples = [(str(user), leaf["user_data"][user]["x"], leaf["user_data"][user]["y"]) for user in leaf["users"]]
-        n_samples = [(user, len(x), len(y)) for user, x, y in samples]
-        images = np.array([row for _, x, _ in samples for row in x], np.float32)
-        labels = np.array([label for _, _, y in samples for label in y], float)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
-        raise ValueError("this is not JSON as LEAF writes it, with users, and with x and y of each user in user_data") from None
-    for user, n_x, n_y in n_samples:
-        if n_x != n_y:
-            raise ValueError(f"user {user} has {n_x} samples and {n_y} labels")
-    return Samples(images, labels, np.array([user for user, _, n_y in n_samples for _ in range(n_y)]))

@@ -5,7 +5,8 @@ between two devices is the delay between their sites plus both last miles; the d
 symmetric.
 
 Callers need the delays to a few centres, the nearest centre, and the medoid of a group. Each costs O(S K), or O(n log K) for
-positions. Not here: where the numbers come from (readers.py), and how long a message takes beyond the delay (traffic.py).
+positions. Not here: where the numbers come from (readers.py, graphs.py), and how long a message takes beyond the
+delay (traffic.py).
 """
 
 from dataclasses import dataclass, replace

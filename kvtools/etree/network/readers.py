@@ -1,42 +1,30 @@
-"""Delays from files: a matrix, pings, a list of edges, GML or GraphML, or positions; checked, and converted to ms.
+"""Delays from files: a matrix, pings, or positions; checked, and converted to ms. Graphs: see graphs.py.
 
 Delays are symmetric here. A matrix that is not is refused unless `is_repaired`: then both directions are averaged, and a
-missing delay becomes that of the shortest detour. Of a graph with up to 4,096 nodes all shortest paths are computed once, of a
-larger one only those that are needed. Latitudes and longitudes become positions on a sphere, at 200 km/ms, the speed of light
-in glass: no cable is straight, so real delays are longer.
+missing delay becomes that of the shortest detour. Rows and columns that have names are matched by them.
 
 Not here: measurements. Delays of more devices than there are sites are extrapolated (`spread`), and the command says so.
 
-Legend: S sites, E edges, n devices. Functions that read raise ValueError for contents that make no network, and Corrupt for
+Legend: S sites, n devices. Functions that read raise ValueError for contents that make no network, and Corrupt for
 text that cannot be read. `log` takes a message about what was assumed or repaired.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from kvtools.artifact.delimited import Rows, is_number, read_rows
 from kvtools.chance import rng_for
-from kvtools.etree.network.delay import Delays, checked, graph_of
+from kvtools.etree.network.delay import Delays, checked
+from kvtools.etree.network.graphs import ASYMMETRIC, AsymmetricDelays, Log, on_sphere
 
-KM_PER_MS = 200.0  # the speed of light in vacuum over the index of refraction of fibre, about 1.5
-EARTH_KM = 6371.0
-_ALL_PATHS = 4096  # nodes
-_ASYMMETRIC = 0.01  # of the larger of two directions
-_WEIGHTS = ("delay", "latency", "ms", "weight", "dist", "distance", "LinkLength")
-_COMMENTS = re.compile(rb"(?m)^[ \t]*#.*$\n?")  # GML and lists of edges both have them
-
-Log = Callable[[str], None]
-Edges = tuple[np.ndarray, np.ndarray]  # int32 (E, 2) sites, float32 (E,) ms
-
-
-class AsymmetricDelays(ValueError):
-    """A matrix with delays that are missing, or differ between the two directions."""
+_COMMENTS = re.compile(rb"(?m)^[ \t]*#.*$")
 
 
 def read_matrix(
@@ -45,15 +33,15 @@ def read_matrix(
     """Delays from a square matrix, from pings between sites, or from WonderNetwork's files of one city each.
 
     file: numbers between blanks, tabs or commas, with names in the first row and column or without; an .npy; a table with the
-    columns source, target and ms; a file of WonderNetwork's, or the path of a folder of such files. scale: ms a unit. Raises
-    AsymmetricDelays unless is_repaired.
+    columns source, target and ms, whose repeated pings are averaged; a file of WonderNetwork's, or the path of a folder of such
+    files. Lines that begin with # are left out. scale: ms a unit. Raises AsymmetricDelays unless is_repaired.
     """
     if isinstance(file, str):
-        matrix = _folder_of_pings(file)
+        matrix = _folder_of_pings(file, log)
     elif _is_npy(file):
         matrix = np.load(_seekable(file), allow_pickle=False).astype(np.float64)
     else:
-        matrix = _table(read_rows(file, name, delimiters=","), name)
+        matrix = _table(read_rows(BytesIO(_COMMENTS.sub(b"", file.read())), name, delimiters=","), name, log)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"{' x '.join(map(str, matrix.shape))} numbers are not a square matrix")
     matrix = matrix * scale
@@ -63,39 +51,6 @@ def read_matrix(
         raise ValueError(f"the delay from {row} to {column} is {matrix[row, column]:g} ms, and cannot be negative")
     matrix = _symmetric(matrix, is_repaired=is_repaired, log=log)
     return checked(Delays("matrix", np.arange(len(matrix)), np.zeros(len(matrix)), matrix=matrix.astype(np.float32)))
-
-
-def read_graph(file: BinaryIO, name: str, *, scale: float = 1.0, log: Log = lambda _: None) -> tuple[Delays, Edges]:
-    """Delays along the edges of an undirected graph, and its edges. Lines `node node ms`, GML or GraphML; scale: ms a unit.
-
-    Edges of GML and GraphML carry `delay`, `latency`, `weight`, `distance` …, or their nodes Latitude and Longitude; where
-    neither is there, each edge has one unit, which is logged. Nodes are numbered in the order of their names, numbers by value.
-    Raises ValueError where the graph is not connected or an edge is negative.
-    """
-    from scipy.sparse.csgraph import dijkstra
-
-    is_marked_up = _COMMENTS.sub(b"", _peek(file, 4096)).lstrip().startswith((b"<", b"graph", b"Creator", b"Version"))
-    nodes, ends, weights = _networkx(file, scale, log) if is_marked_up else _edge_lines(file, name, scale)
-    if not len(ends):
-        raise ValueError("it holds no edges")
-    is_bad = (weights < 0) | ~np.isfinite(weights)
-    if is_bad.any():
-        edge = int(np.argmax(is_bad))
-        raise ValueError(f"edge {edge + 1} has a delay of {weights[edge]:g} ms, which is negative or not finite")
-    low, high = ends.min(axis=1), ends.max(axis=1)
-    order = np.lexsort((np.maximum(weights, 1e-12), high, low))
-    is_first = np.ones(len(order), bool)
-    is_first[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
-    shortest = order[is_first]  # of parallel edges
-    pairs = np.stack([low[shortest], high[shortest]], axis=1)
-    graph = graph_of(pairs, weights[shortest], len(nodes))
-    _require_connected(graph, nodes)
-    edges = (pairs.astype(np.int32), weights[shortest].astype(np.float32))
-    site, none = np.arange(len(nodes)), np.zeros(len(nodes))
-    if len(nodes) > _ALL_PATHS:
-        return checked(Delays("graph", site, none, graph=graph)), edges
-    matrix = dijkstra(graph, directed=False).astype(np.float32)
-    return checked(Delays("matrix", site, none, matrix=np.minimum(matrix, matrix.T))), edges
 
 
 def read_coordinates(file: BinaryIO, name: str, *, scale: float = 1.0) -> Delays:
@@ -121,13 +76,6 @@ def read_coordinates(file: BinaryIO, name: str, *, scale: float = 1.0) -> Delays
             "and degrees up to 90 and 180 are needed"
         )
     return checked(Delays("sphere", np.arange(len(rows)), np.zeros(len(rows)), points=on_sphere(degrees)))
-
-
-def on_sphere(degrees: np.ndarray) -> np.ndarray:
-    """Positions of latitudes and longitudes (n, 2) in degrees, float64 (n, 3), ms from the centre of the earth."""
-    latitude, longitude = np.radians(degrees).T
-    flat = np.cos(latitude)
-    return np.stack([flat * np.cos(longitude), flat * np.sin(longitude), np.sin(latitude)], axis=1) * (EARTH_KM / KM_PER_MS)
 
 
 def spread(delays: Delays, n_devices: int, last_mile: tuple[float, float] | None, seed: int) -> Delays:
@@ -161,25 +109,54 @@ def _seekable(file: BinaryIO) -> BinaryIO:
     return file if file.seekable() else BytesIO(file.read())
 
 
-def _table(rows: Rows, name: str) -> np.ndarray:
-    """The matrix of a text file: of pings, of one city's pings, or of numbers with names or without."""
+def _table(rows: Rows, name: str, log: Log) -> np.ndarray:
+    """The matrix of a text file: of pings, of one city's pings, or of numbers with names or without, float64 (S, S)."""
     if not rows.header and not len(rows):
         raise ValueError("the file is empty, and a matrix of delays is needed")
     pings = [rows.index(title) for title in ("source", "target", "ms")]
     if None not in pings:
         source, target, ms = (int(column) for column in pings if column is not None)
         delays = rows.numbers([ms])[:, 0].tolist()
-        return _square((f[source].strip(), f[target].strip(), delay) for f, delay in zip(rows.fields, delays, strict=True))
+        return _square(
+            ((f[source].strip(), f[target].strip(), delay) for f, delay in zip(rows.fields, delays, strict=True)), log
+        )
     if rows.index("city") is not None and rows.index("average") is not None:
         here = _city_of(name)
         pings_of_city = _pings_of_city(rows)
-        return _square((here, target, ms) for target, ms in pings_of_city if not f"{target} ".startswith(f"{here} "))
-    first = 1 if rows.header else 0
-    width = len(rows.header) or len(rows.fields[0])
-    return rows.numbers(range(first, width))
+        return _square(((here, target, ms) for target, ms in pings_of_city if not f"{target} ".startswith(f"{here} ")), log)
+    header = rows.header or rows.fields[0]
+    if not rows.header and _has_corner(rows.fields):
+        rows = Rows(rows.name, header, rows.lines[1:], rows.fields[1:])
+    if not rows.header or len(rows) == len(rows.header):
+        return rows.numbers(range(len(header)))
+    matrix = rows.numbers(range(1, len(header)))
+    return matrix if len(matrix) != matrix.shape[1] else matrix[:, _order([row[0] for row in rows.fields], header[1:])]
 
 
-def _folder_of_pings(top: str) -> np.ndarray:
+def _has_corner(fields: list[list[str]]) -> bool:
+    """Whether the numbers of the first row and column are names, as pandas writes them: the corner alone is empty.
+
+    The matrix that has nothing on its diagonal has an empty corner, too.
+    """
+    first = fields[0]
+    is_square = len(first) == len(fields) and any(row[i].strip() for i, row in enumerate(fields))
+    return is_square and not first[0].strip() and all(map(str.strip, first[1:]))
+
+
+def _order(rows: list[str], columns: list[str]) -> list[int]:
+    """The column of each row's name. Raises ValueError where the names are not the same."""
+    rows, columns = [name.strip() for name in rows], [name.strip() for name in columns]
+    for what, names in (("row", rows), ("column", columns)):
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{count} {what}s have the name {name!r}")
+    alone = sorted(set(rows) ^ set(columns))
+    if alone:
+        raise ValueError(f"{alone[0]!r} is the name of a {'row' if alone[0] in rows else 'column'} only")
+    return [columns.index(name) for name in rows]
+
+
+def _folder_of_pings(top: str, log: Log) -> np.ndarray:
     """Delays between the cities that have a file of their own, anywhere in a folder of WonderNetwork's files."""
     paths = sorted(Path(top).rglob("*Ping.csv"))
     if not paths:
@@ -196,7 +173,7 @@ def _folder_of_pings(top: str) -> np.ndarray:
             city = next((city for city in cities if target == city or target.startswith(f"{city} ")), None)
             if city is not None:
                 pings.append((_city_of(str(path)), city, ms))
-    return _square(pings, sorted(cities))
+    return _square(pings, log, sorted(cities))
 
 
 def _city_of(path: str) -> str:
@@ -217,14 +194,19 @@ def _pings_of_city(rows: Rows) -> list[tuple[str, float]]:
     return pings
 
 
-def _square(pings: Iterable[tuple[str, str, float]], names: list[str] | None = None) -> np.ndarray:
-    """The matrix of pings, NaN where there is none either way; sites in the order of `names`, or as they occur."""
+def _square(pings: Iterable[tuple[str, str, float]], log: Log, names: list[str] | None = None) -> np.ndarray:
+    """The matrix of pings, NaN where there is none either way, float64 (S, S); sites in the order of `names`, or as they occur.
+    Several pings of one direction are averaged."""
     pings = list(pings)
     order = names or [name for source, target, _ in pings for name in (source, target)]
     index = {name: number for number, name in enumerate(dict.fromkeys(order))}
-    matrix = np.full((len(index), len(index)), np.nan)
+    total, count = np.zeros((2, len(index), len(index)))
     for source, target, ms in pings:
-        matrix[index[source], index[target]] = ms
+        total[index[source], index[target]] += ms
+        count[index[source], index[target]] += 1
+    matrix = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    if (n_repeated := int((count > 1).sum())) > 0:
+        log(f"{n_repeated} pairs of sites have several pings in one direction, which are averaged")
     is_one_way = np.isnan(matrix) & ~np.isnan(matrix.T)  # few networks are measured both ways
     matrix[is_one_way] = matrix.T[is_one_way]
     return matrix
@@ -235,7 +217,7 @@ def _symmetric(matrix: np.ndarray, *, is_repaired: bool, log: Log) -> np.ndarray
     is_missing = ~np.isfinite(matrix)
     larger = np.fmax(matrix, matrix.T)
     with np.errstate(invalid="ignore"):  # infinite delays are missing ones
-        is_odd = np.abs(matrix - matrix.T) > _ASYMMETRIC * larger + 1e-6
+        is_odd = np.abs(matrix - matrix.T) > ASYMMETRIC * larger + 1e-6
     if not is_repaired:
         if is_missing.any():
             row, column = np.argwhere(is_missing)[0].tolist()
@@ -258,78 +240,3 @@ def _symmetric(matrix: np.ndarray, *, is_repaired: bool, log: Log) -> np.ndarray
         whole[gaps[:, 0], gaps[:, 1]] = detours
     log(f"{int(is_odd.sum()) // 2} pairs averaged, {len(gaps) // 2} filled by the shortest detour")
     return whole
-
-
-def _require_connected(graph: Any, nodes: list[str]) -> None:
-    from scipy.sparse.csgraph import connected_components
-
-    n_parts, part = connected_components(graph, directed=False)
-    if n_parts > 1:
-        other = nodes[int(np.argmax(part != part[0]))]
-        raise ValueError(f"the graph has {n_parts} parts that no edge connects; {nodes[0]} and {other} are in two of them")
-
-
-def _edge_lines(file: BinaryIO, name: str, scale: float) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of nodes, ends of edges int64 (E, 2) and weights float64 (E,) from lines `node node ms`."""
-    rows = read_rows(file, name, delimiters="", has_header=False, comment="#", is_ragged=True)
-    for line, fields in rows:
-        if len(fields) != 3 or not is_number(fields[2]):
-            raise ValueError(f"line {line} is {' '.join(fields)[:40]!r}, and `node node ms` is needed")
-    ends = [(fields[0], fields[1]) for fields in rows.fields]
-    nodes = sorted({node for edge in ends for node in edge}, key=_by_value)
-    return _numbered(nodes, ends, [float(fields[2]) * scale for fields in rows.fields])
-
-
-def _networkx(file: BinaryIO, scale: float, log: Log) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """As _edge_lines, from GML or GraphML."""
-    import networkx as nx
-
-    text, n_bare = file.read(), 0
-    try:
-        if text.lstrip().startswith(b"<"):
-            graph = nx.parse_graphml(text.decode())
-        else:
-            graph = nx.parse_gml(text.decode().splitlines(), label="id")
-    except (nx.NetworkXError, ValueError, SyntaxError) as fault:
-        raise ValueError(f"this is neither GML nor GraphML ({fault})") from None
-    except (KeyError, TypeError, AttributeError, IndexError):
-        raise ValueError("this is neither GML nor GraphML") from None
-    has_positions = all({"Latitude", "Longitude"} <= set(node) for _, node in graph.nodes(data=True))
-    weights: list[float] = []
-    for u, v, fields in graph.edges(data=True):
-        name = next((name for name in _WEIGHTS if name in fields), None)
-        if name is not None:
-            weights.append(_number(fields[name], f"{name} of the edge from {u} to {v}") * scale)
-        else:
-            weights.append(_distance_ms(graph.nodes[u], graph.nodes[v]) if has_positions else scale)
-            n_bare += not has_positions
-    if n_bare:
-        log(f"{n_bare} edges have no delay and their nodes no position: {scale:g} ms each")
-    nodes = sorted((str(node) for node in graph.nodes), key=_by_value)
-    return _numbered(nodes, [(str(u), str(v)) for u, v in graph.edges()], weights)
-
-
-def _number(value: Any, name: str) -> float:
-    """A field of GML or GraphML. Raises ValueError, with its name, where it is no number."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is {value!r}, and a number is needed") from None
-
-
-def _distance_ms(u: Any, v: Any) -> float:
-    a, b = on_sphere(np.array([[_number(node[axis], axis) for axis in ("Latitude", "Longitude")] for node in (u, v)]))
-    diameter = 2 * EARTH_KM / KM_PER_MS
-    return float(diameter * np.arcsin(min(1.0, float(np.sqrt(np.square(a - b).sum())) / diameter)))
-
-
-def _numbered(nodes: list[str], ends: list[tuple[str, str]], weights: list[float]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The edges with nodes as indices into `nodes`, without loops."""
-    index = {node: number for number, node in enumerate(nodes)}
-    pairs = np.array([(index[u], index[v]) for u, v in ends], np.int64).reshape(-1, 2)
-    is_loop = pairs[:, 0] == pairs[:, 1]
-    return nodes, pairs[~is_loop], np.array(weights, np.float64)[~is_loop]
-
-
-def _by_value(node: str) -> tuple[int, float, str]:
-    return (0, float(node), node) if is_number(node) else (1, 0.0, node)

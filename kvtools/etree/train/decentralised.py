@@ -2,7 +2,8 @@
 
 `gossip`: in each step every device averages the model of another device, drawn at random, with its own, and trains (Hegedus et
 al. 2019, in rounds rather than at each device's own pace). `d-psgd`: every device trains, and then averages with both
-neighbours on a ring, in the order of their numbers, a third each (Lian et al. 2017). `individual`: devices never communicate.
+neighbours on a ring, in the order of their numbers, a third each, of two devices half each (Lian et al. 2017). `individual`:
+devices never communicate.
 
 Each device waits for the models that it receives and for no others. Accuracy is the mean over at most 100 of the devices.
 Memory O(n P): each device has state. Legend: n devices, P parameters, M models.
@@ -72,11 +73,13 @@ class DecentralisedSimulation:
             trained[torch.from_numpy(chunk.jobs).to(trained.device)] = chunk.rows
         rows_nP = torch.from_numpy(self.world.gather_array(trained.cpu().numpy())).to(self.rows_nP.device)
         self.ready_n = self.ready_n + self._work_n
-        if self.algorithm == "d-psgd" and n > 2:
-            sent_n = self.ready_n.copy()
-            for shift in (1, -1):
+        if self.algorithm == "d-psgd":
+            sent_n, total_nP = self.ready_n.copy(), rows_nP
+            shifts = {1, n - 1} - {0, n}  # on a ring of two, both neighbours are one; a device alone has none
+            for shift in sorted(shifts):
                 self._receive(np.roll(devices, shift), sent_n)
-            rows_nP = (rows_nP + rows_nP.roll(1, 0) + rows_nP.roll(-1, 0)) / 3
+                total_nP = total_nP + rows_nP.roll(shift, 0)
+            rows_nP = total_nP / (1 + len(shifts))
         self.rows_nP = rows_nP
         self.costs.steps = number
         self.costs.epochs += self.n_epochs

@@ -154,6 +154,9 @@ def _drawn(text: str, match: re.Match[str], tree: Tree, rng: np.random.Generator
     if match["percent"] and count > 100:
         raise ValueError(f"{text!r}: more than 100% of the devices cannot be drawn")
     n_drawn = round(count / 100 * tree.n_devices) if match["percent"] else int(count)
+    if not match["percent"] and n_drawn > len(devices):
+        which = " that are no aggregators" if len(devices) < tree.n_devices else ""
+        raise ValueError(f"{text!r}: the tree has only {len(devices)} devices{which}")
     return np.sort(rng.permutation(devices)[:n_drawn])
 
 

@@ -59,9 +59,7 @@ def to_units(row_P: np.ndarray, weight: float, n_members: int) -> np.ndarray:
     """
     scaled = np.concatenate([row_P.astype(np.float64) * weight, [weight]]) / _UNIT
     if not np.abs(scaled).max() < _LARGEST / max(1, n_members):
-        raise ValueError(
-            f"an update of {float(np.abs(row_P).max()):g} is too large for sums in 64 bits; try a lower learning rate"
-        )
+        raise ValueError(f"an update of {float(np.abs(row_P).max()):g} is too large for sums in 64 bits")
     units: np.ndarray = np.rint(scaled).astype(np.int64)
     return units.view(np.uint64)
 

@@ -256,7 +256,7 @@ BAD = {
     ),  # fmt: skip
     "other files": (
         "--data empty --devices 2", {"empty/x.txt": ""}, 66,
-        "empty: there are no labelled data. Give idx images and labels, folders or a .tar of images, .csv, .tra, .npz or LEAF .json.",
+        "empty: there are no labelled data. Give idx images and labels, images in folders or a .tar, .csv, .npz or LEAF .json.",
     ),
 }  # fmt: skip
 

@@ -65,7 +65,7 @@ def read_labelled(src: str) -> LabelledData:
     except OSError as error:
         raise unreadable(str(error.filename or src), error) from None
     if not parts:
-        known = "idx images and labels, folders or a .tar of images, .csv, .tra, .npz or LEAF .json"
+        known = "idx images and labels, images in folders or a .tar, .csv, .npz or LEAF .json"
         raise Missing(f"{src}: there are no labelled data. Give {known}.")
     parts = _with_classes_of_all(_with_columns_of_first(src, parts))
     train, test = (_join(src, [part for is_of_test, part in parts if is_of_test is is_test]) for is_test in (False, True))

@@ -34,12 +34,14 @@ def column_names(file: BinaryIO) -> list[str] | None:
 
     Raises ValueError for a parquet file that is damaged.
     """
+    if not is_parquet(file):
+        return None
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     begin = file.tell()
     try:
-        return list(pq.read_schema(file).names) if is_parquet(file) else None
+        return list(pq.read_schema(file).names)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"parquet is damaged ({' '.join(str(error).split())})") from None
     finally:

@@ -50,6 +50,9 @@ def main(
     inputs = [open_questions(src) for src in sources]
     code = max(part.skipped.report(part.name, run.warn, strict=False) for part in inputs)
     asked = [question for part in inputs for question in part.conversations]
+    if not asked:
+        names = ", ".join(part.name for part in inputs)
+        raise Corrupt(f"{names}: no question is left. Look at the lines above, and repair the file.")
     compute_on, precision = resolve_device(device, dtype)
     keep_freed_memory()
     scores: list[tuple[str, Score]] = []

@@ -368,6 +368,7 @@ kvtools quiz clips.kvs --frame-tokens x
 kvtools answer questions.kvs
 kvtools answer - --model - < questions.kvs
 kvtools answer good.jsonl --model keye.safetensors
+kvtools answer list.jsonl --model keye.safetensors
 kvtools answer form.jsonl --model keye.safetensors
 kvtools answer answer.jsonl --model keye.safetensors
 kvtools answer clips.kvs --model keye.safetensors

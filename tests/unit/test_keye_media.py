@@ -183,7 +183,7 @@ def test_a_huge_picture_is_reduced_while_it_is_read(tmp_path, capfd, monkeypatch
     small.save(tmp_path / "x.png")
     turned, reduced = (read_picture(str(tmp_path / f"x.{suffix}"), "x", 40_000) for suffix in ("jpg", "png"))
     assert (turned.shape, reduced.shape) == ((450, 300, 3), (200, 300, 3))
-    assert np.abs(reduced - np.asarray(small.reduce(3)).astype(int)).max() == 0
+    assert np.abs(reduced - np.asarray(small.reduce(3)).astype(int)).max() <= 1
     assert picture_size(str(tmp_path / "x.jpg"), "x") == (900, 600)
     monkeypatch.setattr(pictures, "_MAX_PIXELS", 500_000)
     with pytest.raises(

@@ -85,6 +85,7 @@ def main(
         data = stack.enter_context(open_pairs(sources, valid, media or []))
         processor = Processor.for_model(start.model.config, start.template, data.media)
         learnt, held_out = data.read(processor, row_tokens, run.warn, strict=run.strict)
+        run.info(data.summary(learnt, held_out))
         prepare(start.model, recipe)
         task = MpoTask(
             start.model, frozen_start(start.model, recipe), learnt, held_out, recipe.objective, batch=batch,

@@ -42,6 +42,7 @@ def main(
     with run.writer("conversation", config, before=[reader.head.history for _, reader in readers]) as writer:
         for (name, reader), rows in zip(readers, skipped, strict=True):
             write(best_and_worst(from_stream(reader, name), rows, margin=margin), writer)
+        run.info(f"{', '.join(name for name, _ in readers)}: {writer.n_records:,} pairs of a better and a worse answer.")
         codes = [
             rows.report(name, run.info, strict=run.strict, verbose=True)
             for (name, _), rows in zip(readers, skipped, strict=True)

@@ -78,6 +78,7 @@ def main(
     limit_threads(world.local_size)
     keep_freed_memory()
     source = open_prompts(prompts, specs)
+    run.info(source.summary(shares))
     plan = SamplingPlan(group, max_new, temperature, top_k, top_p, overlong)
     folder = state_folder(run.output) if judge else None
     cache = judge_cache_of(folder, judge or [], judge_cache)

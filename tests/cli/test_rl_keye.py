@@ -2,10 +2,15 @@
 
 import json
 import re
+import shlex
+import subprocess
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
 from chat_server import ChatServer, text_of
+from conftest import BIN
 from random_letters import SUMS, start_model
 
 from kvtools.artifact import open_artifact
@@ -44,7 +49,7 @@ def differ(one, other):
 
 
 def test_rollouts_hold_what_was_drawn_and_pairs_of_them_train_a_model(here, kv):
-    sample = "rl sample sums.jsonl --model start.model --group 8 --max-new 6 --reward length:-1 --reward correct:2"
+    sample = "rl sample -q sums.jsonl --model start.model --group 8 --max-new 6 --reward length:-1 --reward correct:2"
     code, err = kv(f"{sample} -o r.kvs --report report.json", "check -q r.kvs", "rl pairs -q r.kvs -o p.kvs", "check -q p.kvs")
     assert (code, err) == (0, "")
     rows = records("r.kvs")
@@ -164,6 +169,51 @@ def test_a_judge_that_fails_sets_answers_aside_and_none_is_asked_twice(here, kv)
     assert log(here / "report.json")[0]["set_aside"] > 0
     rewards = [[row.fields["rewards"] for row in records(name)] for name in ("one.kvs", "two.kvs")]
     assert rewards[0] == rewards[1]
+
+
+def test_what_was_read_is_told(here, kv):
+    more = [{"id": "w", "prompt": "Why? /think", "answer": "because", "anwser": 1}, {"id": "y", "prompt": "Name it"}]
+    (here / "mixed.jsonl").write_text((here / "sums.jsonl").read_text() + "".join(json.dumps(line) + "\n" for line in more))
+    code, err = kv("rl sample mixed.jsonl --model start.model --group 8 --max-new 6 --reward length:-1 -o r.kvs")
+    told = "8 prompts, 7 with an answer to compare with (6 number, 1 text), modes (7 auto, 1 think); fields not used: anwser."
+    assert (code, err) == (0, f"kvtools rl sample: mixed.jsonl: {told}\n")
+    _, err = kv("rl pairs r.kvs -o p.kvs", "rl mpo p.kvs --model start.model --valid p.kvs --steps 1 -o aligned.model")
+    assert re.search(r"r\.kvs: \d pairs of a better and a worse answer\.", err)
+    assert re.search(r"p\.kvs: (\d) pairs of \d+ tokens, and \1 held out\.", err)
+
+
+WORDS = "rl sample -q words.jsonl --model start.model --group 4 --max-new 8 --reward correct --overlong keep --judge"
+
+
+def test_a_run_that_was_killed_goes_on_and_asks_no_judge_for_what_it_has_said(here, kv):
+    words = [{"id": f"w{n}", "prompt": f"{n}?", "answer": f"word {n}"} for n in range(12)]
+    (here / "words.jsonl").write_text("".join(json.dumps(line) + "\n" for line in words))
+    with ChatServer(lambda body: json.dumps({"Correctness": len(text_of(body)) % 2}), delay_s=0.02) as server:
+        line = f"{WORDS} {server.url}"
+        assert kv(f"{line} -o whole.kvs") == (0, "")
+        n_whole = server.n_calls
+        run = subprocess.Popen([BIN / "kvtools", *shlex.split(f"{line} -o parts.kvs")], cwd=here)
+        while server.n_calls < n_whole + 16:
+            assert run.poll() is None, "it was to be killed while it asks"
+            time.sleep(0.005)
+        run.kill()
+        run.wait()
+        assert kv(f"{line} -o parts.kvs") == (0, "")
+        asked = Counter(server.texts)
+    assert contents("whole.kvs") == contents("parts.kvs")
+    assert all(n >= 2 for n in asked.values())
+    assert sum(n - 2 for n in asked.values()) <= 8, "no more are asked again than were on their way"
+
+
+@pytest.mark.parametrize("fault", ["rubbish", 500])
+def test_a_judge_without_a_verdict_is_never_a_zero(here, kv, fault):
+    words = [{"id": "w", "prompt": "Which?", "answer": "word"}]
+    (here / "words.jsonl").write_text("".join(json.dumps(line) + "\n" for line in words))
+    with ChatServer(lambda body: "yes", fault=lambda n: fault) as server:
+        code, err = kv(f"{WORDS} {server.url} --timeout 1 -o r.kvs --report report.json")
+    assert code == 65
+    assert "no answer has a reward" in err
+    assert {row.fields["rewards"]["correct"] for row in records("r.kvs")} <= {None}
 
 
 def test_a_cut_stream_of_rollouts_is_refused(here, kv):

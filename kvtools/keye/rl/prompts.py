@@ -6,6 +6,7 @@ prompt's mode. The modes that --modes deals go to prompts by their position alon
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from kvtools.skipped import SkippedRows
 NO_ANSWER = "prompts without an answer to compare with left out"
 TWICE = "prompts whose id was there before left out"
 _ANSWER_FIELDS = ("answer", "solution", "ground_truth", "final_answer")
+_USED = {"id", "mode", "messages", "reward_model", *_ANSWER_FIELDS}
 _SWITCHES = {f"/{mode}": mode for mode in ("think", "no_think")} | {"/auto_think": "auto", "/agentic_think": "agentic"}
 DEALT = ("think", "no_think", "auto", "agentic")
 
@@ -59,6 +61,16 @@ class Prompts:
     skipped: SkippedRows
     root: str = ""  # the folder in which relative paths of pictures and videos begin
     history: list[Step] = field(default_factory=list)
+    unused: set[str] = field(default_factory=set)  # names of fields that mean nothing here
+
+    def summary(self, shares: Mapping[str, float]) -> str:
+        """What was read, as one sentence. shares: of the modes that are dealt; empty where each prompt has its own."""
+        kinds = Counter[str](prompt.expected.kind for prompt in self.prompts if prompt.expected is not None)
+        modes = Counter(prompt.mode for prompt in self.prompts)
+        parts = [f"{len(self.prompts):,} prompts", f"{kinds.total():,} with an answer to compare with{_counts(kinds)}"]
+        parts += [] if shares else [f"modes{_counts(modes)}"]
+        unused = f"; fields not used: {', '.join(sorted(self.unused))}" if self.unused else ""
+        return f"{self.name}: {', '.join(parts)}{unused}."
 
     @property
     def digest(self) -> str:
@@ -72,8 +84,10 @@ class Prompts:
 def prompts_of(source: Conversations, *, needs_answers: bool) -> Prompts:
     """The prompts of some conversations. needs_answers: those without an expected answer are left out, and reported."""
     found: dict[str, Prompt] = {}
+    unused: set[str] = set()
     for conversation in source.conversations:
         key = str(conversation["id"])
+        unused |= conversation.keys() - _USED
         try:
             prompt = _prompt(key, conversation)
         except ValueError as fault:
@@ -85,7 +99,7 @@ def prompts_of(source: Conversations, *, needs_answers: bool) -> Prompts:
             source.skipped.skip(NO_ANSWER, key)
         else:
             found[key] = prompt
-    return Prompts(source.name, list(found.values()), source.skipped, source.root, source.history)
+    return Prompts(source.name, list(found.values()), source.skipped, source.root, source.history, unused)
 
 
 def parse_modes(text: str | None) -> dict[str, float]:
@@ -156,6 +170,11 @@ def _with_switch_as_mode(conversation: Mapping[str, Any]) -> Mapping[str, Any]:
 def _text_of(message: Mapping[str, Any]) -> str:
     content = message["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def _counts(counter: Counter[str]) -> str:
+    told = ", ".join(f"{n:,} {name}" for name, n in sorted(counter.items()))
+    return f" ({told})" if told else ""
 
 
 def _share(text: str) -> float:

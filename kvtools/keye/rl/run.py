@@ -69,6 +69,9 @@ def train_policy(run: "Invocation", recipe: GrpoRecipe, options: GrpoOptions, *,
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
         opened = _open(stack, recipe, options, world, folder, device, precision)
         start, source, task = opened.start, opened.source, opened.task
+        for read in (source, opened.held_out):
+            if read is not None:
+                run.info(read.summary(task.shares))
         lengths = EpochLength(task.n_steps, task.n_steps * recipe.batch * recipe.group * recipe.max_new)
         plan = recipe.plan(lengths, start.model.config, precision, is_judged=opened.held_out is not None)
         config = {**recipe.to_json(), "start": start.digest, "input": source.digest, "dtype": precision}

@@ -100,6 +100,12 @@ class PairData:
         """The histories of the inputs."""
         return [source.history for source, _ in self.inputs]
 
+    def summary(self, learnt: PairSet, held_out: PairSet | None) -> str:
+        """What was read, as one sentence."""
+        more = "" if held_out is None else f", and {len(held_out):,} held out"
+        name = ", ".join(source.name for source, _ in self.inputs)
+        return f"{name}: {len(learnt):,} pairs of {sum(learnt.lengths):,} tokens{more}."
+
     @property
     def digest(self) -> str:
         """Of all pairs, held-out ones included, in order."""

@@ -41,7 +41,19 @@ KINDS: dict[str, Kind] = {
         {"P": ("grid", 1)},
         is_looked_up=True,
     ),
-    "embedding": Kind("stream", {"vectors": "F32 N,D", **_STRINGS}, ("key",)),
+    # basis: a part of the fit that the vectors come from, V terms and E dimensions
+    "embedding": Kind(
+        "stream",
+        {
+            "vectors": "F32 N,D",
+            **_STRINGS,
+            "basis.terms.bytes?": "U8 C",
+            "basis.terms.offsets?": "I64 U",
+            "basis.weights?": "F32 V",
+            "basis.vectors?": "F32 V,E",
+        },
+        ("key",),
+    ),
     "pair": Kind("stream", {"pairs": "I32 n,2", "scores": "F32 n", **_STRINGS}, ("key",)),
     # U is one more than there are users; author and tag are numbers into authors and tags
     "interaction": Kind(

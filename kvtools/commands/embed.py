@@ -1,5 +1,6 @@
 """`kvtools embed`: items in, a stream of vectors out."""
 
+from itertools import repeat
 from typing import Annotated, Any
 
 from kvtools import options as opt
@@ -26,6 +27,10 @@ def main(
         int | None, opt.value("N", "Compute a coarse SVD by N power iterations. Default: converged.", least=0)
     ] = None,
     normalize: Annotated[bool, opt.option("Scale every vector to unit norm.", "--normalize/--no-normalize")] = True,
+    like: Annotated[
+        str | None,
+        opt.value("STREAM", "Project the items by the fit of STREAM, an earlier output, with its options.", "--like"),
+    ] = None,
     seed: opt.Seed = 0,
     report: opt.ReportFile = None,
 ) -> int:
@@ -40,18 +45,30 @@ def main(
     from kvtools.artifact.strings import pack
     from kvtools.errors import Corrupt, Usage, raising
     from kvtools.onerec.items import lsa, vectors
+    from kvtools.onerec.items.basis import open_basis
     from kvtools.onerec.items.catalogue import read_catalogue
     from kvtools.skipped import SkippedRows
 
     name = source_name(items)
     run.refuse_own_input(items)
+    run.refuse_shared_stdin(items, like)
     run.refuse_existing(report)
+    fitted = {"--dim": dim, "--words": words, "--power-iterations": power_iterations, "--no-normalize": not normalize}
+    opt.refuse_if(
+        *(
+            (
+                like and value not in (None, False),
+                f"{option} cannot be combined with --like, whose fit decides it. Leave it out.",
+            )
+            for option, value in fitted.items()
+        )
+    )
     file = open_source(items)
-    skipped, figures = SkippedRows(), {}
+    skipped, figures, basis = SkippedRows(), {}, None
     history: list[dict[str, Any]] = []
     config: dict[str, Any] = {"normalize": normalize, "seed": seed}
     if vectors.is_vectors(file):
-        options = {"--dim": dim, "--text": text, "--numeric": numeric, "--id": key, "--words": words}
+        options = {"--dim": dim, "--text": text, "--numeric": numeric, "--id": key, "--words": words, "--like": like}
         opt.refuse_if(
             *(
                 (
@@ -61,21 +78,28 @@ def main(
                 for option, value in options.items()
             )
         )
-        blocks, history = vectors.open_vectors(items, file, keys, skipped)
+        blocks, history, before = vectors.open_vectors(items, file, keys, skipped)
+        config |= {"fit": before["fit"]} if "fit" in before else {}
         blocks = vectors.skip_bad(blocks, name, skipped)
         if normalize:
             blocks = ((batch, lsa.unit(x_nD.astype("float64")).astype("float32")) for batch, x_nD in blocks)
     else:
-        with raising(Usage, name, "Name what there is with --text, --numeric or --id, or leave them out."):
-            catalogue, skipped = read_catalogue(file, name, text=text or [], numeric=numeric or [], key=key)
         config |= {"dim": dim or 128, "text": text or [], "numeric": numeric or [], "words": words}
         config |= {"power_iterations": power_iterations}
+        if like is not None:
+            basis, config, history = open_basis(like)
+            text, numeric = text or config["text"], numeric or config["numeric"]
+        normalize, words = config["normalize"], config["words"]
+        with raising(Usage, name, "Name what there is with --text, --numeric or --id, or leave them out."):
+            catalogue, skipped = read_catalogue(file, name, text=text or [], numeric=numeric or [], key=key)
         terms = catalogue.words() if words else catalogue.terms
         with raising(Usage, name, "Give another --dim, or items with more text."):
             embedded = lsa.embed(
-                catalogue.keys, terms, catalogue.numbers, dim or 128,
-                is_unit=normalize, n_powers=power_iterations, seed=seed,
+                catalogue.keys, terms, catalogue.numbers, config["dim"],
+                is_unit=normalize, n_powers=power_iterations, seed=config["seed"], like=basis,
             )  # fmt: skip
+        basis = embedded.basis.fitting(vectors.n_batches(*embedded.vectors.shape))
+        config |= {"fit": basis.to_json()}
         unprojected = [catalogue.keys[row] for row in embedded.unprojected]
         has_text = {*embedded.kept.tolist(), *embedded.unprojected.tolist()}
         without_text = [key for row, key in enumerate(catalogue.keys) if row not in has_text]
@@ -91,7 +115,7 @@ def main(
             "unshared_items": embedded.n_unshared,
             "explained_share": embedded.explained_share,
         }
-        if 2 * embedded.n_unshared > len(embedded.kept):
+        if like is None and 2 * embedded.n_unshared > len(embedded.kept):
             run.info(
                 f"{name}: {embedded.n_unshared} of {len(embedded.kept)} items share no term with another, and their vectors "
                 "cannot tell what is alike. Give --words, or more text with --text."
@@ -99,9 +123,10 @@ def main(
         blocks = iter([([catalogue.keys[row] for row in embedded.kept], embedded.vectors)])
         skipped.report(name, lambda _: None, strict=run.strict)
     n_items = width = 0
+    parts = basis.parts(vectors.n_batches(*embedded.vectors.shape)) if basis else repeat({})
     with run.writer("embedding", config, before=[history]) as writer:
-        for batch, x_nD in vectors.batches(blocks):
-            writer.write(f"{writer.n_records:08d}", {"vectors": x_nD, **pack("keys", batch)})
+        for (batch, x_nD), part in zip(vectors.batches(blocks), parts, strict=False):
+            writer.write(f"{writer.n_records:08d}", {"vectors": x_nD, **pack("keys", batch), **part})
             n_items, width = n_items + len(batch), x_nD.shape[1]
         code = skipped.report(name, run.log, strict=run.strict)
         if not n_items:

@@ -12,7 +12,7 @@ EXAMPLES = [
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools embed", "kvtools pairs", "kvtools plot", "kvtools-stream(5)")
 COMMON = ("output", "force", "config", "print_config", "stamp")
-GROUPS = {"Fitting and alignment": ("--epochs", "--init", "--captions", "--align-steps")}
+GROUPS = {"New items": ("--other-fit",), "Fitting and alignment": ("--epochs", "--init", "--captions", "--align-steps")}
 
 
 def main(
@@ -39,6 +39,10 @@ def main(
         str | None, opt.value("IDS", "Assign IDs to new items by the codebooks of IDS; nothing is fitted.", "--codebook")
     ] = None,
     append: Annotated[bool, opt.option("Write the items of --codebook before the new ones, unchanged.", "--append")] = False,
+    other_fit: Annotated[
+        bool,
+        opt.option("Take vectors of another fit than those of --codebook, whose codes they can only guess.", "--other-fit"),
+    ] = False,
     keys: opt.KeysFile = None,
     report: opt.ReportFile = None,
     as_json: opt.AsJson = False,
@@ -58,7 +62,7 @@ def main(
     from kvtools.onerec.items.vectors import VectorSource
     from kvtools.onerec.semantic_ids.align import AlignConfig
     from kvtools.onerec.semantic_ids.aligned_vectors import AlignedSource
-    from kvtools.onerec.semantic_ids.assign import assign
+    from kvtools.onerec.semantic_ids.assign import assign, require_same_fit
     from kvtools.onerec.semantic_ids.fit import METHODS, Fitting, SemidRecipe, TooFewVectors
     from kvtools.onerec.semantic_ids.ids import SemanticIds
     from kvtools.onerec.semantic_ids.rqkmeans import OtherVectors
@@ -77,6 +81,7 @@ def main(
         (captions and not pairs, "--captions is of use only with --pairs. Give --pairs PAIRS, or leave it out."),
         (align_steps and not pairs, "--align-steps is of use only with --pairs. Give --pairs PAIRS, or leave it out."),
         (append and not codebook, "--append is of use only with --codebook. Give --codebook IDS, or leave it out."),
+        (other_fit and not codebook, "--other-fit is of use only with --codebook. Give --codebook IDS, or leave it out."),
         (as_json and run.output == "-", "--json would mix the report with the IDs on stdout. Give -o FILE for the IDs."),
     )
     run.refuse_shared_stdin(embeddings, keys, pairs, captions, codebook)
@@ -97,6 +102,8 @@ def main(
         source = VectorSource(embeddings, keys, taken=old.keys if old and append else None)
     if old and source:
         remedy = "Give --collisions keep or nearest." if collisions == "extend" else "Give --collisions extend."
+        if not other_fit:
+            require_same_fit(old, source_name(codebook or ""), source)
         with raising(Corrupt, source_name(codebook or ""), remedy):
             ids: SemanticIds | None = assign(old, codebook or "", source, device=on, remedy=collisions, is_appended=append)
     else:

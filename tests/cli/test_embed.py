@@ -298,3 +298,68 @@ def test_text_fields_of_a_catalogue_are_read(sh, top, data):
     done = sh(f"kvtools embed {item} --text title --text brand --dim 64 -o a.kvs")
     assert done.code == 0, done.err
     assert vectors_of(top / "a.kvs")[1].shape == (3686, 64)
+
+
+# ── items that come later ────────────────────────────────────────────────────────────────────────────────────────────────
+def test_items_that_come_later_are_projected_as_the_first_ones_were(kv, top):
+    (top / "more.json").write_text(json.dumps({"e": ["soap", "salt", "never-met"], "a again": KEYWORDS["a"], "f": ["unknown"]}))
+    assert kv("kvtools embed keywords.json --dim 3 -o old.kvs".removeprefix("kvtools ")) == (0, "")
+    code, said = kv("embed --like old.kvs more.json -o new.kvs", "check new.kvs", "embed --like new.kvs more.json -o newer.kvs")
+    assert code == 0
+    assert said.count("given a random direction each, 1 in all (f)") == 2
+    _, old_ND = vectors_of(top / "old.kvs")
+    keys, new_ND = vectors_of(top / "new.kvs")
+    assert keys == ["e", "a again", "f"]
+    np.testing.assert_allclose(new_ND[1], old_ND[0], atol=1e-6)
+    np.testing.assert_allclose(new_ND[0], old_ND[3], atol=1e-6)  # a term that was never met says nothing
+    fits = [open_artifact(str(top / name)).head.config["fit"]["digest"] for name in ("old.kvs", "new.kvs", "newer.kvs")]
+    assert len(set(fits)) == 1
+
+
+def test_numbers_of_later_items_are_scaled_as_those_of_the_first(kv, top):
+    (top / "later.item").write_text(FILMS.splitlines()[0] + "\n9\tToy Story\t2095\tAnimation Comedy\n")
+    options = "--text title --text class --numeric year"
+    assert kv(
+        f"embed films.item --dim 3 {options} --no-normalize -o old.kvs", "embed --like old.kvs later.item -o new.kvs"
+    ) == (0, "")
+    _, old_ND = vectors_of(top / "old.kvs")
+    _, new_ND = vectors_of(top / "new.kvs")
+    np.testing.assert_allclose(new_ND[0, :3], old_ND[0, :3], atol=1e-6)
+    years = np.array([1995, 1991, 1996, 1990])
+    assert new_ND[0, 3] == pytest.approx((2095 - years.mean()) / np.sqrt(np.square(years - years.mean()).sum() / 4), rel=1e-6)
+
+
+def test_codes_of_another_fit_are_refused_unless_they_are_asked_for(kv, top):
+    (top / "more.json").write_text(json.dumps({"e": ["soap", "salt"], "f": ["citrus", "hair-mask"], "g": ["soap", "citrus"]}))
+    made = [
+        "embed keywords.json --dim 2 -o old.kvs",
+        "embed more.json --dim 2 -o other.kvs",
+        "embed --like old.kvs more.json -o new.kvs",
+    ]
+    assert kv(
+        *made, "semid-build old.kvs --codes 3 --levels 1 -o old.ids", "semid-build --codebook old.ids new.kvs -o new.ids"
+    ) == (0, "")
+    code, said = kv("semid-build --codebook old.ids other.kvs -o x.ids")
+    digests = [open_artifact(str(top / name)).head.config["fit"]["digest"] for name in ("old.kvs", "other.kvs")]
+    assert (code, said.count("\n")) == (65, 1)
+    assert f"of fit {digests[0]}, and those of other.kvs are of fit {digests[1]}" in said
+    np.save(top / "bare.npy", vectors_of(top / "new.kvs")[1])
+    (top / "bare.txt").write_text("e\nf\ng\n")
+    assert "does not tell its fit" in kv("semid-build --codebook old.ids bare.npy --keys bare.txt -o x.ids")[1]
+    assert kv(
+        "semid-build --codebook old.ids other.kvs --other-fit -o x.ids", "semid-build --codebook new.ids new.kvs -o y.ids"
+    ) == (0, "")
+    quality = open_artifact(str(top / "new.ids")).fields["quality"]
+    assert quality["new_items"] == 3
+    assert quality["fit_mse"] == open_artifact(str(top / "old.ids")).fields["quality"]["mse"]
+
+
+def test_a_stream_that_lost_a_part_of_its_fit_projects_nothing(kv, top, monkeypatch):
+    monkeypatch.setattr("kvtools.onerec.items.vectors._ROWS", 2)
+    assert kv("embed keywords.json --dim 2 -o old.kvs", "embed --like old.kvs keywords.json -o again.kvs") == (0, "")
+    whole, again = (vectors_of(top / name)[1] for name in ("old.kvs", "again.kvs"))
+    np.testing.assert_allclose(whole, again, atol=1e-6)
+    assert kv("cat old.kvs -n 1 -o part.kvs")[0] == 0
+    code, said = kv("embed --like part.kvs keywords.json -o x.kvs")
+    assert code == 65
+    assert "a part of the fit" in said

@@ -522,7 +522,7 @@ REFUSED = [
         2,
         "--blend cannot be combined with --baseline popular. Leave it out, or give --model.",
     ),
-    (f"{ASK} --titles titles.csv", 2, "--titles is allowed only with --json. Give --json, or leave it out."),
+    (f"{ASK} --titles titles.csv", 2, "--titles is allowed only with --json, --csv or --parquet. Give one of them."),
     (f"{ASK} --json -o r.kvs", 2, "--json prints on stdout and cannot be combined with -o r.kvs. Drop one of them."),
     (f"{ASK} --evaluate test -o r.kvs", 2, "-o r.kvs cannot be combined with --evaluate. Drop one of them."),
     (f"{ASK} --evaluate test --users u1", 2, "--users u1 cannot be combined with --evaluate. Drop one of them."),

@@ -7,6 +7,10 @@ import damage
 import numpy as np
 from damage import array, blob, edited, stream, strings, zeros
 
+from kvtools.artifact.files import Sink
+from kvtools.artifact.stream import Head, Writer
+from kvtools.artifact.strings import pack
+
 ONEREC = "pretrain onerec --config shop.toml clicks.csv"
 
 
@@ -55,6 +59,9 @@ def furnish():
         "empty-list.txt": "\n",
     })  # fmt: skip
     streams()
+    fitted = Head("embedding", [], {"fit": {"digest": "0" * 24, "mean": [], "deviation": []}})
+    with Writer(Sink("half-fitted.kvs"), fitted, level=0) as writer:
+        writer.write("0", {"vectors": np.ones((1, 3), np.float32), **pack("keys", ["a"])})
     ids()
     models()
 
@@ -184,9 +191,14 @@ kvtools semid-build four.kvs --codes 2 --pairs four-pairs.kvs
 kvtools semid-build items.kvs --codes 8 --pairs pairs.kvs --captions strangers.json
 kvtools semid-build items.kvs --codebook fleet.devices
 kvtools semid-build later-wide.npy --keys later.txt --codebook items.ids
-kvtools semid-build later-wide.npy --keys later.txt --codebook vae.ids
-kvtools semid-build later.npy --keys later.txt --codebook items.ids --append
-kvtools semid-build later.npy --keys later.txt --codebook narrow.ids --append --collisions extend
+kvtools semid-build later-wide.npy --keys later.txt --codebook items.ids --other-fit
+kvtools semid-build items.kvs --other-fit
+kvtools embed keywords.json --like items.kvs --dim 3
+kvtools embed keywords.json --like four.kvs
+kvtools embed keywords.json --like half-fitted.kvs
+kvtools semid-build later-wide.npy --keys later.txt --codebook vae.ids --other-fit
+kvtools semid-build later.npy --keys later.txt --codebook items.ids --append --other-fit
+kvtools semid-build later.npy --keys later.txt --codebook narrow.ids --append --collisions extend --other-fit
 SLURM_JOB_END_TIME=1 kvtools semid-build items.kvs --codes 8 -o stopped.ids
 kvtools semid-build items.kvs --codes 9 -o stopped.ids
 kvtools semid-build other.npy --keys other.txt --codes 8 -o stopped.ids

@@ -17,9 +17,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from threadpoolctl import threadpool_limits
 
 from kvtools.chance import rng_for
+from kvtools.onerec.items.basis import NOTHING, Basis
 
 _SPARE = 20  # directions beyond those wanted; Halko, Martinsson and Tropp advise 5 to 10, and more cost little
-_NOTHING = 1e-6  # of a row's norm: what is left below this is rounding, measured at 1e-15 and far from real rows at 1e-3
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Embedded:
     unprojected: np.ndarray  # int64: rows whose terms lie outside of the dimensions kept
     n_terms: int
     n_unshared: int  # items with terms, none of which another item has
-    explained_share: float
+    explained_share: float | None  # of the variance; None for vectors by an earlier fit
+    basis: Basis
 
 
 def embed(
@@ -43,8 +44,10 @@ def embed(
     is_unit: bool,
     n_powers: int | None,
     seed: int,
+    like: Basis | None = None,
 ) -> Embedded:
-    """Vectors of items from their terms (N lists) and numbers (N, C).
+    """Vectors of items from their terms (N lists) and numbers (N, C). like: an earlier fit, which the items are projected by;
+    its dimensions count, not n_dims.
 
     is_unit: the part from terms and the part from numbers have norm 1 in the mean each, and the whole row has norm 1. A row
     whose terms share nothing with the dimensions kept has no direction; scaling it up would show rounding, so it gets a
@@ -57,8 +60,11 @@ def embed(
     frequency = Counter(term for terms_of_item in kept_terms for term in set(terms_of_item))
     n_terms = len(frequency)
     n_unshared = sum(bool(own) and all(frequency[term] == 1 for term in own) for own in kept_terms)
-    x_ND, explained = project_terms(kept_terms, n_dims, n_powers, seed) if n_terms else (np.empty((len(kept), 0)), 1.0)
-    numbers_NC = standardise(x_NC[kept])
+    if like is None:
+        x_ND, basis, explained = fit(kept_terms, x_NC[kept], n_dims, n_powers, seed)
+    else:
+        x_ND, basis, explained = like.project(kept_terms), like, None
+    numbers_NC = basis.standardise(x_NC[kept])
     if is_unit:
         x_ND = unit(np.concatenate([unit(x_ND), numbers_NC / np.sqrt(max(1, x_NC.shape[1]))], axis=1))
     else:
@@ -70,18 +76,36 @@ def embed(
             x_ND[n] = direction(keys[kept[n]], x_ND.shape[1], seed)
     else:
         kept, x_ND = kept[~is_unprojected], x_ND[~is_unprojected]
-    return Embedded(kept, x_ND.astype(np.float32), unprojected, n_terms, n_unshared, explained)
+    return Embedded(kept, x_ND.astype(np.float32), unprojected, n_terms, n_unshared, explained, basis)
 
 
-def project_terms(terms: Sequence[Sequence[str]], n_dims: int, n_powers: int | None, seed: int) -> tuple[np.ndarray, float]:
-    """float64 (N, D): rows of TF-IDF, made unit norm, on the first D right singular vectors; and the fraction of variance kept.
+def fit(
+    terms: Sequence[Sequence[str]], x_NC: np.ndarray, n_dims: int, n_powers: int | None, seed: int
+) -> tuple[np.ndarray, Basis, float | None]:
+    """Terms projected as `project_terms` does, the basis of it, and the fraction of variance kept; no dimensions, and all of
+    it, where there are no terms. x_NC: the numbers that later ones are scaled like."""
+    mean_C, deviation_C = _scale(x_NC)
+    if not any(terms):
+        nothing = Basis([], np.empty(0, np.float32), np.empty((0, 0), np.float32), mean_C, deviation_C)
+        return np.empty((len(terms), 0)), nothing, 1.0
+    x_ND, vocabulary, weights_V, vectors_VD, explained = project_terms(terms, n_dims, n_powers, seed)
+    basis = Basis(vocabulary, weights_V.astype(np.float32), vectors_VD.astype(np.float32), mean_C, deviation_C)
+    return x_ND, basis, explained
+
+
+def project_terms(
+    terms: Sequence[Sequence[str]], n_dims: int, n_powers: int | None, seed: int
+) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray, float]:
+    """float64 (N, D): rows of TF-IDF, made unit norm, on the first D right singular vectors; the V terms, sorted;
+    their idf, (V,); the singular vectors, (V, D); and the fraction of variance kept.
 
     terms: N lists. n_powers: None for singular vectors that have converged, else how many power iterations. Smooth idf,
     ln((1+N)/(1+df)) + 1. A row whose terms lie outside of what is kept, and one without terms, is exactly 0. Singular
     vectors have their largest component positive. Raises ValueError unless 0 < D < min(N, V). Costs O(D) products with a
     sparse (N, V) matrix, and 2 D (N + V) numbers.
     """
-    x_NV = TfidfVectorizer(analyzer=list).fit_transform(terms)
+    vectorizer = TfidfVectorizer(analyzer=list)
+    x_NV = vectorizer.fit_transform(terms)
     limit = min(x_NV.shape) - 1
     if not 0 < n_dims <= limit:
         n_items, n_terms = x_NV.shape
@@ -89,16 +113,18 @@ def project_terms(terms: Sequence[Sequence[str]], n_dims: int, n_powers: int | N
         raise ValueError(f"{n_dims} dimensions are too many for {n_items} items with {n_terms} terms, and {allowed}")
     with threadpool_limits(1):
         if n_powers is None:
-            x_ND = TruncatedSVD(n_dims, algorithm="arpack", random_state=seed).fit_transform(x_NV)
+            svd = TruncatedSVD(n_dims, algorithm="arpack", random_state=seed)
+            x_ND, vectors_VD = svd.fit_transform(x_NV), svd.components_.T
         else:
-            x_ND = _sketch(x_NV, n_dims, n_powers, seed)
-        x_ND[np.linalg.norm(x_ND, axis=1) < _NOTHING] = 0
+            x_ND, vectors_VD = _sketch(x_NV, n_dims, n_powers, seed)
+        x_ND[np.linalg.norm(x_ND, axis=1) < NOTHING] = 0
     explained = x_ND.var(axis=0).sum() / (x_NV.power(2).mean(axis=0) - np.square(x_NV.mean(axis=0))).sum()
-    return x_ND, float(explained)
+    return x_ND, vectorizer.get_feature_names_out().tolist(), vectorizer.idf_, vectors_VD, float(explained)
 
 
-def _sketch(x_NV: Any, n_dims: int, n_powers: int, seed: int) -> np.ndarray:
-    """float64 (N, D): x on about its first D right singular vectors, by Halko, Martinsson and Tropp 2011, algorithm 4.4."""
+def _sketch(x_NV: Any, n_dims: int, n_powers: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """float64 (N, D), (V, D): x on about its first D right singular vectors, and these, by Halko, Martinsson and Tropp
+    2011, algorithm 4.4."""
     q_NS = x_NV @ rng_for(seed, "sketch").standard_normal((x_NV.shape[1], n_dims + _SPARE))
     for _ in range(n_powers):
         q_NS = x_NV @ (x_NV.T @ np.linalg.qr(q_NS)[0])
@@ -106,17 +132,16 @@ def _sketch(x_NV: Any, n_dims: int, n_powers: int, seed: int) -> np.ndarray:
     u_SS, s_S, v_SV = np.linalg.svd((x_NV.T @ q_NS).T, full_matrices=False)
     rows = np.arange(len(v_SV))
     sign_S = np.sign(v_SV[rows, np.abs(v_SV).argmax(axis=1)])
-    return np.asarray((q_NS @ u_SS)[:, :n_dims] * (s_S * sign_S)[:n_dims])
+    return np.asarray((q_NS @ u_SS)[:, :n_dims] * (s_S * sign_S)[:n_dims]), (v_SV[:n_dims] * sign_S[:n_dims, None]).T
 
 
-def standardise(x_NC: np.ndarray) -> np.ndarray:
-    """float64 (N, C): columns of mean 0 and variance 1; NaN, an empty cell, becomes the mean; a constant column becomes 0."""
+def _scale(x_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float64 (C,) each: the means of columns without NaN, which is an empty cell, and the deviations; 1 for a constant one."""
     is_known = ~np.isnan(x_NC)
     n_C = np.maximum(1, is_known.sum(axis=0))
-    x_NC = np.where(is_known, x_NC, 0)
-    x_NC = np.where(is_known, x_NC - x_NC.sum(axis=0) / n_C, 0)
-    deviation_C = np.sqrt((x_NC**2).sum(axis=0) / n_C)
-    return np.asarray(x_NC / np.where(deviation_C > 0, deviation_C, 1))
+    mean_C = np.where(is_known, x_NC, 0).sum(axis=0) / n_C
+    deviation_C = np.sqrt((np.where(is_known, x_NC - mean_C, 0) ** 2).sum(axis=0) / n_C)
+    return mean_C, np.where(deviation_C > 0, deviation_C, 1)
 
 
 def unit(x_ND: np.ndarray) -> np.ndarray:

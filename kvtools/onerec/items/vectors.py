@@ -6,7 +6,7 @@ Read in blocks, so that what does not fit in memory passes through. `VectorSourc
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -41,13 +41,15 @@ class VectorSource:
         self.skipped = SkippedRows()
         self.weights: dict[str, np.ndarray] = {}  # `encoder.…`: what vectors go through before they come out here
         self.encoder: dict[str, Any] | None = None  # and its settings
+        self.fit: str | None = None  # the digest of the fit that the vectors come from, where it is known
         self._keys: list[np.ndarray] = [np.empty(0, np.dtypes.StringDType())]
         self._taken = self._keys[0] if taken is None else taken
         file = open_source(src)
         if not is_vectors(file):
             what = "this is neither a stream nor an .npy file" if file.peek(1) else "this input is empty"  # type: ignore[attr-defined]
             raise Corrupt(f"{self.name}: {what}. Make embeddings with kvtools embed.")
-        self._blocks, self.history = open_vectors(src, file, keys_src, self.skipped)
+        self._blocks, self.history, config = open_vectors(src, file, keys_src, self.skipped)
+        self.fit = fit_of(config)
 
     @property
     def keys(self) -> np.ndarray:
@@ -96,18 +98,26 @@ def is_vectors(file: BinaryIO) -> bool:
     return is_stream(file) or is_npy(file)
 
 
-def open_vectors(src: str, file: BinaryIO, keys_src: str | None, skipped: SkippedRows) -> tuple[Iterator[Block], list[Step]]:
-    """The blocks of a stream or an .npy, and the history that it brings.
+def fit_of(config: Mapping[str, Any]) -> str | None:
+    """The digest of the fit that vectors come from, by the config in the head of their stream."""
+    fit = config.get("fit")
+    return str(fit["digest"]) if isinstance(fit, dict) and "digest" in fit else None
+
+
+def open_vectors(
+    src: str, file: BinaryIO, keys_src: str | None, skipped: SkippedRows
+) -> tuple[Iterator[Block], list[Step], Mapping[str, Any]]:
+    """The blocks of a stream or an .npy, the history that it brings, and the config in its head.
 
     file: src, open, for which `is_vectors` holds. skipped: counts records without an embedding. Raises Corrupt for a stream of
     another kind, Usage for an .npy without keys.
     """
     if is_stream(file):
         reader = open_stream(src, ("embedding", "video"), made_by="kvtools embed", file=file)
-        return read_stream(reader, skipped), reader.head.history
+        return read_stream(reader, skipped), reader.head.history, reader.head.config
     if keys_src is None:
         raise Usage(f"{source_name(src)}: an .npy file does not name its rows. Give their keys with --keys FILE.")
-    return read_npy(file, source_name(src), read_keys(keys_src)), []
+    return read_npy(file, source_name(src), read_keys(keys_src)), [], {}
 
 
 def read_keys(src: str) -> list[str]:
@@ -190,12 +200,22 @@ def skip_bad(blocks: Iterator[Block], name: str, skipped: SkippedRows) -> Iterat
         yield [keys[row] for row in good], narrow[good]
 
 
+def n_rows_a_batch(width: int) -> int:
+    """How many rows `batches` puts into one: 4096, or fewer where 64 MiB would not hold them."""
+    return max(1, min(_ROWS, _BATCH_BYTES // (4 * max(1, width))))
+
+
+def n_batches(n_rows: int, width: int) -> int:
+    """How many batches so many rows are."""
+    return -(-n_rows // n_rows_a_batch(width))
+
+
 def batches(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The same rows in batches of 4096, the last one shorter; fewer a batch where 64 MiB would not hold them."""
+    """The same rows in batches of `n_rows_a_batch`, the last one shorter."""
     keys: list[str] = []
     pending: list[np.ndarray] = []
     for more, x_nD in blocks:
-        n_batch = max(1, min(_ROWS, _BATCH_BYTES // (4 * max(1, x_nD.shape[1]))))
+        n_batch = n_rows_a_batch(x_nD.shape[1])
         keys += more
         pending.append(x_nD)
         if len(keys) < n_batch:

@@ -60,4 +60,16 @@ def assign(ids: SemanticIds, name: str, source: VectorSource, *, device: str, re
     keys = np.concatenate([ids.keys[: len(old_MS)], source.keys])
     codes_NS = np.concatenate([old_MS, codes_NS])
     report |= quality.describe(codes_NS, n_levels, n_codes)
-    return SemanticIds(keys, codes_NS, ids.codebooks_LKD, ids.config, report, ids.weights, ids.encoder)
+    report |= {"new_items": len(codes_NL), "fit_mse": ids.report.get("fit_mse", ids.report.get("mse"))}
+    return SemanticIds(keys, codes_NS, ids.codebooks_LKD, ids.config, report, ids.weights, ids.encoder, fit=ids.fit)
+
+
+def require_same_fit(ids: SemanticIds, name: str, source: VectorSource) -> None:
+    """Raise Corrupt where the vectors are not of the fit that the IDs were made from: their dimensions mean something else.
+    Where the IDs do not know their fit, none is required. name: what messages call the IDs."""
+    if ids.fit is not None and source.fit != ids.fit:
+        theirs = f"those of {source.name} are of fit {source.fit}" if source.fit else f"{source.name} does not tell its fit"
+        raise Corrupt(
+            f"{name}: its vectors are of fit {ids.fit}, and {theirs}. Make the new ones with kvtools embed --like, or give "
+            "--other-fit to assign codes anyway."
+        )

@@ -147,7 +147,7 @@ class Fitting:
         state.forget()
         return SemanticIds(
             source.keys, codes_NS, np.stack(fit.codebooks), self.recipe.to_json(), report, {**source.weights, **fit.weights},
-            source.encoder,
+            source.encoder, fit=source.fit,
         )  # fmt: skip
 
     def _fit(self, fit: Fit, vectors: VectorStore, state: RunState, world: World, *, quiet: bool) -> None:

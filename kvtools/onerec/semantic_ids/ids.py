@@ -35,6 +35,7 @@ class SemanticIds:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)  # `encoder.…`: what vectors go through before the codebooks
     encoder: Mapping[str, Any] | None = None  # the settings of the alignment, where there was one
     history: list[Step] = field(default_factory=list)
+    fit: str | None = None  # the digest of the fit that the vectors came from, where it is known; see kvtools embed
 
     @classmethod
     def open(cls, src: str) -> Self:
@@ -43,7 +44,7 @@ class SemanticIds:
         fields, weights = bag.fields, {tensor: x for tensor, x in bag.tensors.items() if tensor.startswith("encoder.")}
         return cls.from_tensors(
             bag.tensors, name, config=fields["config"], report=fields.get("quality", {}), weights=weights,
-            encoder=fields.get("encoder"), history=bag.history,
+            encoder=fields.get("encoder"), history=bag.history, fit=fields.get("fit"),
         )  # fmt: skip
 
     @classmethod
@@ -73,7 +74,11 @@ class SemanticIds:
         """Write a `semantic-id` bag and commit the sink. history: that of the bag, in place of one's own."""
         dtype = np.uint16 if int(self.codes_NS.max()) < 1 << 16 else np.int32
         tensors = {**self.tensors(), "codes": self.codes_NS.astype(dtype), **self.weights}
-        fields = {"quality": self.report} | ({"encoder": self.encoder} if self.encoder else {})
+        fields = (
+            {"quality": self.report}
+            | ({"encoder": self.encoder} if self.encoder else {})
+            | ({"fit": self.fit} if self.fit else {})
+        )
         write_bag(sink, "semantic-id", tensors, config=self.config, history=history, **fields)
 
     def tensors(self, prefix: str = "") -> dict[str, np.ndarray]:

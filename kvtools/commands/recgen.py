@@ -14,7 +14,7 @@ EXAMPLES = [
     "kvtools convert clicks.csv | kvtools recgen --model shop.safetensors --beam 32 - | kvtools info --records -",
     "kvtools recgen --baseline co-occurrence --items items.ids --evaluate test clicks.csv",
 ]
-EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
+EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools pretrain onerec", "kvtools semid-build", "kvtools convert", "kvtools-stream(5)")
 COMMON = ("output", "compress", "force", "strict", "stamp")
 _NARROW, _WIDE = 128, 512  # beams unless --beam is given: the first width, and the widest
@@ -83,11 +83,13 @@ def main(
     and Pass@k. The ranks of mpiexec or srun share the users; results do not depend on how many ranks there are.
     """
     from kvtools.artifact.row_tables import write_rows
+    from kvtools.artifact.stream import Head
     from kvtools.onerec.interactions.split import parse_split
     from kvtools.onerec.interactions.stream import roles
     from kvtools.onerec.recommend.evaluate import report_lines
     from kvtools.onerec.recommend.recgen import RecgenRun
     from kvtools.onerec.recommend.recommend import SearchOptions
+    from kvtools.onerec.recommend.record_stream import write_stream
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.loop import DTYPES
 
@@ -161,18 +163,16 @@ def main(
     start = time.monotonic()
     names = recgen.titles(titles) if titles is not None and world.is_root else None
     recommendations = recgen.recommend((models or [""])[0], baseline, users, shard, calibrate=is_auto)
-    if as_json or not world.is_root:  # every rank takes part, and rank 0 alone gets recommendations
+    if not forms:
+        head = Head("recommendation", run.history(recgen.history), {})
+        write_stream(run.output, head, recgen, recommendations, world, level=run.compress, force=run.force)
+    elif as_json or not world.is_root:  # every rank takes part, and rank 0 alone gets recommendations
         for recommendation in recommendations:
             run.print_json(recommendation.to_json(names))
     elif as_csv or as_parquet:
         rows = (row for recommendation in recommendations for row in recommendation.rows(names))
         columns_of = {"user": str, "rank": int, "item": str, **({"title": str} if names is not None else {}), "score": float}
         write_rows(run.sink(is_text=as_csv), rows, columns_of, form="csv" if as_csv else "parquet")
-    else:
-        with run.writer("recommendation", before=recgen.history) as writer:
-            for recommendation in recommendations:
-                tensors, fields = recommendation.to_record()
-                writer.write(recommendation.user, tensors, **fields)
     if run.verbose:
         run.info(f"{recgen.n_users:,} users in {time.monotonic() - start:.1f} s.")
     return recgen.code

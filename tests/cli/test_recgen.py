@@ -13,6 +13,8 @@ from shop import TRAIN, add_clicks, clicks_of, furnish, inside, number_ids, say
 from kvtools.artifact import open_artifact
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.files import Sink
+from kvtools.artifact.stream import Writer
+from kvtools.onerec.recommend.evaluate import over_ranks
 
 N_USERS = 30
 ASK = "kvtools recgen --model m.safetensors clicks.csv"
@@ -618,3 +620,38 @@ def test_a_full_disk_and_a_reader_that_left_are_reported_by_the_code(sh, shop):
     )
     assert done.out.split() == [b"141", b"141", b"74", b"74"], done.err
     assert done.err.splitlines() == ["kvtools recgen: input/output: no space left on device."] * 2
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_stopped_run_goes_on_after_its_last_user(shop, capfd, monkeypatch, is_killed):
+    for module in ("query", "recgen"):
+        monkeypatch.setattr(f"kvtools.onerec.recommend.{module}.CHUNK", 8)
+    assert say(f"{ASK} -o whole.kvs").code == 0
+    with monkeypatch.context() as patch:
+        if is_killed:
+            write, left = Writer.write, iter(range(11))
+
+            def killed(writer, *record, **fields):
+                write(writer, *record, **fields)
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+
+            patch.setattr(Writer, "write", killed)
+        else:
+            answers = iter([False, True])
+            patch.setattr("kvtools.world.Stop.__bool__", lambda _: next(answers))
+        done = say(f"{ASK} -o parts.kvs", capfd)
+        assert done.code == (130 if is_killed else 75)
+        assert is_killed or "stopped after 16 of 30 users. Run again to continue." in done.err
+    assert not (shop / "parts.kvs").exists()
+    asked = []
+
+    def counted(query, *rest):
+        asked.append(len(query))
+        return over_ranks(query, *rest)
+
+    monkeypatch.setattr("kvtools.onerec.recommend.evaluate.over_ranks", counted)
+    assert say(f"{ASK} -o parts.kvs").code == 0
+    assert asked == [30 - (8 if is_killed else 16)]
+    whole, parts = (say(f"kvtools sum {name}.kvs", capfd).out.split()[0] for name in ("whole", "parts"))
+    assert parts == whole

@@ -16,7 +16,7 @@ from kvtools.artifact import source_name
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.chance import rng_for
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, Stopped
 from kvtools.onerec.interactions.features import FeatureEncoder, join_catalogue
 from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID
@@ -92,7 +92,8 @@ class _Source:
 class RecgenRun:
     """The interactions, and what recommends from them. `code` is the exit code so far; `history` that of all opened inputs.
 
-    items: the catalogue of baselines. table: the user table. log: prints a line on rank 0; report: one that --quiet keeps.
+    `n_done`: users that a stopped run has written; `stop`: true when this one is to stop. items: the catalogue of baselines.
+    table: the user table. log: prints a line on rank 0; report: one that --quiet keeps.
     """
 
     def __init__(
@@ -104,7 +105,8 @@ class RecgenRun:
         self._items, self._table, self._options, self._world = items or "", table, options, world
         self._device, self._dtype, self._log, self._report_line, self._strict = device, dtype, log, report, strict
         self._verbose, self._quiet = verbose, quiet or not world.is_root
-        self.code = self.n_users = 0
+        self.code = self.n_users = self.n_done = 0
+        self.stop: object = False
         self._users_by_table: dict[tuple[Vocabulary, ...], Users] = {}  # a table may be stdin, which is read once
         read, skipped, before = open_interactions(src, columns=columns)
         self._interactions = with_split(read, split, self._name)
@@ -159,17 +161,20 @@ class RecgenRun:
         return self._recommendations(source, query, names)
 
     def _recommendations(self, source: _Source, query: Query, names: list[str]) -> Iterator[UserRecommendations]:
-        done = n_proven = 0
+        first = self.n_done // CHUNK * CHUNK  # users of a chunk are searched for together, so that whole chunks are done again
+        query, names, done, n_proven = query.take(slice(first, None)), names[first:], 0, 0
         recommended = evaluation.over_ranks(query, self._world, source.recommend, self._ticker(len(query)))
         for chunk, top in recommended:
             n_proven += int(top.is_proven.sum())
-            for row in range(len(chunk) if self._world.is_root else 0):
+            for row in range(max(0, self.n_done - first - done), len(chunk) if self._world.is_root else 0):
                 numbers = top.items[row][top.items[row] >= 0]
                 yield UserRecommendations(
                     names[done + row], source.ids.keys[numbers].tolist(), numbers, top.scores[row][: len(numbers)],
                     source.ids.codes_NS[numbers], is_fallback=bool(chunk.lengths[row] == 0),
                 )  # fmt: skip
             done += len(chunk)
+            if done < len(query) and self._world.any(self.stop):
+                raise Stopped(f"stopped after {first + done} of {first + len(query)} users. Run again to continue.")
         self._log_unproven(len(query) - n_proven, len(query))
 
     def titles(self, src: str) -> dict[str, str]:

@@ -41,19 +41,21 @@ EMBED = {
     "ml-100k": [DATA / "ml-100k" / "ml-100k.item", "--text", "movie_title", "--text", "class", "--dim", "64"],
 }
 USERS = {"beauty": None, "ml-100k": DATA / "ml-100k" / "ml-100k.user"}
-BASE = {"beauty": ["--steps", "12ep"], "ml-100k": ["--steps", "6ep"]}
+BASE = {"beauty": ["--steps", "8ep"], "ml-100k": ["--steps", "6ep"]}
 RECGEN = ["--beam", "128"]
 SASREC = {
     "beauty": ["d=64", "rate=0.003", "dropout=0.5", "every=2"],
     "ml-100k": ["d=64", "rate=0.001", "dropout=0.5", "history=200", "batch=32"],
 }
-LONGER = ["--batch", "128", "--steps", "40ep", "--lr", "0.002", "--training", "patience=0"]
+ALONE = ["--near", "0"]
 RECIPES = {
-    "generator": {},
-    "generator-longer": {"pretrain": LONGER, "only": "beauty"},
-    "generator+near": {"pretrain": ["--near", "50"]},
-    "generator+blend": {"recgen": ["--blend", "auto"]},
-    "generator+near+blend": {"pretrain": ["--near", "50"], "recgen": ["--blend", "auto"]},
+    "generator": {"pretrain": ALONE},
+    "generator+near": {},
+    "generator+blend": {"pretrain": ALONE, "recgen": ["--blend", "auto"]},
+    "generator+near+blend": {"recgen": ["--blend", "auto"]},
+    "without-item-scores": {"pretrain": ["--architecture", "item_scores=0"], "ablation": True},
+    "2048-items-scored": {"pretrain": ["--architecture", "item_scores=2048"], "ablation": True},
+    "one-rate": {"pretrain": ["--training", "embedding_rate=1"], "ablation": True},
     "without-static": {"pretrain": ["--without", "static"], "ablation": True, "only": "ml-100k"},
     "without-positive": {"pretrain": ["--without", "positive"], "ablation": True, "only": "ml-100k"},
     "without-lifelong": {"pretrain": ["--without", "lifelong"], "ablation": True},

@@ -59,7 +59,7 @@ for first in (3, 11, 24):
 PY
 
 # ── clicks to a generator ────────────────────────────────────────────────────────────────────────────────────────────────
-say kvtools pretrain onerec "$clicks" --items "$ids" --users "$people" --size tiny --near 50 --steps "$steps" -o "$model" --force
+say kvtools pretrain onerec "$clicks" --items "$ids" --users "$people" --size tiny --steps "$steps" -o "$model" --force
 show "kvtools info $model | grep -E 'pathway|model'"
 kvtools info "$model" | grep -E 'pathway|model'
 

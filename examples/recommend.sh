@@ -40,7 +40,7 @@ once "$out/items.ids" kvtools semid-build --pairs "$out/pairs.kvs" --codes "${CO
 
 # The generator. --verbose prints which pathways are on, and the validation after each epoch.
 once "$out/model.safetensors" kvtools pretrain onerec "$out/clicks.kvs" --items "$out/items.ids" ${users:+--users "$users"} \
-  --near 20 --steps "${STEPS:-12ep}" --log "$out/curve.jsonl" --verbose -o "$out/model.safetensors"
+  --steps "${STEPS:-12ep}" --log "$out/curve.jsonl" --verbose -o "$out/model.safetensors"
 
 # How often each user's last item is found among all items: by baselines, by the generator, and by a blend.
 table=(${users:+--table "$users"})

@@ -17,7 +17,7 @@ EXAMPLES = [
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools pretrain onerec", "kvtools semid-build", "kvtools convert", "kvtools-stream(5)")
 COMMON = ("output", "compress", "force", "strict", "stamp")
-_NARROW, _WIDE = 128, 512  # beams unless --beam is given: the first width, and the widest
+_NARROW, _LISTS, _WIDE = 64, 128, 512  # beams unless --beam is given: the first width, that of an evaluation, the widest
 GROUPS = {
     "Search": ("--within", "--blend", "--sure", "--exact", "--no-trie", "--keep-seen"),
     "Data": ("--table", "--titles", "--column", "--split"),
@@ -145,8 +145,8 @@ def main(
 
     is_plain = not (exact or no_trie or weight or blend == "auto")
     options = SearchOptions(
-        k=k, certify=k, **_widths(k, n_beams, is_plain=is_plain, sure=sure), is_exact=exact, use_trie=not no_trie,
-        within=within, exclude_seen=not keep_seen, blend=weight, seed=seed,
+        k=k, certify=k, **_widths(max(k, _LISTS if evaluate else _NARROW), n_beams, is_plain=is_plain, sure=sure),
+        is_exact=exact, use_trie=not no_trie, within=within, exclude_seen=not keep_seen, blend=weight, seed=seed,
     )  # fmt: skip
     recgen = RecgenRun(
         interactions, roles(columns or []), items, table, options, world, split=split, device=torch_device,
@@ -178,11 +178,11 @@ def main(
     return recgen.code
 
 
-def _widths(k: int, n_beams: int | None, *, is_plain: bool, sure: bool) -> dict[str, Any]:
+def _widths(first: int, n_beams: int | None, *, is_plain: bool, sure: bool) -> dict[str, Any]:
     """The widths of beams, for SearchOptions. is_plain: whether the search knows a bound on what it missed; unless a width is
-    given it then begins narrow, and widens where that is not enough."""
-    first = n_beams or max(k, _NARROW if is_plain else _WIDE)
-    return {"beam": first, "widen": sure or (is_plain and n_beams is None), "widest": None if sure else _WIDE}
+    given it then begins with `first`, and widens where that is not enough."""
+    beam = n_beams or (first if is_plain else max(first, _WIDE))
+    return {"beam": beam, "widen": sure or (is_plain and n_beams is None), "widest": None if sure else _WIDE}
 
 
 def _blend_weight(text: str) -> float:

@@ -266,7 +266,9 @@ def test_beams_wide_enough_give_the_exact_ranking(within, exclude_seen, changed)
 @pytest.mark.parametrize(
     "options", [{}, {"exclude_seen": False}, {"within": "recent"}, {"within": "random"}, {"k": N_ITEMS}], ids=str
 )
-@pytest.mark.parametrize("changed", [{}, {"near": 4}, {"decoder": "lazy"}], ids=["plain", "near", "lazy"])
+@pytest.mark.parametrize(
+    "changed", [{"item_scores": 15}, {"near": 4}, {"decoder": "lazy"}], ids=["item scores", "near", "lazy"]
+)
 def test_narrow_beams_that_widen_where_they_are_not_proven_give_the_exact_best(beam, options, changed):
     shop = Shop(**changed)
     options = {"k": 3, **options}
@@ -296,6 +298,11 @@ def test_search_does_not_widen_beyond_what_is_held_for_one_user(monkeypatch):
     found = Shop().recommend(k=N_ITEMS, certify=N_ITEMS, beam=2, widen=True)
     assert found.is_proven.sum() == 1, "nobody but who has no history"
     assert found.n_beams == (2 + 4 + 5) * (len(LENGTHS) - 1)
+
+
+def test_search_does_not_widen_beyond_the_widest_that_is_asked_for():
+    found = Shop().recommend(k=N_ITEMS, certify=N_ITEMS, beam=2, widen=True, widest=4)
+    assert found.n_beams == (2 + 4) * (len(LENGTHS) - 1)
 
 
 def test_items_of_one_id_that_share_evenly_come_in_an_order_that_the_seed_shuffles():

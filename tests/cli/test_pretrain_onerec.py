@@ -56,7 +56,7 @@ def test_items_and_clicks_become_a_model_that_tells_its_story(sh, shop):
     tensors = load_file(shop / "m.safetensors")
     weights = {name for name in tensors if not name.startswith(("catalogue.", "counts."))}
     buffers = {name for name in weights if name.endswith((".bias", ".load", ".recent")) and ".feed." in name}
-    buffers.add("item_scores.scored")
+    buffers |= {"item_scores.scored", "item_scores.gain"}
     assert info_json["parameters"] == sum(tensors[name].size for name in weights - buffers)
     table = sh("kvtools info m.safetensors").out.decode()
     assert "off: no user table" in table

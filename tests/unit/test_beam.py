@@ -63,6 +63,7 @@ class Case:
         self.model = model_of(self.config, codes_NS, SIZES[n_levels], seed)
         if self.config.item_scores:
             self.model.item_scores.score_popular(np.random.default_rng(seed).random(N_ITEMS))
+            self.model.item_scores.gain.fill_(0.8)
         self.batcher = batcher_of(histories_of(LENGTHS, N_ITEMS, seed), self.config, N_ITEMS, seed)
 
     def batch(self, users=USERS):
@@ -103,7 +104,8 @@ def shares_by_hand(model, level, codes, first_D):
     for item, own in enumerate(model.codes_IS.tolist()):
         if own[:level] == codes[:level]:
             sums[own[level]] += np.exp(score_of[item])
-    return np.log(sums / max(sums.sum(), 1e-30) + 1e-6)
+    with np.errstate(divide="ignore"):
+        return np.where(sums > 0, float(part.gain) * np.log(sums / max(sums.sum(), 1e-30) + 1e-6), np.log(1e-6))
 
 
 def slow_scores(case, user, ids_US):

@@ -10,6 +10,7 @@ from small_onerec import EXPERTS, SMALL, asked, batcher_of, catalogue, histories
 from kvtools.onerec.model import item_scores
 from kvtools.onerec.model.beam import rank_all
 from kvtools.onerec.model.trie import Trie
+from kvtools.onerec.run.objectives import NextItemTask, ValidationSet
 
 N_ITEMS, SIZES, LENGTHS = 30, (4, 3, 5), [5, 1, 14, 9]
 
@@ -111,6 +112,22 @@ def test_a_bound_on_the_scored_items_costs_little_where_they_are_those_that_come
     (_, everything), (begin, bounded) = (trained(n, popularity_I, codes_NS, targets) for n in (N_ITEMS, 6))
     assert bounded < 0.6 * begin
     assert bounded < everything + 0.35
+
+
+def test_validation_keeps_the_gain_with_which_it_finds_most():
+    model, batcher = model_with(N_ITEMS)
+    users = np.arange(4)
+    rows, trie = batcher.next_rows(users), Trie(model.codes_IS.numpy())
+    held = ValidationSet(batcher, rows, np.array([3, 8, 20, 11], np.int32), trie)
+    task = NextItemTask(model, batcher, rows, validation=held, n_targets=8, smoothing=0.0, device="cpu")
+    tried = {}
+    for gain in (0.8, 1.0, 1.25):
+        model.item_scores.gain.fill_(gain)
+        tried[gain] = task._figures(held)["score"]
+    model.item_scores.gain.fill_(1.0)
+    figures = task.validate()
+    assert figures["gain"] == pytest.approx(float(model.item_scores.gain))
+    assert figures["score"] == max(tried.values()) == tried[round(figures["gain"], 6)]
 
 
 def test_a_model_of_before_has_no_scores_and_says_what_it_said():

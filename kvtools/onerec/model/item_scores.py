@@ -9,6 +9,9 @@ report knows items by their codes alone.
 Of a large catalogue only the most popular items are scored. The others share one learnt score, so that every prefix that the
 catalogue has keeps a share; those that it lacks have a small one that is fixed.
 
+Scores learn their targets by heart sooner than codes do, and are then too sure of themselves. So a search weighs what they say
+by a gain, below 1 as a rule, which training chooses on the validation set (`ItemScores.gain`).
+
 Legend: J targets or B users, N scored items in the order of their IDs, S levels, K codes of a level, U distinct IDs, P prefixes
 of a level, M prefixes asked about (M / B of each user), V children, W items below a first code at most, D width, I items.
 """
@@ -102,6 +105,7 @@ class ItemScores(nn.Module):
     """Scores of items, and shares of codes by them. n_codes: of each level. n_scored: items to score."""
 
     scored: Tensor
+    gain: Tensor
 
     def __init__(self, width: int, n_codes: tuple[int, ...], n_scored: int) -> None:
         super().__init__()
@@ -110,6 +114,7 @@ class ItemScores(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_scored))
         self.rest = nn.Parameter(torch.zeros(1))  # the score of each of the other items
         self.register_buffer("scored", torch.arange(n_scored))
+        self.register_buffer("gain", torch.ones(()))
         self._catalogue: _Catalogue | None = None
 
     def score_popular(self, popularity_I: np.ndarray) -> None:
@@ -140,7 +145,8 @@ class ItemScores(nn.Module):
             parents = catalogue.parents[level]
             n_above = len(trie.codes[level - 1]) if level else 1
             above_PB = mass_PB.new_zeros(n_above, len(top_B)).index_add(0, parents, mass_PB)
-            log_share.insert(0, (mass_PB / above_PB.clamp(min=1e-30)[parents] + _FLOOR).log())
+            share_PB = mass_PB / above_PB.clamp(min=1e-30)[parents]
+            log_share.insert(0, self.gain * (share_PB + _FLOOR).log())
             mass_PB = above_PB
         return Shares(catalogue, log_share, torch.zeros(len(h_BD), dtype=torch.long, device=h_BD.device))
 

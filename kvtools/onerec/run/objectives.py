@@ -24,6 +24,7 @@ from kvtools.train.loop import Loss
 from kvtools.world import World
 
 _VALID_ROWS = 256
+_GAINS = (1.0, 0.8, 1.25)  # factors of the present gain of the items' scores that a validation tries
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,23 @@ class NextItemTask:
             layer.load.zero_()
         return {"load_max_over_mean": worst}
 
-    @torch.inference_mode()
     def validate(self) -> dict[str, float] | None:
-        """HR@10 and NDCG@10 of the next item's ID, by beam search; seen items are not left out."""
-        held = self._validation
-        if held is None:
+        """HR@10 and NDCG@10 of the next item's ID, by beam search; seen items are not left out. Of a few gains of the items'
+        scores about the present one the best is kept."""
+        if self._validation is None:
             return None
+        if not self.model.config.item_scores:
+            return self._figures(self._validation)
+        gain, tried = self.model.item_scores.gain, []
+        for chosen in [float(gain) * factor for factor in _GAINS]:
+            gain.fill_(chosen)
+            tried.append((self._figures(self._validation), chosen))
+        figures, chosen = max(tried, key=lambda pair: pair[0]["score"])
+        gain.fill_(chosen)
+        return figures | {"gain": chosen}
+
+    @torch.inference_mode()
+    def _figures(self, held: ValidationSet) -> dict[str, float]:
         trie = held.trie.to(self._device)
         ranks = np.full(len(held.rows), -1, np.int64)
         for rows in held.batcher.by_length(held.rows, _VALID_ROWS):

@@ -112,6 +112,18 @@ def decode(memory: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors, _fields(metadata)
 
 
+def head_of(pieces: Iterable[memoryview]) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    """The shape of each tensor and the JSON of the `kvtools` key of an encoded blob, of which only the header is read."""
+    begin = b""
+    for piece in pieces:
+        begin += piece
+        if len(begin) >= 8 + int.from_bytes(begin[:8], "little"):
+            break
+    entries, _ = _parse_header(memoryview(begin))
+    metadata = entries.pop("__metadata__", {})
+    return {name: entry["shape"] for name, entry in entries.items()}, _fields(metadata)
+
+
 def bytes_of(array: np.ndarray) -> memoryview:
     """The memory of a contiguous array of any shape, byte by byte."""
     return array.reshape(-1).view(np.uint8).data

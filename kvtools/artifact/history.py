@@ -26,7 +26,8 @@ _SHOWN = 80  # characters of an option's value in a message
 # options that do not change the result: name → whether a value follows
 _SILENT = {
     "-o": True, "--output": True, "--jobs": True, "--timeout": True, "--state": True, "--log": True, "--report": True,
-    "--list": True, "--rejects": True, "--memory": True, "--device": True, "--peak": True, "--chunk": True, "--json": False,
+    "--list": True, "--list0": True, "--root": True, "--rejects": True,
+    "--memory": True, "--device": True, "--peak": True, "--chunk": True, "--json": False,
     "--force": False, "-q": False, "--quiet": False, "-v": False, "--verbose": False, "--stamp": False, "--strict": False,
 }  # fmt: skip
 
@@ -69,7 +70,10 @@ def extend(
 
 
 def portable(argv: Sequence[str]) -> list[str]:
-    """The arguments without those that do not change the result; of an absolute path, its last part."""
+    """The arguments without those that do not change the result; of an absolute path, its last part.
+
+    Bytes of names that are not UTF-8 are written out, since histories are text.
+    """
     kept: list[str] = []
     skip = False
     for argument in argv:
@@ -82,7 +86,7 @@ def portable(argv: Sequence[str]) -> list[str]:
             pass  # -oDST in one argument
         else:
             kept.append(os.path.basename(argument.rstrip("/")) if argument.startswith("/") else argument)
-    return kept
+    return [os.fsencode(argument).decode("utf-8", "backslashreplace") for argument in kept]
 
 
 def describe(steps: Sequence[Step]) -> list[str]:

@@ -51,11 +51,12 @@ class Writer:
         """Records in the stream so far, those of a resumed run included."""
         return len(self._index.keys)
 
-    def resume(self, *, start_over: bool = False) -> set[str]:
+    def resume(self, *, start_over: bool = False, keep: Callable[[Record], bool] = lambda _: True) -> set[str]:
         """Keep the whole records that a stopped run left in the sink, and continue after them; returns their keys.
 
         Raises Usage, naming the difference, where that run had another head: other options, or another version of kvtools;
-        Corrupt where its head is damaged. start_over: drop its records then. What follows the last whole record is cut off.
+        Corrupt where its head is damaged. start_over: drop its records then. keep: whether a record is still what this run
+        would write. What follows the last whole record, and the first that is not kept, is cut off.
         """
         partial = self._sink.partial()
         if partial is None:
@@ -65,8 +66,10 @@ class Writer:
             if part is not None:
                 self._index = part.index  # grows as the records are read
                 with suppress(Torn):  # the first byte that is not of a whole record is where that run was stopped
-                    for _ in part.records():
-                        pass
+                    for record in part.records():
+                        if not keep(record):
+                            self._index.drop_last()
+                            break
         self._sink.resume_at(self._index.n_bytes)
         self._has_head = self._index.n_bytes > 0
         return set(self._index.keys)

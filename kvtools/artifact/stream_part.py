@@ -199,6 +199,11 @@ class PartIndex:
         self.keys.append(key)
         self.crcs.append(stored_crc)
 
+    def drop_last(self) -> None:
+        """Forget the last record."""
+        self.n_bytes -= self._sizes[-2] + self._sizes[-4]
+        del self._sizes[-4:], self.keys[-1], self.crcs[-1]
+
     def add_keys(self) -> None:
         """Count KEYS."""
         self._add(len(self.keys_frame()), 0)

@@ -1,17 +1,17 @@
 """`kvtools tokenize-video`: videos to a stream of patches with the times of their frames."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from kvtools import options as opt
-from kvtools.errors import Corrupt, Died, NothingDone, Stopped
+from kvtools.errors import Died
 
 if TYPE_CHECKING:
-    from kvtools.artifact.stream import Writer
-    from kvtools.video.pool import Outcome
+    from kvtools.video.inputs import Clip
+    from kvtools.video.run_report import RunReport
 
 EXAMPLES = [
     "kvtools tokenize-video clip.mp4 -o clip.kvs",
@@ -21,21 +21,22 @@ EXAMPLES = [
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools info", "kvtools cat", "kvtools check", "kvtools-stream(5)")
 COMMON = ("output", "compress", "force", "strict", "config", "print_config", "dry_run", "stamp")
-GROUPS = {"Sampling of frames": ("--min-frames", "--max-frames", "--start", "--end", "--pick", "--decoder")}
-
-REMEDIES = {
-    "damaged": "Repair or fetch the file again.",
-    "unreadable": "Look at its name and its permissions.",
-    "unfit": "Give other limits of time, frames or tokens, or leave it out.",
-    "model": "Give another model.",
-    "late": "Give a longer --timeout, or leave it out.",
+GROUPS = {
+    "Sampling of frames": ("--min-frames", "--max-frames", "--start", "--end", "--pick", "--decoder"),
+    "Inputs and faults": ("--list0", "--root", "--mixed", "--salvage", "--report"),
 }
 
 
 def main(
     run: opt.Invocation,
     videos: Annotated[list[str] | None, opt.argument("VIDEO|DIR", "Videos, and folders of videos or of frames.")] = None,
-    list_file: Annotated[str | None, opt.value("FILE", "Read paths from FILE, one a line; - is stdin.", "--list")] = None,
+    list_file: Annotated[
+        str | None, opt.value("FILE", "Read paths from FILE, one a line, or JSON Lines; - is stdin.", "--list")
+    ] = None,
+    list0_file: Annotated[
+        str | None, opt.value("FILE", "Read paths from FILE, each ended by NUL, as of find -print0.", "--list0")
+    ] = None,
+    root: Annotated[str | None, opt.value("DIR", "Folder that relative paths of a list start from.")] = None,
     fps: Annotated[float, opt.value("RATE", "Frames a second; for a folder of frames, the rate they were taken at.")] = 2.0,
     frames: Annotated[int | None, opt.value("N", "Take N frames a clip in place of --fps, evenly spread.", least=1)] = None,
     min_frames: Annotated[int, opt.value("N", "Take at least N frames, where the clip has them.", least=1)] = 4,
@@ -58,37 +59,46 @@ def main(
     ] = None,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
-    timeout: Annotated[float, opt.value("SECONDS", "Time limit of one clip.", least=0.001)] = 60.0,
+    mixed: Annotated[
+        Literal["refuse", "pad"], opt.option("Frames of another shape than a clip's first: refuse the clip, or pad them.")
+    ] = "refuse",
+    salvage: Annotated[bool, opt.option("Of a damaged clip, keep the frames that are whole.")] = False,
+    report: Annotated[str | None, opt.value("FILE", "Write counts and every fault to FILE as JSON.")] = None,
+    timeout: Annotated[
+        float, opt.value("SECONDS", "Give a clip up when its decoder gives nothing for so long.", least=0.001)
+    ] = 60.0,
     jobs: Annotated[int | None, opt.value("N", "Clips decoded at once. Default: the number of cores.", least=1)] = None,
     shard: opt.Shard = None,
 ) -> int:
     """Turn videos into a stream of `video` records: patches, their grid, and the time of each frame.
 
     With --encoder each record also holds a model's visual tokens and an embedding, which kvtools semid-build and kvtools embed
-    read. A bad video is reported, the others are written, and the exit code is then 65. A run that writes a file and was
-    stopped or killed resumes when it is run again. Under mpiexec or srun the ranks share the clips; the records and their
-    order do not depend on the number of ranks.
+    read. A video of which a wanted frame is damaged is reported, the others are written, and the exit code is then 65. A run
+    that writes a file and was stopped or killed resumes when it is run again. Under mpiexec or srun the ranks share the clips;
+    the records and their order do not depend on the number of ranks.
     """
     from kvtools.artifact.files import Sink
     from kvtools.artifact.history import portable
     from kvtools.artifact.stream import Head, Writer
     from kvtools.progress import progress
     from kvtools.train.device import resolve_device
-    from kvtools.video.inputs import find_clips, read_list
+    from kvtools.video.inputs import Clip
     from kvtools.video.patch import Budget
     from kvtools.video.recipe import VideoRecipe
+    from kvtools.video.run_report import RunReport
     from kvtools.video.sample import FrameSampling
     from kvtools.video.spread import spread
     from kvtools.world import Stop
     from kvtools.world import shard as take_shard
 
     opt.refuse_if(
-        (fps <= 0, f"--fps {fps:g} is not above 0. Give a rate such as 2."),
+        (not 1e-6 <= fps <= 1e6, f"--fps {fps:g} is not from 1e-06 to 1e+06. Give a rate such as 2."),
         (max_tokens > 57_000, f"--max-tokens {max_tokens} is more than a record of 128 MiB holds. Give at most 57000."),
         (end is not None and (start or 0) > end, f"--start {start or 0:g} is after --end {end or 0:g}. Give a later --end."),
     )
     budget = Budget(max_tokens, *opt.parse_range(frame_tokens, "--frame-tokens"))
-    recipe = VideoRecipe(FrameSampling(fps, frames, min(min_frames, max_frames), max_frames, start, end), budget, pick, decoder)
+    sampling = FrameSampling(fps, frames, min(min_frames, max_frames), max_frames, start, end)
+    recipe = VideoRecipe(sampling, budget, pick, decoder, mixed, salvage)
     config_fields, embedder = recipe.to_json(), None
     world = run.world
     if encoder is not None:
@@ -96,16 +106,13 @@ def main(
         config_fields |= {"encoder": encoder if run.print_config else portable([encoder])[0], "dtype": compute_dtype}
     if run.print_config:
         return run.print_recipe(config_fields)
+    told = RunReport(run.log, is_strict=run.strict)
     if world.is_root:
-        named = [*(videos or []), *(read_list(list_file) if list_file else [])]
-        opt.refuse_if((not named, "no video is given. Name videos or folders, or give --list."))
-        clips = take_shard(find_clips(named), shard)
-    if run.dry_run and world.is_root:
-        for key, path in clips:
-            typer.echo(f"{key}\t{path}")
-        typer.echo(f"{len(clips)} clips to {run.output}", err=True)
+        run.refuse_existing(report)
+        run.refuse_shared_stdin(list_file, list0_file, is_broadcast=True)
+        clips = take_shard(_find(run, videos or [], {list_file: False, list0_file: True}, root, told), shard)
     if run.dry_run:
-        return 0
+        return _show(clips, run.output) if world.is_root else 0
     if encoder is not None:
         from kvtools.keye.run.video_embedder import VideoEmbedder
 
@@ -118,7 +125,7 @@ def main(
         spread, n_jobs=jobs, timeout_s=timeout, finish=embedder.finish(max_tokens, stop.__bool__) if embedder else None
     )
     if not world.is_root:
-        for _ in tokenize(world.broadcast(None), recipe, world, stop):
+        for _ in tokenize([Clip(*clip) for clip in world.broadcast(None)], recipe, world, stop):
             raise AssertionError("outcomes go to rank 0")
         return int(world.broadcast(None))
 
@@ -126,43 +133,55 @@ def main(
     head = Head("video", run.history(before, inputs), config_fields)
     sink = Sink(run.output, force=run.force, keep_partial=True)
     with Writer(sink, head, level=run.compress) as writer:
-        done = writer.resume(start_over=run.force)
-        todo = world.broadcast([clip for clip in clips if clip[0] not in done])
+        done = writer.resume(start_over=run.force, keep=told.keeps(clips, sink))
+        told.n_kept = len(done)
+        todo = [Clip(*clip) for clip in world.broadcast([clip for clip in clips if clip.key not in done])]
         outcomes = progress(
             tokenize(todo, recipe, world, stop), total=len(todo), unit="clips", label="tokenize-video", quiet=run.quiet
         )
-        codes, stopped = _write(writer, outcomes, run.log, n_clips=len(clips), strict=run.strict)
-        is_mixed = writer.n_records > 0 or len(set(codes)) > 1
-        code = 0 if not codes else Corrupt.code if is_mixed else codes[0]
+        stopped = told.write(writer, outcomes, len(clips))
+        code = told.code(has_records=writer.n_records > 0)
         world.broadcast(stopped.code if stopped else code)
         if stopped:
             raise stopped
-        if codes and writer.n_records == 0:
+        run.write_report(report, told.to_json())
+        if told.is_worth_telling:
+            run.info(told.summary())
+        if code and writer.n_records == 0:
             raise Died(code, is_agreed=True)  # without a record the output stays as it was
     return code
 
 
-def _write(
-    writer: "Writer", outcomes: Iterable["Outcome"], log: Callable[[str], None], *, n_clips: int, strict: bool
-) -> tuple[list[int], Stopped | None]:
-    """Write the records and log the faults; returns the codes of the faults, and what to raise if the work was stopped."""
-    codes: list[int] = []
-    is_stopped, n_before = False, writer.n_records
-    for outcome in outcomes:
-        if not outcome.is_done:
-            is_stopped = True  # later records are of ranks that were not asked to stop; the next run makes them again
-        elif is_stopped:
-            continue
-        elif outcome.record is not None:
-            with outcome.record as record:
-                writer.write_pieces(outcome.key, record)
-        else:
-            log(f"{outcome.key}: {outcome.fault}. {REMEDIES[outcome.cause]}")
-            codes.append(outcome.code)
-            if strict:
-                raise Died(outcome.code)
-    if not is_stopped:
-        return codes, None
-    if writer.n_records == n_before and not codes:
-        return codes, NothingDone("stopped before a clip was done. Give the job more time.")
-    return codes, Stopped(f"stopped after {writer.n_records} of {n_clips} clips. Run again to continue.")
+def _show(clips: "Sequence[Clip]", dst: str) -> int:
+    """What --dry-run prints."""
+    for clip in clips:
+        typer.echo(f"{clip.key}\t{clip.path}")
+    typer.echo(f"{len(clips)} clips to {dst}", err=True)
+    return 0
+
+
+def _find(
+    run: opt.Invocation, videos: list[str], lists: dict[str | None, bool], root: str | None, told: "RunReport"
+) -> "list[Clip]":
+    """The clips of the arguments and of the lists; lists: whether each ends its paths with NUL."""
+    from kvtools.video.inputs import Search, nothing_found
+    from kvtools.video.listing import Listed, read_list
+
+    listed = [Listed(path) for path in videos]
+    sources = [src for src in lists if src is not None]
+    for src in sources:
+        listed += read_list(src, root=root, is_nul=lists[src], reject=lambda where, why: told.fault(where, why, "line"))
+    opt.refuse_if(
+        (not listed and not told.faults, "no video is given. Name videos or folders, or give --list."),
+        (root is not None and not sources, "--root is used only with --list. Give --list, or leave it out."),
+    )
+    search = Search()
+    for each in listed:
+        search.add(each.path, key=each.key, span=each.span, fields=each.fields)
+    told.found(search)
+    if not search.clips and told.faults:
+        raise Died(told.code(has_records=False))
+    if not search.clips:
+        raise nothing_found([each.path for each in listed])
+    run.refuse_own_input(*sources, *(clip.path for clip in search.clips))
+    return search.keyed()

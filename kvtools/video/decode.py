@@ -3,51 +3,102 @@
 Frames are asked for by position in the clip's index (frame_index.py) and recognised by their presentation time, so that a
 decoder that returns another frame is noticed. What nobody needs is not decoded: pictures that no other picture refers to, and
 groups of pictures without a wanted frame, left out only where the bitstream itself says that nothing depends on them. Errors
-that FFmpeg logs and conceals make the clip bad.
+that FFmpeg logs and conceals make the clip bad where they reach a wanted frame (damage.py).
 
-Runs inside a worker process (pool.py): containers can hang or crash a decoder. Frames come upright (rotation metadata
-applied). Not here: non-square pixels are left as stored, as the published pipelines do; audio; choosing frames.
+Runs inside a worker process (pool.py): containers can hang or crash a decoder. Frames come upright (upright.py). Not here:
+non-square pixels are left as stored, as the published pipelines do; audio; choosing frames.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kvtools.video.container import DecoderFaults, FramesMissing, open_container, video_stream
-from kvtools.video.frame_index import FrameIndex
+from kvtools.video.container import (
+    Damaged,
+    FramesMissing,
+    VideoLog,
+    decode_packet,
+    open_container,
+    read_packets,
+    video_stream,
+)
+from kvtools.video.damage import CORRUPT, DamageTrail
+from kvtools.video.frame_index import FrameIndex, Tick, no_tick
 from kvtools.video.nal import LEADING, REFERENCE, START
+from kvtools.video.upright import Matrix, upright
 
 
-def read_pyav(path: str, index: FrameIndex, positions: Sequence[int], *, n_threads: int) -> Iterator[np.ndarray]:
+def read_pyav(
+    path: str, index: FrameIndex, positions: Sequence[int], *, n_threads: int, tick: Tick = no_tick
+) -> Iterator[np.ndarray]:
     """Upright RGB frames, uint8 (H, W, 3), at rising positions of the index, by PyAV; what no wanted frame
     needs is not decoded.
 
-    Raises FramesMissing where a frame did not come out, ValueError for damage.
+    tick: called for every packet. Raises FramesMissing where a frame did not come out, Damaged where one is not whole.
     """
-    with open_container(path) as container, DecoderFaults():
+    matrices: dict[float, Matrix] = {}
+    for _, frame, fault in _judged(path, index, positions, n_threads, tick):
+        if fault is not None:
+            raise Damaged(f"it is damaged ({fault})")
+        yield upright(frame, matrices)
+
+
+def whole(
+    path: str, index: FrameIndex, positions: Sequence[int], *, n_threads: int, tick: Tick = no_tick
+) -> tuple[list[int], list[str]]:
+    """Of rising positions, those whose frame is whole, and what is wrong with each of the others."""
+    judged = [(position, fault) for position, _, fault in _judged(path, index, positions, n_threads, tick)]
+    return [position for position, fault in judged if fault is None], [fault for _, fault in judged if fault is not None]
+
+
+def _judged(
+    path: str, index: FrameIndex, positions: Sequence[int], n_threads: int, tick: Tick
+) -> Iterator[tuple[int, Any, str | None]]:
+    """Each position with its decoded frame, and why that is not whole; the frame is None where the fault kept it back."""
+    with open_container(path) as container:
         stream = video_stream(container)
         stream.codec_context.thread_count = n_threads
-        if index.packets is None:
-            frames: Any = enumerate(container.decode(stream))
-            wanted = list(positions)
-        else:
-            decoded = _decode_packets(container, stream, _needed(index, positions))
-            frames = ((frame.pts, frame) for frame in decoded)
-            wanted = [index.times[position] for position in positions]
-        n_given, last = 0, None
-        for name, frame in frames:
-            if n_given == len(wanted):
-                return
-            if name is None or (last is not None and name <= last):
-                raise FramesMissing("the order of its frames is not that of their times")
-            last = name
-            if name == wanted[n_given]:
-                yield _upright(frame)
-                n_given += 1
-        if n_given < len(wanted):
+        with VideoLog(container, stream) as log:
+            if index.packets is None:
+                faults: dict[int, str] = dict(index.damaged)
+                frames: Iterator[tuple[int | None, Any]] = enumerate(_decode_all(container, stream, log, tick))
+                wanted = list(positions)
+            else:
+                faults = {}  # grows as packets are decoded, and those of a frame before the frame comes out
+                frames = _decode_needed(container, stream, log, index.packets, _needed(index, positions), faults, tick)
+                wanted = [index.times[position] for position in positions]
+            for position, (frame, fault) in zip(positions, _matched(frames, wanted, faults), strict=True):
+                yield position, frame, fault
+
+
+def _matched(
+    frames: Iterator[tuple[int | None, Any]], wanted: Sequence[int], faults: Mapping[int, str]
+) -> Iterator[tuple[Any, str | None]]:
+    """The frame of each wanted name, and its fault. Raises FramesMissing where one that has no fault does not come."""
+    n_given, last = 0, None
+
+    def missing() -> tuple[None, str]:
+        if wanted[n_given] not in faults:
             raise FramesMissing(f"{len(wanted) - n_given} of {len(wanted)} frames did not come out of the decoder")
+        return None, faults[wanted[n_given]]
+
+    for name, frame in frames:
+        if name is None or (last is not None and name <= last):
+            raise FramesMissing("the order of its frames is not that of their times")
+        last = name
+        while n_given < len(wanted) and wanted[n_given] < name:
+            yield missing()
+            n_given += 1
+        if n_given < len(wanted) and wanted[n_given] == name:
+            yield frame, faults.get(name, CORRUPT if frame.is_corrupt else None)
+            n_given += 1
+        if n_given == len(wanted):
+            return
+    while n_given < len(wanted):
+        yield missing()
+        n_given += 1
 
 
 def read_decord(path: str, index: FrameIndex, positions: Sequence[int]) -> Iterator[np.ndarray]:
@@ -69,7 +120,9 @@ def read_decord(path: str, index: FrameIndex, positions: Sequence[int]) -> Itera
             if position in wanted:
                 yield _checked(frame.asnumpy(), index)
     except (decord.DECORDError, RuntimeError) as error:
-        raise ValueError(f"decord: {str(error).strip().splitlines()[-1]}") from None
+        # each part of its message begins with the time and a place in its source
+        text = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", str(error).strip().splitlines()[-1])
+        raise ValueError(f"decord: {text.rstrip('.')}") from None
 
 
 def _needed(index: FrameIndex, positions: Sequence[int]) -> bytearray:
@@ -95,25 +148,35 @@ def _needed(index: FrameIndex, positions: Sequence[int]) -> bytearray:
     return is_needed
 
 
-def _decode_packets(container: Any, stream: Any, is_needed: bytearray) -> Iterator[Any]:
-    number, last = -1, is_needed.rfind(1)
-    for packet in container.demux(stream):
-        if packet.size == 0:
+def _decode_needed(
+    container: Any,
+    stream: Any,
+    log: VideoLog,
+    packets: Sequence[tuple[int, int]],
+    is_needed: bytearray,
+    faults: dict[int, str],
+    tick: Tick,
+) -> Iterator[tuple[int | None, Any]]:
+    """The frames that the needed packets give, each with its time; what is wrong with a frame is put into `faults` by its
+    time."""
+    trail, last = DamageTrail(), is_needed.rfind(1)
+    for number, (packet, _) in enumerate(read_packets(container, stream, log)):
+        if packet is None or number > last:
             break
-        number += 1
-        if is_needed[number]:
-            yield from stream.codec_context.decode(packet)
-        if number == last:
-            break
-    yield from stream.codec_context.decode(None)
+        tick()
+        time, flags = packets[number]
+        frames, fault = decode_packet(stream.codec_context, packet, log) if is_needed[number] else ([], None)
+        reaches = trail.step(time, flags, fault)
+        if reaches is not None:
+            faults[time] = reaches
+        yield from ((frame.pts, frame) for frame in frames)
+    yield from ((frame.pts, frame) for frame in decode_packet(stream.codec_context, None, log)[0])
 
 
-def _upright(frame: Any) -> np.ndarray:
-    rgb: np.ndarray = frame.to_ndarray(format="rgb24")
-    turns = frame.rotation / 90  # counter-clockwise; a broken display matrix gives other numbers, which are ignored
-    if math.isfinite(turns) and turns == int(turns) and int(turns) % 4:
-        return np.ascontiguousarray(np.rot90(rgb, int(turns)))
-    return rgb
+def _decode_all(container: Any, stream: Any, log: VideoLog, tick: Tick) -> Iterator[Any]:
+    for packet, _ in read_packets(container, stream, log):
+        tick()
+        yield from decode_packet(stream.codec_context, packet, log)[0]
 
 
 def _checked(frame_HWC: np.ndarray, index: FrameIndex) -> np.ndarray:

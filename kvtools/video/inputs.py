@@ -1,99 +1,184 @@
-"""The clips that files and folders stand for: (key, path) pairs, in the same order on every machine.
+"""The clips that files, folders and tars stand for, in the same order on every machine.
 
-A key names a clip in the stream: its path below the given folder, or its file name; where two would be equal, with as many
-parent folders as make them differ. Keys hold no absolute path.
+A key names a clip in the stream: its path below the given folder or tar, or its file name; where two would be equal, with as
+many parent folders as make them differ. Keys hold no absolute path, and do not follow links.
 """
 
+import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
-from kvtools.artifact import source_name
-from kvtools.artifact.delimited import read_lines
-from kvtools.artifact.files import open_source
-from kvtools.errors import Missing
+from kvtools.errors import Missing, os_reason
+from kvtools.video.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES, VIDEO_SUFFIXES, content_of, is_video
+from kvtools.video.tar import is_tar, members
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mts", ".m2ts",
-    ".mpg", ".mpeg", ".wmv", ".3gp", ".ogv", ".gif",
-)  # fmt: skip
-UNKNOWN = "data of another format, or damaged"
-_MP4, _HEIC, _MATROSKA = "an MP4 video", "a HEIC picture", "a Matroska or WebM video"
-_PNG, _JPEG = "a PNG picture that is damaged", "a JPEG picture that is damaged"
-MAYBE_VIDEO = (_MP4, _HEIC, _MATROSKA, _PNG, _JPEG)
-_CONTENTS = {
-    b"<!doctype html": "HTML", b"<html": "HTML", b"<head": "HTML", b"<?xml": "XML", b"<svg": "an SVG drawing", b"<": "markup",
-    b"{": "JSON", b"[": "JSON", b"version https://git-lfs": "a pointer of Git LFS to a file that was not fetched",
-    b"%pdf": "a PDF document", b"pk\x03\x04": "a zip archive", b"\x1f\x8b": "gzip data", b"\x28\xb5\x2f\xfd": "zstd data",
-    b"\x1a\x45\xdf\xa3": _MATROSKA, b"\x89png": _PNG, b"\xff\xd8\xff": _JPEG,
-}  # fmt: skip
+__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "Clip", "Search", "content_of", "find_clips", "natural_order"]
+
+_RECORD_FIELDS = {"kind", "key", "fps", "duration", "source", "missing"}
 
 
-def read_list(src: str) -> list[str]:
-    """Paths from a file or stdin, one a line; blank lines are left out."""
-    with open_source(src) as file:
-        return read_lines(file, source_name(src))
+class Clip(NamedTuple):
+    """A clip to be read: a file or a folder of frames, or a member of a tar."""
+
+    key: str
+    path: str
+    start_s: float | None = None  # in place of the recipe's
+    end_s: float | None = None
+    fields: Mapping[str, Any] = {}  # kept in the record's JSON
+    member: tuple[int, int] | None = None  # first byte and length within the tar at `path`
+
+    def span(self) -> dict[str, float]:
+        """The options of the recipe that this clip has values of its own for."""
+        return {name: value for name, value in (("start", self.start_s), ("end", self.end_s)) if value is not None}
 
 
-def find_clips(inputs: Sequence[str]) -> list[tuple[str, str]]:
-    """(key, path) of every clip: files as given, folders searched through; a folder of pictures is one clip.
+@dataclass
+class Search:
+    """A search through inputs; iterate over `clips` when it is done."""
 
-    A path given twice counts once. No file is opened, and one that does not exist is still a clip, which is reported when it is
-    read. Raises Missing where there is no clip at all.
-    """
-    clips: dict[str, PurePath] = {}
-    for name in inputs:
-        root = Path(name)
-        if root.is_dir():
-            for path in _walk(root):
-                clips.setdefault(str(path), path.relative_to(root) if path != root else PurePath(root.resolve().name))
+    clips: list[Clip] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)  # files in folders that are no clips, by suffix
+    faults: list[tuple[str, str]] = field(default_factory=list)  # folders and tars that cannot be read, and why
+    _names: list[str] = field(default_factory=list)  # of each clip, the key if no other has it
+    _seen: set[tuple[str, object]] = field(default_factory=set)
+
+    def add(self, path: str, *, key: str | None = None, span: Sequence[float | None] = (None, None),
+            fields: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+        """Add what lies at a path: a file as given, all clips in a folder or tar. A path and span that is given twice counts
+        once. key: in place of the path's; span: start and end in seconds."""
+        if os.path.isdir(path):
+            for found in self._walk(path, []):
+                name = os.path.relpath(found, path) if found != path else os.path.basename(os.path.abspath(path))
+                if is_tar(found):
+                    self._add_tar(found, name + "/")
+                else:
+                    self._append(found, key or name, span, fields)
+        elif is_tar(path):
+            self._add_tar(path, "")
         else:
-            clips.setdefault(str(root), PurePath(root.name))
-    if not clips:
-        raise Missing(f"{', '.join(inputs)}: no video and no picture lies there. Name another folder.")
-    return list(zip(_distinct(clips.items()), clips, strict=True))
+            self._append(path, key or os.path.basename(path), span, fields)
+
+    def keyed(self) -> list[Clip]:
+        """The clips with keys that differ."""
+        self.clips = [clip._replace(key=key) for clip, key in zip(self.clips, self._distinct(), strict=True)]
+        self._names = [clip.key for clip in self.clips]
+        return self.clips
+
+    def _append(
+        self,
+        path: str,
+        name: str,
+        span: Sequence[float | None] = (None, None),
+        fields: Mapping[str, Any] | None = None,
+        member: tuple[int, int] | None = None,
+    ) -> None:
+        identity = (os.path.abspath(path), (*span, member, name if fields else None))
+        if identity not in self._seen:
+            self._seen.add(identity)
+            start_s, end_s = span
+            self.clips.append(Clip("", path, start_s, end_s, fields or {}, member))
+            self._names.append(printable(name))
+
+    def _add_tar(self, path: str, below: str) -> None:
+        try:
+            for member in members(path):
+                if member.is_video and member.fault:
+                    self.faults.append((f"{path}: {member.name}", member.fault))
+                elif member.is_video:
+                    self._append(path, below + member.name, fields=own(member.fields), member=(member.offset, member.n_bytes))
+                elif not member.is_sidecar:
+                    self.passed_over[_suffix(member.name)] += 1
+        except (OSError, ValueError) as error:
+            self.faults.append((path, os_reason(error) if isinstance(error, OSError) else str(error)))
+
+    def _walk(self, folder: str, above: list[tuple[int, int]]) -> Iterator[str]:
+        """The clips below a folder; the folder itself where it has pictures and nothing below it is a clip."""
+        found, pictures = False, []
+        try:
+            status = os.stat(folder)
+            with os.scandir(folder) as listing:
+                entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: natural_order(e.name))
+        except OSError as error:
+            self.faults.append((folder, os_reason(error)))
+            return
+        above = [*above, (status.st_dev, status.st_ino)]
+        for entry in entries:
+            if entry.is_dir():
+                below = entry.stat()
+                if (below.st_dev, below.st_ino) in above:
+                    self.passed_over["link to a folder above it"] += 1
+                    continue
+                for clip in self._walk(entry.path, above):
+                    found = True
+                    yield clip
+            elif not entry.is_file() and not _is_broken_link(entry):
+                self.passed_over["pipe or device"] += 1
+            elif (kind := _kind(entry)) == "video":
+                found = True
+                yield entry.path
+            elif kind == "picture":
+                pictures.append(entry.name)
+            else:
+                self.passed_over[_suffix(entry.name)] += 1
+        if pictures and not found:
+            yield folder
+        else:
+            self.passed_over.update(_suffix(name) for name in pictures)
+
+    def _distinct(self) -> list[str]:
+        """A key for each clip: as much of the end of its path as no other clip of that name has."""
+        keys = list(self._names)
+        depth = Counter[int]()
+        while repeated := {key for key, n in Counter(keys).items() if n > 1}:
+            for i, key in enumerate(keys):
+                if key in repeated:
+                    depth[i] += 1
+                    longer = self._longer(i, depth[i])
+                    if longer == key:  # no parent folder is left that differs
+                        return [f"{key}#{number}" if key in repeated else key for number, key in enumerate(keys)]
+                    keys[i] = longer
+        return keys
+
+    def _longer(self, i: int, n_parents: int) -> str:
+        clip, name = self.clips[i], PurePath(self._names[i])
+        folders = PurePath(os.path.abspath(clip.path)).parts[1:]
+        if clip.member is None:
+            folders = folders[: -len(name.parts)] if len(name.parts) <= len(folders) else ()
+        return printable(PurePath(*folders[len(folders) - min(n_parents, len(folders)) :], name).as_posix())
 
 
-def _walk(root: Path) -> Iterable[Path]:
-    entries = sorted((p for p in root.iterdir() if not p.name.startswith(".")), key=lambda p: natural_order(p.name))
-    videos = [p for p in entries if p.is_file() and p.suffix.lower() in VIDEO_SUFFIXES]
-    if not videos and any(p.suffix.lower() in IMAGE_SUFFIXES for p in entries if p.is_file()):
-        yield root
-        return
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry)
-        elif entry in videos:
-            yield entry
+def find_clips(inputs: Iterable[str]) -> list[Clip]:
+    """The clips of files as given, and of folders searched through; a folder of pictures is one clip.
+
+    A file that does not exist is still a clip, which is reported when it is read. Raises Missing where there is no clip at all.
+    """
+    inputs = list(inputs)
+    search = Search()
+    for path in inputs:
+        search.add(path)
+    if not search.clips:
+        raise nothing_found(inputs)
+    return search.keyed()
 
 
-def _distinct(clips: Iterable[tuple[str, PurePath]]) -> list[str]:
-    paths = [Path(path).resolve().parts for path, _ in clips]
-    keys = [name.as_posix() for _, name in clips]
-    while repeated := {key for key, n in Counter(keys).items() if n > 1}:
-        for i, key in enumerate(keys):
-            if key in repeated:
-                depth = len(PurePath(key).parts) + 1
-                if depth >= len(paths[i]):  # no parent folder is left that differs
-                    return [f"{key}#{number}" if key in repeated else key for number, key in enumerate(keys)]
-                keys[i] = PurePath(*paths[i][-depth:]).as_posix()
-    return keys
+def own(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that a user gives to a record, those that the record has itself under another name."""
+    return {f"list.{name}" if name in _RECORD_FIELDS else name: value for name, value in fields.items()}
 
 
-def content_of(head: bytes) -> str:
-    """What a file holds whose name promises a picture or a video, as its first bytes tell: "HTML", "an empty file"."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not head:
-        return "an empty file"
-    for begin, name in _CONTENTS.items():
-        if text.startswith(begin):
-            return name
-    if head[4:8] == b"ftyp":
-        return _HEIC if head[8:12] in (b"heic", b"heix", b"mif1", b"msf1") else _MP4
-    if b"\0" not in head and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
-        return f"text that begins with {head[:20].decode('utf-8', 'replace')!r}"
-    return UNKNOWN
+def nothing_found(inputs: Sequence[str]) -> Missing:
+    """The refusal of inputs without a clip."""
+    named = ", ".join(inputs[:3]) + (f" and {len(inputs) - 3} more" if len(inputs) > 3 else "")
+    return Missing(f"{named}: no video and no picture lies there. Name another folder.")
+
+
+def printable(name: str) -> str:
+    r"""A name as text that can be stored: bytes that are not UTF-8 as \xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
@@ -109,3 +194,29 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
             digits = ""
         parts.append((1, 0, letter))
     return parts
+
+
+def _kind(entry: "os.DirEntry[str]") -> str | None:
+    """`video` or `picture`, by the suffix, or by the first bytes where the suffix is not known; None for other files."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in VIDEO_SUFFIXES or suffix == ".tar":
+        return "video"
+    if suffix in IMAGE_SUFFIXES:
+        return "picture"
+    if suffix in OTHER_SUFFIXES:
+        return None
+    try:
+        return "video" if is_video(entry.path) else None
+    except OSError:
+        return "video"  # reported when it is read
+
+
+def _is_broken_link(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return stat.S_ISLNK(entry.stat(follow_symlinks=False).st_mode) and not os.path.exists(entry.path)
+    except OSError:
+        return False
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without a suffix"

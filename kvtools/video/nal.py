@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-START, LEADING, REFERENCE = 1, 2, 4  # flags of a packet: a random access point; needs the group before; others need it
+# flags of a packet: nothing after it needs what is before it; needs the group before; others need it; a key frame of the
+# container; decoded and not shown, because the file was cut without re-encoding
+START, LEADING, REFERENCE, KEY, HIDDEN = 1, 2, 4, 8, 16
 
 _INTRA_RESETS = {
     "vp8",
@@ -30,22 +32,39 @@ class NalHeaders:
         self.n_key_packets = 0
 
     def flags(self, packet: Any, codec: str) -> int:
-        """START, LEADING and REFERENCE of the next packet."""
+        """The flags of the next packet."""
         self.n_key_packets += packet.is_keyframe
         self._layers.append(0)
+        shown = (KEY if packet.is_keyframe else 0) | (HIDDEN if packet.is_discard else 0)
+        return shown | self._references(packet, codec)
+
+    def _references(self, packet: Any, codec: str) -> int:
         if codec == "h264":
             return self._h264(packet)
         if codec == "hevc":
             return self._hevc(packet)
         return REFERENCE | (START if packet.is_keyframe and codec in _INTRA_RESETS else 0)
 
-    def with_layers(self, packets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """(time, flags) of all packets, with REFERENCE below the highest temporal layer of H.265: only in their own layer are
-        pictures without references free."""
+    def settled(self, packets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """(time, flags) of all packets, with what only all of them tell.
+
+        REFERENCE is added below the highest temporal layer of H.265: only in their own layer are pictures without references
+        free. The leading pictures of the first group have nothing to refer to and are hidden. The first packet is a key frame
+        where the container names none.
+        """
         highest = max(self._layers, default=0)
+        starts = [number for number, (_, flags) in enumerate(packets) if flags & START][:2]
+        first_group = range(starts[0], [*starts, len(packets)][1]) if starts else range(0)
+        has_keys = self.n_key_packets > 0
         return [
-            (time, flags | (REFERENCE if layer < highest else 0))
-            for (time, flags), layer in zip(packets, self._layers, strict=True)
+            (
+                time,
+                flags
+                | (REFERENCE if layer < highest else 0)
+                | (HIDDEN if flags & LEADING and number in first_group else 0)
+                | (0 if has_keys or number else KEY),
+            )
+            for number, ((time, flags), layer) in enumerate(zip(packets, self._layers, strict=True))
         ]
 
     def _h264(self, packet: Any) -> int:

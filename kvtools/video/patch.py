@@ -100,6 +100,19 @@ def resize(frame_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(frame_HWC).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def letterbox(frame_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The frame as large as it fits into another shape, with its own proportions, in the middle of black.
+
+    frame_HWC: uint8 (H, W, 3). Returns uint8 (height, width, 3).
+    """
+    scale = min(height / frame_HWC.shape[0], width / frame_HWC.shape[1])
+    h, w = (max(1, round(side * scale)) for side in frame_HWC.shape[:2])
+    padded = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - h) // 2, (width - w) // 2
+    padded[top : top + h, left : left + w] = resize(frame_HWC, h, w)
+    return padded
+
+
 def cut(frame_HWC: np.ndarray) -> np.ndarray:
     """A frame's patches in raster order: uint8 (rows * cols, 3, 14, 14) of a frame whose sides are multiples of 14."""
     rows, cols = frame_HWC.shape[0] // PATCH, frame_HWC.shape[1] // PATCH

@@ -36,9 +36,9 @@ def list_frames(directory: str) -> list[str]:
 def open_frames(paths: Sequence[str], fps: float) -> FrameIndex:
     """The index of pictures taken `fps` times a second. Raises ValueError where there is none, or the first is no picture."""
     if not paths:
-        raise ValueError("it has no picture (.jpg, .png, .webp or .bmp)")
+        raise ValueError("it has no picture, such as .jpg, .png or .webp")
     height, width = picture_size(paths[0], Path(paths[0]).name)
-    time_base = 1 / Fraction(fps).limit_denominator(1_000_000)
+    time_base = 1 / (Fraction(fps).limit_denominator(1_000_000) or Fraction(fps))
     everything = range(len(paths))
     return FrameIndex(everything, time_base, width, height, "pictures", float(len(paths) * time_base), everything, everything)
 
@@ -47,6 +47,40 @@ def read_frames(paths: Sequence[str], positions: Sequence[int], n_pixels: int | 
     """The pictures at these positions, uint8 (H, W, 3) each; see `read_picture`."""
     for position in positions:
         yield read_picture(paths[position], Path(paths[position]).name, n_pixels)
+
+
+def is_animation(path: str) -> bool:
+    """Whether a file is WebP or AVIF, which Pillow reads whole: FFmpeg reads no animated WebP, and one tile of an AVIF."""
+    with open(path, "rb") as file:
+        begin = file.read(16)
+    return (begin[:4] == b"RIFF" and begin[8:12] == b"WEBP") or (begin[4:8] == b"ftyp" and begin[8:12] in (b"avif", b"avis"))
+
+
+def open_animation(path: str) -> FrameIndex:
+    """The index of the frames of an animated picture, from how long each is shown; a still picture is shown for a second.
+
+    Raises ValueError where it cannot be read.
+    """
+    ends_ms = [0]
+    with _raising(path, "it"), Image.open(path) as image:
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            image.load()  # only then is the duration of this frame known
+            ends_ms.append(ends_ms[-1] + max(1, round(image.info.get("duration", 0) or 1000)))
+        everything = range(len(ends_ms) - 1)
+        duration_s = ends_ms[-1] / 1000
+        codec = (image.format or "").lower()
+        return FrameIndex(
+            ends_ms[:-1], Fraction(1, 1000), image.width, image.height, codec, duration_s, everything, everything
+        )
+
+
+def read_animation(path: str, positions: Sequence[int]) -> Iterator[np.ndarray]:
+    """The frames of an animated picture at these positions, uint8 (H, W, 3) each, transparency on white."""
+    with _raising(path, "it"), Image.open(path) as image:
+        for position in positions:
+            image.seek(position)
+            yield np.asarray(_on_white(ImageOps.exif_transpose(image)))
 
 
 def picture_size(source: str, name: str) -> tuple[int, int]:
@@ -65,11 +99,15 @@ def read_picture(source: str | BinaryIO, name: str, n_pixels: int | None = None)
     with _raising(source, name), Image.open(source) as image:
         picture = _as_8_bits(_reduced(image, n_pixels))
         ImageOps.exif_transpose(picture, in_place=True)
-        if picture.has_transparency_data:
-            rgba = picture.convert("RGBA")
-            picture = Image.new("RGB", rgba.size, (255, 255, 255))
-            picture.paste(rgba, mask=rgba.getchannel("A"))
-        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        return np.asarray(_on_white(picture))
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        picture = Image.new("RGB", rgba.size, (255, 255, 255))
+        picture.paste(rgba, mask=rgba.getchannel("A"))
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Clips decoded by isolated worker processes, results in the order of the clips.
 
-A decoder may hang, crash or leak memory: each worker is a process with a time limit a clip, replaced when it dies. At most two
-results a worker are held, in spools, so that memory grows neither with the number of clips nor with their length.
+A decoder may hang, crash or leak memory: each worker is a process that must show progress within a time limit, and is replaced
+when it dies. At most two results a worker are held, in spools, so that memory grows neither with the number of clips nor with
+their length.
 """
 
 import json
@@ -9,9 +10,8 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from select import select
@@ -22,10 +22,12 @@ import numpy as np
 from kvtools.artifact import blob
 from kvtools.artifact.files import Spool, widen_pipe
 from kvtools.errors import Corrupt, Missing
+from kvtools.video.inputs import Clip
 from kvtools.video.recipe import VideoRecipe
 
 _CLIPS_A_WORKER = 256  # then a new process: decoders leak memory (dmlc/decord#197, #208)
 _CHUNK_BYTES = 1 << 20
+_LONGEST_S = 1e7  # four months: the system takes no time limit of any length
 _POLL_S = 0.05  # how often a stop is looked for while a result is awaited
 
 
@@ -36,7 +38,8 @@ class Outcome:
     key: str
     record: Spool | None = None
     fault: str | None = None
-    # of the fault: damaged; unreadable, for the system; unfit, for the recipe; model, for the encoder; late, after its time
+    # of the fault: damaged; unreadable, for the system; unfit, for the recipe; mixed, of several shapes; model, for the
+    # encoder; late, without progress; no-file, of a pipe or a URL
     cause: str = "damaged"
 
     def decoded(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -45,10 +48,15 @@ class Outcome:
         with self.record as record:
             return blob.decode(bytearray(b"".join(record)))
 
+    def head(self) -> tuple[dict[str, list[int]], dict[str, Any]]:
+        """The shapes of the record's tensors and its JSON fields; it stays open."""
+        assert self.record is not None, "the caller looks first"
+        return blob.head_of(self.record)
+
     @property
     def code(self) -> int:
         """The exit code that the fault asks for."""
-        return Missing.code if self.cause == "unreadable" else Corrupt.code
+        return Missing.code if self.cause in ("unreadable", "no-file") else Corrupt.code
 
     @property
     def is_done(self) -> bool:
@@ -57,23 +65,25 @@ class Outcome:
 
 
 class Pool:
-    """`n_jobs` workers, each with `n_threads` decoder threads and `timeout_s` seconds a clip; a context manager."""
+    """`n_jobs` workers, each with `n_threads` decoder threads; one without progress for `timeout_s` is given up.
+
+    A context manager.
+    """
 
     def __init__(self, recipe: VideoRecipe, *, n_jobs: int, n_threads: int, timeout_s: float) -> None:
         self._recipe = recipe.to_json()
         self._n_jobs = n_jobs
         self._n_threads = n_threads
-        self._timeout_s = timeout_s
+        self._timeout_s = min(timeout_s, _LONGEST_S)
         self._threads = ThreadPoolExecutor(n_jobs)
         self._local = threading.local()
         self._workers: list[_WorkerProcess] = []
 
-    def run(self, clips: Iterable[tuple[str, str]], *, stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
-        """The outcome of each (key, path), in order. Once `stop` is true, the rest is not done."""
+    def run(self, clips: Iterable[Clip], *, stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
+        """The outcome of each clip, in order. Once `stop` is true, the rest is not done."""
         waiting: deque[tuple[str, Future[Outcome]]] = deque()
-        todo = iter(clips)
-        for key, path in todo:
-            waiting.append((key, self._threads.submit(self._tokenize, key, path)))
+        for clip in clips:
+            waiting.append((clip.key, self._threads.submit(self._tokenize, clip)))
             if len(waiting) >= 2 * self._n_jobs:
                 yield self._await(*waiting.popleft(), stop)
         while waiting:
@@ -96,14 +106,22 @@ class Pool:
         future.cancel()
         return Outcome(key)
 
-    def _tokenize(self, key: str, path: str) -> Outcome:
+    def _tokenize(self, clip: Clip) -> Outcome:
         worker: _WorkerProcess | None = getattr(self._local, "worker", None)
         if worker is None or not worker.is_fit:
             if worker is not None:
                 worker.kill()
             worker = self._local.worker = _WorkerProcess()
             self._workers.append(worker)
-        job = {"path": path, "key": key, "recipe": self._recipe, "n_threads": self._n_threads, "timeout_s": self._timeout_s}
+        job = {
+            "path": clip.path,
+            "key": clip.key,
+            "recipe": self._recipe | clip.span(),
+            "fields": clip.fields,
+            "member": clip.member,
+            "n_threads": self._n_threads,
+            "timeout_s": self._timeout_s,
+        }
         record = Spool()
         try:
             answer = worker.ask(job, self._timeout_s, record)
@@ -112,8 +130,8 @@ class Pool:
             answer = {"fault": str(failure), "cause": failure.cause}
         if "fault" in answer:
             record.close()
-            return Outcome(key, None, answer["fault"], answer["cause"])
-        return Outcome(key, record)
+            return Outcome(clip.key, None, answer["fault"], answer["cause"])
+        return Outcome(clip.key, record)
 
 
 class _Failure(Exception):
@@ -143,6 +161,7 @@ class _WorkerProcess:
         )
         widen_pipe(self._process.stdout.fileno())  # type: ignore[union-attr]
         self._n_clips = 0
+        self._timeout_s = _LONGEST_S
         self._ahead = b""  # bytes received and not yet read
 
     @property
@@ -150,11 +169,10 @@ class _WorkerProcess:
         """Whether the worker is alive and not yet due for replacement."""
         return self._process.poll() is None and self._n_clips < _CLIPS_A_WORKER
 
-    def ask(self, job: dict[str, object], timeout_s: float, record: Spool) -> dict[str, Any]:
+    def ask(self, job: Mapping[str, object], timeout_s: float, record: Spool) -> dict[str, Any]:
         """The final answer of the worker for a clip, after its record is appended. Raises _Failure for a crash or a timeout."""
         self._n_clips += 1
-        self._deadline = time.monotonic() + timeout_s
-        self._too_late = f"it was not decoded within {timeout_s:g} s"
+        self._timeout_s = timeout_s
         try:
             self._process.stdin.write(json.dumps(job).encode() + b"\n")  # type: ignore[union-attr]
         except BrokenPipeError:
@@ -163,6 +181,8 @@ class _WorkerProcess:
             answer: dict[str, Any] = json.loads(self._read_line())
             if answer.get("restart"):
                 record.clear()
+            elif answer.get("alive"):
+                continue
             elif "bytes" not in answer:
                 return answer
             else:
@@ -194,8 +214,8 @@ class _WorkerProcess:
     def _receive(self) -> bytes:
         pipe = self._process.stdout
         assert pipe is not None
-        if not select([pipe], [], [], max(0.0, self._deadline - time.monotonic()))[0]:
-            raise _Failure(self._too_late, "late")
+        if not select([pipe], [], [], self._timeout_s)[0]:
+            raise _Failure(f"its decoder gave nothing for {self._timeout_s:g} s", "late")
         data: bytes = pipe.read(_CHUNK_BYTES)
         if not data:
             raise _Failure(self._death())

@@ -15,6 +15,8 @@ class VideoRecipe:
     budget: Budget = field(default_factory=Budget)
     pick: str = "any"
     decoder: str = "auto"
+    mixed: str = "refuse"
+    salvage: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The options that are set, by name, as `--config` reads them and `info --config` prints them."""
@@ -29,6 +31,8 @@ class VideoRecipe:
             "frame_tokens": f"{self.budget.min_frame_tokens}:{self.budget.max_frame_tokens}",
             "pick": self.pick,
             "decoder": self.decoder,
+            "mixed": None if self.mixed == "refuse" else self.mixed,
+            "salvage": self.salvage or None,
         }
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -44,4 +48,11 @@ class VideoRecipe:
             fields.get("start"),
             fields.get("end"),
         )
-        return VideoRecipe(sampling, Budget(fields["max_tokens"], low, high), fields["pick"], fields["decoder"])
+        return VideoRecipe(
+            sampling,
+            Budget(fields["max_tokens"], low, high),
+            fields["pick"],
+            fields["decoder"],
+            fields.get("mixed", "refuse"),
+            fields.get("salvage", False),
+        )

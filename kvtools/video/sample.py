@@ -7,7 +7,7 @@ spread in time, not in frame numbers.
 """
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -83,18 +83,29 @@ def span_text(times: Sequence[int], time_base: Fraction, sampling: FrameSampling
     return f"between {sampling.start_s or 0:g} s and {end_s:g} s"
 
 
-def within(times: Sequence[int], time_base: Fraction, sampling: FrameSampling) -> range:
-    """Positions of the frames from start to end, in seconds after the first frame. Raises Unfit where there is none."""
+def within(times: Sequence[int], time_base: Fraction, duration_s: float, sampling: FrameSampling) -> range:
+    """Positions of the frames that are on screen from start to end, in seconds after the first frame.
+
+    A frame is on screen until the next one, the last until the clip ends. Raises Unfit where the clip ends before the start.
+    """
     origin = times[0]
     begin, end = 0, len(times)
     if sampling.start_s is not None:
-        begin = bisect_left(times, origin + math.ceil(Fraction(sampling.start_s) / time_base))
+        # a number of seconds means its decimal digits: the nearest binary fraction may be just before the frame meant
+        start = Fraction(repr(sampling.start_s))
+        if start >= duration_s and start > (times[-1] - origin) * time_base:
+            text = span_text(times, time_base, sampling)
+            raise Unfit(f"it has no frame {text}, because it is {duration_s:.3f} s long")
+        begin = bisect_right(times, origin + math.floor(start / time_base)) - 1
     if sampling.end_s is not None:
-        end = bisect_left(times, origin + math.floor(Fraction(sampling.end_s) / time_base) + 1)
-    if begin >= end:
-        last = float((times[-1] - origin) * time_base)
-        raise Unfit(f"it has no frame {span_text(times, time_base, sampling)}, and its last one is at {last:.3f} s")
-    return range(begin, end)
+        end = bisect_right(times, origin + math.floor(Fraction(repr(sampling.end_s)) / time_base))
+    return range(begin, max(end, begin + 1))
+
+
+def span_s(duration_s: float, sampling: FrameSampling) -> float:
+    """Seconds of the clip between start and end."""
+    end_s = duration_s if sampling.end_s is None else min(sampling.end_s, duration_s)
+    return max(0.0, end_s - (sampling.start_s or 0.0))
 
 
 def choose(times: Sequence[int], candidates: Sequence[int], n_frames: int) -> list[int]:

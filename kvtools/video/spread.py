@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from kvtools.artifact.files import Spool
+from kvtools.video.inputs import Clip
 from kvtools.video.pool import Outcome, Pool
 from kvtools.video.recipe import VideoRecipe
 from kvtools.world import Stop, World
 
 _BLOCK = 8  # clips a worker between two agreements; ranks wait at its end for the time of one clip at most
 
-Clips = Sequence[tuple[str, str]]
+Clips = Sequence[Clip]
 Finish = Callable[[Iterator[Outcome]], Iterator[Outcome]]
 
 
@@ -43,7 +44,7 @@ def spread(
         for begin in range(0, len(clips), max(1, block)):
             if world.any(stop):
                 if world.is_root:
-                    yield Outcome(clips[begin][0])
+                    yield Outcome(clips[begin].key)
                 return
             part = clips[begin : begin + block]
             outcomes = pool.run(world.shard(part), stop=stop.__bool__)

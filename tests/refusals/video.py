@@ -1,6 +1,8 @@
 """Videos and pictures, and tokenize-video."""
 
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import av
@@ -19,12 +21,28 @@ def furnish():
         "pictures-bad/1.png": "no picture\n",
         "pictures-cut/1.png": Path("pictures/0.png").read_bytes()[:60],
         "names.txt": "nowhere.mp4\n",
+        "clips.jsonl": "\n".join(BAD_LINES),
+        "bad.tar": "no tar\n",
+        "list.mp4": "ffconcat version 1.0\nfile videos/a.mp4\n",
+        "bad.webp": "RIFF\1\0\0\0WEBP",
     })  # fmt: skip
     Path("unknown.mp4").write_bytes(film.replace(b"avc1", b"zzzz"))
     with av.open("frameless.mkv", "w") as container:
         container.add_stream("mpeg4", rate=25)
         container.start_encoding()
     Path("empty").mkdir()
+    Path("mixed").mkdir()
+    for name, shape in (("1", (60, 60, 3)), ("2", (60, 90, 3))):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(f"mixed/{name}.png")
+    cover()
+    spoiled()
+    with tarfile.open("beside.tar", "w") as tar:
+        for name, data in (("1.mp4", film), ("1.json", b"{")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    Path("torn.tar").write_bytes(Path("beside.tar").read_bytes()[:1500])
+    os.mkfifo("pipe.mp4")
     Image.fromarray(np.zeros((2, 900, 3), np.uint8)).save("thin.png")
     Image.fromarray(np.zeros((9, 900, 3), np.uint8)).save("wide.png")
     for name in ("thin", "wide"):
@@ -38,6 +56,36 @@ def furnish():
         frame.sample_rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+BAD_LINES = [
+    "[1]", "{", '{"key": "a"}', '{"path": "videos/a.mp4", "key": 3}', '{"path": "videos/a.mp4", "start": -1}',
+    '{"path": "videos/a.mp4", "start": 2, "end": 1}', '{"path": "videos/a.mp4", "start": NaN}',
+    '{"path": "gone.mp4", "key": "a"}', '{"path": "videos/a.mp4", "key": "a"}',
+]  # fmt: skip
+
+
+def cover():
+    """sound.m4a: a sound file with a cover picture."""
+    with av.open("cover.mp4", "w") as container:
+        picture = container.add_stream("mjpeg", rate=1, options={"strict": "-2"})
+        picture.width, picture.height, picture.pix_fmt = 32, 32, "yuvj420p"
+        picture.disposition = av.stream.Disposition.attached_pic
+        container.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        container.mux(picture.encode(None))
+
+
+def spoiled():
+    """spoiled.mkv: one frame, which is damaged."""
+    with av.open("spoiled.mkv", "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+        for packet in [*stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")), *stream.encode(None)]:
+            container.mux(packet)
+    film = bytearray(Path("spoiled.mkv").read_bytes())
+    film[len(film) // 2 : len(film) // 2 + 40] = bytes(range(40))
+    Path("spoiled.mkv").write_bytes(film)
 
 
 CASES = """
@@ -57,7 +105,6 @@ kvtools tokenize-video pictures-cut
 kvtools tokenize-video thin
 kvtools tokenize-video --strict text.mp4 videos/a.mp4
 kvtools tokenize-video --start 30 videos/a.mp4
-kvtools tokenize-video --start 0.5 --end 0.51 --pick key videos/a.mp4
 kvtools tokenize-video --start 0.1 --end 0.3 --pick key videos/a.mp4
 kvtools tokenize-video unknown.mp4
 kvtools tokenize-video frameless.mkv
@@ -65,6 +112,21 @@ kvtools tokenize-video --max-tokens 1 wide
 kvtools tokenize-video --timeout 0.001 videos/a.mp4
 kvtools tokenize-video --fps 0 videos
 kvtools tokenize-video --fps nan videos
+kvtools tokenize-video --fps 1e-7 videos
+kvtools tokenize-video --list clips.jsonl --report report.json
+kvtools tokenize-video --root videos videos/a.mp4
+kvtools tokenize-video mixed
+kvtools tokenize-video bad.tar
+kvtools tokenize-video torn.tar
+kvtools tokenize-video beside.tar
+kvtools tokenize-video list.mp4
+kvtools tokenize-video bad.webp
+kvtools tokenize-video cover.mp4
+kvtools tokenize-video http://127.0.0.1:9/a.mp4
+kvtools tokenize-video pipe.mp4
+kvtools tokenize-video --salvage spoiled.mkv
+kvtools tokenize-video videos/a.mp4 -o videos/a.mp4 --force
+kvtools tokenize-video --list - --list0 -
 kvtools tokenize-video --start 3 --end 1 videos
 kvtools tokenize-video --max-tokens 60000 videos
 kvtools tokenize-video --frame-tokens 9:3 videos

@@ -127,6 +127,21 @@ def test_patches_are_in_raster_order():
 def test_the_span_is_cut_in_seconds_after_the_first_frame():
     times = list(range(1000, 1100))
     base = Fraction(1, 10)
-    assert sample.within(times, base, sample.FrameSampling(start_s=1, end_s=2)) == range(10, 21)
-    with pytest.raises(ValueError, match="its last one is at 9.900 s"):
-        sample.within(times, base, sample.FrameSampling(start_s=50))
+    assert sample.within(times, base, 10.0, sample.FrameSampling(start_s=1, end_s=2)) == range(10, 21)
+    assert sample.within(times, base, 10.0, sample.FrameSampling(start_s=0.3)) == range(3, 100)  # not the binary fraction below
+    assert sample.within(times, base, 10.0, sample.FrameSampling(start_s=1.05, end_s=1.07)) == range(10, 11)
+    with pytest.raises(ValueError, match="because it is 10.000 s long"):
+        sample.within(times, base, 10.0, sample.FrameSampling(start_s=50))
+
+
+def test_a_frame_is_on_screen_until_the_next():
+    times, base = [0, 30_000, 30_200], Fraction(1, 1000)
+    for start, end, expected in (
+        (10, 20, range(1)),
+        (29.9, 30.1, range(2)),
+        (30.1, None, range(1, 3)),
+        (30.22, 99, range(2, 3)),
+    ):
+        assert sample.within(times, base, 30.23, sample.FrameSampling(start_s=start, end_s=end)) == expected
+    with pytest.raises(ValueError, match="no frame between 31 s and"):
+        sample.within(times, base, 30.23, sample.FrameSampling(start_s=31))

@@ -47,7 +47,7 @@ from kvtools.keye.data.selection import (
 from kvtools.keye.model.inputs import Visual
 from kvtools.video import decode, frame_index, patch, pictures
 from kvtools.video.container import FramesMissing
-from kvtools.video.inputs import IMAGE_SUFFIXES
+from kvtools.video.inputs import IMAGE_SUFFIXES, Clip
 from kvtools.video.pool import Pool
 from kvtools.video.recipe import VideoRecipe
 from kvtools.video.sample import linspace_indices
@@ -253,7 +253,7 @@ class Media:
                     self._pools.popitem(last=False)[1].__exit__()
                 self._pools[recipe] = Pool(recipe, n_jobs=1, n_threads=1, timeout_s=_TIMEOUT_S)
             self._pools.move_to_end(recipe)
-            (outcome,) = self._pools[recipe].run([(name, path)])
+            (outcome,) = self._pools[recipe].run([Clip(name, path)])
         if outcome.record is None:
             raise ValueError(outcome.fault)
         tensors, _ = outcome.decoded()

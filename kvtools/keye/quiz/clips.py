@@ -20,6 +20,7 @@ from kvtools.artifact.stream import Reader
 from kvtools.chance import seed_for
 from kvtools.errors import Corrupt
 from kvtools.skipped import SkippedRows
+from kvtools.video.inputs import Clip as ClipFile
 from kvtools.video.patch import PATCH
 from kvtools.video.pool import Pool
 from kvtools.video.recipe import VideoRecipe
@@ -133,12 +134,12 @@ def clips_of(reader: Reader, keys: KeysSoFar) -> Iterator[Clip]:
 
 
 def clips_of_files(
-    paths: Sequence[tuple[str, str]], recipe: VideoRecipe, skipped: SkippedRows, keys: KeysSoFar
+    files: Sequence[ClipFile], recipe: VideoRecipe, skipped: SkippedRows, keys: KeysSoFar
 ) -> Iterator[Clip]:
-    """The clips of video files, (key, path) each; files that cannot be decoded are skipped. Raises Corrupt as `clips_of`."""
-    path_of = dict(paths)
+    """The clips of video files; files that cannot be decoded are skipped. Raises Corrupt as `clips_of`."""
+    path_of = {file.key: file.path for file in files}
     with Pool(recipe, n_jobs=len(os.sched_getaffinity(0)), n_threads=1, timeout_s=60.0) as pool:
-        for outcome in pool.run(paths):
+        for outcome in pool.run(files):
             if outcome.record is None:
                 skipped.skip(UNREADABLE, f"{outcome.key}: {outcome.fault}")
             else:

@@ -92,6 +92,7 @@ def main(
     from kvtools.world import shard as take_shard
 
     opt.refuse_if(
+        (fps <= 0, f"--fps {fps:g} is not above 0. Give a rate such as 2."),
         (not 1e-6 <= fps <= 1e6, f"--fps {fps:g} is not from 1e-06 to 1e+06. Give a rate such as 2."),
         (max_tokens > 57_000, f"--max-tokens {max_tokens} is more than a record of 128 MiB holds. Give at most 57000."),
         (end is not None and (start or 0) > end, f"--start {start or 0:g} is after --end {end or 0:g}. Give a later --end."),
@@ -145,8 +146,7 @@ def main(
         if stopped:
             raise stopped
         run.write_report(report, told.to_json())
-        if told.is_worth_telling:
-            run.info(told.summary())
+        told.tell_summary(run.info)
         if code and writer.n_records == 0:
             raise Died(code, is_agreed=True)  # without a record the output stays as it was
     return code
@@ -178,7 +178,7 @@ def _find(
     search = Search()
     for each in listed:
         search.add(each.path, key=each.key, span=each.span, fields=each.fields)
-    told.found(search)
+    told.found(search, is_worth_telling=bool(sources) or len(search.clips) != len(listed))
     if not search.clips and told.faults:
         raise Died(told.code(has_records=False))
     if not search.clips:

@@ -31,6 +31,7 @@ class RunReport:
 
     log: Callable[[str], None]
     is_strict: bool = False
+    is_worth_telling: bool = False  # whether a line is printed at the end
     n_written: int = 0
     n_frames: int = 0
     seconds: float = 0.0
@@ -52,8 +53,10 @@ class RunReport:
         if self.is_strict:
             raise Died(code)
 
-    def found(self, search: Search) -> None:
-        """Note what a search passed over and could not read."""
+    def found(self, search: Search, *, is_worth_telling: bool) -> None:
+        """Note what a search passed over and could not read. is_worth_telling: whether the clips are others than the files that
+        stand on the command line."""
+        self.is_worth_telling = is_worth_telling or bool(search.passed_over)
         self.passed_over += search.passed_over
         for where, reason in search.faults:
             self.fault(where, reason, "unreadable" if os.path.isdir(where) else "damaged")
@@ -98,11 +101,6 @@ class RunReport:
             return NothingDone("stopped before a clip was done. Give the job more time.")
         return Stopped(f"stopped after {writer.n_records} of {n_clips} clips. Run again to continue.")
 
-    @property
-    def is_worth_telling(self) -> bool:
-        """Whether there is more to tell than that the only clip is written, or why it is not."""
-        return self.n_written + self.n_kept + len(self.faults) > 1 or bool(self.passed_over)
-
     def _wrote(self, outcome: Outcome) -> None:
         """Count a record, and tell what is missing in it."""
         shapes, fields = outcome.head()
@@ -118,8 +116,13 @@ class RunReport:
             self.log(f"{outcome.key}: its record lacks {' and '.join(parts)} ({reasons}). Fetch the file again for all of it.")
             self.salvaged.append({"key": outcome.key, **missing})
 
-    def summary(self) -> str:
-        """One line: records, faults, files passed over, frames and seconds."""
+    def tell_summary(self, info: Callable[[str], None]) -> None:
+        """Print one line, where it says more than the command line and the faults: records, faults, files passed over, frames
+        and seconds."""
+        if self.is_worth_telling and (self.n_written + self.n_kept + len(self.faults) > 1 or self.passed_over):
+            info(self._summary())
+
+    def _summary(self) -> str:
         parts = [f"{self.n_written} written"]
         if self.n_kept:
             parts.append(f"{self.n_kept} kept of the stopped run")

@@ -107,6 +107,22 @@ class VideoLog:
         return next((text for name, text in lines if text and is_meant(name, text)), None)
 
 
+class DecoderFaults:
+    """A context manager that turns the errors of FFmpeg about a picture, raised or only logged, into ValueError."""
+
+    def __enter__(self) -> None:
+        self._capture = av.logging.Capture(local=False)  # decoder threads log too
+        self._lines = self._capture.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._capture.__exit__(kind, error, trace)
+        logged = [text.strip().rstrip(".") for level, _, text in self._lines if level <= av.logging.ERROR]
+        if isinstance(error, av.error.FFmpegError):
+            raise ValueError(f"it is damaged ({logged[0] if logged else reason(error)})") from None
+        if logged and kind is None:
+            raise ValueError(f"it is damaged ({logged[0]})")
+
+
 def read_packets(container: Any, stream: Any, log: VideoLog) -> Iterator[tuple[Any | None, str | None]]:
     """Each packet of the stream, with what the container says is wrong before it, and at the end None with the rest of that.
 

@@ -70,9 +70,7 @@ def open_animation(path: str) -> FrameIndex:
         everything = range(len(ends_ms) - 1)
         duration_s = ends_ms[-1] / 1000
         codec = (image.format or "").lower()
-        return FrameIndex(
-            ends_ms[:-1], Fraction(1, 1000), image.width, image.height, codec, duration_s, everything, everything
-        )
+        return FrameIndex(ends_ms[:-1], Fraction(1, 1000), image.width, image.height, codec, duration_s, everything, everything)
 
 
 def read_animation(path: str, positions: Sequence[int]) -> Iterator[np.ndarray]:

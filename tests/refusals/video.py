@@ -23,7 +23,7 @@ def furnish():
         "names.txt": "nowhere.mp4\n",
         "clips.jsonl": "\n".join(BAD_LINES),
         "bad.tar": "no tar\n",
-        "list.mp4": "ffconcat version 1.0\nfile videos/a.mp4\n",
+        "list.mp4": "ffconcat version 1.0\nfile videos/a.mp4\n#\0\n",
         "bad.webp": "RIFF\1\0\0\0WEBP",
     })  # fmt: skip
     Path("unknown.mp4").write_bytes(film.replace(b"avc1", b"zzzz"))

@@ -133,9 +133,7 @@ def clips_of(reader: Reader, keys: KeysSoFar) -> Iterator[Clip]:
         yield Clip.of_record(record.key, record.tensors)
 
 
-def clips_of_files(
-    files: Sequence[ClipFile], recipe: VideoRecipe, skipped: SkippedRows, keys: KeysSoFar
-) -> Iterator[Clip]:
+def clips_of_files(files: Sequence[ClipFile], recipe: VideoRecipe, skipped: SkippedRows, keys: KeysSoFar) -> Iterator[Clip]:
     """The clips of video files; files that cannot be decoded are skipped. Raises Corrupt as `clips_of`."""
     path_of = {file.key: file.path for file in files}
     with Pool(recipe, n_jobs=len(os.sched_getaffinity(0)), n_threads=1, timeout_s=60.0) as pool:

@@ -91,3 +91,25 @@ def test_a_signal_stops_all_ranks_together_and_the_run_resumes(sh, tmp_path):
     assert run.wait(20) == 75
     assert sh("mpiexec -n 2 kvtools tokenize-video c??.mp4 -o a.kvs --jobs 1").code == 0
     assert sh("cmp a.kvs whole.kvs").code == 0
+
+
+SUMS = """
+import numpy as np
+from kvtools.world import World
+world = World.open()
+for dtype in (np.float32, np.float64, np.int64, np.uint8):
+    for shape in ((1,), (1023,), (5, 0), (700, 3), (2, 3, 400_001)):
+        arrays = [(50 * np.random.default_rng(rank).normal(size=shape)).astype(dtype) for rank in range(world.size)]
+        total = arrays[0]
+        for array in arrays[1:]:
+            total = (total + array).astype(dtype)
+        summed = world.sum_array(arrays[world.rank])
+        assert summed.dtype == dtype and np.array_equal(summed, total), (dtype, shape)
+world.close()
+"""
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_sums_are_added_in_rank_order(sh, tmp_path, n):
+    (tmp_path / "sums.py").write_text(SUMS)
+    assert sh(f"mpiexec -n {n} {BIN}/python sums.py").code == 0

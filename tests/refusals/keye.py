@@ -47,6 +47,7 @@ TALKS = {
     "sourceless": asked({"type": "video", "video": []}),
     "values": asked("<video>", videos=["a.mp4"], fps=[1, 2]),
     "unasked": {"messages": [{"role": "assistant", "content": "x"}], "images": ["0.png"]},
+    "weighed": asked("Why?", loss_weight=0.5),
     "weight": {"messages": [{"role": "assistant", "content": "x", "loss_weight": 0.5}]},
     "infinite": '{"messages": [{"role": "user", "content": NaN}]}',
 }

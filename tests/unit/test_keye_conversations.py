@@ -80,8 +80,9 @@ LAYOUTS = {
         [("user", {"image": "a.jpg"}, "x")],
     ),
     "frames": (
-        {"messages": [{"role": "user", "content": "<video>x"}], "videos": [["1.jpg", {"path": "2.jpg"}]], "fps": 4},
-        [("user", {"video": ["1.jpg", "2.jpg"], "fps": 4}, "x")],
+        {"messages": [{"role": "user", "content": "<video>x<video>"}],
+         "videos": [["1.jpg", {"path": "2.jpg"}], {"frames": ["3.jpg"]}], "fps": 4},
+        [("user", {"video": ["1.jpg", "2.jpg"], "fps": 4}, "x", {"video": ["3.jpg"], "fps": 4})],
     ),
     "words about videos in a list": (
         {"messages": [{"role": "user", "content": "<video><video>"}], "seconds": [[0, 1], [2]],
@@ -258,7 +259,7 @@ def test_a_mark_that_stands_for_nothing_is_named(mark):
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        (ask(image_path="a.jpg"), "image_path names a picture or video and is not read"),
+        (ask(image_path="a.jpg"), "image_path names a picture, video or sound and is not read"),
         (ask(video_path="a"), "video_path names a picture"),
         (ask(img="a.jpg"), "img names a picture"),
         (ask(picture={"path": "a.jpg"}), "picture names a picture"),
@@ -266,6 +267,10 @@ def test_a_mark_that_stands_for_nothing_is_named(mark):
         (ask(pixels="data:image/png;base64,AA"), "pixels names a picture"),
         (ask(image="a.jpg", image2="b.jpg"), "image2 names a picture"),
         ({"messages": [{"role": "user", "content": "who", "image_url": "x/a.png"}]}, "image_url names a picture"),
+        (ask([{"type": "text", "text": "who", "image": "a.jpg"}]), "image names a picture"),
+        (ask(audio_path="a"), "audio_path names a picture, video or sound"),
+        (ask(image=5), "image is 5"),
+        (ask(loss_weight=0.5), "loss_weight is 0.5, and a conversation is learnt as a whole"),
         (ask(image=None), "image is null"),
         (ask("<image>who", images=None), "images is null"),
         (ask("<image>who", images=[None]), "image is null, and must be a path or a key"),

@@ -130,7 +130,7 @@ def conversations(n=50):
         "\ttab",
         "/think",
         "<|im_end|>",
-        "<image>",
+        "<images>",
     ]
     said = lambda: " ".join(rng.choices(words, k=rng.randint(1, 12))).strip() or "x"
     for number in range(n):

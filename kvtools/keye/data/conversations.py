@@ -126,6 +126,8 @@ def normalise(document: Any) -> dict[str, Any]:
     if (rejected := rest.pop("rejected", None)) is not None:
         rest["rejected"] = _message(_as_answer(rejected), sources, unread)
     refuse_unresolved(normal, unread | rest)
+    if rest.get("loss_weight", 1) not in (None, 1):
+        raise ValueError(f"loss_weight is {rest['loss_weight']!r}, and a conversation is learnt as a whole; weigh its messages")
     rest.update(messages=normal, mode=rest.get("mode"))
     if (identifier := rest.pop("id", None)) is not None:
         rest["id"] = str(identifier)
@@ -201,6 +203,9 @@ def _message(message: Mapping[str, Any], sources: Sources, unread: dict[str, Any
         content = _tool_call(content)
     parts = [] if content is None else [content] if isinstance(content, str | dict) else content
     own = pop_sources(rest)
+    for part in parts:
+        if isinstance(part, dict) and _kind(part) == "text":
+            unread |= {name: part[name] for name in part if name not in ("type", "text", "input_text", "value")}
     normal = [normal_part for part in _at_marks(parts, own) for normal_part in _parts(part, sources | own)]
     place_unmarked(normal, [{"content": normal}], own)
     if calls := rest.pop("tool_calls", None):

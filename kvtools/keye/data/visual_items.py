@@ -25,7 +25,7 @@ _WORDS = {
 _SYNONYMS = {"nframes": "frames", "num_frames": "frames", "sample_fps": "fps"}
 _SHARED = ("fps", "frames", "seconds", "min_frames", "max_frames", "video_start", "video_end", *_SYNONYMS)
 # of the file, not of how it is shown; `index` counts the marks of a list, as trl has it
-_DESCRIPTIONS = ("type", "index", "id", "uuid", "name", "mime_type", "format")
+_DESCRIPTIONS = ("type", "index", "id", "uuid", "name", "mime_type", "format", "raw_fps")
 _MARK = re.compile(r"(<(?:image|video|audio)>|<\|vision_start\|><\|(?:image|video)_pad\|><\|vision_end\|>)")
 # the marks of known templates: LLaVA, Qwen-VL, InternVL, Llama, Phi, Gemma, DeepSeek-VL, Pixtral, Idefics, GLM, MiniCPM, Kimi
 _ANY_MARK = re.compile(
@@ -36,7 +36,7 @@ _ANY_MARK = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _NAMES_A_PATH = re.compile(r"(?:path|file|name|url|uri|src|bytes|^img|^pictures?|^photos?|^media|^frames)s?$", re.IGNORECASE)
-_NAMES_A_MEDIUM = re.compile(r"image|img|pictur|photo|video|frame|media|visual", re.IGNORECASE)
+_NAMES_A_MEDIUM = re.compile(r"image|img|pictur|photo|video|frame|media|visual|audio", re.IGNORECASE)
 _SUFFIXES = tuple(
     suffix for suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, ".tif", ".tiff") if suffix not in (".ts", ".mts")
 )  # .ts is a program in TypeScript too
@@ -45,15 +45,16 @@ _NO_MEDIA = ("id", "mode", "source", "clips")  # fields that may hold the name o
 
 
 def pop_sources(rest: dict[str, Any]) -> Sources:
-    """Take the lists of sources out of a document or a message. Raises ValueError for a list that is null."""
+    """Take the lists of sources out of a document or a message. Raises ValueError for null and the like."""
     found: Sources = {}
     for kind in ("image", "video", "audio"):
         for name in (f"{kind}s", kind):
             if name not in rest:
                 continue
             value = rest.pop(name)
-            if value is None:
-                raise ValueError(f"{name} is null, and must be a path or a key, or a list of them")
+            if not isinstance(value, str | dict | list):
+                given = "null" if value is None else repr(value)
+                raise ValueError(f"{name} is {given}, and must be a path or a key, or a list of them")
             found.setdefault(kind, []).extend([value] if isinstance(value, str | dict) else value)
     if "video" in found:
         found["video"] = _with_shared_words(found["video"], rest)
@@ -136,7 +137,7 @@ def refuse_unresolved(messages: Sequence[Mapping[str, Any]], rest: Mapping[str, 
     shown = {_file_name(part[part["type"]]) for message in messages for part in message["content"] if part["type"] != "text"}
     for name, value in rest.items():
         if name not in _NO_MEDIA and any(_file_name(each) not in shown for each in _media_of(name, value, is_alone=not shown)):
-            raise ValueError(f"{name} names a picture or video and is not read; name it image, images, video or videos")
+            raise ValueError(f"{name} names a picture, video or sound and is not read; name it image, images, video or videos")
 
 
 def _pop_source(kind: str, words: dict[str, Any]) -> Any:
@@ -150,6 +151,8 @@ def _pop_source(kind: str, words: dict[str, Any]) -> Any:
             words.update(nested)
         if value is not None and (source := _required(kind, value)) not in found:
             found.append(source)
+    if not found and kind == "video" and isinstance(words.get("frames"), list):
+        found.append(_required(kind, words.pop("frames")))
     if not found:
         raise ValueError(f"the {kind} has no source")
     if len(found) > 1:

@@ -13,7 +13,8 @@ from kvtools.errors import Corrupt
 
 _N_NAMED = 3
 _TOLD_SHARE = 0.01
-_DONE = re.compile(r",? (left out|sorted|joined to it|taken as .*)$")  # how reasons end that say what was done
+# how reasons end that say what was done
+_DONE = re.compile(r",? (left out|sorted|joined to it|merged with it|appended|taken as .*|read as .*)$")
 
 
 @dataclass

@@ -4,6 +4,7 @@ from kvtools.artifact.bag import Bag
 from kvtools.artifact.open import (
     check_bag,
     checked_records,
+    is_bag,
     is_stream,
     open_artifact,
     open_bag,
@@ -18,6 +19,7 @@ __all__ = [
     "Reader",
     "check_bag",
     "checked_records",
+    "is_bag",
     "is_stream",
     "open_artifact",
     "open_bag",

@@ -75,6 +75,15 @@ def without_utf16(file: BinaryIO) -> BinaryIO:
     return encoded_as_utf8(file, "utf-16") if peek(file).startswith(_UTF16) else file
 
 
+def text_of(file: BinaryIO, encoding: str = "utf-8") -> BinaryIO:
+    """A text of an encoding, or of that of its byte-order mark, as UTF-8. What cannot be decoded becomes U+FFFD, except in
+    UTF-8, where it stays as it is."""
+    is_utf16 = peek(file).startswith(_UTF16)
+    encoding = "utf-16" if is_utf16 else codecs.lookup(encoding).name
+    is_utf8 = encoding in ("utf-8", "utf-8-sig") or peek(file).startswith(codecs.BOM_UTF8)
+    return file if is_utf8 else encoded_as_utf8(file, encoding, "replace")
+
+
 def encoded_as_utf8(file: BinaryIO, encoding: str, errors: str = "strict") -> BinaryIO:
     """Text of an encoding as UTF-8, piece by piece; file is left open. errors: as of bytes.decode."""
     return cast("BinaryIO", io.BufferedReader(_Encoded(file, encoding, errors), 1 << 16))

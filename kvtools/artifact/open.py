@@ -34,8 +34,7 @@ def open_artifact(src: str, file: BinaryIO | None = None) -> Reader | Bag:
         return Reader(file, name)
     if not file.peek(1):  # type: ignore[attr-defined]
         raise Corrupt(f"{name}: closed before any record arrived. Look at the stage before this one.")
-    begin = file.peek(9)  # type: ignore[attr-defined]
-    if begin[8:9] != b"{" or int.from_bytes(begin[:8], "little") > MAX_HEADER_BYTES:
+    if not is_bag(file):
         raise Corrupt(f"{name}: this is neither a stream nor a bag of kvtools. Give one, or see kvtools convert.")
     return read_bag(file, name)
 
@@ -98,6 +97,12 @@ def wrong_kind(src: str, found: Reader | Bag, kind: str, made_by: str) -> str:
     else:
         what = f"a bag of kind {found.kind}" if found.kind else "a bag that kvtools did not write"
     return f"{source_name(src)}: this is {what}, and kind {kind} is needed. Make one with {made_by}."
+
+
+def is_bag(file: BinaryIO) -> bool:
+    """Whether a buffered file is at the head of a safetensors file; nothing is consumed."""
+    begin = bytes(file.peek(9)[:9])  # type: ignore[attr-defined]
+    return begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= MAX_HEADER_BYTES
 
 
 def is_stream(file: BinaryIO) -> bool:

@@ -43,7 +43,7 @@ def test_rows_come_back_by_user_in_time_order_without_copies(rows):
     assert sequences(found) == expected
     assert list(sequences(found)) == list(expected)
     copies = len(rows) - sum(map(len, expected.values()))
-    assert skipped.counts.get("copies of a row left out", 0) == copies
+    assert skipped.counts.get("rows equal to another in all columns read, merged with it", 0) == copies
     assert n_skipped(skipped) == 0
 
 
@@ -123,22 +123,23 @@ def test_bad_rows_are_counted_and_named_and_the_others_kept():
         "u,b,7,5,test\n"
         "u,h,8,5,valid\n"
     )
-    assert sequences(found) == {"u": [("a", 1.0), ("b", 7.0), ("h", 8.0)]}
-    assert found.parts.tolist() == [TRAIN, TEST, VALID]
+    assert sequences(found) == {"u": [("a", 1.0), ("e", 5.0), ("b", 7.0), ("h", 8.0)]}
+    assert found.parts.tolist() == [TRAIN, TRAIN, TEST, VALID]
+    np.testing.assert_array_equal(found.ratings, [5, np.nan, 5, 5])
     assert split(found) is found.parts
     assert n_skipped(skipped) == 7
     assert skipped.lines(skipped=True) == [
-        "rows with too many or too few cells were left out, 1 in all (row 8 has 2, not 5)",
         "rows without user were left out, 1 in all (row 2)",
         "rows without item were left out, 1 in all (row 3)",
         "rows without time were left out, 1 in all (row 5)",
         "rows whose time cannot be read were left out, 1 in all (row 4)",
-        "rows whose rating cannot be read were left out, 1 in all (row 6)",
-        "rows whose part is none of train, valid, validation, val, test were left out, 1 in all (row 7)",
+        "ratings that cannot be read were taken as unknown, 1 in all (row 6)",
+        "rows whose part is none of train, valid and test were left out, 1 in all (row 7)",
+        "rows with too many or too few cells were left out, 1 in all (row 8 has 2, not 5)",
     ]
     assert skipped.lines(skipped=False) == [
         "rows out of time order were sorted, 1 in all (row 10)",
-        "copies of a row were left out, 1 in all (row 11)",
+        "rows equal to another in all columns read were merged with it, 1 in all (row 11)",
     ]
 
 
@@ -161,16 +162,26 @@ def test_a_repetition_without_times_is_no_copy():
     ("text", "words"),
     [
         ("", r"x: this is empty\. Give a table\.$"),
-        ("\n", r"x: this is not text\. Give a table\.$"),
+        ("\n", r"x: this is empty\. Give a table\.$"),
+        ("\0a\0b\n", r"x: this is not text\. Give a table\.$"),
         ("user_id,item_id\n", "no interactions are left to use"),
         ("user_id,item_id,timestamp\n", "no interactions are left to use"),
         ("user_id,item_id,timestamp\nu,i,12/04/1997\n", "no interactions are left to use"),
         ("user_id item_id timestamp\n1 2 3\n", "columns are separated by ' '. Use tabs or commas, as tr ' ' '.t' makes them"),
-        ("user;item\n1;2\n", "columns are separated by ';'. Use tabs or commas, as tr ';' '.t' makes them"),
-        ("1::1193::5::978300760\n", "columns are separated by '::'. Use tabs or commas, as sed 's/::/.t/g' makes them"),
+        (
+            "1::1193::5::978300760\n",
+            "the first row looks like cells. Name the columns with kvtools convert --columns, as in user",
+        ),
+        (
+            "1 1193 978300760\n2 661 978302109\n",
+            "look like the rows of a table, with a time, and not like a user and items. Name",
+        ),
         ("u\n", "no interactions are left to use"),
-        ("user_id,item_id\nu,\udcff\n", r"x: line 2 is not UTF-8 text\. Convert the file, for example with iconv\.$"),
-        ("PK\x03\x04\0\0", r"x: this is not text\. Give a table\.$"),
+        ("user_id,item_id\nu,\udcff\n", r"rows whose item is no text of one line were left out, 1 in all \(row 1\)\."),
+        (
+            "PK\x03\x04\0\0",
+            r"x: this is a zip archive, and a table is needed\. Give the file that is meant, unpacked or exported\.$",
+        ),
     ],
 )
 def test_what_is_no_table_is_refused(text, words):

@@ -38,6 +38,7 @@ class FeatureEncoder:
         numbers = tuple(name for name in ("playtime", "duration") if name in interactions.extras)
         words = {name: _frequent(interactions, name, is_train) for name in sorted(interactions.words)}
         ratings = np.zeros(0) if interactions.ratings is None else interactions.ratings[is_train]
+        ratings = ratings[~np.isnan(ratings)]
         if not len(ratings):
             start = None if interactions.ratings is None else positive_from
             return cls(has_time=interactions.has_times, numbers=numbers, words=words, positive_from=start)
@@ -92,7 +93,7 @@ class FeatureEncoder:
     def _labels(self, ratings: np.ndarray) -> np.ndarray:
         labels = np.array(self.labels, np.float32)
         if not self.is_exact:
-            return np.searchsorted(labels, ratings, side="right") + 1
+            return np.where(np.isnan(ratings), 0, np.searchsorted(labels, ratings, side="right") + 1)
         at = np.searchsorted(labels, ratings).clip(max=len(labels) - 1)
         return np.where(labels[at] == ratings, at + 1, 0)
 

@@ -1,10 +1,9 @@
-"""Interactions of users with items, in time order: one reader for all text files of them, and the split into parts.
+"""Interactions of users with items, in time order: one reader for all files of them, and the split into parts.
 
 Legend: n interactions, U users, I items. The invariant: the interactions of a user lie together and in time order; equal
 times keep the order of the file. Users and items are numbered as they first appear in the file.
 
-All is held in memory: ten million rows of a CSV out of time order took 10 s and 1.5 GiB on one core. Not here: features of
-users, and negative feedback.
+All is held in memory, 4 to 8 bytes a cell. Not here: features of users, and negative feedback.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,28 +12,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kvtools.artifact.columns import Column, ColumnReader, Format, Table
-from kvtools.errors import Corrupt, Usage
+from kvtools.artifact.tables import Format
+from kvtools.errors import Corrupt
+from kvtools.onerec.interactions.account import Account, TableAccount
+from kvtools.onerec.interactions.gather import Gathered, Source
+from kvtools.onerec.interactions.names import CORE, NAMES, PARTS, TEST, TRAIN, VALID
+from kvtools.onerec.interactions.order import by_user_and_time, stable_order
 from kvtools.skipped import SkippedRows
 
-TRAIN, VALID, TEST = 0, 1, 2
-
-# the names that the column of a role may have, where the caller names none: the first that the file has is taken
-NAMES: Mapping[str, tuple[str, ...]] = {
-    "user": ("user_id", "user", "userId", "uid"),
-    "item": ("item_id", "item", "itemId", "movieId", "iid"),
-    "time": ("timestamp", "time", "t"),
-    "rating": ("rating", "label"),
-    "part": ("part",),
-    # further features; a cell that is empty or bad is unknown, and its row is kept
-    "author": ("author_id", "author", "aid"),
-    "tag": ("tag", "category"),
-    "playtime": ("playtime", "play_time_ms", "play_time", "watch_time"),
-    "duration": ("duration", "duration_ms", "video_duration"),
-}
-_CORE = ("user", "item", "time", "rating", "part")
-_WORDS = ("author", "tag")
-_PARTS = {"train": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "test": TEST}
+__all__ = ["NAMES", "PARTS", "TEST", "TRAIN", "VALID", "Interactions", "Source", "leave_last_out", "read_interactions", "split"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +34,12 @@ class Interactions:
     times: (
         np.ndarray
     )  # int64 or float64 (n,), as in the file (dates: seconds since 1970); the position in the history where it has none
-    ratings: np.ndarray | None = None  # float32 (n,)
+    ratings: np.ndarray | None = None  # float32 (n,), NaN where unknown
     parts: np.ndarray | None = None  # int8 (n,): TRAIN, VALID or TEST, where the file says
     has_times: bool = True  # whether times are the file's
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,): playtime, duration float64, NaN where unknown; …
     words: Mapping[str, np.ndarray] = field(default_factory=dict)  # … author, tag int32 into these, "" where unknown
+    account: Account | None = None  # what was read, where it was read from a file
 
     def users(self) -> np.ndarray:
         """int32 (n,): the user of each interaction."""
@@ -87,6 +74,16 @@ def split(interactions: Interactions) -> np.ndarray:
     return leave_last_out(interactions.offsets) if interactions.parts is None else interactions.parts
 
 
+def n_ties(interactions: Interactions) -> int:
+    """Users whose last interaction, or the one before it, has the time of the one before that: order of rows decides which
+    is held out. None where the file says what is held out, or has no times."""
+    if interactions.parts is not None or not interactions.has_times:
+        return 0
+    ends = interactions.offsets[1:][np.diff(interactions.offsets) >= 3]
+    last, valid, before = (interactions.times[ends - n] for n in (1, 2, 3))
+    return int(np.count_nonzero((last == valid) | (valid == before)))
+
+
 def read_interactions(
     file: BinaryIO,
     name: str,
@@ -95,170 +92,89 @@ def read_interactions(
     columns: Mapping[str, str | None] | None = None,
     more: Sequence[str] = (),
     encoding: str = "utf-8",
+    header: Sequence[str] | None = None,
 ) -> tuple[Interactions, SkippedRows]:
-    """Interactions from an open, buffered file, and the rows that were skipped or repaired.
+    """Interactions from an open, buffered file, and the rows that were skipped or repaired. See `read_all`."""
+    return read_all([Source(file, name)], form=form, columns=columns, more=more, encoding=encoding, header=header)
 
-    columns: role → the name of its column, where that is not one of NAMES. more: columns of numbers to be read beside, into
-    extras under `column:NAME`, NaN where a cell holds none. Skipped: ragged rows, rows without user or item,
-    with a bad or empty time, rating or part. Repaired: rows out of time order, and copies of a row (same user, item and time),
-    of which one stays. In a file without times the order of the rows is that of time, and a repetition is no copy. Raises
-    Corrupt where there is no user or item column, or nothing is left.
+
+def read_all(
+    sources: Sequence[Source],
+    *,
+    form: Format = "auto",
+    columns: Mapping[str, str | None] | None = None,
+    more: Sequence[str] = (),
+    encoding: str = "utf-8",
+    header: Sequence[str] | None = None,
+) -> tuple[Interactions, SkippedRows]:
+    """The interactions of several files together, and the rows that were skipped or repaired.
+
+    columns: role → the name of its column, where that is not one of NAMES; "" for a role that is not to be read. more: columns
+    of numbers to be read beside, into extras under `column:NAME`, NaN where a cell holds none. header: the names of the columns
+    of tables that have no header. Skipped: ragged rows, rows without user or item, and with a bad or empty time or part; bad
+    ratings alone are lost, and their rows are kept. Repaired: rows out of time order, and rows equal to another in all columns
+    that are read, of which one stays. In a file without times the order of the rows is that of time, and a repetition is no
+    copy. Raises Corrupt where there is no user or item column, or nothing is left.
     """
-    text = ColumnReader(file, name, form=form, encoding=encoding)
-    if text.form == "sequence":
-        _refuse_table(text.first_line, name)
-        if columns:
-            raise Usage(f"--column cannot be used with {name}, which has lines of words and no columns. Leave it out.")
-        if more:
-            raise Corrupt(f"{name}: there is no column {more[0]!r}, only lines of words. Give a table with that column.")
-    read = _read_sequences(text) if text.form == "sequence" else _read_rows(text, name, columns or {}, more)
-    if not len(read[0].items):
-        reasons = "".join(f" {line[0].upper()}{line[1:]}." for line in read[1].lines(skipped=True))
+    gathered = Gathered(columns or {}, more)
+    for source in sources:
+        gathered.add(source, form=form, encoding=encoding, header=header)
+    gathered.finish()
+    skipped = gathered.skipped
+    if not gathered.n_rows:
+        reasons = "".join(f" {line[0].upper()}{line[1:]}." for line in skipped.lines(skipped=True))
+        name = ", ".join(source.name for source in sources)
         raise Corrupt(f"{name}: no interactions are left to use.{reasons} Repair the rows.")
-    return read
+    interactions = _in_order(gathered)
+    read = account(gathered.tables, interactions, gathered.n_read, skipped, gathered.split)
+    return replace(interactions, account=read), skipped
 
 
-def _refuse_table(line: str, name: str) -> None:
-    """Raise Corrupt for the first line of a table whose columns are separated by neither tabs nor commas."""
-    first, *others = line.split()
-    mark = next((mark for mark in ("::", ";", "|") if mark in first and not others), " ")
-    if mark != " " or first.lower() in NAMES["user"]:
-        command = f"sed 's/{mark}/\\t/g'" if len(mark) > 1 else f"tr {mark!r} '\\t'"
-        raise Corrupt(f"{name}: columns are separated by {mark!r}. Use tabs or commas, as {command} makes them.")
-
-
-def _read_sequences(text: ColumnReader) -> tuple[Interactions, SkippedRows]:
-    words, starts = text.words()
-    skipped = SkippedRows()
-    counts = np.diff(starts) - 1
-    users_L, user_keys = words.take(starts[:-1]).encode()
-    alone = np.flatnonzero(counts == 0)
-    skipped.add("users without items left out", len(alone), (user_keys[users_L[line]] for line in alone))
-    is_item = np.ones(len(words), bool)
-    is_item[starts[:-1]] = False
-    items, item_keys = words.take(is_item).encode()
-    again = len(users_L) - len(user_keys)
-    skipped.add("lines of a user who had one already, joined to it", again, is_skipped=False)
-    users = np.repeat(users_L, counts)
-    order = np.argsort(users, kind="stable")
-    return _arrange(users[order], user_keys, items[order], item_keys, {}, {}), skipped
-
-
-def _read_rows(
-    text: ColumnReader, name: str, columns: Mapping[str, str | None], more: Sequence[str]
-) -> tuple[Interactions, SkippedRows]:
-    there = list(text.types)
-    chosen = {role: columns.get(role) or next((n for n in NAMES[role] if n in there), None) for role in NAMES}
-    for role in ("user", "item"):
-        if chosen[role] is None:
-            raise Corrupt(f"{name}: there is no {role} column among {', '.join(there)}. Name it with --column {role}=COL.")
-    wanted = {role: column for role, column in chosen.items() if column is not None}
-    wanted |= {f"column:{column}": column for column in more}
-    read = text.table(wanted.values())
-    cells = {role: read.columns[column] for role, column in wanted.items()}
-    good = np.ones(read.n_rows, bool)
-    for role in (role for role in wanted if role in _CORE):
-        _skip(f"rows without {role} left out", cells[role].is_empty, good, read)
-    numbers: dict[str, np.ndarray] = {}
-    for role in ("time", "rating"):
-        if role in cells:
-            numbers[role], bad = cells[role].numbers()
-            _skip(f"rows whose {role} cannot be read left out", bad, good, read)
-    if "part" in cells:
-        numbers["part"], bad = _parts(cells["part"])
-        _skip(f"rows whose part is none of {', '.join(_PARTS)} left out", bad, good, read)
-    words: dict[str, np.ndarray] = {}
-    for role in (role for role in wanted if role not in _CORE):
-        if role in _WORDS:
-            numbers[role], words[role] = cells[role].encode()
-        else:
-            values, bad = cells[role].numbers()
-            numbers[role] = np.where(bad | cells[role].is_empty, np.nan, values)
-    is_whole = bool(good.all())
-    users, user_keys = (cells["user"] if is_whole else cells["user"].take(good)).encode()
-    items, item_keys = (cells["item"] if is_whole else cells["item"].take(good)).encode()
-    numbers = {role: array if is_whole else array[good] for role, array in numbers.items()}
-    order = np.argsort(users, kind="stable")
-    if "time" in numbers:
-        order = _sort_by_time(order, users, items, numbers["time"], np.flatnonzero(good), read)
-    numbers = {role: array[order] for role, array in numbers.items()}
-    return _arrange(users[order], user_keys, items[order], item_keys, numbers, words), read.skipped
-
-
-def _skip(reason: str, bad: np.ndarray, good: np.ndarray, read: Table) -> None:
-    """Count the rows that are bad and still good, and make them not good."""
-    fresh = np.flatnonzero(bad & good)
-    read.skipped.add(reason, len(fresh), map(read.row, fresh.tolist()))
-    good[fresh] = False
-
-
-def _parts(cells: Column) -> tuple[np.ndarray, np.ndarray]:
-    numbers, words = cells.encode()
-    known = np.array([_PARTS.get(str(word).lower(), -1) for word in words], np.int8)
-    parts = known[numbers] if len(words) else np.empty(0, np.int8)
-    return parts, parts < 0
-
-
-def _sort_by_time(
-    order: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray, rows: np.ndarray, read: Table
-) -> np.ndarray:
-    """The rows by user and time, without copies. Counts copies, and rows earlier than the row of the same user before them.
-
-    order: the rows by user. rows: the index of each row in the table.
-    """
-    if not len(order):
-        return order
-    late = order[1:][_equal(users, order) & (np.diff(times[order]) < 0)]
-    named = map(read.row, np.sort(rows[late]).tolist())
-    read.skipped.add("rows out of time order, sorted", len(late), named, is_skipped=False)
-    if len(late):
-        order = np.lexsort((times, users))
-    # copies can only lie where user and time are shared, and few rows are there: only they are sorted by item
-    same = _equal(users, order) & _equal(times, order)
-    shared = order[np.concatenate([same, [False]]) | np.concatenate([[False], same])]
-    shared = shared[np.lexsort((shared, items[shared], times[shared], users[shared]))]
-    copies = shared[1:][_equal(users, shared) & _equal(times, shared) & _equal(items, shared)]
-    named = map(read.row, np.sort(rows[copies]).tolist())
-    read.skipped.add("copies of a row left out", len(copies), named, is_skipped=False)
-    is_copy = np.zeros(len(users), bool)
-    is_copy[copies] = True
-    return order[~is_copy[order]] if len(copies) else order
-
-
-def _equal(column: np.ndarray, order: np.ndarray) -> np.ndarray:
-    return np.asarray(column[order[1:]] == column[order[:-1]])
-
-
-def _arrange(
-    users: np.ndarray,
-    user_keys: np.ndarray,
-    items: np.ndarray,
-    item_keys: np.ndarray,
-    numbers: Mapping[str, np.ndarray],
-    words: Mapping[str, np.ndarray],
-) -> Interactions:
-    """Interactions of columns in the invariant's order; users and items without any are left out, the others renumbered."""
-    users, user_keys = _renumber(users, user_keys)
-    items, item_keys = _renumber(items, item_keys)
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_keys)), dtype=np.int64)])
-    positions = np.arange(len(users), dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
-    ratings, parts = numbers.get("rating"), numbers.get("part")
-    return Interactions(
-        user_keys,
-        item_keys,
-        offsets,
-        items,
-        numbers.get("time", positions),
-        None if ratings is None else ratings.astype(np.float32),
-        parts,
-        "time" in numbers,
-        {role: numbers[role] for role in numbers if role not in _CORE},
-        words,
+def account(
+    tables: Sequence[TableAccount], interactions: Interactions, n_read: int, findings: SkippedRows, split: str = ""
+) -> Account:
+    """What was read from these tables. split: who says what is held out, where interactions have parts; by default a column."""
+    return Account(
+        tables=tuple(tables),
+        n_read=n_read,
+        n_kept=len(interactions.items),
+        n_users=len(interactions.user_keys),
+        n_items=len(interactions.item_keys),
+        order="time" if interactions.has_times else "rows",
+        split=(split or "column") if interactions.parts is not None else "last",
+        ties=n_ties(interactions),
+        findings=findings,
     )
 
 
-def _renumber(numbers: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    used = np.bincount(numbers, minlength=len(keys)) > 0
-    if used.all():
-        return numbers, keys
-    return (np.cumsum(used) - 1).astype(np.int32)[numbers], keys[used]
+def _in_order(gathered: Gathered) -> Interactions:
+    """The rows by user and time. Counts those that are repaired."""
+    users, user_keys = gathered.keys["user"].encode()
+    items, item_keys = gathered.keys["item"].encode()
+    numbers = {role: column.take() for role, column in gathered.numbers.items()}
+    words = {}
+    for role in [role for role in gathered.keys if role not in CORE]:
+        numbers[role], words[role] = gathered.keys[role].encode()
+    times = numbers.pop("time", None)
+    if times is not None:
+        order = by_user_and_time(users, times, [items, *numbers.values()])
+        rows, users, times, late, equal = order
+        del order
+        name = gathered.sources.name
+        gathered.skipped.add("rows out of time order, sorted", len(late), map(name, late[:3].tolist()), is_skipped=False)
+        what = "rows equal to another in all columns read, merged with it"
+        gathered.skipped.add(what, len(equal), map(name, equal[:3].tolist()), is_skipped=False)
+    else:
+        rows = stable_order(users)
+    counts = np.bincount(users, minlength=len(user_keys))
+    del users
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    items = items[rows]
+    for role in list(numbers):  # one after another, so that the unordered ones go
+        numbers[role] = numbers[role][rows]
+    has_times = times is not None
+    if times is None:
+        times = np.arange(len(items), dtype=np.int64) - np.repeat(offsets[:-1], counts)
+    ratings, parts = numbers.get("rating"), numbers.get("part")
+    extras = {role: array for role, array in numbers.items() if role not in CORE}
+    return Interactions(user_keys, item_keys, offsets, items, times, ratings, parts, has_times, extras, words)

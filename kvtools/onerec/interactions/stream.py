@@ -21,22 +21,23 @@ from kvtools.artifact.blob import Tensors
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.artifact.stream import Reader, Writer
-from kvtools.artifact.strings import pack, unpack
+from kvtools.artifact.strings import Packed, unpack
 from kvtools.errors import Corrupt, Usage
-from kvtools.onerec.interactions.log import NAMES, TEST, TRAIN, Interactions, read_interactions
+from kvtools.onerec.interactions.account import Account, TableAccount
+from kvtools.onerec.interactions.log import NAMES, TEST, TRAIN, Interactions, account, read_interactions
 from kvtools.skipped import SkippedRows
 
-_BATCH = 65_536  # interactions and users a record, besides those of its last user
+_BATCH = 262_144  # interactions and users a record, besides those of its last user
 _STRINGS = {"items": "keys", "author": "authors", "tag": "tags"}  # numbers → the column of strings that they stand for
 _EXTRAS = ("author", "tag", "playtime", "duration")
 
 
 def roles(options: Sequence[str]) -> dict[str, str]:
-    """{role: column} of the values of `--column ROLE=COL`. Raises Usage where there is no such role."""
+    """{role: column} of the values of `--column ROLE=COL`; "" for `ROLE=`, which reads none. Raises Usage for other roles."""
     columns = {}
     for option in options:
         role, _, column = option.partition("=")
-        if role not in NAMES or not column:
+        if role not in NAMES or "=" not in option:
             raise Usage(f"--column {option} is not ROLE=COL. Give one of the roles {', '.join(NAMES)}, and a column.")
         columns[role] = column
     return columns
@@ -53,13 +54,21 @@ def open_interactions(
     file, name = file or open_source(src), source_name(src)
     if not is_stream(file):
         interactions, skipped = read_interactions(file, name, columns=columns, more=more)
-        return _in_order(interactions), skipped, []
+        return in_order(interactions), skipped, []
     if columns:
         raise Usage(f"--column cannot be used with {name}, a stream, whose columns have fixed names. Leave it out.")
     if more:
         raise Corrupt(f"{name}: a stream has no column {more[0]!r}; rating, playtime and duration it may have. Give the table.")
     reader = open_stream(src, "interaction", made_by="kvtools convert", file=file)
-    return read_stream(reader), SkippedRows(), reader.head.history
+    read = read_stream(reader)
+    return replace(read, account=account_of(read, name)), SkippedRows(), reader.head.history
+
+
+def account_of(read: Interactions, name: str) -> Account:
+    """What is said of interactions that were read from a stream."""
+    roles = {"time": read.has_times, "rating": read.ratings is not None, "part": read.parts is not None}
+    columns = {role: role for role in (*(role for role, is_there in roles.items() if is_there), *read.extras)}
+    return account([TableAccount(name, "a stream", columns)], read, len(read.items), SkippedRows())
 
 
 def write_interactions(interactions: Interactions, writer: Writer) -> None:
@@ -71,17 +80,16 @@ def write_interactions(interactions: Interactions, writer: Writer) -> None:
     cuts = [*np.flatnonzero(np.diff(blocks, prepend=-1)).tolist(), n_users]
     columns = {"items": interactions.items, "times": interactions.times if interactions.has_times else None}
     columns |= {"ratings": interactions.ratings, "parts": interactions.parts, **interactions.extras}
-    strings = {"items": interactions.item_keys, **interactions.words}
+    strings = {name: Packed(keys) for name, keys in {"items": interactions.item_keys, **interactions.words}.items()}
+    numbering = {name: Renumbering(len(keys)) for name, keys in strings.items()}
+    users = Packed(interactions.user_keys)
     for first, last in pairwise(cuts):
         begin, end = interactions.offsets[[first, last]].tolist()
         tensors = {name: column[begin:end] for name, column in columns.items() if column is not None}
-        tensors |= {
-            "offsets": interactions.offsets[first : last + 1] - begin,
-            **pack("users", interactions.user_keys[first:last].tolist()),
-        }
+        tensors |= {"offsets": interactions.offsets[first : last + 1] - begin, **users.take("users", np.arange(first, last))}
         for name, keys in strings.items():
-            tensors[name], used = _by_appearance(tensors[name])
-            tensors |= pack(_STRINGS[name], keys[used].tolist())
+            tensors[name], used = numbering[name].by_appearance(tensors[name])
+            tensors |= keys.take(_STRINGS[name], used)
         try:
             writer.write(f"{writer.n_records:08d}", tensors)
         except ValueError as fault:
@@ -143,7 +151,7 @@ class _Gathered:
         offsets = np.concatenate([[0], np.cumsum(counts)])
         items = columns.get("items", np.empty(0, np.int32))
         has_times = "times" in columns
-        return _in_order(
+        return in_order(
             Interactions(
                 user_keys=np.array(list(self._users), np.dtypes.StringDType()),
                 item_keys=strings["items"],
@@ -175,7 +183,7 @@ def _columns(tensors: Tensors) -> dict[str, np.ndarray]:
         elif name == "parts":
             _require(name, (column >= TRAIN) & (column <= TEST), column, "and must be 0 (train), 1 (valid) or 2 (test)")
             columns[name] = column.astype(np.int8)
-        elif name in _EXTRAS:
+        elif name in (*_EXTRAS, "ratings"):
             _require(name, ~np.isinf(column), column, "and must be finite, or NaN where it is unknown")
         else:
             _require(name, np.isfinite(column), column, "and must be finite")
@@ -192,20 +200,27 @@ def _require(name: str, is_good: np.ndarray, column: np.ndarray, rule: str) -> N
         raise ValueError(f"{name}[{index}] is {column[index]}, {rule}")
 
 
-def _in_order(interactions: Interactions) -> Interactions:
+def in_order(interactions: Interactions) -> Interactions:
     """The same, with items, authors and tags numbered by their first appearance, and without those that do not appear."""
-    items, used = _by_appearance(interactions.items)
+    items, used = Renumbering(len(interactions.item_keys)).by_appearance(interactions.items)
     extras, words = dict(interactions.extras), dict(interactions.words)
-    for name in words:
-        extras[name], mine = _by_appearance(extras[name])
-        words[name] = words[name][mine]
+    for name, keys in list(words.items()):
+        extras[name], mine = Renumbering(len(keys)).by_appearance(extras[name])
+        words[name] = keys[mine]
     return replace(interactions, items=items, item_keys=interactions.item_keys[used], extras=extras, words=words)
 
 
-def _by_appearance(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int32 (n,): the numbers renumbered by first appearance; and the old number of each new one."""
-    used, first, sorted_n = np.unique(numbers, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    renumbered = np.empty(len(used), np.int32)
-    renumbered[order] = np.arange(len(used), dtype=np.int32)
-    return renumbered[sorted_n], used[order]
+class Renumbering:
+    """Numbers by first appearance, of arrays of numbers below a bound, one after another with the same memory."""
+
+    def __init__(self, bound: int) -> None:
+        self._first = np.full(bound, -1, np.int32)
+
+    def by_appearance(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int32 (n,): the numbers renumbered by first appearance; and the old number of each new one."""
+        # of equal indices the last one wins, so that from the end on the first appearance stays
+        self._first[numbers[::-1]] = np.arange(len(numbers) - 1, -1, -1, dtype=np.int32)
+        is_first = self._first[numbers] == np.arange(len(numbers), dtype=np.int32)
+        used = numbers[is_first]
+        self._first[used] = np.arange(len(used), dtype=np.int32)
+        return self._first[numbers], used

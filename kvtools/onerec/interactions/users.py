@@ -14,10 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kvtools.artifact import source_name
-from kvtools.artifact.columns import Column, ColumnReader, Table
+from kvtools.artifact.columns import Column, Table
 from kvtools.artifact.files import open_source
+from kvtools.artifact.tables import ColumnReader
 from kvtools.errors import Corrupt
-from kvtools.onerec.interactions.log import NAMES
+from kvtools.onerec.interactions.names import NAMES, find_column
 from kvtools.skipped import SkippedRows
 
 # ours: OneRec (arXiv 2506.13695) gives each feature of a user an embedding, and does not say how numbers are bucketed
@@ -103,7 +104,7 @@ def read_users(
     text = ColumnReader(file, name)
     if text.form == "sequence":
         raise Corrupt(f"{name}: this is no table of users. Give one with a header and more than one column.")
-    key = key or next((column for column in NAMES["user"] if column in text.types), None)
+    key = key or find_column("user", text.types, name=name)
     if key is None:
         raise Corrupt(f"{name}: there is no user column among {', '.join(text.types)}. Rename it {NAMES['user'][0]}.")
     if vocabularies is not None:

@@ -12,15 +12,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kvtools.artifact import source_name
-from kvtools.artifact.columns import ColumnReader
 from kvtools.artifact.delimited import as_utf8
 from kvtools.artifact.files import open_source
+from kvtools.artifact.tables import ColumnReader
 from kvtools.errors import Corrupt
-from kvtools.onerec.interactions.log import NAMES
+from kvtools.onerec.interactions.names import find_column
 from kvtools.onerec.items.words import words_of
 from kvtools.skipped import SkippedRows
 
-_ID_NAMES = ("item_id", "item", "id", "itemId", "movieId")
+_ID_NAMES = ("id",)
 _TITLE_NAMES = ("title", "movie_title", "item_title", "name")
 
 
@@ -124,7 +124,7 @@ def _read_table(
         raise Corrupt(f"{name}: this is neither JSON nor a table with a header. Give the items as one of the two.")
     types = table.types
     there = ", ".join(types)
-    key = key or next((column for column in _ID_NAMES if column in types), None)
+    key = key or find_column("item", types, name=name, names=_ID_NAMES)
     text = text or [column for column, kind in types.items() if kind == "token_seq" and column not in numeric]
     missing = next((column for column in (*text, *numeric) if column not in types), None)
     if key is None:
@@ -174,9 +174,8 @@ def read_titles(src: str) -> tuple[dict[str, str], SkippedRows]:
     Raises Corrupt where the column of the item or of the title is missing.
     """
     text = ColumnReader(open_source(src), source_name(src))
-    item, title = (
-        next((name for name in names if name in text.types), None) for names in ((*NAMES["item"], "id"), _TITLE_NAMES)
-    )
+    item = find_column("item", text.types, name=source_name(src), names=_ID_NAMES)
+    title = next((name for name in _TITLE_NAMES if name in text.types), None)
     if item is None or title is None:
         there = ", ".join(text.types) or "none"
         raise Corrupt(f"{source_name(src)}: the columns are {there}, and item_id and title are needed. Rename them.")

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 
@@ -38,9 +38,9 @@ class SemanticIds:
     fit: str | None = None  # the digest of the fit that the vectors came from, where it is known; see kvtools embed
 
     @classmethod
-    def open(cls, src: str) -> Self:
-        """From a `semantic-id` bag. Raises Corrupt for another artifact, and for codes that no codebook has."""
-        bag, name = open_bag(src, "semantic-id", made_by="kvtools semid-build"), source_name(src)
+    def open(cls, src: str, *, file: BinaryIO | None = None) -> Self:
+        """From a `semantic-id` bag. file: src already open. Raises Corrupt for another artifact, and for codes beyond them."""
+        bag, name = open_bag(src, "semantic-id", made_by="kvtools semid-build", file=file), source_name(src)
         fields, weights = bag.fields, {tensor: x for tensor, x in bag.tensors.items() if tensor.startswith("encoder.")}
         return cls.from_tensors(
             bag.tensors, name, config=fields["config"], report=fields.get("quality", {}), weights=weights,
@@ -88,6 +88,11 @@ class SemanticIds:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def n_distinct(self) -> int:
+        """How many different IDs there are."""
+        return len(np.unique(self.codes_NS, axis=0))
 
     @property
     def vocab_sizes(self) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ def test_columns_are_named(sh, top):
     (top / "odd.csv").write_text("who,what,when\nu,a,2\nu,b,1\nv,a,1\nv,b,2\nw,a,3\n")
     done = sh("kvtools convert --column user=who --column item=what --column time=when odd.csv -o odd.kvs")
     assert (done.code, done.err.count("\n")) == (0, 1)
-    assert "columns who (user), what (item), when (time). 5 rows read, 5 kept." in done.err
+    assert "columns who (user), what (item), when (time). 5 rows read, 5 kept (" in done.err
     assert "times I64(5)" in sh("kvtools info --records odd.kvs").out.decode()
 
 
@@ -103,7 +103,12 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
     assert done.err.splitlines() == [
         "kvtools convert: bad.csv: rows without user were left out, 1 in all (row 34).",
         "kvtools convert: bad.csv: rows whose time cannot be read were left out, 1 in all (row 35).",
-        TOLD.strip().replace("clicks.csv", "bad.csv").replace("33 rows read, 33 kept", "35 rows read, 33 kept (rows without user left out: 1; rows whose time cannot be read left out: 1; " "rows out of time order, sorted: 27)"),
+        TOLD.strip()
+        .replace("clicks.csv", "bad.csv")
+        .replace(
+            "33 rows read, 33 kept (",
+            "35 rows read, 33 kept (rows without user left out: 1; rows whose time cannot be read left out: 1; ",
+        ),
     ]
     assert sh("kvtools sum bad.kvs").out.split()[0] == sh("kvtools convert clicks.csv | kvtools sum -").out.split()[0]
     quiet = sh("kvtools convert -q bad.csv | kvtools check -").err

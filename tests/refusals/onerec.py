@@ -43,7 +43,6 @@ def furnish():
         "clicks.txt": "u1 i1 i2 i3\nu2 i4 i5 i6\n",
         "silent.json": json.dumps({str(n): [] for n in range(4)}),
         "strangers.json": json.dumps({"x": ["a", "b"], "y": ["a"]}),
-        "pipes.csv": "user|item|time\n1|2|3\n",
         "colons.csv": "1::2::3\n",
         "no-user.csv": "who,item_id\n1,2\n",
         "no-item.csv": "user_id,what\n1,2\n",
@@ -93,7 +92,7 @@ def streams():
         "late.kvs": stream("interaction", [log("0", times=array([5, 4, 3], "I64"))]),
         "user-twice.kvs": stream("interaction", [log("0"), log("1")]),
         "columns.kvs": stream("interaction", [log("0"), log("1", users=("c", "d"), times=array([1, 2, 3], "I64"))]),
-        "rating-nan.kvs": stream("interaction", [log("0", ratings=array([np.nan, 1, 2], "F32"))]),
+        "rating-inf.kvs": stream("interaction", [log("0", ratings=array([np.inf, 1, 2], "F32"))]),
         "authors.kvs": stream("interaction", [log("0", author=array([0, 0, 0], "I32"))]),
         "strange-pairs.kvs": stream("pair", [pairs("0", [[0, 1], [1, 0]], ("x", "y"))]),
         "four-pairs.kvs": stream("pair", [pairs("0", [[0, 1], [1, 0]], ("a", "b"))]),
@@ -146,7 +145,6 @@ kvtools embed keywords.json --text colour
 kvtools embed words.txt
 kvtools embed numbers.json --dim 64
 kvtools embed silent.json --dim 2
-kvtools convert pipes.csv
 kvtools convert colons.csv
 kvtools convert no-user.csv
 kvtools convert no-item.csv
@@ -162,7 +160,7 @@ kvtools pairs bad-items.kvs
 kvtools pairs late.kvs
 kvtools pairs user-twice.kvs
 kvtools pairs columns.kvs
-kvtools pairs rating-nan.kvs
+kvtools pairs rating-inf.kvs
 kvtools pairs authors.kvs
 kvtools pairs lonely.csv
 kvtools pairs unrated.csv --min-rating 3

@@ -160,8 +160,8 @@ def tables():
         "ragged.csv": "a,b,c\n1,2\n",
         "words.csv": "a,b\n1,x\n",
         "words.txt": "1 2 3\n1 x 3\n",
-        "long.tsv": "user_id\titem_id\n1\t2\n" + "3" * (1 << 24) + "\t4\n",
-        "long.csv": "user_id,item_id\n1,2\n" + "3" * (1 << 24) + ",4\n",
+        "long.tsv": "user_id\titem_id\n1\t2\n" + "3" * (3 << 23) + "\t4\n",
+        "long.csv": 'user_id,item_id\n1,2\n3,"' + "4\n" * (3 << 22),
         "list-quote.txt": 'a,"b\nc\n',
     }
 

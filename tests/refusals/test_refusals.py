@@ -28,6 +28,7 @@ SECTIONS = {
     "endpoint": "Servers that answer questions; benchmarks",
     "alignment": "Rewards, rollouts, pairs of answers, and training by them",
     "kcmm": "KC-MMBench",
+    "rec_files": "Interactions and semantic IDs in files of other programs",
     "onerec": "Items, interactions, semantic IDs, recommendations",
     "rl_onerec": "Reinforcement learning of recommenders",
     "etree": "Devices, networks, trees, training over them",

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kvtools.artifact import source_name
-from kvtools.artifact.columns import ColumnReader
 from kvtools.artifact.delimited import lines_of, read_text
 from kvtools.artifact.files import open_source
+from kvtools.artifact.tables import ColumnReader
 from kvtools.errors import Corrupt
 from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import NAMES

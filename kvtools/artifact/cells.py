@@ -94,7 +94,7 @@ def numbers(cells: Any, scale: Scale | None = None) -> tuple[np.ndarray, np.ndar
 
 
 def numbers_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, Scale]:
-    """What `numbers` gives for a list of cells."""
+    """What `numbers` gives for a list of n cells: values (n,), bool (n,), and the scale."""
     return numbers(pa.array(list(texts), pa.string()))
 
 

@@ -84,6 +84,15 @@ def text_of(file: BinaryIO, encoding: str = "utf-8") -> BinaryIO:
     return file if is_utf8 else encoded_as_utf8(file, encoding, "replace")
 
 
+def is_encoding(name: str) -> bool:
+    """Whether Python knows an encoding of this name."""
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        return False
+    return True
+
+
 def encoded_as_utf8(file: BinaryIO, encoding: str, errors: str = "strict") -> BinaryIO:
     """Text of an encoding as UTF-8, piece by piece; file is left open. errors: as of bytes.decode."""
     return cast("BinaryIO", io.BufferedReader(_Encoded(file, encoding, errors), 1 << 16))

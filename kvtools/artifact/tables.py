@@ -52,7 +52,7 @@ class Batch:
     left_out: list[int]
 
     def rows(self, indices: np.ndarray) -> list[int]:
-        """The rows of the file, from 0, of these rows of the batch, in order."""
+        """The rows of the file, from 0, of these rows of the batch, int64 (m,), in order."""
         numbers = np.arange(self.first, self.first + self.n_rows + len(self.left_out))
         kept = np.delete(numbers, np.array(self.left_out, np.int64) - self.first) if self.left_out else numbers
         return [int(row) for row in kept[indices]]

@@ -1,6 +1,5 @@
 """`kvtools convert`: files of other tools to artifacts, and models back."""
 
-import codecs
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -71,6 +70,7 @@ def main(
     that ends in / becomes a directory again.
     """
     from kvtools.artifact import Reader, is_bag, is_stream, source_name
+    from kvtools.artifact.containers import is_encoding
     from kvtools.artifact.files import open_seekable
     from kvtools.errors import Corrupt
     from kvtools.onerec.interactions.files import Layout, holds, open_all
@@ -85,7 +85,7 @@ def main(
     opt.refuse_if(
         (is_model and is_table, f"{_TABLE_OPTIONS} are of no use with a model. Leave them out."),
         (is_model and to, "--to is of use with semantic IDs only. Leave it out."),
-        (not _is_encoding(encoding), f"--encoding {encoding} is unknown. Give a name that Python knows, as latin-1 or gbk."),
+        (not is_encoding(encoding), f"--encoding {encoding} is unknown. Give a name that Python knows, as latin-1 or gbk."),
     )
     if is_model:
         return _convert_model(run, src, opt.parse_size(file_size, "--file-size"))
@@ -167,14 +167,6 @@ def _convert_ids(run: opt.Invocation, src: str, file: BinaryIO, to: Literal["ind
         sink.write([f"{line}\n".encode() for line in written(ids, to)])
         sink.commit()
     return code
-
-
-def _is_encoding(name: str) -> bool:
-    try:
-        codecs.lookup(name)
-    except LookupError:
-        return False
-    return True
 
 
 def _convert_model(run: opt.Invocation, src: str, file_bytes: int) -> int:

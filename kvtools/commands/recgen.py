@@ -53,7 +53,7 @@ def main(
         Literal["popular", "co-occurrence"] | None, opt.option("Recommend by counts instead of a model.")
     ] = None,
     items: Annotated[
-        str | None, opt.value("IDS", "Item catalogue for --baseline; with --model, checked to be the one it was trained with.")
+        str | None, opt.value("IDS", "Item catalogue of --baseline; with --model its own, or one with later items.")
     ] = None,
     within: Annotated[
         Literal["popular", "recent", "random"], opt.option("How items of one ID share its probability.")

@@ -429,7 +429,8 @@ def test_ids_that_the_model_was_not_trained_with_are_refused(shop, ask, capfd):
     done = say(f"{ASK} --items other.ids --json", capfd)
     assert (done.code, done.out) == (65, b"")
     assert done.err == (
-        "kvtools recgen: m.safetensors: this model was trained with other IDs than those of other.ids. Give its own IDs.\n"
+        "kvtools recgen: m.safetensors: this model was trained with other IDs than those of other.ids. Give its own IDs, or "
+        "these with later items appended by kvtools semid-build --codebook --append.\n"
     )
     number_ids(shop / "elsewhere.ids", [f"x{n}" for n in range(40)], 1)
     assert say(f"{ASK} --items elsewhere.ids --json", capfd).code == 65

@@ -4,11 +4,15 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from shop import TRAIN, clicks_of, furnish, inside, say
+
+from kvtools.artifact.files import Sink
+from kvtools.onerec.semantic_ids.ids import SemanticIds
 
 N_USERS = 30
 RANKS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
@@ -185,3 +189,32 @@ def test_figures_beyond_twenty_are_given_where_they_are_asked_for(shop, capfd):
     assert {"ndcg@35", "id_hr@35"} <= set(line)
     done = say(f"{COUNT} clicks.csv --evaluate test -k 35", capfd)
     assert "hr@35" in done.out.decode().splitlines()[0]
+
+
+@pytest.mark.parametrize("options", ["", "--near 3", "--architecture item_scores=0 --architecture item_table=0"])
+def test_items_that_came_after_training_are_recommended_by_their_codes(shop, capfd, options):
+    assert say(f"{TRAIN} --steps 20 --lr 1e-2 {options} -o m.safetensors").code == 0
+    ids = SemanticIds.open("items.ids")
+    keys = np.append(ids.keys, np.array(["new 1", "new 2"], np.dtypes.StringDType()))
+    codes = np.concatenate([ids.codes_NS, ids.codes_NS[:1], [[3, 7, 7]]]).astype(np.int32)  # the ID of i0, and one of its own
+    replace(ids, keys=keys, codes_NS=codes).save(Sink("longer.ids"), history=[])
+    ask = "kvtools recgen --model m.safetensors clicks.csv -k 42 --beam 64 --keep-seen --json"
+    done = say(f"{ask} --items longer.ids", capfd)
+    assert done.err == (
+        "kvtools recgen: longer.ids: 2 items came after the training of m.safetensors, which knows them by their codes alone.\n"
+    )
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    exact = [json.loads(line) for line in say(f"{ask} --items longer.ids --exact", capfd).out.splitlines()]
+    before = [json.loads(line) for line in say(ask, capfd).out.splitlines()]
+    assert [line["items"] for line in lines] == [line["items"] for line in exact]
+    for line in lines:
+        assert set(line["items"]) == set(keys.tolist())
+        assert line["items"].index("new 1") > line["items"].index("i0"), "which people have taken"
+    old = [[item for item in line["items"] if not item.startswith("new")] for line in lines]
+    places = [[abs(a.index(item) - b["items"].index(item)) for item in a] for a, b in zip(old, before, strict=True)]
+    assert np.mean(places) < 2, "the old items keep about their order"
+    (shop / "more.csv").write_text("user_id,item_id,timestamp,rating\nu1,i1,1,2\nu1,new 2,2,3\nu1,i3,4,5\n")
+    assert say("kvtools recgen --model m.safetensors --items longer.ids more.csv -k 3 --beam 64 -q --json", capfd).err == ""
+    other = say("kvtools recgen --model m.safetensors --items other.ids clicks.csv --json", capfd)
+    assert other.code == 65
+    assert "Give its own IDs, or these with later items appended by kvtools semid-build --codebook --append." in other.err

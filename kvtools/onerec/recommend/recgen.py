@@ -35,6 +35,7 @@ from kvtools.onerec.recommend.predictions import read_predictions
 from kvtools.onerec.recommend.query import CHUNK, Query, Recommendations, held_out
 from kvtools.onerec.recommend.recommend import Recommender, SearchOptions
 from kvtools.onerec.run.checkpoint import Checkpoint
+from kvtools.onerec.run.longer_catalogue import with_later_items
 from kvtools.onerec.semantic_ids.ids import SemanticIds, one_id_each
 from kvtools.progress import Ticker
 from kvtools.skipped import SkippedRows
@@ -203,9 +204,14 @@ class RecgenRun:
         checkpoint, name = Checkpoint.open(model), source_name(model)
         self._check_table(name, checkpoint)
         self.history.append(checkpoint.history)
+        if self._items and self._catalogue.digest != checkpoint.ids.digest:
+            n_known = len(checkpoint.ids)
+            checkpoint = with_later_items(checkpoint, self._catalogue, name, self._items)
+            n_later = len(checkpoint.ids) - n_known
+            self._log(
+                f"{self._items}: {n_later:,} items came after the training of {name}, which knows them by their codes alone."
+            )
         ids = checkpoint.ids
-        if self._items and self._catalogue.digest != ids.digest:
-            raise Corrupt(f"{name}: this model was trained with other IDs than those of {self._items}. Give its own IDs.")
         histories = self._join(ids, name, checkpoint.encoder)
         batcher = self._batcher(checkpoint, histories)
         if calibrate:

@@ -119,6 +119,8 @@ def main(
             raise Corrupt(f"{source.name if source else embeddings}: {fault}. Give {remedy}.") from None
     if not ids or not source:
         return 0
+    if old and old.fit is not None and source.fit is None:
+        run.info(f"{source.name}: nothing tells whether its vectors are of fit {old.fit}, as those of {codebook} are.")
     before = [source.history, old.history if old else []]
     ids.save(run.sink(), history=run.history(before))
     figures = {**ids.report, "seconds": round(time.monotonic() - begun, 3)}

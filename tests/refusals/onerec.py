@@ -59,8 +59,9 @@ def furnish():
     })  # fmt: skip
     streams()
     fitted = Head("embedding", [], {"fit": {"digest": "0" * 24, "mean": [], "deviation": []}})
-    with Writer(Sink("half-fitted.kvs"), fitted, level=0) as writer:
-        writer.write("0", {"vectors": np.ones((1, 3), np.float32), **pack("keys", ["a"])})
+    for name in ("half-fitted.kvs", "other-fit.kvs"):
+        with Writer(Sink(name), fitted, level=0) as writer:
+            writer.write("0", {"vectors": np.ones((1, 3), np.float32), **pack("keys", ["a"])})
     ids()
     models()
 
@@ -189,14 +190,14 @@ kvtools semid-build four.kvs --codes 2 --pairs four-pairs.kvs
 kvtools semid-build items.kvs --codes 8 --pairs pairs.kvs --captions strangers.json
 kvtools semid-build items.kvs --codebook fleet.devices
 kvtools semid-build later-wide.npy --keys later.txt --codebook items.ids
-kvtools semid-build later-wide.npy --keys later.txt --codebook items.ids --other-fit
 kvtools semid-build items.kvs --other-fit
+kvtools semid-build other-fit.kvs --codebook items.ids
 kvtools embed keywords.json --like items.kvs --dim 3
 kvtools embed keywords.json --like four.kvs
 kvtools embed keywords.json --like half-fitted.kvs
-kvtools semid-build later-wide.npy --keys later.txt --codebook vae.ids --other-fit
-kvtools semid-build later.npy --keys later.txt --codebook items.ids --append --other-fit
-kvtools semid-build later.npy --keys later.txt --codebook narrow.ids --append --collisions extend --other-fit
+kvtools semid-build later-wide.npy --keys later.txt --codebook vae.ids
+kvtools semid-build later.npy --keys later.txt --codebook items.ids --append
+kvtools semid-build later.npy --keys later.txt --codebook narrow.ids --append --collisions extend
 SLURM_JOB_END_TIME=1 kvtools semid-build items.kvs --codes 8 -o stopped.ids
 kvtools semid-build items.kvs --codes 9 -o stopped.ids
 kvtools semid-build other.npy --keys other.txt --codes 8 -o stopped.ids

@@ -65,11 +65,10 @@ def assign(ids: SemanticIds, name: str, source: VectorSource, *, device: str, re
 
 
 def require_same_fit(ids: SemanticIds, name: str, source: VectorSource) -> None:
-    """Raise Corrupt where the vectors are not of the fit that the IDs were made from: their dimensions mean something else.
-    Where the IDs do not know their fit, none is required. name: what messages call the IDs."""
-    if ids.fit is not None and source.fit != ids.fit:
-        theirs = f"those of {source.name} are of fit {source.fit}" if source.fit else f"{source.name} does not tell its fit"
+    """Raise Corrupt where the vectors are known not to be of the fit that the IDs were made from: their dimensions mean
+    something else. name: what messages call the IDs."""
+    if ids.fit is not None and source.fit is not None and source.fit != ids.fit:
         raise Corrupt(
-            f"{name}: its vectors are of fit {ids.fit}, and {theirs}. Make the new ones with kvtools embed --like, or give "
-            "--other-fit to assign codes anyway."
+            f"{name}: its vectors are of fit {ids.fit}, and those of {source.name} are of fit {source.fit}. Make the new ones "
+            "with kvtools embed --like, or give --other-fit to assign codes anyway."
         )

@@ -62,7 +62,7 @@ def main(
     from kvtools.onerec.items.vectors import VectorSource
     from kvtools.onerec.semantic_ids.align import AlignConfig
     from kvtools.onerec.semantic_ids.aligned_vectors import AlignedSource
-    from kvtools.onerec.semantic_ids.assign import assign, require_same_fit
+    from kvtools.onerec.semantic_ids.assign import assign, note_on_fit
     from kvtools.onerec.semantic_ids.fit import METHODS, Fitting, SemidRecipe, TooFewVectors
     from kvtools.onerec.semantic_ids.ids import SemanticIds
     from kvtools.onerec.semantic_ids.rqkmeans import OtherVectors
@@ -96,14 +96,14 @@ def main(
     begun = time.monotonic()
     old = SemanticIds.open(codebook) if codebook else None
     source: VectorSource | None = None
+    fit_note = ""
     if aligning and pairs and world.is_root:
         source = AlignedSource(embeddings, keys, pairs, captions, aligning, seed, quiet=run.quiet)
     elif world.is_root:
         source = VectorSource(embeddings, keys, taken=old.keys if old and append else None)
     if old and source:
         remedy = "Give --collisions keep or nearest." if collisions == "extend" else "Give --collisions extend."
-        if not other_fit:
-            require_same_fit(old, source_name(codebook or ""), source)
+        fit_note = note_on_fit(old, source_name(codebook or ""), source, is_other_allowed=other_fit)
         with raising(Corrupt, source_name(codebook or ""), remedy):
             ids: SemanticIds | None = assign(old, codebook or "", source, device=on, remedy=collisions, is_appended=append)
     else:
@@ -119,12 +119,12 @@ def main(
             raise Corrupt(f"{source.name if source else embeddings}: {fault}. Give {remedy}.") from None
     if not ids or not source:
         return 0
-    if old and old.fit is not None and source.fit is None:
-        run.info(f"{source.name}: nothing tells whether its vectors are of fit {old.fit}, as those of {codebook} are.")
     before = [source.history, old.history if old else []]
     ids.save(run.sink(), history=run.history(before))
     figures = {**ids.report, "seconds": round(time.monotonic() - begun, 3)}
     run.write_report(report, figures)
     if as_json:
         run.print_json(figures)
+    if fit_note:
+        run.info(fit_note)
     return source.skipped.report(source.name, run.log, strict=False)

@@ -72,7 +72,7 @@ class Checkpoint:
             "counts.near.indptr": cooccurrence.damped_II.indptr.astype(np.int64),
         }
         if self.trained_on is not None:
-            tensors["counts.trained_on"] = self.trained_on
+            tensors["counts.trained_on"] = self.trained_on.view(np.uint8).reshape(-1, 8)
         fields = {
             "system": _SYSTEM,
             "architecture": self.model.config.to_json(),
@@ -117,7 +117,8 @@ def _read(bag: Bag, name: str) -> Checkpoint:
     counts = ItemCounts(np.array(tensors["counts.popularity"]), np.array(tensors["counts.latest"]), cooccurrence)
     model.eval()
     seed = int(fields.get("seed", fields["config"].get("seed", 0)))
-    trained_on = np.array(tensors["counts.trained_on"]) if "counts.trained_on" in tensors else None
+    pairs = tensors.get("counts.trained_on")
+    trained_on = None if pairs is None else np.array(pairs).reshape(-1).view(np.int64)
     return Checkpoint(
         model, ids, encoder, vocabularies, counts, fields["pathways"], fields["config"], bag.history, seed, trained_on
     )

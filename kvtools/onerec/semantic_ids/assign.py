@@ -64,11 +64,19 @@ def assign(ids: SemanticIds, name: str, source: VectorSource, *, device: str, re
     return SemanticIds(keys, codes_NS, ids.codebooks_LKD, ids.config, report, ids.weights, ids.encoder, fit=ids.fit)
 
 
-def require_same_fit(ids: SemanticIds, name: str, source: VectorSource) -> None:
-    """Raise Corrupt where the vectors are known not to be of the fit that the IDs were made from: their dimensions mean
-    something else. name: what messages call the IDs."""
-    if ids.fit is not None and source.fit is not None and source.fit != ids.fit:
+def note_on_fit(ids: SemanticIds, name: str, source: VectorSource, *, is_other_allowed: bool) -> str:
+    """A note where nothing tells whether the vectors are of the fit that the IDs were made from, else an empty one.
+
+    name: what messages call the IDs. Raises Corrupt where they are of another fit, whose dimensions mean something else, unless
+    that is allowed.
+    """
+    if ids.fit is None or source.fit == ids.fit:
+        return ""
+    if source.fit is None:
+        return f"{source.name}: nothing tells whether its vectors are of fit {ids.fit}, as those of {name} are."
+    if not is_other_allowed:
         raise Corrupt(
             f"{name}: its vectors are of fit {ids.fit}, and those of {source.name} are of fit {source.fit}. Make the new ones "
             "with kvtools embed --like, or give --other-fit to assign codes anyway."
         )
+    return ""

@@ -3,7 +3,9 @@
 One declaration serves parsing, `--help`, `--describe` and the man pages. Imports nothing heavy: every `--help` loads it.
 """
 
+import math
 import tomllib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import typer
@@ -47,6 +49,7 @@ Output = Annotated[str, value("DST", "Where to write; - is stdout.", "-o", "--ou
 Seed = Annotated[int, value("N", "Random seed.", "--seed", least=0)]
 ReportFile = Annotated[str | None, value("FILE", "Write the report to FILE as JSON.", "--report")]
 LogFile = Annotated[str | None, value("FILE", "Append the training curve to FILE as JSON Lines.", "--log")]
+TensorBoard = Annotated[str | None, value("DIR", "Write the training curve for TensorBoard, too, into DIR.", "--tensorboard")]
 KeysFile = Annotated[str | None, value("FILE", "Keys of the rows of an .npy: one per line, or a JSON list.", "--keys")]
 Columns = Annotated[
     list[str] | None, value("ROLE=COL", "Read a role (user, item, time, …) from column COL; may be repeated.", "--column")
@@ -113,6 +116,10 @@ Modes = Annotated[
     str | None,
     value("MODE:SHARE,...", "Ask prompts in these modes, as think:1,no_think:1,auto:1. Default: each in its own.", "--modes"),
 ]
+RepetitionPenalty = Annotated[
+    float, value("X", "Divide the logits of tokens that the prompt or the answer has by X; 1 is none.", "--repetition-penalty")
+]
+StopTexts = Annotated[list[str] | None, value("TEXT", "End an answer before TEXT; may be repeated.", "--stop")]
 Group = Annotated[int, value("N", "Answers to each prompt.", "--group", least=1)]
 MaxNew = Annotated[int, value("N", "Most tokens of an answer.", "--max-new", least=1)]
 Overlong = Annotated[
@@ -176,6 +183,21 @@ COMMON: dict[str, tuple[Any, object]] = {
     "quiet": (Annotated[bool, option("No progress and no notes; errors are still printed.", "-q", "--quiet")], False),
     "verbose": (Annotated[bool, option("Print more, and a traceback for an unexpected error.", "-v", "--verbose")], False),
 }
+
+
+def sampling_rules(
+    temperature: float, top_p: float, repetition_penalty: float, stops: Sequence[str] | None
+) -> tuple[tuple[bool, str], ...]:  # fmt: skip
+    """The rules of these options, for refuse_if."""
+    return (
+        (not 0 <= temperature < math.inf, f"--temperature {temperature:g} is below 0. Give 0 or more."),
+        (not 0 < top_p <= 1, f"--top-p {top_p:g} is out of range. Give a number above 0 and at most 1."),
+        (
+            not 0 < repetition_penalty < math.inf,
+            f"--repetition-penalty {repetition_penalty:g} is not above 0. Give a finite number above 0.",
+        ),
+        ("" in (stops or ()), "--stop is empty. Give a text."),
+    )
 
 
 def load_recipe(ctx: typer.Context, src: str | None) -> str | None:

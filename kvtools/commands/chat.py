@@ -21,7 +21,7 @@ EXAMPLES = [
 EXIT_CODES = (0, 2, 65, 66, 74, 141)
 SEE_ALSO = ("kvtools pretrain keye", "kvtools tokenize-video", "kvtools convert", "kvtools-stream(5)")
 GROUPS = {
-    "Sampling": ("--greedy", "--temperature", "--top-k", "--top-p", "--seed"),
+    "Sampling": ("--greedy", "--temperature", "--top-k", "--top-p", "--repetition-penalty", "--stop", "--seed"),
     "Pictures and videos": ("--fps", "--frames", "--frame-tokens", "--max-tokens"),
 }
 
@@ -48,6 +48,8 @@ def main(
     temperature: Annotated[float, opt.value("X", "Sampling temperature; 0 is greedy.")] = 0.6,
     top_k: Annotated[int, opt.value("N", "Sample from the N most probable tokens; 0 is all.", least=0)] = 20,
     top_p: Annotated[float, opt.value("P", "Sample from the fewest tokens with a total probability of P.")] = 0.95,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    stops: opt.StopTexts = None,
     max_new: Annotated[int, opt.value("N", "Most tokens of an answer.", least=1)] = 1024,
     fps: Annotated[float, opt.value("RATE", "Frames per second taken from a video.")] = 2.0,
     frames: Annotated[int | None, opt.value("N", "Take N frames of each video instead.", least=1)] = None,
@@ -83,8 +85,7 @@ def main(
         (model is None, opt.NO_MODEL),
         (agentic and mode != "auto", f"--mode {mode} does not go with --agentic, which is a mode itself. Leave one out."),
         (not 0 < fps < float("inf"), f"--fps {fps:g} is not above 0. Give a finite number above 0."),
-        (not 0 <= temperature < float("inf"), f"--temperature {temperature:g} is below 0. Give 0 or more."),
-        (not 0 < top_p <= 1, f"--top-p {top_p:g} is out of range. Give a number above 0 and at most 1."),
+        *opt.sampling_rules(temperature, top_p, repetition_penalty, stops),
         (
             not has_question and not sys.stdin.isatty(),
             "QUESTION is missing. Give it in quotes after the files, or - to read questions from stdin, one a line.",
@@ -96,7 +97,10 @@ def main(
     frame_range = None if frame_tokens is None else opt.parse_range(frame_tokens, "--frame-tokens")
     torch_device, precision = resolve_device(device, dtype)
     keep_freed_memory()
-    generation = GenerationConfig(0.0 if greedy else temperature, top_k, top_p, max_new, "agentic" if agentic else mode, seed)
+    generation = GenerationConfig(
+        0.0 if greedy else temperature, top_k, top_p, max_new, "agentic" if agentic else mode, seed, repetition_penalty,
+        tuple(stops or []),
+    )  # fmt: skip
     keye, template, weights = open_checkpoint(model or "", tokenizer, device=torch_device, dtype=precision)
     limits = Limits.of_model(weights).narrowed(max_tokens, frame_range, run.warn)
     before: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]

@@ -41,6 +41,9 @@ def main(
     media: opt.Media = None,
     ratio: Annotated[str | None, opt.value("A,B,...", "Mixing weights of the inputs. Default: as they are.")] = None,
     valid: Annotated[str | None, opt.value("DATA", "Held-out conversations for validation after each epoch.")] = None,
+    valid_every: Annotated[
+        str | None, opt.value("DURATION", "Validate every so many steps, too, as 500, 1% or 1e6tok; needs --valid.")
+    ] = None,
     steps: opt.Steps = "3ep",
     lr: Annotated[float | None, opt.value("X", "Peak learning rate. Default: the stage's, less for wide models.")] = None,
     batch_tokens: Annotated[int, opt.value("N", "Tokens per step, visual tokens included.", least=2)] = 8192,
@@ -54,6 +57,7 @@ def main(
     training: opt.Overrides = None,
     state: opt.StateDir = None,
     log: opt.LogFile = None,
+    tensorboard: opt.TensorBoard = None,
     peak: opt.Peak = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
@@ -79,6 +83,7 @@ def main(
     from kvtools.keye.run import setup
     from kvtools.keye.run.recipe import TrainingRecipe, default_length
     from kvtools.keye.run.training_data import open_training_data
+    from kvtools.train.board import require_tensorboard
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.loop import Trainer, log_run, resume_run
     from kvtools.train.resume import train_state
@@ -86,7 +91,7 @@ def main(
     recipe = TrainingRecipe(
         stage=stage, size=size, architecture=architecture or [], steps=steps, lr=lr, batch_tokens=batch_tokens,
         length=default_length(batch_tokens) if length is None else length, ratio=ratio, training=training or [], seed=seed,
-        frame_tokens=frame_tokens, max_tokens=max_tokens, lora=lora,
+        frame_tokens=frame_tokens, max_tokens=max_tokens, lora=lora, valid_every=valid_every,
     )  # fmt: skip
     if run.print_config:
         return run.print_recipe(recipe.to_json())
@@ -95,9 +100,11 @@ def main(
     run.refuse_shared_stdin(*sources, valid)
     opt.refuse_if(
         (valid is None and recipe.is_judged, "--training patience needs --valid DATA. Give both or neither."),
+        (valid is None and valid_every is not None, "--valid-every needs --valid DATA. Give both or neither."),
         (lora is not None and len(init or []) != 1, "--lora adapts a model. Give one whole Keye-VL with --init."),
         (lora is not None and run.output == "-", "--lora writes a folder, and none is named. Give -o FOLDER."),
     )
+    require_tensorboard(tensorboard)
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
     run.refuse_existing(is_directory=lora is not None)
     folder = state or state_folder(run.output)
@@ -120,7 +127,7 @@ def main(
         steps_done = opened.strictly(trainer.run(stop)) if run.strict else trainer.run(stop)
         log_run(
             trainer, steps_done, label="pretrain keye", log_file=log, log=run.info, quiet=run.quiet, verbose=run.verbose,
-            stage=stage,
+            tensorboard=tensorboard, stage=stage,
         )  # fmt: skip
         code: int = world.max(report())
     if not world.is_root:

@@ -23,9 +23,11 @@ _GROUP_ROWS = 2048  # by classes: more rows leave few classes per chunk, fewer m
 
 
 def linear_cross_entropy(
-    hidden_SD: Tensor, weight_VD: Tensor, targets_S: Tensor, *, rows: int | None = None, classes: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sum of the losses of softmax(hidden @ weight.T) against targets, and the number of correct predictions.
+    hidden_SD: Tensor, weight_VD: Tensor, targets_S: Tensor, *, rows: int | None = None, classes: int | None = None,
+    uncounted: int = IGNORED,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Sum of the losses of softmax(hidden @ weight.T) against targets, and the number of correct predictions, in which those of
+    the target `uncounted` are left out.
 
     hidden_SD: float (S, D). weight_VD: float (V, D). targets_S: int64 (S,) in [0, V), or IGNORED. rows or classes: how many at
     a time, in place of what suits the sizes. Returns two float32 scalars (float64 for float64 weights), of which the first has
@@ -44,15 +46,16 @@ def linear_cross_entropy(
     if rows is None and classes is None and n_fitting < min(_CHUNK_ROWS, len(targets)):
         classes = max(1, _CHUNK // min(_GROUP_ROWS, len(targets)))
     return _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call,no-any-return]
-        hidden, weight_VD, targets, rows or min(_CHUNK_ROWS, n_fitting), classes, dtype
+        hidden, weight_VD, targets, rows or min(_CHUNK_ROWS, n_fitting), classes, dtype, uncounted
     )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_SD: Tensor, weight_VD: Tensor, targets_S: Tensor, rows: int, classes: int | None, dtype: torch.dtype
-    ) -> Any:
+        ctx: Any, hidden_SD: Tensor, weight_VD: Tensor, targets_S: Tensor, rows: int, classes: int | None, dtype: torch.dtype,
+        uncounted: int,
+    ) -> Any:  # fmt: skip
         exact = torch.promote_types(dtype, torch.float32)
         of_hidden, of_weight = ctx.needs_input_grad[:2]
         loss, n_correct = (torch.zeros((), dtype=exact, device=hidden_SD.device) for _ in range(2))
@@ -62,6 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(hidden_SD) if of_hidden else None,
             # sums over chunks stay in full precision: bfloat16 would lose small terms against a large sum
             torch.zeros_like(weight_VD, dtype=exact) if of_weight else None,
+            uncounted,
         )
         with torch.autocast(hidden_SD.device.type, enabled=False):
             weight, n_rows = weight_VD.to(dtype), rows if classes is None else _GROUP_ROWS
@@ -84,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = gradients[0]
         if scale != 1:  # it is 1 for a sum of losses, whose gradients need no second copy
             hidden_grad, weight_grad = (x if x is None else x * scale.to(x.dtype) for x in (hidden_grad, weight_grad))
-        return hidden_grad, None if weight_grad is None else weight_grad.to(ctx.weight_dtype), None, None, None, None
+        return hidden_grad, None if weight_grad is None else weight_grad.to(ctx.weight_dtype), None, None, None, None, None
 
 
 class _Sums(NamedTuple):
@@ -94,6 +98,7 @@ class _Sums(NamedTuple):
     n_correct: Tensor
     hidden_grad: Tensor | None
     weight_grad: Tensor | None
+    uncounted: int  # a target whose predictions n_correct leaves out
 
     @property
     def has_gradients(self) -> bool:
@@ -106,7 +111,7 @@ def _add_rows(hidden_SD: Tensor, weight_VD: Tensor, targets_S: Tensor, sums: _Su
     of_target, largest = logits.gather(1, targets_S[:, None]).squeeze(1), logits.amax(1)
     softmax, logsum = _softmax(logits, largest)
     sums.loss.add_((logsum - of_target).sum())
-    sums.n_correct.add_((of_target >= largest).sum())
+    sums.n_correct.add_(((of_target >= largest) & (targets_S != sums.uncounted)).sum())
     if sums.has_gradients:
         softmax[torch.arange(len(targets_S), device=targets_S.device), targets_S] -= 1
         _add_gradients(hidden_SD, weight_VD, softmax, sums.hidden_grad, sums.weight_grad)
@@ -128,7 +133,7 @@ def _add_classes(hidden_SD: Tensor, weight_VD: Tensor, targets_S: Tensor, sums: 
         logsum.copy_(_softmax(logits, top)[1])
     whole = logsums.logsumexp(0)
     sums.loss.add_((whole - of_target).sum())
-    sums.n_correct.add_((of_target >= tops.amax(0)).sum())
+    sums.n_correct.add_(((of_target >= tops.amax(0)) & (targets_S != sums.uncounted)).sum())
     if not sums.has_gradients:
         return
     for begin, fraction in zip(begins, (logsums - whole).exp_(), strict=True):

@@ -25,6 +25,7 @@ from kvtools.artifact.training_log import TrainingLog
 from kvtools.chance import seed_for
 from kvtools.errors import Fault, Stopped
 from kvtools.progress import Ticker
+from kvtools.train.board import Board
 from kvtools.train.gradients import gradients_of, set_gradients, sum_over_ranks
 from kvtools.train.lr_schedule import LrSchedule
 from kvtools.train.peak_flops import measured_peak
@@ -41,7 +42,8 @@ class Loss:
     """The loss of a microbatch, summed over what it counts.
 
     total: float32 scalar, to be differentiated. count: over how many terms it is summed. logged: more sums over the same terms,
-    which the log shows as means. tokens: how many went in. flops: of the products, forward and backward.
+    which the log shows as means; NAME_of among them says over how many terms NAME is summed, where they are others. tokens: how
+    many went in. flops: of the products, forward and backward.
     """
 
     total: Tensor
@@ -94,6 +96,7 @@ class Plan:
     save_every: int = 0  # steps between states saved within an epoch, for what gives no warning; 0: none
     validates_first: bool = False  # whether the weights that the run begins with are validated too, and may be the best
     adds_in_order: bool = False  # whether gradients are added as one rank would: an exchange a microbatch, not a step
+    validate_every: int = 0  # steps between validations within an epoch, beside those at its end; 0: none
     lr_factors: dict[str, float] = field(default_factory=dict)  # prefix of names -> factor of the rate; the longest that fits
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -163,6 +166,9 @@ class Trainer:
                     break
                 yield self._step(batch)
                 at.batch, at.step = number + 1, at.step + 1
+                is_due = self.plan.validate_every and at.step % self.plan.validate_every == 0 and at.step < self.plan.n_steps
+                if is_due and (validation := self._validate()) is not None:  # before a stop, which saves what it found
+                    yield TrainStep(at.step, at.epoch, {}, validation)
                 if self._world.any(stop):
                     raise self._stopped()
                 if self.plan.save_every and at.step % self.plan.save_every == 0:
@@ -228,7 +234,7 @@ class Trainer:
 
     def _update(self, batch: Any, sums: dict[str, float], count: float) -> dict[str, float]:
         """Step the optimiser by the mean gradient over all ranks; returns the metrics."""
-        metrics = {name: value / count for name, value in sums.items()}
+        metrics = {name: value / (sums.get(f"{name}_of") or count) for name, value in sums.items() if not name.endswith("_of")}
         self._require_finite("loss", metrics.values(), batch)
         self._average_gradients(count)
         metrics["grad_norm"] = float(nn.utils.clip_grad_norm_(self._parameters, self.plan.clip))
@@ -292,21 +298,25 @@ def resume_run(run: Trainer, folder: str | None, *, start_over: bool, log: Calla
 
 def log_run(
     run: Trainer, steps: Iterable[TrainStep], *, label: str, log_file: str | None, log: Callable[[str], None], quiet: bool,
-    verbose: bool, **fields: object,
+    verbose: bool, tensorboard: str | None = None, **fields: object,
 ) -> None:  # fmt: skip
     """Go through the steps of a run; rank 0 shows progress unless `quiet`, and logs validations if `verbose`.
 
-    log_file: gets a line of JSON per step and per epoch, each with `fields`.
+    log_file: gets a line of JSON per step and per epoch, each with `fields`. tensorboard: a folder that gets the same numbers.
     """
     n_left = run.plan.n_steps - run.progress.step
     ticker = Ticker(total=n_left, unit="steps", label=label, quiet=quiet or not run.is_root)
     at = run.progress.step if run.is_resumed else None
-    with TrainingLog(log_file if run.is_root else None, at=at) as curve:
+    with (
+        TrainingLog(log_file if run.is_root else None, at=at) as curve,
+        Board(tensorboard if run.is_root else None, at) as board,
+    ):
         for step in steps:
             if step.validation is None:
                 ticker()
             elif verbose:
                 log(f"epoch {step.epoch:g}: " + ", ".join(f"{name} {x:.4g}" for name, x in step.validation.items()) + ".")
+            board.write(step.step, {**step.metrics, **(step.validation or {})})
             curve.write({**fields, "step": step.step, "epoch": step.epoch, **step.metrics, **(step.validation or {})})
 
 

@@ -89,7 +89,7 @@ def task_of(stage="multitask", source=None, *, world=None, seed=0, **named):
     if STAGES[stage].is_contrastive:
         model = Siglip(SMALL.vision, TextConfig(24, 40, 1, 2, VOCABULARY, positions=16))
         return SigmoidContrastive(model, source, SMALL, STAGES[stage], **given)
-    return NextToken(Keye(SMALL), source, SMALL, STAGES[stage], **given)
+    return NextToken(Keye(SMALL), source, SMALL, STAGES[stage], end_token=CHAT.stop_tokens[0], **given)
 
 
 def train(task, n_steps=2, **named):
@@ -110,7 +110,8 @@ def rows_of(source, epoch=0):
 
 
 def slow_loss(model, row):
-    """Cross-entropy in float64 of every token that the assistant says, and no other; how many they are, and how many right."""
+    """Cross-entropy in float64 of every token that the assistant says, and no other; how many they are; and how many are right
+    but for the ends of turns."""
     model = model.double()
     visual = None if row.pixels is None else model.encode_images(torch.from_numpy(row.pixels).double(), row.grid.tolist())
     tokens = torch.from_numpy(row.tokens.astype(np.int64))
@@ -126,7 +127,7 @@ def slow_loss(model, row):
         last = begin + max(np.flatnonzero(row.tokens[begin:end] == said))
         for position in range(last - n_answer + 1, last + 1):
             total -= float(shares[position - 1, row.tokens[position]].detach())
-            n_right += int(shares[position - 1].argmax() == int(row.tokens[position]))
+            n_right += int(position < last and shares[position - 1].argmax() == int(row.tokens[position]))
             n += 1
     model.float()
     return total, n_right, n
@@ -135,9 +136,9 @@ def slow_loss(model, row):
 def test_the_loss_is_that_of_the_answers_and_their_ends_alone():
     task = task_of()
     for row in rows_of(task.loader):
-        total, right, count = task.row_loss(row)
+        total, right, count, n_counted = task.row_loss(row)
         wanted, n_right, n = slow_loss(task.model, row)
-        assert (count, float(right)) == (n, n_right)
+        assert (count, float(right), n_counted) == (n, n_right, n - len(row.keys))
         # float32 sums over a few dozen tokens of about 6 nats each
         assert total.item() == pytest.approx(wanted, rel=1e-5)
 
@@ -206,7 +207,7 @@ def test_matching_counts_equal_texts_as_belonging_to_each_others_pictures():
     source = loader_of([talk(n, answer="the same" if n < 2 else f"no. {n}") for n in range(4)], length=1024)
     task = task_of("matching", source)
     (row,) = rows_of(source)
-    total, right, count = task.row_loss(row)
+    total, right, count, _ = task.row_loss(row)
     with torch.no_grad():
         images = task.model.encode_images(torch.from_numpy(row.pixels), row.grid.tolist()).double()
         texts = [row.tokens[row.targets == 1]]
@@ -235,7 +236,7 @@ def test_matching_cuts_long_texts_and_looks_at_the_first_clip_of_each():
     first = type(task.model).encode_images
     task.model.encode_images = lambda *given: images.append(first(task.model, *given)) or images[-1]
     (row,) = rows_of(source)
-    _, _, count = task.row_loss(row)
+    _, _, count, _ = task.row_loss(row)
     tokens, starts = seen[0]
     assert (count, starts, len(tokens), len(images[0])) == (2, [0, 16], 32, 4)
     assert tokens[15] == tokens[31] == CHAT.tokenizer.ids["<|im_end|>"]

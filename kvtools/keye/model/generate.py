@@ -23,7 +23,7 @@ from kvtools.keye.model.decode import Decoding, DecodingWeights
 from kvtools.keye.model.inputs import Example, Visual
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.language import KVCache
-from kvtools.keye.model.sampling import SampledTokens, SamplingConfig, sample_tokens
+from kvtools.keye.model.sampling import SampledTokens, SamplingConfig, sample_tokens, seen_tokens
 from kvtools.keye.model.visual_cache import VisualCache
 
 OnToken = Callable[[str, int, int], None]  # key of the prompt, number of the answer, the token just chosen
@@ -78,6 +78,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
     stop_tokens: Sequence[int] = (),
     seed: int = 0,
     n_answers: int = 1,
@@ -96,7 +97,7 @@ def generate(
     cache kept, and counts neither as drawn nor towards max_new_tokens. visual_cache: one of an earlier call, with its visual
     tokens. Raises ValueError for settings out of range, and where the model gives logits that are not finite.
     """
-    sampling = SamplingConfig(temperature, top_k, top_p)
+    sampling = SamplingConfig(temperature, top_k, top_p, repetition_penalty)
     for name, count in (("max_new_tokens", max_new_tokens), ("n_answers", n_answers), ("budget", budget)):
         if count < 1:
             raise ValueError(f"{name} is {count}, and a whole number of at least 1 is needed")
@@ -134,6 +135,7 @@ def with_answer(prompt: Example, answer: Answer) -> Example:
 class _Prefilled:
     """Prompts that have been read: their keys and values, the hidden state of each one's last token, its next position."""
 
+    prompts: Sequence[Example]
     cache: KVCache
     hidden_GD: Tensor
     next_G: Tensor
@@ -232,7 +234,7 @@ class _Generation:
         cache = KVCache()
         hidden_SD = model.hidden(tokens_S, positions_3S, [0, *ends_G[:-1].tolist()], visual_MD, cache)
         next_G = torch.tensor([_next_position(prompt) for prompt in chunk], device=device)
-        return _Prefilled(cache, hidden_SD[torch.from_numpy(ends_G - 1).to(device)], next_G)
+        return _Prefilled(chunk, cache, hidden_SD[torch.from_numpy(ends_G - 1).to(device)], next_G)
 
     def _grow(self, prefilled: _Prefilled, answers: Sequence[_GrowingAnswer]) -> None:
         """Let answers grow until all have ended. An ended one stays in the batch until enough have, and is ignored."""
@@ -241,10 +243,11 @@ class _Generation:
         prompts = [answer.prompt for answer in answers]
         index_B, rows = torch.tensor(prompts, device=device), list(answers)
         growth = self._growth(prefilled, prompts)
+        seen = seen_tokens(self.sampling, [prefilled.prompts[n].tokens for n in prompts], self.model.output_VD)
         hidden_BD, next_B = prefilled.hidden_GD[index_B], prefilled.next_G[index_B]
         while True:
             uniform_B = torch.tensor([row.rng.random() for row in rows], dtype=torch.float64, device=device)
-            sampled = sample_tokens(self.model.logits(hidden_BD), self.sampling, uniform_B, forbidden_F)
+            sampled = sample_tokens(self.model.logits(hidden_BD), self.sampling, uniform_B, forbidden_F, seen)
             self._append(rows, sampled)
             inserted = [self._insertion(row) for row in rows]
             growing = [index for index, row in enumerate(rows) if not self._has_ended(row)]
@@ -255,6 +258,7 @@ class _Generation:
                 index_B, rows = torch.tensor(growing, device=device), [rows[index] for index in growing]
                 inserted = [inserted[index] for index in growing]
                 growth.select(growing)
+                seen = seen and seen.select(index_B)
                 tokens_B, next_B = tokens_B[index_B], next_B[index_B]
             if any(inserted):
                 assert isinstance(growth, _UnequalGrowth), "only with `insert` can there be an insertion"

@@ -1,15 +1,18 @@
-"""The next token: the distribution that temperature, top-k and top-p leave, and a draw from it.
+"""The next token: the distribution that a repetition penalty, temperature, top-k and top-p leave, and a draw from it.
 
-As published implementations have it (transformers' logits processors): first the temperature, then top-k, then top-p of what
-top-k left. The invariant: a draw depends on its row of logits and its number in [0, 1) alone, not on its neighbours in the
-batch; of equally probable tokens the lower id is kept first.
+As published implementations have it (transformers' logits processors): first the penalty, then the temperature, then top-k,
+then top-p of what top-k left. The invariant: a draw depends on its row of logits, on the tokens that it had and on its number
+in [0, 1) alone, not on its neighbours in the batch; of equally probable tokens the lower id is kept first.
 
 Legend: B rows, V vocabulary, K candidates of a row, F forbidden tokens.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +21,14 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """temperature 0: always the most probable token. top_k 0: all. Raises ValueError for values that give no distribution."""
+    """temperature 0: always the most probable token. top_k 0: all. repetition_penalty: what the logits of tokens that the
+    prompt or the answer has are divided by, those below 0 multiplied. Raises ValueError for values that give no
+    distribution."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -31,6 +37,8 @@ class SamplingConfig:
             raise ValueError(f"top_k is {self.top_k}, and 0 for all tokens or a number of tokens is needed")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, and a number above 0 and at most 1 is needed")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}, and a number above 0 is needed")
 
 
 @dataclass(frozen=True)
@@ -43,14 +51,44 @@ class SampledTokens:
     sampling_logprobs_B: Tensor
 
 
-def sample_tokens(logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor, forbidden_F: Tensor) -> SampledTokens:
+class SeenTokens:
+    """Which tokens each row has had, of its prompt and of its answer so far: bool (B, V)."""
+
+    def __init__(self, is_seen_BV: Tensor) -> None:
+        self.is_seen_BV = is_seen_BV
+
+    def select(self, index_B: Tensor) -> Self:
+        """The same, of these rows alone."""
+        self.is_seen_BV = self.is_seen_BV[index_B]
+        return self
+
+
+def seen_tokens(sampling: SamplingConfig, prompts: Sequence[np.ndarray], output_VD: Tensor) -> SeenTokens | None:
+    """The tokens of these prompts, int32 (S,) each, a row a prompt; None without a penalty. output_VD: the output matrix."""
+    if sampling.repetition_penalty == 1:
+        return None
+    is_seen_BV = torch.zeros(len(prompts), len(output_VD), dtype=torch.bool)
+    for row, tokens in enumerate(prompts):
+        is_seen_BV[row, torch.from_numpy(tokens).long()] = True
+    return SeenTokens(is_seen_BV.to(output_VD.device))
+
+
+def sample_tokens(
+    logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor, forbidden_F: Tensor, seen: SeenTokens | None = None
+) -> SampledTokens:
     """A token a row. uniform_B: float64 in [0, 1). forbidden_F: int64, ids that are never drawn, though they keep their
-    probability in logprobs_B. Raises ValueError for logits that are not finite."""
+    probability in logprobs_B. seen: what the repetition penalty is for, to which the tokens drawn are added. Raises ValueError
+    for logits that are not finite."""
     wide_BV = logits_BV.float()
     total_B = wide_BV.logsumexp(1)
     if not bool(total_B.isfinite().all()):
         raise ValueError("the model gives logits that are not finite")
-    allowed_BV = wide_BV.index_fill(1, forbidden_F, -math.inf) if len(forbidden_F) else wide_BV
+    penalised_BV = wide_BV
+    if seen is not None:
+        penalty = sampling.repetition_penalty
+        changed_BV = torch.where(wide_BV < 0, wide_BV * penalty, wide_BV / penalty)
+        penalised_BV = torch.where(seen.is_seen_BV, changed_BV, wide_BV)
+    allowed_BV = penalised_BV.index_fill(1, forbidden_F, -math.inf) if len(forbidden_F) else penalised_BV
     if sampling.temperature == 0:
         tokens_B = allowed_BV.argmax(1)  # of equals the first
         sampling_logprobs_B = torch.zeros_like(total_B)
@@ -59,6 +97,8 @@ def sample_tokens(logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor
         index_B1 = _invert_cdf(probs_BK, uniform_B)
         tokens_B = index_B1[:, 0] if ids_BK is None else ids_BK.gather(1, index_B1)[:, 0]
         sampling_logprobs_B = probs_BK.gather(1, index_B1)[:, 0].log().float()
+    if seen is not None:
+        seen.is_seen_BV.scatter_(1, tokens_B[:, None], value=True)
     logprobs_B = wide_BV.gather(1, tokens_B[:, None])[:, 0] - total_B
     return SampledTokens(tokens_B, logprobs_B, sampling_logprobs_B)
 

@@ -36,11 +36,13 @@ _MAX_NAMES = 8  # conversations named in a message
 
 
 class RowLoss(NamedTuple):
-    """The sum of the losses of a row's predictions, how many of them are right, and how many there are."""
+    """The sum of the losses of a row's predictions, how many there are; and how many are right of those that are counted, all
+    but the ends of turns, which are easy."""
 
     total: Tensor
     n_right: Tensor
     n: int
+    n_counted: int
 
 
 class PackedRowTask:
@@ -109,9 +111,10 @@ class PackedRowTask:
                 losses.append(loss)
                 n_tokens, flops = n_tokens + len(row), flops + self.flops(plan)
         if not losses:
-            return Loss(nothing, 0, {"loss": 0.0, "accuracy": 0.0})
+            return Loss(nothing, 0, {"loss": 0.0, "accuracy": 0.0, "accuracy_of": 0.0})
         total, n_right = (torch.stack(sums).sum() for sums in ([x.total for x in losses], [x.n_right for x in losses]))
-        figures: dict[str, Tensor | float] = {"loss": total.detach(), "accuracy": n_right}
+        n_counted = sum(loss.n_counted for loss in losses)
+        figures: dict[str, Tensor | float] = {"loss": total.detach(), "accuracy": n_right, "accuracy_of": n_counted}
         total = total if total.requires_grad else total + nothing
         return Loss(total, sum(loss.n for loss in losses), figures, tokens=n_tokens, flops=flops)
 
@@ -123,8 +126,8 @@ class PackedRowTask:
         losses = [loss for row in rows if (loss := self.row_loss(row)) is not None]
         if not losses:
             return None
-        total, n_right, n = (float(sum(values)) for values in zip(*losses, strict=True))
-        figures = {"valid_loss": total / n, "valid_accuracy": n_right / n}
+        total, n_right, n, n_counted = (float(sum(values)) for values in zip(*losses, strict=True))
+        figures = {"valid_loss": total / n, "valid_accuracy": n_right / max(1.0, n_counted)}
         return figures | ({"score": -total / n} if self._is_judged else {})
 
     def after_step(self, _world: World) -> dict[str, float]:
@@ -167,11 +170,12 @@ class PackedRowTask:
 
 
 class NextToken(PackedRowTask):
-    """Next-token prediction of the assistant's text, for every stage but the first."""
+    """Next-token prediction of the assistant's text, for every stage but the first. end_token: of a turn."""
 
-    def __init__(self, model: Keye, *args: Any, **options: Any) -> None:
+    def __init__(self, model: Keye, *args: Any, end_token: int = IGNORED, **options: Any) -> None:
         super().__init__(*args, **options)
         self.model: Keye = model
+        self._end_token = end_token
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self._stage.learns(name))
 
@@ -187,8 +191,10 @@ class NextToken(PackedRowTask):
         # the first token of a conversation is never a target, so that no prediction crosses from one to the next
         labels = np.where(row.targets == 1, row.tokens, IGNORED).astype(np.int64)[1:]
         hidden_SD = self.model.encode_row(row)
-        loss, n_right = linear_cross_entropy(hidden_SD[:-1], self.model.output_VD, to_tensor(labels, self._device))
-        return RowLoss(loss, n_right, int(row.targets.sum()))
+        targets = to_tensor(labels, self._device)
+        loss, n_right = linear_cross_entropy(hidden_SD[:-1], self.model.output_VD, targets, uncounted=self._end_token)
+        n = int(row.targets.sum())
+        return RowLoss(loss, n_right, n, n - int((labels == self._end_token).sum()) if self._end_token != IGNORED else n)
 
 
 class SigmoidContrastive(PackedRowTask):
@@ -219,7 +225,7 @@ class SigmoidContrastive(PackedRowTask):
         is_same_BB = text_B[:, None] == text_B[None, :]
         nearest_B = (images_BD @ texts_BD.T).argmax(1)
         n_right = is_same_BB[torch.arange(len(texts), device=device), nearest_B].sum()
-        return RowLoss(self.model.loss(images_BD, texts_BD, is_same_BB) * len(texts), n_right, len(texts))
+        return RowLoss(self.model.loss(images_BD, texts_BD, is_same_BB) * len(texts), n_right, len(texts), len(texts))
 
 
 def _pairs(row: PackedRow, visual_tokens: tuple[int, int], max_tokens: int) -> tuple[list[int], list[np.ndarray]]:

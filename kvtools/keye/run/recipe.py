@@ -68,6 +68,7 @@ class TrainingRecipe:
     frame_tokens: str = "128:768"
     max_tokens: int | None = None
     lora: str | None = None
+    valid_every: str | None = None
 
     def __post_init__(self) -> None:
         refuse_bad_values("--training", self.settings, _ALLOWED, _DURATIONS)
@@ -89,6 +90,8 @@ class TrainingRecipe:
             ),
         )
         _ = self.adapters
+        if self.valid_every is not None:
+            parse_duration(self.valid_every, "--valid-every")
         self.with_overrides(SIZES[self.size])
         parse_range(self.frame_tokens, "--frame-tokens")
 
@@ -137,7 +140,8 @@ class TrainingRecipe:
     @property
     def counts_epochs(self) -> bool:
         """Whether any duration is given in epochs or waits for them: an epoch is then measured before the first step."""
-        return self.is_judged or any(x.endswith("ep") for x in (self.steps, *(self.settings[name] for name in _DURATIONS)))
+        durations = (self.steps, self.valid_every or "", *(self.settings[name] for name in _DURATIONS))
+        return self.is_judged or any(x.endswith("ep") for x in durations)
 
     @property
     def is_judged(self) -> bool:
@@ -191,6 +195,9 @@ class TrainingRecipe:
             n_microbatches=-(-self.batch_tokens // self.length),  # a row at a time: memory is that of one
             patience=max(int(self.is_judged), round(steps_of("patience") / lengths.n_steps)),
             save_every=round(steps_of("save")),
+            validate_every=0
+            if self.valid_every is None
+            else max(1, round(lengths.steps(self.valid_every, "--valid-every", of=n_total))),
             lr_factors=factors if "decoder" in self.objective.trains else {},
             dtype=dtype,
             seed=self.seed,

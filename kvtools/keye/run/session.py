@@ -30,6 +30,7 @@ from kvtools.keye.model.vision import EncoderLayer
 from kvtools.keye.model.visual_cache import VisualCache
 from kvtools.keye.run.agentic import MAX_RUNS, CodeRunner
 from kvtools.keye.run.limits import Limits
+from kvtools.keye.run.stop_text import HeldText, StopText
 from kvtools.keye.sandbox.session import Sandbox
 from kvtools.progress import Ticker
 from kvtools.train.loop import DTYPES
@@ -42,7 +43,8 @@ _MAX_LETTER_TOKENS = 8  # no letter has more, so what is incomplete by then stay
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How answers are drawn. The defaults are those published with Keye-VL (generation_config.json)."""
+    """How answers are drawn. The defaults are those published with Keye-VL (generation_config.json). An answer ends before the
+    first of the stop texts."""
 
     temperature: float = 0.6
     top_k: int = 20
@@ -50,6 +52,8 @@ class GenerationConfig:
     max_new: int = 1024
     mode: str | None = None
     seed: int = 0
+    repetition_penalty: float = 1.0
+    stop_texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class ChatSession:
         self._model, self._template, self._config = model, template, config
         self._processor = Processor.for_model(model.config, template, media, max_prompt=max_prompt)
         self._visual_cache = VisualCache(model)
+        self._stops = StopText(template, config.stop_texts)
         self._runner = None if sandbox is None else CodeRunner(self._processor, sandbox, max_runs)
 
     def ask(
@@ -94,35 +99,41 @@ class ChatSession:
         """
         model, template, config = self._model, self._template, self._config
         begun = time.perf_counter()
-        runner, decoder = self._runner, StreamDecoder(template)
+        runner, decoder, stops = self._runner, StreamDecoder(template), self._stops
+        held = HeldText(stops, on_text)
         conversation = {"id": key, "mode": config.mode, "messages": list(messages)}
         prompt = self._processor.prompt(conversation) if runner is None else runner.prompt(conversation)
 
         def on_token(_key: str, _number: int, token: int) -> None:
             if token not in template.stop_tokens:
-                on_text(decoder.add(token))
+                held.add(decoder.add(token))
 
         def insert(key: str, number: int, tokens: Sequence[int]) -> Insertion | None:
-            assert runner is not None, "set below"
+            if (end := stops.insert(key, number, tokens)) is not None or runner is None:
+                return end
             insertion = runner.insert(key, number, tokens)
             if insertion is not None and not insertion.is_end:
-                on_text(decoder.rest() + described(runner.outputs[key, number][-1]))
+                held.add(decoder.rest() + described(runner.outputs[key, number][-1]))
                 decoder.restart()
             return insertion
 
         ((answer,),) = generate(
             model, [prompt], max_new_tokens=config.max_new, temperature=config.temperature, top_k=config.top_k,
-            top_p=config.top_p, stop_tokens=template.stop_tokens, seed=config.seed,
-            suppress_tokens=range(template.size, model.config.language.vocabulary), on_token=on_token,
-            insert=None if runner is None else insert, visual_cache=self._visual_cache,
+            top_p=config.top_p, repetition_penalty=config.repetition_penalty, stop_tokens=template.stop_tokens,
+            seed=config.seed, suppress_tokens=range(template.size, model.config.language.vocabulary), on_token=on_token,
+            insert=None if runner is None and not config.stop_texts else insert, visual_cache=self._visual_cache,
         )  # fmt: skip
-        on_text(decoder.rest())
+        held.add(decoder.rest())
+        held.end()
         outputs = [] if runner is None else runner.outputs.get((key, 0), [])
         content = answer_content(template, answer, outputs)
         text = "".join(part["text"] if part["type"] == "text" else PICTURE for part in content)
+        ended = answer.ended
+        if stops.cut(text) != text:
+            text, ended = stops.cut(text), "stop"
         n_visual = sum(visual.n_tokens for visual in prompt.visuals)
         seconds = time.perf_counter() - begun
-        return Reply(text, len(answer.logprobs), len(prompt), n_visual, seconds, answer.ended, content, len(outputs))
+        return Reply(text, len(answer.logprobs), len(prompt), n_visual, seconds, ended, content, len(outputs))
 
 
 def answer_content(

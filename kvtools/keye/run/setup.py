@@ -147,7 +147,8 @@ def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, w
     }
     if isinstance(start.model, Siglip):
         return SigmoidContrastive(start.model, loader, start.config, recipe.objective, **options)
-    return NextToken(start.model, loader, start.config, recipe.objective, **options)
+    end_token = start.template.stop_tokens[0]
+    return NextToken(start.model, loader, start.config, recipe.objective, end_token=end_token, **options)
 
 
 def _require_usable_rows(loader: Loader, name: str, recipe: TrainingRecipe, data: TrainingData) -> None:

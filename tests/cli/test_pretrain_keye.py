@@ -345,6 +345,32 @@ def test_patience_ends_a_run_and_the_best_weights_are_written(here, capfd):
     assert curve(here / "again")[1][0]["valid_loss"] == pytest.approx(best["valid_loss"], rel=1e-4)
 
 
+def test_validation_comes_within_an_epoch_too_and_is_resumed(here, capfd, monkeypatch):
+    line = f"{TRAIN} --steps 8 --valid held.jsonl --valid-every 3 --training patience=9ep"
+    assert say(f"{line} --log a.jsonl -o a", capfd).code == 0
+    steps, epochs = curve(here / "a.jsonl")
+    assert [line["step"] for line in epochs] == [2, 3, 4, 6, 6, 8], "an epoch has two steps"
+    assert all(0 <= line["valid_accuracy"] <= 1 for line in epochs)
+    for _ in range(9):
+        monkeypatch.setenv("SLURM_JOB_END_TIME", "1")  # long past: stops after one step
+        if say(f"{line} --log b.jsonl -o b", capfd).code == 0:
+            break
+    assert curve(here / "b.jsonl") == (steps, epochs)
+    assert is_same(load_file("a"), load_file("b"))
+
+
+def test_tensorboard_reads_the_curve(here, capfd):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    line = f"{TRAIN} --steps 4 --valid held.jsonl --log log.jsonl --tensorboard runs/a -o m"
+    assert say(line, capfd).code == 0
+    steps, epochs = curve(here / "log.jsonl")
+    events = reader.EventAccumulator("runs/a")
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [(line["step"], pytest.approx(line["loss"])) for line in steps]
+    assert events.Scalars("valid/loss")[-1].value == pytest.approx(epochs[-1]["valid_loss"])
+
+
 def test_without_patience_the_last_weights_are_written_and_validation_is_reported(here, capfd):
     assert say(f"{TRAIN} --steps 2ep --valid held.jsonl --log log -o m").code == 0
     assert say(f"{TRAIN} --steps 2ep -o blind").code == 0

@@ -1,4 +1,4 @@
-"""Low-rank adapters in folders, their training, and what cannot be added to a model."""
+"""Low-rank adapters in folders, their training, and what cannot be added to a model; answers by the file."""
 
 import json
 from pathlib import Path
@@ -39,6 +39,7 @@ def furnish():
     adapter("lonely", thin())
     adapter("tuned", thin(width_in=32, width_out=32), base_model_name_or_path="keye.safetensors")
     adapter("other", thin(width_in=32, width_out=32))
+    Path("unseen.jsonl").write_text('{"messages": [{"role": "user", "content": [{"type": "video", "video": "gone.mp4"}]}]}\n')
     Path("other/kvtools.json").write_text('{"base": "keye.safetensors", "digest": "0"}')
 
 
@@ -68,4 +69,18 @@ kvtools merge keye.safetensors --adapter pattern
 kvtools merge keye.safetensors --adapter alpha
 kvtools chat Hm? --model lonely
 kvtools chat Hm? --model other
+kvtools {TRAIN} --valid-every 5
+kvtools {TRAIN} --valid questions.kvs --valid-every often
+kvtools answer --open unseen.jsonl
+kvtools answer questions.kvs --model keye.safetensors --greedy
+kvtools answer questions.kvs --model keye.safetensors --stop x -o answers.jsonl
+kvtools answer --open questions.kvs --model keye.safetensors --model keye
+kvtools answer --open questions.kvs --model keye.safetensors --json
+kvtools answer --open questions.kvs --model keye.safetensors --repetition-penalty 0
+kvtools answer --open questions.kvs --model keye.safetensors --stop ''
+kvtools answer --open questions.kvs --model keye.safetensors --temperature -1
+kvtools answer --open questions.kvs --model keye.safetensors --shard 2/2
+kvtools answer --open unseen.jsonl --model keye.safetensors --max-new 2
+kvtools answer --open questions.kvs --model keye.safetensors -o questions.kvs
+kvtools.keye.model.sampling.SamplingConfig(repetition_penalty=0)
 """

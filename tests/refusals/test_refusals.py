@@ -23,7 +23,7 @@ SECTIONS = {
     "plumbing": "Artifacts, tables, directories, and the commands that take any of them",
     "video": "Videos and pictures",
     "keye": "Conversations, media, questions, checkpoints, the vision-language model",
-    "adapters": "Low-rank adapters",
+    "adapters": "Low-rank adapters; answers by the file",
     "coldstart": "The cold-start mixture",
     "endpoint": "Servers that answer questions; benchmarks",
     "alignment": "Rewards, rollouts, pairs of answers, and training by them",

@@ -50,9 +50,10 @@ class OpenAnswers:
 
     def __init__(
         self, model: Keye, processor: Processor, config: GenerationConfig, conversations: Sequence[Mapping[str, Any]],
-        world: World, stop: object, *, quiet: bool,
+        world: World, stop: object, *, name: str, quiet: bool,
     ) -> None:  # fmt: skip
         self._model, self._processor, self._config = model, processor, config
+        self._name = name  # of the conversations, for messages
         self._conversations, self._world, self._stop, self._quiet = conversations, world, stop, quiet
         self._stops = StopText(processor.template, config.stop_texts)
         self.skipped = SkippedRows()  # on rank 0
@@ -143,7 +144,8 @@ class OpenAnswers:
             self.counts.tokens += line["tokens"]
             self.counts.cut += line["ended"] == "length"
         if not answers:
-            raise Corrupt(f"no conversation can be read ({'; '.join(self.skipped.lines())}). Look at --media and the data.")
+            why = "; ".join(self.skipped.lines())
+            raise Corrupt(f"{self._name}: no conversation can be read ({why}). Look at --media and the data.")
         sink = open_sink()
         sink.write(answers)
         sink.commit()

@@ -42,6 +42,7 @@ def answer_open(run: "Invocation", config: GenerationConfig, options: OpenOption
     world = run.world
     folder = options.state or state_folder(run.output)
     stop = Stop() if folder else False
+    run.refuse_own_input(*options.sources, options.model)
     run.refuse_existing()
     compute_on, precision = resolve_device(options.device, options.dtype, rank=world.rank)
     limit_threads(world.local_size)
@@ -59,7 +60,14 @@ def answer_open(run: "Invocation", config: GenerationConfig, options: OpenOption
         if run.force:
             state.forget()
         answering = OpenAnswers(
-            keye, Processor.for_model(keye.config, template, media), config, conversations, world, stop, quiet=run.is_silent
+            keye,
+            Processor.for_model(keye.config, template, media),
+            config,
+            conversations,
+            world,
+            stop,
+            name=name,
+            quiet=run.is_silent,
         )
         with raising(Corrupt, options.model, "Give another model."):
             answering.run(state, run.sink)

@@ -17,7 +17,8 @@ from kvtools.keye.data.media import Media
 from kvtools.keye.data.packing import collate
 from kvtools.keye.data.processor import Processor
 from kvtools.keye.model.generate import generate
-from kvtools.keye.run.session import open_model
+from kvtools.keye.run.limits import Limits
+from kvtools.keye.run.session import open_checkpoint
 
 transformers = pytest.importorskip("transformers")
 
@@ -91,10 +92,11 @@ def differences(top, folder, name, questions=QUESTIONS, *, model=None):
 
     folder: theirs, or its processor where the model is given; name: ours."""
     processor, theirs = loaded(folder) if model is None else (folder, model)
-    ours, template = open_model(str(top / name), None, device="cpu", dtype="float32")
+    ours, template, weights = open_checkpoint(str(top / name), None, device="cpu", dtype="float32")
+    limits = Limits.of_model(weights)
     largest, n_other = 0.0, 0
-    with Media([]) as media, torch.no_grad():
-        ours_processor = Processor.for_model(ours.config, template, media)
+    with Media([], budget=limits.budget, image_tokens=limits.picture) as media, torch.no_grad():
+        ours_processor = Processor.for_model(ours.config, template, media, max_prompt=limits.row)
         for number, (names, text) in enumerate(questions):
             messages = asked(top, *names, text=text)
             given = inputs_of(processor, messages)
@@ -154,6 +156,7 @@ def test_pictures_and_frames_in_memory_are_read_as_files_are(top):
     from_file = processor(text=text, images=[str(top / "glass.png")], return_tensors="pt")
     from_memory = processor(text=[text], images=Image.open(top / "glass.png"), return_tensors="pt")
     assert torch.equal(from_file["pixel_values"], from_memory["pixel_values"])
+    processor.image_processor.max_video_tokens, processor.image_processor.max_prompt_tokens = 4096, None
     frames = np.random.default_rng(1).integers(0, 255, (4, 80, 60, 3), dtype=np.uint8)
     read = processor(text="<|video_pad|>", videos=[frames], fps=4.0, return_tensors="pt")
     assert read["video_seconds"].tolist() == [0.0, 0.25, 0.5, 0.75]
@@ -179,7 +182,7 @@ def test_an_adapter_answers_in_peft_as_here(top):
     assert {type(x).__name__ for x in adapted.modules() if "lora" in type(x).__module__} >= {"Linear"}
     plain, _ = differences(top, top / "made", "adapter", QUESTIONS[:3])
     assert plain > 100 * TOLERANCE, "the adapter changes nothing"
-    largest, n_other = differences(top, before[0], "adapter", model=adapted)
+    largest, n_other = differences(top, before[0], "adapter", QUESTIONS[:10], model=adapted)
     assert (largest < TOLERANCE, n_other) == (True, 0), largest
 
 
@@ -276,7 +279,7 @@ def test_vllms_class_finds_its_fields_and_weights(top):
     processor, _ = loaded(top / "made")
     assert (processor.image_token, processor.video_token) == ("<|image_pad|>", "<|video_pad|>")
     pictures = processor.image_processor
-    assert (pictures.patch_size, pictures.merge_size, pictures.min_pixels, pictures.max_pixels) == (14, 2, 3136, 12_845_056)
+    assert (pictures.patch_size, pictures.merge_size, pictures.min_pixels, pictures.max_pixels) == (14, 2, 3136, 192 * 784)
     from kvtools.artifact.directory import read_directory
 
     names = read_directory(str(top / "made")).tensors

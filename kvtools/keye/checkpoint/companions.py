@@ -32,14 +32,18 @@ _PROCESSORS = {
 _PICTURE = "<|vision_start|>"  # a chat template without it shows no pictures, such as that of a decoder
 
 
-def companion_files(checkpoint: CheckpointFormat, given: Mapping[str, bytes]) -> dict[str, bytes]:
-    """All small files of a model's directory beside config.json, by name. given: those that the model carries."""
+def companion_files(
+    checkpoint: CheckpointFormat, given: Mapping[str, bytes], limits: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:  # fmt: skip
+    """All small files of a model's directory beside config.json, by name. given: those that the model carries. limits: what it
+    was trained with, as keye/run/limits.py has them."""
     if checkpoint.config is None:
         return dict(given)
     files = dict(given) | {name: (_CODE / name).read_bytes() for name in CODE_FILES}
     files[PREPROCESSOR] = _json(
         _preprocessor(checkpoint)
         | _read(given.get(PREPROCESSOR))
+        | _trained_limits(limits or {})
         | {"auto_map": _PROCESSORS, "processor_class": "KeyeProcessor", "image_processor_type": "KeyeImageProcessor"}
     )
     template = _template(given)
@@ -77,6 +81,15 @@ def _preprocessor(checkpoint: CheckpointFormat) -> dict[str, Any]:
         "merge_size": checkpoint.config.merge,
         "temporal_patch_size": 1,
     }
+
+
+def _trained_limits(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits of a training by the names of the image processor."""
+    known = {"frame_tokens": "frame", "max_video_tokens": "clip", "max_prompt_tokens": "row"}
+    found = {name: limits[field] for name, field in known.items() if limits.get(field) is not None}
+    if isinstance(picture := limits.get("picture"), list):
+        found |= {name: n * 28 * 28 for name, n in zip(("min_pixels", "max_pixels"), picture, strict=True)}
+    return found
 
 
 def _tokenizer_files(

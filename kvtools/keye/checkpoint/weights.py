@@ -86,7 +86,7 @@ def write(weights: Weights, dst: Sink | Path, *, history: list[dict[str, Any]], 
     widest = min({NAMES[array.dtype] for array in weights.tensors.values()}, key=list(_FLOATS).index)
     dtype = str(_FLOATS[widest]).removeprefix("torch.")
     ours = {"history": history, "told": weights.fields, "config": weights.recipe}
-    small = companion_files(weights.format, weights.files)
+    small = companion_files(weights.format, weights.files, weights.fields.get("limits"))
     small[_OURS] = json.dumps(ours, sort_keys=True, ensure_ascii=False).encode("utf-8")
     config = huggingface_config(weights.format, weights.huggingface, dtype) | config_fields(weights.format, weights.files)
     if weights.format.config is not None and _PACKING not in tensors:

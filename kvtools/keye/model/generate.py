@@ -28,6 +28,7 @@ from kvtools.keye.model.visual_cache import VisualCache
 
 OnToken = Callable[[str, int, int], None]  # key of the prompt, number of the answer, the token just chosen
 OnInsert = Callable[[str, int, Sequence[int]], "Insertion | None"]  # the same, and all tokens of the answer so far
+IsOver = Callable[[Sequence[int]], bool]
 
 _BUDGET = 1 << 16  # tokens: 10 GB of keys and values of the 8b size in bfloat16, 0.15 GB of tiny in float32
 _DROPPED = 8  # an eighth of a batch: dropping ended answers copies the cache, so it waits until there are some
@@ -86,6 +87,7 @@ def generate(
     budget: int = _BUDGET,
     on_token: OnToken | None = None,
     insert: OnInsert | None = None,
+    is_over: IsOver | None = None,
     visual_cache: VisualCache | None = None,
 ) -> Iterator[list[Answer]]:
     """The answers to each prompt, in order, as soon as its chunk is done; prompts are taken as they are needed.
@@ -94,8 +96,8 @@ def generate(
     suppress_tokens nor the tokens of pictures and videos are drawn. budget: tokens held at a time, of prompts while they are
     read and of answers with their prompts while they grow; one prompt, and one answer, may exceed it. on_token: called with
     each token as it is chosen. insert: called with each answer after each of its tokens; what it returns is read next, with the
-    cache kept, and counts neither as drawn nor towards max_new_tokens. visual_cache: one of an earlier call, with its visual
-    tokens. Raises ValueError for settings out of range, and where the model gives logits that are not finite.
+    cache kept, and counts neither as drawn nor towards max_new_tokens. is_over: whether an answer of these tokens ends, by
+    "insertion". visual_cache: one of an earlier call. Raises ValueError for bad settings, and for logits that are not finite.
     """
     sampling = SamplingConfig(temperature, top_k, top_p, repetition_penalty)
     for name, count in (("max_new_tokens", max_new_tokens), ("n_answers", n_answers), ("budget", budget)):
@@ -105,7 +107,7 @@ def generate(
     forbidden = {config.image_token, config.video_token, *suppress_tokens} & set(range(config.language.vocabulary))
     generation = _Generation(
         model, sampling, max_new_tokens, frozenset(stop_tokens), seed, sorted(forbidden), budget, on_token,
-        insert, visual_cache or VisualCache(model),
+        insert, is_over, visual_cache or VisualCache(model),
     )  # fmt: skip
     return (answers for chunk in _chunks(prompts, budget) for answers in generation.answers(chunk, n_answers))
 
@@ -193,6 +195,7 @@ class _Generation:
     budget: int
     on_token: OnToken | None
     insert: OnInsert | None
+    is_over: IsOver | None
     visual_cache: VisualCache
 
     @cached_property
@@ -315,7 +318,7 @@ class _Generation:
             row.tokens.append(token)
             row.logprobs.append(logprob)
             row.sampling_logprobs.append(sampling_logprob)
-            row.has_stopped = token in self.stops
+            row.has_stopped, row.is_closed = token in self.stops, self.is_over is not None and self.is_over(row.tokens)
             if self.on_token is not None:
                 self.on_token(row.key, row.number, token)
 

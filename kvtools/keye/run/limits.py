@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kvtools.keye.checkpoint.weights import Weights
 
 FIELD = "limits"  # of the model's artifact
-_PREPROCESSOR = "preprocessor_config.json"
+_PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,14 @@ class Limits:
             fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in carried.items()}
             return Limits(**fields)
         try:
-            pixels = json.loads(weights.files.get(_PREPROCESSOR, b"{}"))
-            fewest, most = (max(1, int(pixels[name]) // PIXELS_A_TOKEN) for name in ("min_pixels", "max_pixels"))
+            said = _image_processor(weights.files)
+            fewest, most = (max(1, int(said[name]) // PIXELS_A_TOKEN) for name in ("min_pixels", "max_pixels"))
+            low, high = map(int, said.get("frame_tokens", Limits.frame))
+            row = said.get("max_prompt_tokens")
+            clip = int(said.get("max_video_tokens", Limits.clip))
+            return Limits((min(fewest, most), most), (low, high), clip, None if row is None else int(row))
         except (ValueError, KeyError, TypeError):
             return Limits()
-        return Limits((min(fewest, most), most))
 
     def to_json(self) -> dict[str, Any]:
         """The fields, as the model's artifact holds them."""
@@ -64,6 +67,15 @@ class Limits:
             if wanted is not None and wanted > known and self.row is not None:
                 log(f"{option} {wanted} goes beyond the {known} tokens that the model was trained with.")
         return Limits(self.picture, frame or self.frame, clip or self.clip, None if clip and clip > self.clip else self.row)
+
+
+def _image_processor(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The settings of the image processor of a directory: in a file of their own, or, as transformers 5 saves them, in one
+    with those of the whole processor."""
+    if _PREPROCESSOR in files:
+        found: dict[str, Any] = json.loads(files[_PREPROCESSOR])
+        return found
+    return json.loads(files.get(_PROCESSOR, b"{}"))["image_processor"]  # type: ignore[no-any-return]
 
 
 def tell_long_prompt(n_tokens: int, limits: Limits, positions: int, log: Callable[[str], None]) -> None:

@@ -109,7 +109,7 @@ class OpenAnswers:
             top_k=config.top_k, top_p=config.top_p, repetition_penalty=config.repetition_penalty,
             stop_tokens=template.stop_tokens, seed=config.seed,
             suppress_tokens=range(template.size, self._model.config.language.vocabulary),
-            insert=self._stops.insert if config.stop_texts else None,
+            is_over=self._stops.is_over,
         )  # fmt: skip
         for (number, _), (answer,) in zip(prompts, answered, strict=True):
             records.append((str(number), self._line(number, answer)))

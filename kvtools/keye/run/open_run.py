@@ -13,6 +13,7 @@ from kvtools.keye.checkpoint.adapters import tensors_digest
 from kvtools.keye.data.conversations import Conversations, open_conversations
 from kvtools.keye.data.media import Media
 from kvtools.keye.data.processor import Processor
+from kvtools.keye.run.limits import Limits, tell_long_prompt
 from kvtools.keye.run.open_answers import OpenAnswers, run_config
 from kvtools.keye.run.session import GenerationConfig, open_checkpoint
 from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
@@ -52,25 +53,19 @@ def answer_open(run: "Invocation", config: GenerationConfig, options: OpenOption
     name = ", ".join(part.name for part in inputs)
     with ExitStack() as stack:
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
-        media = stack.enter_context(Media(options.media, roots=[part.root for part in inputs]))
         keye, template, weights = open_checkpoint(options.model, options.tokenizer, device=compute_on, dtype=precision)
+        limits, roots = Limits.of_model(weights), [part.root for part in inputs]
+        media = stack.enter_context(Media(options.media, roots=roots, budget=limits.budget, image_tokens=limits.picture))
+        processor = Processor.for_model(keye.config, template, media, max_prompt=limits.row)
         data = hashlib.blake2b(canonical([conversations, media.digest, media.folders]), digest_size=8).hexdigest()
         settings = run_config(config, tensors_digest(weights), data, dtype=precision)
         state = RunState(folder, "answer-state", settings)
         if run.force:
             state.forget()
-        answering = OpenAnswers(
-            keye,
-            Processor.for_model(keye.config, template, media),
-            config,
-            conversations,
-            world,
-            stop,
-            name=name,
-            quiet=run.is_silent,
-        )
+        answering = OpenAnswers(keye, processor, config, conversations, world, stop, name=name, quiet=run.is_silent)
         with raising(Corrupt, options.model, "Give another model."):
             answering.run(state, run.sink)
+        tell_long_prompt(processor.longest, limits, keye.config.language.positions, run.log)
     return _report(run, inputs, name, answering) if world.is_root else 0
 
 

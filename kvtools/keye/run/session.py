@@ -109,8 +109,7 @@ class ChatSession:
                 held.add(decoder.add(token))
 
         def insert(key: str, number: int, tokens: Sequence[int]) -> Insertion | None:
-            if (end := stops.insert(key, number, tokens)) is not None or runner is None:
-                return end
+            assert runner is not None, "set below"
             insertion = runner.insert(key, number, tokens)
             if insertion is not None and not insertion.is_end:
                 held.add(decoder.rest() + described(runner.outputs[key, number][-1]))
@@ -121,7 +120,7 @@ class ChatSession:
             model, [prompt], max_new_tokens=config.max_new, temperature=config.temperature, top_k=config.top_k,
             top_p=config.top_p, repetition_penalty=config.repetition_penalty, stop_tokens=template.stop_tokens,
             seed=config.seed, suppress_tokens=range(template.size, model.config.language.vocabulary), on_token=on_token,
-            insert=None if runner is None and not config.stop_texts else insert, visual_cache=self._visual_cache,
+            insert=None if runner is None else insert, is_over=stops.is_over, visual_cache=self._visual_cache,
         )  # fmt: skip
         held.add(decoder.rest())
         held.end()

@@ -2,12 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from kvtools.keye.data.chat_template import ChatTemplate
-from kvtools.keye.model.generate import Insertion
 
-_END = Insertion(np.zeros(0, np.int32), np.zeros((3, 0), np.int32), is_end=True)
 _SPARE = 8  # tokens: no letter has more
 
 
@@ -19,10 +15,10 @@ class StopText:
         self._template, self._stops = template, [stop for stop in stops if stop]
         self._n_tokens = max((len(stop.encode()) for stop in self._stops), default=0) + _SPARE
 
-    def insert(self, _key: str, _number: int, tokens: Sequence[int]) -> Insertion | None:
-        """What `generate` calls after each token: the end, once the last token completes one of the texts."""
-        text = self._template.decode(tokens[-self._n_tokens :], skip_control=True)
-        return _END if any(stop in text for stop in self._stops) else None
+    def is_over(self, tokens: Sequence[int]) -> bool:
+        """Whether the last of an answer's tokens completes one of the texts."""
+        text = self._template.decode(tokens[-self._n_tokens :], skip_control=True) if self._stops else ""
+        return any(stop in text for stop in self._stops)
 
     def cut(self, text: str) -> str:
         """The text before the first stop text."""

@@ -1,7 +1,8 @@
 """Conversations with pictures and videos as Keye-VL's inputs, for transformers; written by kvtools beside a model.
 
-Pictures (files, PIL, arrays, base64) and lists of frames need pillow and numpy alone; video files are decoded by kvtools, where
-it is installed, so that frames and their times are those that the model was trained with. Tested with transformers 5.23.
+Files are read by kvtools where it is installed, so that pictures, frames and their times are those that `kvtools chat` shows
+the model. Without it pictures (files, PIL, arrays, base64) and lists of frames are read by pillow, and video files are refused.
+Tested with transformers 5.23.
 
 Legend: T frames, H and W pixels, P patches in raster order.
 """
@@ -9,6 +10,8 @@ Legend: T frames, H and W pixels, P patches in raster order.
 import base64
 import io
 import math
+import re
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -62,22 +65,22 @@ class KeyeImageProcessor(ImageProcessingMixin):
     """Pictures and frames as patches from -1 to 1.
 
     min_pixels, max_pixels: of a picture. frame_tokens: fewest and most visual tokens of a frame; max_video_tokens: most of a
-    video; fps, max_frames: how video files are sampled.
+    video; max_prompt_tokens: of a whole prompt, in which pictures and videos give way; fps: how video files are sampled.
     """
 
     model_input_names = ["pixel_values", "image_grid_thw"]
 
     def __init__(
         self, min_pixels=4 * _TOKEN, max_pixels=16_384 * _TOKEN, patch_size=14, merge_size=2, temporal_patch_size=1,
-        image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), frame_tokens=(128, 768), max_video_tokens=24_576, fps=2.0,
-        max_frames=768, **kwargs,
+        image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), frame_tokens=(128, 768), max_video_tokens=24_576,
+        max_prompt_tokens=None, fps=2.0, **kwargs,
     ):  # fmt: skip
         super().__init__(**kwargs)
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.patch_size, self.merge_size, self.temporal_patch_size = patch_size, merge_size, temporal_patch_size
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.frame_tokens, self.max_video_tokens = list(frame_tokens), max_video_tokens
-        self.fps, self.max_frames = fps, max_frames
+        self.max_prompt_tokens, self.fps = max_prompt_tokens, fps
 
     def __call__(self, images, return_tensors=None, **kwargs):
         """The patches of some pictures, one after another, and the grid of each."""
@@ -85,15 +88,56 @@ class KeyeImageProcessor(ImageProcessingMixin):
 
     def preprocess(self, images, return_tensors=None, min_pixels=None, max_pixels=None, **_):
         """As __call__; min_pixels and max_pixels in place of its own."""
-        patches, grids = [], []
-        for source in images if isinstance(images, list | tuple) else [images]:
-            picture = as_picture(source)
-            limits = min_pixels or self.min_pixels, max_pixels or self.max_pixels
-            height, width = smart_resize(picture.height, picture.width, *limits)
-            patches.append(self.cut([picture], height, width))
-            grids.append([1, height // self.patch_size, width // self.patch_size])
-        data = {"pixel_values": np.concatenate(patches), "image_grid_thw": np.array(grids)}
+        sources = images if isinstance(images, list | tuple) else [images]
+        read = [self.picture(source, min_pixels=min_pixels, max_pixels=max_pixels) for source in sources]
+        data = {
+            "pixel_values": np.concatenate([x for x, _, _ in read]),
+            "image_grid_thw": np.array([grid for _, grid, _ in read]),
+        }
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def picture(self, source, *, most=None, min_pixels=None, max_pixels=None):
+        """A picture's patches (P, 3, patch, patch), its grid, and its second, 0. most: visual tokens, below its usual limit."""
+        low, high = min_pixels or self.min_pixels, max_pixels or self.max_pixels
+        high = high if most is None else min(high, most * _TOKEN)
+        is_web = isinstance(source, str) and source.startswith(("http://", "https://"))
+        if isinstance(source, str) and not is_web and (visual := self.file({"type": "image", "image": source}, low, high)):
+            return visual
+        picture = as_picture(source)
+        height, width = smart_resize(picture.height, picture.width, min(low, high), high)
+        return self.cut([picture], height, width), self.grid(1, height, width), np.zeros(1)
+
+    def video(self, clip, fps, *, most=None):
+        """A video's patches, its grid, and the second of each frame. clip: a path, a dictionary with `video` and fps, frames or
+        seconds, or a list or array of frames."""
+        if isinstance(clip, str | dict):
+            item = {"video": clip} if isinstance(clip, str) else clip
+            visual = self.file({**item, "type": "video"}, self.min_pixels, self.max_pixels, fps=fps, most=most)
+            if visual is None:
+                raise ImportError("video files are decoded by kvtools. Install it, or give a list of frames with fps.")
+            return visual
+        pictures = [as_picture(frame) for frame in clip]
+        n_most = min(self.max_video_tokens, most or self.max_video_tokens)
+        kept, height, width = self.fit(len(pictures), pictures[0].height, pictures[0].width, n_most)
+        chosen = np.linspace(0, len(pictures) - 1, kept).round().astype(int)
+        frames = self.cut([pictures[i] for i in chosen], height, width)
+        return frames, self.grid(kept, height, width), chosen / (fps or self.fps)
+
+    def file(self, item, low, high, *, fps=None, most=None):
+        """What kvtools reads of a file, or of a picture in base64; None where kvtools is not installed. low, high: pixels of a
+        picture."""
+        try:
+            from kvtools.keye.data.media import Media
+            from kvtools.video.patch import Budget
+        except ImportError:
+            return None
+        budget = Budget(self.max_video_tokens, *self.frame_tokens)
+        tokens = max(1, min(low, high) // _TOKEN), max(1, high // _TOKEN)
+        source = item[item["type"]]
+        source = source.removeprefix("file://") if isinstance(source, str) else source
+        with Media(budget=budget, image_tokens=tokens, fps=fps or self.fps) as media:
+            visual = media.fetch({**item, item["type"]: source}, max_tokens=most)
+        return self.scaled(visual.pixels_P3HW), visual.grid.tolist(), visual.seconds
 
     def cut(self, pictures, height, width):
         """Patches of pictures resized to height and width: float32 (P, 3, patch, patch)."""
@@ -108,19 +152,15 @@ class KeyeImageProcessor(ImageProcessingMixin):
         mean, std = (np.array(x, np.float32)[:, None, None] for x in (self.image_mean, self.image_std))
         return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
-    def frames(self, sources, fps):
-        """The patches of a list of frames, its grid, and the second of each frame, for so many frames a second."""
-        pictures = [as_picture(source) for source in sources]
-        kept, height, width = self.fit(len(pictures), pictures[0].height, pictures[0].width)
-        chosen = np.linspace(0, len(pictures) - 1, kept).round().astype(int)
-        grid = [kept, height // self.patch_size, width // self.patch_size]
-        return self.cut([pictures[i] for i in chosen], height, width), grid, chosen / fps
+    def grid(self, n_frames, height, width):
+        """Frames, and rows and columns in patches."""
+        return [n_frames, height // self.patch_size, width // self.patch_size]
 
-    def fit(self, n_frames, height, width):
-        """(frames, height, width) of a video within its tokens: the resolution is reduced first, then the number of frames."""
+    def fit(self, n_frames, height, width, n_most):
+        """(frames, height, width) of a video within n_most tokens: resolution gives way first, then the number of frames."""
         low, high = self.frame_tokens
-        n_frames = min(n_frames, max(1, self.max_video_tokens // low))
-        most = min(high, self.max_video_tokens // n_frames)
+        n_frames = min(n_frames, max(1, n_most // low))
+        most = min(high, n_most // n_frames)
         for lowest in (low, 1):
             h, w = smart_resize(height, width, min(lowest, most) * _TOKEN, most * _TOKEN)
             if h * w <= most * _TOKEN:
@@ -128,21 +168,7 @@ class KeyeImageProcessor(ImageProcessingMixin):
         else:
             scale = math.sqrt(most * _TOKEN / (height * width))
             h, w = (max(28, math.floor(side * scale / 28) * 28) for side in (height, width))
-        return min(n_frames, self.max_video_tokens // (h * w // _TOKEN)), h, w
-
-    def file(self, item, fps):
-        """The same of a video file or a folder of frames. item: its path, or a dictionary with `video`, and fps, frames or
-        seconds."""
-        try:
-            from kvtools.keye.data.media import Media
-            from kvtools.video.patch import Budget
-        except ImportError:
-            raise ImportError("video files are decoded by kvtools. Install it, or give a list of frames with fps.") from None
-        budget = Budget(self.max_video_tokens, *self.frame_tokens)
-        item = item if isinstance(item, dict) else {"video": item}
-        with Media(budget=budget, fps=fps or self.fps) as media:
-            visual = media.fetch({**item, "type": "video", "video": item["video"].removeprefix("file://")})
-        return self.scaled(visual.pixels_P3HW), visual.grid.tolist(), visual.seconds
+        return min(n_frames, n_most // (h * w // _TOKEN)), h, w
 
 
 class KeyeProcessor(ProcessorMixin):
@@ -152,6 +178,7 @@ class KeyeProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id, self.video_token_id = map(tokenizer.convert_tokens_to_ids, (self.image_token, self.video_token))
+        self._mark = re.compile("|".join(map(re.escape, (self.image_token, self.video_token))))
 
     def __call__(
         self, images=None, text=None, videos=None, fps=None, num_frames=None, return_tensors=None, min_pixels=None,
@@ -164,20 +191,30 @@ class KeyeProcessor(ProcessorMixin):
         """
         kwargs.pop("do_sample_frames", None)  # lists of frames are taken as they are
         texts = [text] if isinstance(text, str) else list(text)
-        visual, counts = {}, {self.image_token: [], self.video_token: []}
-        if (pictures := _flat(images)) != []:
-            visual = dict(self.image_processor(pictures, min_pixels=min_pixels, max_pixels=max_pixels))
-            counts[self.image_token] = [int(np.prod(grid)) for grid in visual["image_grid_thw"]]
-        if (clips := _flat(videos, is_video=True)) != []:
-            visual |= self._videos(clips, fps, num_frames)
-            counts[self.video_token] = [int(np.prod(grid)) for grid in visual["video_grid_thw"]]
-        for token, patches in counts.items():
+        pictures, clips = _flat(images), _flat(videos, is_video=True)
+        for token, items in ((self.image_token, pictures), (self.video_token, clips)):
             n_marks = sum(each.count(token) for each in texts)
-            if n_marks != len(patches):
-                raise ValueError(f"text has {n_marks} times {token}, and {len(patches)} are given")
-            n_tokens = iter([n // self.image_processor.merge_size**2 for n in patches])
-            texts = [_expanded(each, token, n_tokens) for each in texts]
+            if n_marks != len(items):
+                raise ValueError(f"text has {n_marks} times {token}, and {len(items)} are given")
+        rates = list(fps) if isinstance(fps, list | tuple) else [fps] * len(clips)
+        more = {} if num_frames is None else {"frames": num_frames}
+        clips = [{**more, **({"video": clip} if isinstance(clip, str) else clip)} if isinstance(clip, str | dict) else clip
+                 for clip in clips]  # fmt: skip
+        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        readers = {
+            self.image_token: iter([partial(self.image_processor.picture, each, **limits) for each in pictures]),
+            self.video_token: iter([partial(self.image_processor.video, *each) for each in zip(clips, rates, strict=True)]),
+        }
+        shown = {self.image_token: [], self.video_token: []}
+        for number, each in enumerate(texts):
+            marks = self._mark.findall(each)
+            items = self._within_prompt(each, [next(readers[mark]) for mark in marks])
+            for mark, item in zip(marks, items, strict=True):
+                shown[mark].append(item)
+            n_tokens = iter([self._n_tokens(item) for item in items])
+            texts[number] = self._mark.sub(lambda mark, n_tokens=n_tokens: mark[0] * next(n_tokens), each)
         kwargs.setdefault("padding", len(texts) > 1)
+        visual = self._tensors(shown[self.image_token], shown[self.video_token])
         return BatchFeature({**self.tokenizer(texts, **kwargs), **visual}, tensor_type=return_tensors)
 
     @property
@@ -192,22 +229,33 @@ class KeyeProcessor(ProcessorMixin):
         chats = [_normal(chat) for chat in (conversation if is_batched else [conversation])]
         return super().apply_chat_template(chats if is_batched else chats[0], *args, **kwargs)
 
-    def _videos(self, clips, fps, num_frames):
-        rates = list(fps) if isinstance(fps, list | tuple) else [fps] * len(clips)
-        read = []
-        for clip, rate in zip(clips, rates, strict=True):
-            if isinstance(clip, str | dict):
-                item = {"video": clip} if isinstance(clip, str) else clip
-                more = {} if num_frames is None else {"frames": num_frames}
-                read.append(self.image_processor.file({**more, **item}, rate))
-            else:
-                read.append(self.image_processor.frames(list(clip), rate or self.image_processor.fps))
-        patches, grids, seconds = zip(*read, strict=True)
-        steps = [float(s[-1] - s[0]) / max(1, len(s) - 1) if len(s) > 1 else 1.0 for s in seconds]
-        return {
-            "pixel_values_videos": np.concatenate(patches), "video_grid_thw": np.array(grids),
-            "second_per_grid_ts": np.array(steps), "video_seconds": np.concatenate(seconds),
-        }  # fmt: skip
+    def _n_tokens(self, item):
+        return int(np.prod(item[1])) // self.image_processor.merge_size**2
+
+    def _within_prompt(self, text, readers):
+        """What a text shows. Where the prompt would be too long, each item gives way in proportion to what it has alone."""
+        items, most = [read() for read in readers], self.image_processor.max_prompt_tokens
+        counts = [self._n_tokens(item) for item in items]
+        if not items or most is None:
+            return items
+        n_text = len(self.tokenizer(text)["input_ids"]) - len(items)
+        if n_text + sum(counts) <= most:
+            return items
+        room = max(most - n_text, most // 4)
+        shares = [max(1, min(n, room * n // sum(counts))) for n in counts]
+        return [read(most=share) for read, share in zip(readers, shares, strict=True)]
+
+    def _tensors(self, pictures, clips):
+        names = ("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")
+        data = {}
+        for (patches, grids), items in zip(names, (pictures, clips), strict=True):
+            if items:
+                data |= {patches: np.concatenate([x for x, _, _ in items]), grids: np.array([grid for _, grid, _ in items])}
+        if clips:
+            seconds = [s for _, _, s in clips]
+            steps = [float(s[-1] - s[0]) / (len(s) - 1) if len(s) > 1 else 1.0 for s in seconds]
+            data |= {"second_per_grid_ts": np.array(steps), "video_seconds": np.concatenate(seconds)}
+        return data
 
 
 def _flat(items, *, is_video=False):
@@ -224,11 +272,6 @@ def _flat(items, *, is_video=False):
         deep = is_nested and any(not isinstance(x, Image.Image) and getattr(x, "ndim", 0) != 3 for item in items for x in item)
         return [clip for item in items for clip in item] if deep else list(items)
     return [picture for item in items for picture in (item if isinstance(item, list | tuple) else [item])]
-
-
-def _expanded(text, token, counts):
-    first, *rest = text.split(token)
-    return first + "".join(token * next(counts) + part for part in rest)
 
 
 def _normal(chat):

@@ -50,5 +50,5 @@ def write(path, conversations):
 def curve(path):
     """Lines of steps and lines of epochs, without what the clock says."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [{k: x for k, x in line.items() if k not in ("seconds", "tokens_per_s", "mfu")} for line in lines]
+    lines = [{k: x for k, x in line.items() if k not in ("run", "seconds", "tokens_per_s", "mfu")} for line in lines]
     return [line for line in lines if "rate" in line], [line for line in lines if "valid_loss" in line]

@@ -26,7 +26,7 @@ class TrainingLog:
         self._run = 1
         try:
             self._file = open(os.devnull if dst is None else dst, "a+b", buffering=0)  # noqa: SIM115 closed by __exit__
-            if dst is not None and self._file.seekable():
+            if dst is not None and os.path.isfile(dst):
                 self._continue(at, key)
         except OSError as error:
             raise unwritable(str(dst), error) from None

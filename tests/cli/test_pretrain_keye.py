@@ -173,9 +173,12 @@ def test_a_tower_and_a_decoder_of_others_are_put_together_and_go_back(here, capf
     assert is_same(parts("m", "visual."), tower)
     assert is_same(parts("m", "model."), parts("qwen3/model.safetensors", "model."))
     assert say("kvtools convert m -o whole/", capfd).code == 0
-    assert (here / "whole" / "generation_config.json").read_bytes() == (here / "qwen3" / "generation_config.json").read_bytes()
+    given, written = (json.loads((here / name / "generation_config.json").read_text()) for name in ("qwen3", "whole"))
+    assert given.items() <= written.items(), "and the tokens that end an answer"
     assert say("kvtools convert m -o back/").code == 0
-    assert is_same(parts("back/model.safetensors", "visual.", "mlp_AR.", "model."), parts("m", "visual.", "mlp_AR.", "model."))
+    back = parts("back/model.safetensors", "visual.", "mlp_AR.", "model.")
+    assert not back.pop("visual.vision_model.embeddings.packing_position_embedding.weight").any(), "which vLLM asks for"
+    assert is_same(back, parts("m", "visual.", "mlp_AR.", "model."))
 
 
 def test_stage_0_goes_on_from_a_published_siglip_and_goes_back_to_it(here, capfd, published):

@@ -29,7 +29,8 @@ def _lines(items: Iterable[_T], total: int | None, unit: str, label: str) -> Ite
         # short work stays silent: the first line comes when there has been something to wait for
         if now - start > 10 and (n & (n - 1) == 0 or now - last >= 60):
             done = n if total is None else f"{n} of {total}"
-            print(f"{label}: {done} {unit}, {now - start:.0f} s", file=sys.stderr, flush=True)
+            left = "" if total is None or n >= total else f", {(now - start) / n * (total - n):.0f} s left"
+            print(f"{label}: {done} {unit}, {now - start:.0f} s{left}", file=sys.stderr, flush=True)
             last = now
 
 

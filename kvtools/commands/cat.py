@@ -1,5 +1,6 @@
 """`kvtools cat`: join streams."""
 
+from itertools import chain
 from typing import Annotated
 
 from kvtools import options as opt
@@ -7,6 +8,7 @@ from kvtools import options as opt
 EXAMPLES = [
     "kvtools cat part-*.kvs -o all.kvs",
     "kvtools cat --prefix part-0.kvs clips.kvs | kvtools info --records -",
+    "kvtools cat --tar clips.kvs -o clips.tar",
     "kvtools cat --key yoga.mp4 clips.kvs | kvtools info --records -",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
@@ -22,18 +24,21 @@ def main(
     prefix: Annotated[bool, opt.option("Put the name of its input and a slash before each key.", "--prefix")] = False,
     limit: Annotated[int | None, opt.value("N", "At most N records.", "-n", "--limit", least=0)] = None,
     as_json: opt.AsJson = False,
+    as_tar: Annotated[bool, opt.option("Write a tar in the layout of WebDataset, with .json and .npy files.", "--tar")] = False,
 ) -> int:
     """Join streams of one kind into one, with its own index and end.
 
     Two clips of one key that differ are refused, since readers find clips by their keys; --prefix tells them apart. With --key,
     records of a file are fetched through its index. With --json, records are printed as text: JSON fields, tensor shapes, and
-    the document of a record that holds one. The records of a damaged file are copied up to the damage,
-    the file is named, and the exit code is 65. A damaged stdin ends the command, so that no reader takes a part for the
-    whole.
+    the document of a record that holds one. With --tar, they are written as WebDataset reads them, for other trainers. The
+    records of a damaged file are copied up to the damage, the file is named, and the exit code is 65. A damaged stdin ends the
+    command, so that no reader takes a part for the whole.
     """
     from kvtools.artifact.concat import Concat, distinct_names
     from kvtools.artifact.summary import record_json
+    from kvtools.artifact.webdataset import write_tar
 
+    opt.refuse_if((as_json and as_tar, "--json and --tar cannot be used together. Give one of them."))
     sources = inputs or ["-"]
     run.refuse_own_input(*sources)
     prefixes = {src: f"{name}/" for src, name in distinct_names(sources).items()} if prefix else {}
@@ -45,6 +50,9 @@ def main(
     remaining = iter(records)
     record = next(remaining, None)  # before the sink is opened: without any record the output stays as it was
     if not records.heads:
+        return records.code
+    if as_tar:
+        write_tar([] if record is None else chain([record], remaining), run.sink())
         return records.code
     configs = [head.config for head in records.heads if head.config]
     config = configs[0] if configs and all(config == configs[0] for config in configs) else {}

@@ -276,6 +276,7 @@ kvtools info other-end.kvs
 kvtools info more-keys.kvs
 kvtools info nothing.kvs
 kvtools sum cut.kvs
+kvtools cat --json --tar good.kvs
 kvtools cat --key nobody good.kvs
 kvtools cat --key r0 no-mark.kvs
 kvtools cat --key r1 other-crc.kvs

@@ -238,6 +238,8 @@ class Media:
 
     def _read_at(self, path: str, seconds: Sequence[float], *, by_decoding: bool) -> Visual:
         index = frame_index.open_index(path, by_decoding=by_decoding)
+        if index.gaps:
+            raise ValueError(f"it is damaged ({index.gaps[0][1]})")
         times = np.array([float(t * index.time_base) for t in index.times])
         indices = nearest(times, seconds, end_s=times[0] + index.duration_s)
         rising = sorted(set(indices))

@@ -124,6 +124,7 @@ def main(
     torch.manual_seed(seed_for(seed, "weights"))
     vocabularies = list(table.vocabularies) if table is not None and data.pathways["static"] == "on" else []
     model = new_model(data.config, ids, encoder, vocabularies).to(torch_device)
+    model.checkpointing = recipe.settings["checkpoint"]
     if data.config.item_scores:
         model.item_scores.score_popular(data.counts.popularity)
     task = NextItemTask(

@@ -25,8 +25,8 @@ def parse_overrides(words: Sequence[str], option: str, defaults: Mapping[str, An
         try:
             settings[name] = _value(value, type(defaults[name]))
         except ValueError:
-            example = f"{name}={_as_typed(defaults[name])}"
-            raise Usage(f"{option} {word}: {value!r} is not a value of {name}. Give one such as {example}.") from None
+            good = "yes or no" if isinstance(defaults[name], bool) else f"one such as {name}={_as_typed(defaults[name])}"
+            raise Usage(f"{option} {word}: {value!r} is not a value of {name}. Give {good}.") from None
     return settings
 
 
@@ -40,7 +40,7 @@ def _value(text: str, kind: type) -> Any:
 
 def _as_typed(value: Any) -> str:
     """A default as a user types it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def refuse_bad_values(option: str, values: Mapping[str, Any], allowed: Allowed, durations: Sequence[str] = ()) -> None:

@@ -91,6 +91,17 @@ def test_what_comes_after_pretraining_is_the_same_loop(here, capfd, stage):
     assert [(line["stage"], line["step"]) for line in steps] == [(stage, 1), (stage, 2)]
 
 
+@pytest.mark.parametrize("more", ["--stage matching", "--stage sft", "--stage sft --init whole --lora r=2"])
+def test_checkpointed_layers_give_the_same_losses_and_weights(here, more):
+    if "--init" in more:
+        say(f"{TRAIN} --stage sft --steps 1 -o whole")
+    for name in ("yes", "no"):
+        assert say(f"{TRAIN} {more} --steps 3 --lr 1e-2 --training checkpoint={name} --log {name}.jsonl -o {name}").code == 0
+    assert curve(here / "yes.jsonl") == curve(here / "no.jsonl")
+    file = "adapter_model.safetensors" if (here / "yes").is_dir() else ""
+    assert is_same(load_file(here / "yes" / file), load_file(here / "no" / file))
+
+
 def test_a_model_in_a_pipe_is_a_model(sh, here):
     done = sh(f"{TRAIN} --steps 1 | kvtools info --json -")
     assert (done.code, done.err) == (0, "")

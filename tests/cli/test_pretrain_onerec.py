@@ -95,6 +95,19 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(sh, shop,
     assert digests[0] != digests[2]
 
 
+def test_checkpointed_layers_give_the_same_losses_and_weights(shop):
+    more = "--users users.csv --architecture experts=4 --architecture moe=both --architecture short=3 --training dropout=0.3"
+    for name in ("yes", "no"):
+        line = f"{TRAIN} {more} --steps 6 --training accumulate=2 --training checkpoint={name}"
+        assert say(f"{line} --log {name}.jsonl -o {name}.model").code == 0
+    (steps, validations), (other_steps, other_validations) = curve(shop / "yes.jsonl"), curve(shop / "no.jsonl")
+    assert validations == other_validations
+    for name in ("loss", "grad_norm", "load_max_over_mean"):
+        assert [line[name] for line in steps] == [line[name] for line in other_steps]
+    one, other = load_file(shop / "yes.model"), load_file(shop / "no.model")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
 # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_stopped_by_a_signal_and_run_again_it_ends_with_the_same_bytes(sh, shop):
     line = f"{TRAIN} --steps 150 --training patience=0 --training dropout=0.2 --log curve.jsonl -o"

@@ -95,6 +95,22 @@ def test_mpo_begins_at_the_loss_of_a_coin_and_keeps_what_is_best(here, kv):
     assert kept["valid_loss"] < first["valid_loss"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "rl mpo pairs.jsonl --training tower=0.1",
+        "rl mpo pairs.jsonl --lora 2",
+        "rl grpo sums.jsonl --reward length:-1 --group 4 --max-new 6 --overlong keep",
+    ],
+)
+def test_checkpointed_layers_learn_the_same(here, kv, line):
+    for name in ("yes", "no"):
+        more = f"-q --model start.model --steps 3 --batch 2 --lr 0.01 --training checkpoint={name} -o {name}.model"
+        assert kv(f"{line} {more}") == (0, "")
+    assert not differ(weights("yes.model"), weights("no.model"))
+    assert differ(weights("yes.model"), weights("start.model"))
+
+
 @pytest.mark.parametrize("more", ["", " --lora 2"])
 def test_a_stopped_mpo_resumes_to_the_same_weights(here, kv, monkeypatch, more):
     line = f"rl mpo -q pairs.jsonl --model start.model --steps 4 --batch 2 --lr 0.01{more}"

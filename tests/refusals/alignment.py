@@ -100,6 +100,7 @@ kvtools rl mpo pairs.jsonl
 {MPO} pairs.jsonl --lr 0
 {MPO} pairs.jsonl --training colour=red
 {MPO} pairs.jsonl --training rate=fast
+{MPO} pairs.jsonl --training checkpoint=often
 kvtools rl grpo sums.jsonl --reward correct
 {GRPO}
 {GRPO} --reward correct --column user=a

@@ -296,6 +296,7 @@ kvtools {TRAIN} good.jsonl --frame-tokens 9
 kvtools {TRAIN} good.jsonl --architecture language.kv_heads=3
 kvtools {TRAIN} good.jsonl --architecture colour=3
 kvtools {TRAIN} good.jsonl --training colour=3
+kvtools {TRAIN} good.jsonl --training checkpoint=maybe
 kvtools {TRAIN} good.jsonl --tokenizer tokenizer.json
 kvtools {TRAIN} good.jsonl --tokenizer broken
 kvtools {TRAIN} good.jsonl --tokenizer nothing

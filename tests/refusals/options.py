@@ -43,6 +43,7 @@ kvtools {ONEREC} --training warmth=3
 kvtools {ONEREC} --training dropout=much
 kvtools {ONEREC} --training dropout=2
 kvtools {ONEREC} --training warmup=soon
+kvtools {ONEREC} --training checkpoint=2
 kvtools {ONEREC} --device cuda
 kvtools {ONEREC} --log nowhere/run.jsonl -o new.model
 kvtools {ONEREC} --state clicks.csv -o new.model

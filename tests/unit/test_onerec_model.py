@@ -378,6 +378,44 @@ def test_gradients_are_the_finite_differences(decoder, attention, is_sparse, nea
             assert float((parameter.grad * direction).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-7), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("decoder", "near", "experts"),
+    [("cross", "tokens", EXPERTS), ("lazy", "evidence", EXPERTS), ("cross", "some scores", {})],
+)
+def test_a_checkpointed_model_drops_counts_and_learns_the_same_bits(decoder, near, experts, dtype):
+    case = Case(decoder, near=near, dropout=0.3, **experts)
+    found = []
+    for is_checkpointed in (False, True):
+        model = copy.deepcopy(case.model).train()
+        model.checkpointing = is_checkpointed
+        torch.manual_seed(3)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss, per_level = model.loss(case.batch(), smoothing=0.1)
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([loss.detach(), per_level, *(layer.load for layer in model.expert_layers()), *gradients])
+    assert len(found[0]) > 20
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_checkpointed_layer_keeps_its_input_alone():
+    case = Case(encoder_layers=3, decoder_layers=3, **EXPERTS)
+    kept = []
+    for is_checkpointed in (False, True):
+        case.model.checkpointing = is_checkpointed
+        stored = {}
+
+        def pack(x, stored=stored):
+            stored[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            case.model.train().loss(case.batch())
+        kept.append(sum(stored.values()))
+    assert kept[1] < 0.6 * kept[0]
+
+
 def test_the_same_seed_makes_the_same_model():
     vocabulary = VocabularySizes(CODES, N_ITEMS, FEATURES, STATIC)
     states = []

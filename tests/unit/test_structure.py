@@ -24,7 +24,7 @@ OWNERS = {
 }  # fmt: skip
 # models and algorithms: arrays in, arrays out
 PURE = re.compile(
-    r"(keye|onerec)/model/\w+|train/objectives/\w+|etree/(tree|network|train)/(?!readers|graphs|run)\w+"
+    r"(keye|onerec)/model/\w+|train/(objectives/\w+|checkpointing)|etree/(tree|network|train)/(?!readers|graphs|run)\w+"
     r"|onerec/semantic_ids/(align|rqkmeans|equal_rows|exact_sums|initial_centroids|nearest|balanced|rqvae|collisions|quality)"
 )
 IMPURE_MODULES = {"os", "pathlib", "io", "shutil", "subprocess", "tempfile", "socket", "signal"}

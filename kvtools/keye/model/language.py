@@ -14,8 +14,9 @@ from torch.nn import functional as nf
 
 from kvtools.keye.model.attention import Segments, attend, attend_cached
 from kvtools.keye.model.config import LanguageConfig
-from kvtools.keye.model.layers import RMSNorm, matmul_dtype, run_layer
+from kvtools.keye.model.layers import RMSNorm, matmul_dtype
 from kvtools.keye.model.rope import RotaryAngles, apply_rotary
+from kvtools.train.checkpointing import run_layer
 
 _GROWTH = 64  # tokens: the least that a cache grows by
 

@@ -1,15 +1,12 @@
-"""What the tower and the decoder share: the dtype of matrix products, norms that end in it, gradient checkpointing of a layer.
+"""What the tower and the decoder share: the dtype of matrix products, norms that end in it.
 
 Under autocast, norms and rotations are float32 and their results leave in autocast's dtype, once: each of the three products
 after a norm would otherwise convert its input again.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nf
-from torch.utils.checkpoint import checkpoint
 
 from kvtools.keye.model.cpu_kernels import rms_norm_backward
 
@@ -62,11 +59,3 @@ class _RMSNorm(torch.autograd.Function):
         width = x.shape[-1]
         x_grad, weight_grad = rms_norm_backward(grads[0].reshape(-1, width), x.reshape(-1, width), weight, scale.view(-1, 1))
         return x_grad.view_as(x), weight_grad, None
-
-
-def run_layer(layer: Callable[..., Tensor], *inputs: object, is_checkpointed: bool) -> Tensor:
-    """The layer's result, of any shape. Checkpointed, only inputs are kept, and the rest is computed again for gradients."""
-    if is_checkpointed and torch.is_grad_enabled():
-        out: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
-        return out
-    return layer(*inputs)

@@ -17,8 +17,9 @@ from torch.nn import functional as nf
 from kvtools.keye.model.attention import Segments, attend
 from kvtools.keye.model.config import TextConfig, VisionConfig
 from kvtools.keye.model.cpu_kernels import linear_gelu
-from kvtools.keye.model.layers import layer_norm, matmul_dtype, run_layer
+from kvtools.keye.model.layers import layer_norm, matmul_dtype
 from kvtools.keye.model.rope import RotaryAngles, apply_rotary, grid_angles
+from kvtools.train.checkpointing import run_layer
 
 Grids = Sequence[Sequence[int]]  # frames, rows and columns in patches of each visual item
 

@@ -27,7 +27,7 @@ _SETTINGS: dict[str, Any] = {
     "projector": 0.1,
     "save": "100",  # time between saved states
     "patience": "0",
-    "checkpointing": False,
+    "checkpoint": False,  # keep only the inputs of layers, and compute the rest twice
 }
 _ROLLOUT_SETTINGS: dict[str, Any] = {
     "chunk": 64,  # answers that grow together: more are faster where there is room, and leave fewer ranks something to do

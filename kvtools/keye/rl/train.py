@@ -27,7 +27,7 @@ _NO_UPDATE = {"loss": 0.0}  # of a step in which nothing was to be learnt
 def prepare(model: Keye, recipe: AlignmentRecipe) -> None:
     """Freeze what does not learn, and give the decoder adapters where --lora asks for them."""
     model.float()
-    model.checkpointing = recipe.settings["checkpointing"]
+    model.checkpointing = recipe.settings["checkpoint"]
     if recipe.lora is not None:
         torch.manual_seed(seed_for(recipe.seed, "lora"))
         add_adapters(model, LoraConfig(recipe.lora))

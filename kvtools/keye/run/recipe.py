@@ -29,7 +29,7 @@ _SETTINGS: dict[str, Any] = {
     "window": 256,  # conversations packed together
     "save": "500",  # time between saved states, beside the ends of epochs
     "patience": "0",
-    "checkpointing": False,  # keep only the inputs of layers, and compute the rest twice
+    "checkpoint": False,  # keep only the inputs of layers, and compute the rest twice
     "cut": False,  # conversations longer than a row lose their last messages instead of being left out
     "flip": 0.0,  # fraction of the conversations whose pictures are mirrored, where left and right mean nothing
     "upend": 0.0,  # fraction turned upside down, where top and bottom mean nothing

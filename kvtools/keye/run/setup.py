@@ -106,7 +106,7 @@ def initial_model(
         assert isinstance(model, Keye), "other stages have no adapters"
         torch.manual_seed(seed_for(recipe.seed, "lora"))
         add_adapters(model, recipe.adapters, frozen_dtype=DTYPES[dtype])
-    model.checkpointing = recipe.settings["checkpointing"]
+    model.checkpointing = recipe.settings["checkpoint"]
     files = {name: data for name, data in (speaker.files if speaker is not None else {}).items() if name in _TOKENIZER_FILES}
     like = next((part for part in reversed(parts) if part.format.layout in ("keye", "siglip")), None)
     histories = [part.history for part in parts]

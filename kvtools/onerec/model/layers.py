@@ -6,6 +6,7 @@ pathway or new tokens, J tokens so far, M sequences of codes, D width, H heads, 
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -82,12 +83,18 @@ def few_token_attention(q_MPD: Tensor, k_MJD: Tensor, v_MJD: Tensor, n_heads: in
 class _Layer(nn.Module):
     """What all layers have: a number of heads, dropout after each sublayer, and an MLP or experts."""
 
+    feed: nn.Module
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_heads, self.dropout = config.heads, config.dropout
 
     def _drop(self, x: Tensor) -> Tensor:
         return nf.dropout(x, self.dropout, self.training)
+
+    def again(self) -> AbstractContextManager[None]:
+        """What surrounds a second computation of the same tokens: they are no load to balance then."""
+        return self.feed.uncounted() if isinstance(self.feed, Experts) else nullcontext()
 
     @staticmethod
     def _feed_forward(config: ModelConfig, hidden: int, *, is_sparse: bool) -> nn.Module:

@@ -9,6 +9,9 @@ up to 1 over the chosen experts. All experts have the same width; none is shared
 Legend: M tokens, D width, E experts, A active ones a token, F hidden width.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nf
@@ -28,6 +31,7 @@ class Experts(nn.Module):
     def __init__(self, width: int, n_experts: int, n_active: int, hidden: int) -> None:
         super().__init__()
         self.n_active = n_active
+        self._counts = True
         self.router = nn.Linear(width, n_experts, bias=False)
         self.up = nn.Parameter(torch.empty(n_experts, width, 2 * hidden))
         self.down = nn.Parameter(torch.empty(n_experts, hidden, width))
@@ -50,7 +54,7 @@ class Experts(nn.Module):
             gate_MA = gate_MA / gate_MA.sum(1, keepdim=True)
         expert_J = chosen_MA.flatten()  # J = M * A pairs of a token and an expert
         count_E = torch.bincount(expert_J, minlength=len(self.bias))
-        if self.training:
+        if self.training and self._counts:
             self.load += (
                 count_E if is_token_M is None else torch.bincount(chosen_MA[is_token_M].flatten(), minlength=len(self.bias))
             )
@@ -65,6 +69,15 @@ class Experts(nn.Module):
         back_J[order_J] = torch.arange(len(order_J), device=order_J.device)
         out_MAD = torch.cat(outs)[back_J].view(*chosen_MA.shape, -1)
         return (out_MAD * gate_MA.unsqueeze(2).to(out_MAD.dtype)).sum(1)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within it, tokens are no load: for what is computed once more."""
+        self._counts = False
+        try:
+            yield
+        finally:
+            self._counts = True
 
     def rebalance(self, load_E: Tensor) -> float:
         """Move the bias by the tokens each expert had in a step, float (E,): by how far they lie below the mean, in means, at

@@ -12,7 +12,7 @@ I items.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from kvtools.onerec.model.evidence import Evidence
 from kvtools.onerec.model.item_scores import ItemScores
 from kvtools.onerec.model.layers import ContextAttention, DecoderLayer, EncoderLayer, KVCache, QFormer, rms_norm, split_heads
 from kvtools.onerec.model.moe import Experts
+from kvtools.train.checkpointing import run_layer
 
 _N_NEIGHBOUR_RANKS = 64
 
@@ -91,6 +92,7 @@ class OneRec(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary: VocabularySizes, codes_IS: Tensor) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
+        self.checkpointing = False  # whether pathways and layers are computed again for gradients: less memory, more work
         self.n_levels = len(vocabulary.codes)
         width, short = config.width, config.short
         self.register_buffer("codes_IS", codes_IS.long(), persistent=False)
@@ -162,7 +164,7 @@ class OneRec(nn.Module):
         if self.config.attention == "causal":
             mask_BCC = mask_BCC & (position_BC[:, None, :] <= position_BC[:, :, None])
         for layer in self.encoder:
-            z_BCD = layer(z_BCD, mask_BCC[:, None], is_token_BC)
+            z_BCD = self._run(layer, z_BCD, mask_BCC[:, None], is_token_BC)
         mask_BTC = is_token_BC[:, None, :] & (position_BC[:, None, :] < batch.target_positions[:, :, None])
         # padding among the targets sees the static token
         mask_BTC = mask_BTC | (torch.arange(position_BC.shape[1], device=position_BC.device) == 0)
@@ -184,10 +186,10 @@ class OneRec(nn.Module):
             tokens: PathwayTokens | None = getattr(batch, name)
             if tokens is None or not tokens.items.shape[1]:
                 continue
-            x_BPD, position_BP = self.pathways[name](self.item_vectors(tokens.items), tokens.features), tokens.positions
-            is_token_BP = tokens.items >= 0
+            x_BPD = run_layer(self._pathway, name, tokens, is_checkpointed=self.checkpointing)
+            position_BP, is_token_BP = tokens.positions, tokens.items >= 0
             if name == "lifelong":
-                x_BPD = self.summary(x_BPD, is_token_BP) + self.slots[name]
+                x_BPD = x_BPD + self.slots[name]
                 is_token_BP = is_token_BP.any(1, keepdim=True).expand(-1, x_BPD.shape[1])
                 position_BP = torch.full_like(is_token_BP, ALWAYS_VISIBLE, dtype=torch.long)
             else:
@@ -196,6 +198,11 @@ class OneRec(nn.Module):
             positions.append(position_BP)
             masks.append(is_token_BP)
         return torch.cat(parts, 1), torch.cat(positions, 1), torch.cat(masks, 1)
+
+    def _pathway(self, name: str, tokens: PathwayTokens) -> Tensor:
+        """A pathway's tokens (B, P, D), those of the lifelong one summarised."""
+        x_BPD: Tensor = self.pathways[name](self.item_vectors(tokens.items), tokens.features)
+        return self.summary(x_BPD, tokens.items >= 0) if name == "lifelong" else x_BPD
 
     def _static(self, batch: Batch) -> Tensor:
         if not self.static:
@@ -232,6 +239,11 @@ class OneRec(nn.Module):
         dropout = self.config.dropout if self.training else 0.0
         return self.neighbours.sources(items_RN, similarity_BTN.flatten(0, 1), codes_RNS, dropout)
 
+    def _run(self, layer: nn.Module, *inputs: object) -> Any:
+        """A layer of the encoder or decoder, checkpointed where the model is."""
+        again = cast("EncoderLayer | DecoderLayer", layer).again
+        return run_layer(layer, *inputs, is_checkpointed=self.checkpointing, again=again)
+
     # ── decoder ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def begin_token(self, context: Context) -> Tensor:
         """The token that begins every item, (M, 1, D): it holds how far into the row the target is."""
@@ -260,6 +272,12 @@ class OneRec(nn.Module):
             new_caches.append(cache)
         return x_MPD, new_caches
 
+    def _decode_targets(self, x_MSD: Tensor, attentions: Sequence[ContextAttention], is_target_M: Tensor) -> Tensor:
+        """As decode, all tokens of each of M targets at once, and nothing is cached."""
+        for layer, attend in zip(self.decoder, attentions, strict=True):
+            x_MSD, _ = self._run(layer, x_MSD, attend, None, is_target_M)
+        return x_MSD
+
     def evidence(self, context: Context, first_MD: Tensor | None = None) -> Evidence:
         """The evidence at the empty prefix of each of M targets. first_MD: the decoder's first states; without them items have
         no scores."""
@@ -287,7 +305,7 @@ class OneRec(nn.Module):
         codes_MS = self.codes_IS[batch.targets.flatten().clamp(min=0)]
         tokens = [self.begin_token(context), *(self.code_token(n, codes_MS[:, n]) for n in range(self.n_levels - 1))]
         x_MSD = nf.dropout(torch.cat(tokens, dim=1), self.config.dropout, self.training)
-        h_MSD, _ = self.decode(x_MSD, context.attentions(), is_token_M=is_target)
+        h_MSD = self._decode_targets(x_MSD, context.attentions(), is_target)
         codes_JS, evidence = codes_MS[is_target], self.evidence(context)
         shares = self._target_shares(h_MSD[:, 0][is_target], codes_JS)
         total, per_level = h_MSD.new_zeros((), dtype=torch.float32), []

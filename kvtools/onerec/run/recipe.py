@@ -23,6 +23,7 @@ _TRAINING: dict[str, Any] = {
     "rate": "cosine",
     "clip": 1.0,
     "accumulate": 1,
+    "checkpoint": False,  # keep only the inputs of layers, and compute the rest twice
     "save": "500",  # how often the state is written, beside epochs
     "patience": "5ep",
     "valid_users": 2000,

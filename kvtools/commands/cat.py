@@ -7,7 +7,7 @@ from kvtools import options as opt
 
 EXAMPLES = [
     "kvtools cat part-*.kvs -o all.kvs",
-    "kvtools cat --prefix part-0.kvs clips.kvs | kvtools info --records -",
+    "kvtools cat --prefix part-00.kvs clips.kvs | kvtools info --records -",
     "kvtools cat --tar clips.kvs -o clips.tar",
     "kvtools cat --key yoga.mp4 clips.kvs | kvtools info --records -",
 ]

@@ -40,8 +40,8 @@ def sampling_of(item: Item, fps: float) -> FrameSampling:
 
 def budget_of(item: Item, budget: patch.Budget, n_tokens: int | None) -> patch.Budget:
     """The budget of a video under the words of its item. n_tokens: the most it may have here, None for no other limit."""
-    low, high, total = (_pixels(item, name) for name in ("min_pixels", "max_pixels", "total_pixels"))
-    most = min(budget.max_tokens, *(n for n in (total, n_tokens) if n is not None), budget.max_tokens)
+    low, high, total = (_tokens_of(item, name) for name in ("min_pixels", "max_pixels", "total_pixels"))
+    most = min(n for n in (budget.max_tokens, total, n_tokens) if n is not None)
     highest = budget.max_frame_tokens if high is None else min(high, budget.max_frame_tokens)
     lowest = budget.min_frame_tokens if low is None else low
     return patch.Budget(most, min(lowest, highest), highest)
@@ -49,7 +49,7 @@ def budget_of(item: Item, budget: patch.Budget, n_tokens: int | None) -> patch.B
 
 def picture_pixels(item: Item, limits: tuple[int, int], n_tokens: int | None) -> tuple[int, int]:
     """The fewest and the most pixels of a picture; limits and n_tokens as of a video's budget."""
-    low, high = (_pixels(item, name) for name in ("min_pixels", "max_pixels"))
+    low, high = (_tokens_of(item, name) for name in ("min_pixels", "max_pixels"))
     most = limits[1] if high is None else min(limits[1], high * patch.PIXELS_A_TOKEN)
     if n_tokens is not None:
         most = min(most, n_tokens * patch.PIXELS_A_TOKEN)
@@ -132,7 +132,7 @@ def _count(item: Item, name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def _pixels(item: Item, name: str) -> int | None:
+def _tokens_of(item: Item, name: str) -> int | None:
     """A number of pixels as tokens, at least one."""
     n_pixels = _count(item, name)
     return None if n_pixels is None else max(1, n_pixels // patch.PIXELS_A_TOKEN)

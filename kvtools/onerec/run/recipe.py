@@ -17,7 +17,7 @@ from kvtools.train.overrides import Allowed, parse_overrides, refuse_bad_values
 _TRAINING: dict[str, Any] = {
     "dropout": 0.2,
     "smoothing": 0.0,  # of labels
-    "embedding_rate": 15.0,  # the rate of the embeddings of codes and items, as a factor of the others'; 1 but for `tiny`
+    "embedding_rate": 0.0,  # of codes and items, as a factor of the others' rate; 0: as below
     "weight_decay": 0.1,
     "warmup": "5%",
     "rate": "cosine",
@@ -29,6 +29,7 @@ _TRAINING: dict[str, Any] = {
     "valid_users": 2000,
     "positive_from": "",  # the rating from which an interaction is positive; empty: the median
 }
+_EMBEDDING_RATE = 15.0  # where items have scores, else 1
 _STEPS_AN_EPOCH = 500  # about: the size of a step follows the data
 _STEP = (32, 1024)  # targets of such a step, least and most
 
@@ -90,6 +91,9 @@ class OneRecRecipe:
     def config(self) -> ModelConfig:
         """The model's size with its changes; pathways that the data lacks are still on."""
         config = replace(SIZES[self.size], decoder=self.decoder, near=self.near, dropout=self.settings["dropout"])
+        if self.near and "near" not in self.without:
+            # beside neighbours, scores of items cost more than they bring (bench/README.md)
+            config = replace(config, item_scores=0)
         defaults = vars(config)
         values = parse_overrides(self.architecture, "--architecture", defaults)
         if values["experts"] == 0 and "experts=0" in self.architecture:
@@ -99,8 +103,7 @@ class OneRecRecipe:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings of --training, with defaults."""
-        wide = {} if self.size == "tiny" else {"embedding_rate": 1.0}
-        return parse_overrides(self.training, "--training", _TRAINING | wide)
+        return parse_overrides(self.training, "--training", _TRAINING)
 
     def with_batch_for(self, n_targets: int) -> "OneRecRecipe":
         """The recipe for data of so many targets, with the size of a step where none was given."""
@@ -114,8 +117,10 @@ class OneRecRecipe:
         return float(text) if text else None
 
     @property
-    def _embeddings(self) -> tuple[str, ...]:
-        return ("codes.", "items.") if self.config.item_table else ("codes.",)
+    def _lr_factors(self) -> dict[str, float]:
+        """Factors of the rates of the embeddings, by the beginnings of their names."""
+        factor = float(self.settings["embedding_rate"]) or (_EMBEDDING_RATE if self.config.item_scores else 1.0)
+        return dict.fromkeys(("codes.", "items.") if self.config.item_table else ("codes.",), factor)
 
     def to_json(self) -> dict[str, Any]:
         """Option names to values, as --config reads them."""
@@ -138,7 +143,7 @@ class OneRecRecipe:
             lr_schedule=self.settings["rate"],
             weight_decay=float(self.settings["weight_decay"]),
             clip=float(self.settings["clip"]),
-            lr_factors=dict.fromkeys(self._embeddings, float(self.settings["embedding_rate"])),
+            lr_factors=self._lr_factors,
             n_microbatches=int(self.settings["accumulate"]),
             patience=math.ceil(steps_of("patience") / n_steps),  # anything but 0 is an epoch at least
             save_every=math.ceil(steps_of("save")),

@@ -30,7 +30,7 @@ KEYE_SIZES = (
     "language.hidden=48", "language.layers=2", "language.heads=2", "language.kv_heads=1", "language.head_dim=16",
 )  # fmt: skip
 KEYE = " ".join(f"--architecture {size}" for size in KEYE_SIZES) + " --batch-tokens 1024 --length 512 --media clips.kvs"
-ONEREC = "clicks.csv --items items.ids --batch 64 " + " ".join(f"--architecture {size}" for size in (
+ONEREC = "clicks.csv --items items.ids --batch 64 --near 0 " + " ".join(f"--architecture {size}" for size in (
     "width=16", "heads=2", "experts=2", "expert_hidden=8", "decoder_layers=1", "encoder_layers=1", "queries=2",
 ))  # fmt: skip
 TREE = "etree-train --tree fleet.tree --data digits.csv fleet.devices"

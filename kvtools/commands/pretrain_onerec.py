@@ -43,7 +43,7 @@ def main(
     lr: Annotated[float, opt.value("X", "Peak learning rate.", least=0)] = 3e-3,
     batch: Annotated[
         int | None,
-        opt.value("N", "Targets of a step, padding included; a 500th of the data, from 32 to 1024, unless given.", least=1),
+        opt.value("N", "Targets of a step, padding included; a 250th of the data, from 32 to 1024, unless given.", least=1),
     ] = None,
     training: opt.Overrides = None,
     columns: opt.Columns = None,

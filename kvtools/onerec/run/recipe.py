@@ -30,7 +30,7 @@ _TRAINING: dict[str, Any] = {
     "positive_from": "",  # the rating from which an interaction is positive; empty: the median
 }
 _EMBEDDING_RATE = 15.0  # where items have scores, else 1
-_STEPS_AN_EPOCH = 500  # about: the size of a step follows the data
+_STEPS_AN_EPOCH = 250  # about: the size of a step follows the data
 _STEP = (32, 1024)  # targets of such a step, least and most
 
 # what the value of a setting may be, where it is not 0 or more: a test, and the values that pass

@@ -23,6 +23,9 @@ def main(
     keys: Annotated[list[str] | None, opt.value("KEY", "Only the record of this key; may be repeated.", "--key")] = None,
     prefix: Annotated[bool, opt.option("Put the name of its input and a slash before each key.", "--prefix")] = False,
     limit: Annotated[int | None, opt.value("N", "At most N records.", "-n", "--limit", least=0)] = None,
+    partial: Annotated[
+        bool, opt.option("Join parts of --shard even where some are missing or there twice.", "--partial")
+    ] = False,
     as_json: opt.AsJson = False,
     as_tar: Annotated[bool, opt.option("Write a tar in the layout of WebDataset, with .json and .npy files.", "--tar")] = False,
 ) -> int:
@@ -31,18 +34,26 @@ def main(
     Two clips of one key that differ are refused, since readers find clips by their keys; --prefix tells them apart. With --key,
     records of a file are fetched through its index. With --json, records are printed as text: JSON fields, tensor shapes, and
     the document of a record that holds one. With --tar, they are written as WebDataset reads them, for other trainers. The
-    records of a damaged file are copied up to the damage, the file is named, and the exit code is 65. A damaged stdin ends the
-    command, so that no reader takes a part for the whole.
+    records of a damaged file are copied up to the damage, the file is named, and the exit code is 65. Parts that --shard made
+    are refused where one is missing or there twice, unless --partial is given; of one part alone a note says so. A damaged
+    stdin ends the command, so that no reader takes a part for the whole.
     """
     from kvtools.artifact.concat import Concat, distinct_names
+    from kvtools.artifact.history import missing_parts
     from kvtools.artifact.summary import record_json
     from kvtools.artifact.webdataset import write_tar
+    from kvtools.errors import Corrupt
 
     opt.refuse_if((as_json and as_tar, "--json and --tar cannot be used together. Give one of them."))
     sources = inputs or ["-"]
     run.refuse_own_input(*sources)
     prefixes = {src: f"{name}/" for src, name in distinct_names(sources).items()} if prefix else {}
     records = Concat(sources, keys=keys, prefixes=prefixes, limit=limit, strict=run.strict, log=run.log)
+    faults = [] if keys or partial or records.code else missing_parts(head.history for head in records.heads)
+    if faults and len(sources) > 1:
+        raise Corrupt(f"{'; '.join(faults)}. Give each part once, or --partial.")
+    if faults:
+        run.info(f"{faults[0]}.")
     if as_json:
         for each in records:
             run.print_json(record_json(each))

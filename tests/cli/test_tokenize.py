@@ -98,6 +98,20 @@ def test_a_folder_of_frames_is_a_clip(sh, tmp_path):
     assert record.tensors["pixels"][::8, 0, 0, 0].tolist() == [20, 40, 200]
 
 
+def test_parts_that_are_missing_or_there_twice_are_named(kv, tmp_path):
+    for i in range(5):
+        make_clip(tmp_path / f"c{i}.mp4", n_frames=4)
+    clips = " ".join(f"c{i}.mp4" for i in range(5))
+    for i in range(5):
+        assert kv(f"tokenize-video {clips} --shard {i}/5 --jobs 1 -o p-{i}.kvs")[0] == 0
+    fault = "kvtools cat: parts 1/5, 4/5 of tokenize-video are missing; part 3/5 of tokenize-video is there twice."
+    assert kv("cat p-0.kvs p-2.kvs p-3.kvs p-3.kvs -o all.kvs") == (65, f"{fault} Give each part once, or --partial.\n")
+    assert not (tmp_path / "all.kvs").exists()
+    assert kv("cat p-0.kvs p-2.kvs --partial -o some.kvs") == (0, "")
+    assert kv("cat p-3.kvs -o one.kvs") == (0, "kvtools cat: parts 0/5, 1/5, 2/5, 4/5 of tokenize-video are missing.\n")
+    assert kv("cat p-4.kvs p-0.kvs p-1.kvs p-2.kvs p-3.kvs -o all.kvs") == (0, "")
+
+
 def test_shards_put_together_are_the_whole(sh, tmp_path):
     for i in range(5):
         make_clip(tmp_path / f"c{i}.mp4", n_frames=2 + i)

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import damage
+import same_outputs
 from damage import (
     bag,
     blob,
@@ -28,6 +29,7 @@ def embedding(key, tensors=VECTORS, **fields):
 
 
 def furnish():
+    same_outputs.call("tokenize-video --jobs 1 videos --shard 0/2 -o part-0.kvs")
     good = stream("embedding", [embedding("r0"), embedding("r1")])
     first = head({"kind": "embedding", "schema": 1, "history": [], "config": {}})
     one = record(0, embedding("r0"))
@@ -282,6 +284,7 @@ kvtools cat --key r0 no-mark.kvs
 kvtools cat --key r1 other-crc.kvs
 kvtools cat good.kvs conversation.kvs
 kvtools cat --strict good.kvs conversation.kvs
+kvtools cat part-0.kvs part-0.kvs -o both.kvs
 kvtools cat good.kvs -o good.kvs
 kvtools cat good.kvs > TERMINAL
 kvtools cat good.kvs -o folder

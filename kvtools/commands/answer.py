@@ -20,7 +20,7 @@ EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools quiz", "kvtools pretrain keye", "kvtools merge", "kvtools chat", "kvtools eval-kcmm")
 COMMON = ("output", "force", "strict")
 GROUPS = {
-    "Open answers": ("--open", "--mode", "--max-new", "-o", "--output"),
+    "Open answers": ("--open", "--mode", "--max-new"),
     "Sampling": ("--greedy", "--temperature", "--top-k", "--top-p", "--repetition-penalty", "--stop", "--seed"),
 }
 # what open answers alone take
@@ -96,6 +96,8 @@ def main(
             0.0 if greedy else temperature, top_k, top_p, max_new, mode, seed, repetition_penalty, tuple(stops or [])
         )
         return answer_open(run, config, OpenOptions(sources, models[0], media or [], tokenizer, shard, state, device, dtype))
+    if not run.world.is_root:
+        return 0  # scoring is work for one rank
     return _score(run, sources, models, media or [], tokenizer, as_json=as_json, device=device, dtype=dtype)
 
 

@@ -12,7 +12,7 @@ EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools quiz", "kvtools convert", "kvtools merge", "kvtools chat", "kvtools tokenize-video", "kvtools-stream(5)")
 COMMON = ("output", "force", "config", "print_config", "strict", "stamp")
 GROUPS = {
-    "Data": ("--ratio", "--length", "--max-tokens"),
+    "Data": ("--valid-every", "--ratio", "--length", "--max-tokens"),
     "Architecture and training": ("--architecture", "--lora", "--training"),
 }
 

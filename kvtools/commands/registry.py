@@ -103,14 +103,19 @@ COMMANDS = {
     "embed": Entry("Plumbing", "Embed item text as vectors (TF-IDF and SVD).", ("items", "embedding", "video"), ("embedding",)),
     "pairs": Entry("Plumbing", "Find pairs of related items in interactions.", ("interactions",), ("pair",)),
     "quiz": Entry("Plumbing", "Generate self-supervised questions from clips.", ("video", "video files"), ("conversation",)),
-    "answer": Entry("Plumbing", "Score models on multiple-choice questions.", ("conversation", "model", "video")),
+    "answer": Entry(
+        "Plumbing",
+        "Score models on questions, or answer a file of them.",
+        ("conversation", "model", "video"),
+        is_parallel=True,
+    ),
     "convert": Entry(
         "Plumbing",
         "Convert foreign files into artifacts, and models back.",
         ("interactions", "conversations", "Hugging Face directory", "model"),
         ("interaction", "conversation", "model", "Hugging Face directory"),
     ),
-    "merge": Entry("Plumbing", "Average the weights of models of one architecture.", ("model",), ("model",)),
+    "merge": Entry("Plumbing", "Average models of one architecture, or add adapters to one.", ("model",), ("model",)),
     "devices": Entry(
         "Plumbing", "Partition labelled data over devices of a network.", ("labelled data", "delays"), ("device",)
     ),

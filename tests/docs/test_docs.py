@@ -191,7 +191,7 @@ def worktop(tmp_path_factory):
         "kvtools pretrain onerec clicks.csv --items items.ids --steps 2 --architecture width=16 -o shop.safetensors; "
         "kvtools devices --data digits.csv --partition shards:2 --graph edges.txt -o fleet.devices; "
         "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o fleet.tree; "
-        "kvtools rl sample sums.jsonl --model keye.safetensors --max-new 8 --reward length:-1 -o rollouts.kvs; "
+        "kvtools rl sample -q sums.jsonl --model keye.safetensors --max-new 8 --reward length:-1 -o rollouts.kvs; "
         "kvtools rl pairs -q rollouts.kvs -o preferences.kvs; "
         "kvtools pretrain keye -q chats.json --init keye.safetensors --lora r=2 --steps 1 --batch-tokens 512 -o adapter",
         top,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EXAMPLES = [
     "kvtools answer questions.kvs --media clips.kvs --model keye.safetensors",
     "kvtools quiz clips.kvs --task order --form check --frames 3 | kvtools answer --media clips.kvs --model keye.safetensors",
-    "kvtools answer --open chats.json --model keye.safetensors --max-new 8 -o replies.jsonl",
+    "kvtools answer -q --open chats.json --model keye.safetensors --max-new 8 -o replies.jsonl",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools quiz", "kvtools pretrain keye", "kvtools merge", "kvtools chat", "kvtools eval-kcmm")

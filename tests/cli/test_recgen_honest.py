@@ -125,7 +125,7 @@ def test_recommendations_from_anywhere_are_scored_as_our_own(shop, capfd, form):
     text = {
         "lists": lists,
         "csv": "user_id,item_id,score\n" + "".join(f"{u},{i},{s}\n" for u, i, s, _ in rows),
-        "tsv": "rank\tuserId\titem\n" + "".join(f"{r}\t{u}\t{i}\n" for u, i, _, r in rows),
+        "tsv": "Rank\tuserId\tasin\n" + "".join(f"{r}\t{u}\t{i}\n" for u, i, _, r in rows),
         "lines": "".join(json.dumps({"user": u, "item": i, "rank": int(r)}) + "\n" for u, i, _, r in rows),
     }[form]
     (shop / "theirs").write_text(text)

@@ -11,7 +11,8 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from functools import lru_cache
+from typing import BinaryIO
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.tables import ColumnReader
 from kvtools.errors import Corrupt
 from kvtools.onerec.interactions.histories import Histories
-from kvtools.onerec.interactions.log import NAMES
+from kvtools.onerec.interactions.names import find_column
 from kvtools.onerec.recommend import metrics
 from kvtools.onerec.recommend.query import Query, Recommendations
 from kvtools.skipped import SkippedRows
@@ -94,9 +95,7 @@ _Rows = tuple[list[str], list[str], np.ndarray, SkippedRows]  # users, items, an
 
 def _read_table(file: BinaryIO, name: str) -> _Rows:
     table = ColumnReader(file, name)
-    user, item, value = (
-        next((column for column in names if column in table.types), None) for names in (NAMES["user"], NAMES["item"], _VALUES)
-    )
+    user, item, value, sign = _columns(tuple(table.types), name)
     if table.form == "sequence" or user is None or item is None or value is None:
         raise Corrupt(f"{name}: the columns are {', '.join(table.types) or 'unnamed'}. {_FORM}")
     read = table.table([user, item, value])
@@ -106,7 +105,7 @@ def _read_table(file: BinaryIO, name: str) -> _Rows:
     read.skipped.add(f"rows without user, item or {value} left out", len(bad), map(read.row, bad.tolist()))
     good = ~is_bad
     users, items = (read.columns[column].take(good).to_list() for column in (user, item))
-    return [str(key) for key in users], [str(key) for key in items], numbers[good] * _VALUES[value], read.skipped
+    return [str(key) for key in users], [str(key) for key in items], numbers[good] * sign, read.skipped
 
 
 def _read_json_lines(file: BinaryIO, name: str) -> _Rows:
@@ -117,7 +116,7 @@ def _read_json_lines(file: BinaryIO, name: str) -> _Rows:
     for number, line in enumerate(lines_of(read_text(file, name)), start=1):
         if not line.strip():
             continue
-        row = _parsed(line)
+        row = _parsed(line, name)
         if row is None:
             skipped.skip("lines without user, item, and score or rank left out", f"line {number}")
             continue
@@ -128,22 +127,31 @@ def _read_json_lines(file: BinaryIO, name: str) -> _Rows:
     return users, items, np.array(order, np.float64), skipped
 
 
-def _parsed(line: str) -> tuple[str, list[str], list[float]] | None:
+def _parsed(line: str, name: str) -> tuple[str, list[str], list[float]] | None:
     """The user of a line, its items, and what they are ordered by; None where it has none of these."""
     try:
         fields = json.loads(line)
-        user = _first(fields, ("user", *NAMES["user"]))
+        user, item, value, sign = _columns(tuple(fields), name)
+        if user is None or not isinstance(fields[user], str | int):
+            return None
         many = fields.get("items")
         if many is not None:
             scores = fields.get("scores")
             places = range(len(many)) if scores is None else [-float(score) for score in scores]
-            return (str(user), [str(item) for item in many], [float(x) for x in places]) if len(places) == len(many) else None
-        name = next(name for name in _VALUES if fields.get(name) is not None)
-        value = float(fields[name]) * _VALUES[name]
-        return (str(user), [str(_first(fields, ("item", *NAMES["item"])))], [value]) if math.isfinite(value) else None
-    except (ValueError, TypeError, AttributeError, StopIteration):
+            items = [str(key) for key in many]
+            return (str(fields[user]), items, [float(x) for x in places]) if len(places) == len(items) else None
+        if item is None or value is None or not isinstance(fields[item], str | int):
+            return None
+        place = float(fields[value]) * sign
+        return (str(fields[user]), [str(fields[item])], [place]) if math.isfinite(place) else None
+    except (ValueError, TypeError):
         return None
 
 
-def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    return next(fields[name] for name in names if isinstance(fields.get(name), str | int))
+@lru_cache(maxsize=64)  # lines of JSON have the same few sets of fields
+def _columns(there: tuple[str, ...], name: str) -> tuple[str | None, str | None, str | None, int]:
+    """The columns of user, item, and rank or score, and 1 where less of the last is better, -1 where more is."""
+    user, item = (find_column(role, there, name=name) for role in ("user", "item"))
+    by_name = {column.lower(): column for column in there}
+    value = next((value for value in _VALUES if value in by_name), None)
+    return user, item, None if value is None else by_name[value], _VALUES.get(value or "", 0)

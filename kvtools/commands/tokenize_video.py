@@ -178,7 +178,7 @@ def _find(
     search = Search()
     for each in listed:
         search.add(each.path, key=each.key, span=each.span, fields=each.fields)
-    told.found(search, is_worth_telling=bool(sources) or len(search.clips) != len(listed))
+    told.found(search, is_search=bool(sources) or len(search.clips) != len(listed))
     if not search.clips and told.faults:
         raise Died(told.code(has_records=False))
     if not search.clips:

@@ -18,6 +18,7 @@ from kvtools.video.formats import MAYBE_VIDEO, UNKNOWN, content_of
 _REMARKS = ("mmco:", "number of reference frames", "co located POCs unavailable")
 # formats that name other files or hosts: only the file that the user gave is read
 _LISTS = {"concat", "hls", "dash", "imf", "sdp", "rtsp"}
+_PICTURE_BRANDS = {"heic", "heix", "mif1"}
 
 
 class Damaged(ValueError):
@@ -62,6 +63,8 @@ def video_stream(container: Any) -> Any:
         raise ValueError("its video has an unknown codec")
     if stream.disposition & av.stream.Disposition.attached_pic:
         raise ValueError("it has no video stream, only a cover picture")
+    if container.metadata.get("major_brand") in _PICTURE_BRANDS and len(container.streams.video) > 1:
+        raise ValueError("it is a HEIC picture put together of tiles, of which FFmpeg gives one alone")
     for other in container.streams:
         if other.index != stream.index:
             other.discard = av.stream.Discard.all

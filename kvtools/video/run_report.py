@@ -1,6 +1,7 @@
 """What became of the clips of a run: counted as they pass, told at the end, and written as JSON."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ REMEDIES = {
     "late": "Give a longer --timeout, or leave it out.",
     "line": "Correct the line, or remove it.",
 }
+_LONG_S = 10  # as of progress.py, which is silent until then
 
 
 @dataclass
@@ -31,7 +33,8 @@ class RunReport:
 
     log: Callable[[str], None]
     is_strict: bool = False
-    is_worth_telling: bool = False  # whether a line is printed at the end
+    is_search: bool = False  # whether the clips are others than the files that stand on the command line
+    began: float = field(default_factory=time.monotonic)
     n_written: int = 0
     n_frames: int = 0
     seconds: float = 0.0
@@ -53,10 +56,10 @@ class RunReport:
         if self.is_strict:
             raise Died(code)
 
-    def found(self, search: Search, *, is_worth_telling: bool) -> None:
-        """Note what a search passed over and could not read. is_worth_telling: whether the clips are others than the files that
-        stand on the command line."""
-        self.is_worth_telling = is_worth_telling or bool(search.passed_over)
+    def found(self, search: Search, *, is_search: bool) -> None:
+        """Note what a search passed over and could not read. is_search: whether the clips are others than the files that stand
+        on the command line."""
+        self.is_search = is_search
         self.passed_over += search.passed_over
         for where, reason in search.faults:
             self.fault(where, reason, "unreadable" if os.path.isdir(where) else "damaged")
@@ -117,9 +120,11 @@ class RunReport:
             self.salvaged.append({"key": outcome.key, **missing})
 
     def tell_summary(self, info: Callable[[str], None]) -> None:
-        """Print one line, where it says more than the command line and the faults: records, faults, files passed over, frames
-        and seconds."""
-        if self.is_worth_telling and (self.n_written + self.n_kept + len(self.faults) > 1 or self.passed_over):
+        """Print one line of counts, where it says more than the command line and the faults, or there was something to wait
+        for; short work without a fault stays silent."""
+        has_several = self.n_written + self.n_kept + len(self.faults) > 1
+        is_long = time.monotonic() - self.began > _LONG_S
+        if self.passed_over or (has_several and (is_long or (self.is_search and (self.faults or self.n_kept)))):
             info(self._summary())
 
     def _summary(self) -> str:

@@ -184,8 +184,8 @@ def worktop(tmp_path_factory):
     make_video(top / "videos" / "yoga.mp4", 15)
     make_video(top / "videos" / "friday.mp4", 12)
     made = bash(
-        "kvtools tokenize-video -q videos/ -o clips.kvs; "
-        "for i in 0 1; do kvtools tokenize-video -q --shard $i/2 videos/ -o part-0$i.kvs; done; "
+        "kvtools tokenize-video videos/ -o clips.kvs; "
+        "for i in 0 1; do kvtools tokenize-video --shard $i/2 videos/ -o part-0$i.kvs; done; "
         "kvtools embed --dim 8 shop.json -o items.kvs; kvtools embed --like items.kvs later.json -o new.kvs; "
         "kvtools semid-build --codes 8 --collisions extend items.kvs -o items.ids; "
         "kvtools pretrain onerec clicks.csv --items items.ids --steps 2 --architecture width=16 -o shop.safetensors; "

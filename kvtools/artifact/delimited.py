@@ -3,7 +3,7 @@
 The same everywhere: a byte-order mark decides the encoding, and else `encoding` does; text that cannot be decoded and a quote
 that is opened and never closed are refused with the line. Blank lines mean nothing.
 
-Not here: what fields mean; compressed files, which the caller opens with gzip.
+Text may be compressed. Not here: what fields mean.
 """
 
 import codecs
@@ -17,7 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kvtools.errors import Corrupt
+from kvtools.artifact.containers import refuse_binary, uncompressed
+from kvtools.errors import Corrupt, raising
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ def read_lines(file: BinaryIO, name: str, *, encoding: str = "utf-8") -> list[st
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text that are not blank, without their ends."""
-    return [line for line in re.split("\r\n|[\r\n]", text) if line.strip()]
+    """The lines of a text that are not blank, without their ends and the byte-order marks of joined files."""
+    lines = (line.lstrip("\ufeff") for line in re.split("\r\n|[\r\n]", text))
+    return [line for line in lines if line.strip()]
 
 
 def read_text(file: BinaryIO, name: str, *, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -109,7 +111,11 @@ def read_text(file: BinaryIO, name: str, *, encoding: str = "utf-8", errors: str
 
     errors: as of bytes.decode, for a caller that refuses single lines.
     """
-    return _decode(file.read(), name, encoding, errors)
+    with raising(Corrupt, name, "Get the file again."):
+        if hasattr(file, "peek"):
+            file = uncompressed(file)
+            refuse_binary(file, name, "text")
+        return _decode(file.read(), name, encoding, errors)
 
 
 def first_letter(file: BinaryIO) -> str:

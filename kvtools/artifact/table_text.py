@@ -64,10 +64,10 @@ class TextBlocks:
     def rows(self, mark: str, *, is_quoted: bool, n: int) -> list[list[str]]:
         """The cells of the first n rows, fewer where there are fewer. They stay."""
         rows = self._first_rows(mark, is_quoted=is_quoted)
-        cells = [next(rows)[0]]
+        found: list[list[str]] = []
         with suppress(Corrupt):  # a row that goes on beyond what is looked at here
-            cells += [more for more, _ in islice(rows, n - 1)]
-        return cells
+            found.extend(cells for cells, _ in islice(rows, n))
+        return found
 
     def take_header(self, mark: str, *, is_quoted: bool) -> list[str]:
         """The cells of the first row, which is then no row any more."""

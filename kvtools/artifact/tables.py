@@ -154,7 +154,7 @@ class ColumnReader:
             self.form, self._mark = "csv", " "
         if self.form == "sequence":
             return
-        self.first_row = self._blocks.rows(self._mark, is_quoted=self._is_quoted, n=1)[0]
+        self.first_row = next(iter(self._blocks.rows(self._mark, is_quoted=self._is_quoted, n=1)), [])
         if header is not None and len(header) != len(self.first_row):
             n_cells = len(self.first_row)
             raise Corrupt(

@@ -1,10 +1,12 @@
 """What was read: which columns as what, how many rows were kept, and what decides the order. For one line, and for a report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kvtools.skipped import SkippedRows
+
+STREAM = "a stream"  # what messages call the form of a stream
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,9 @@ class Account:
         counts = {"rows": self.n_read, "kept": self.n_kept, "users": self.n_users, "items": self.n_items}
         order = {"order": self.order, "held_out_by": self.split, "held_out_by_tie": self.ties}
         return {"inputs": tables, **counts, **order, "findings": self.findings.to_json()}
+
+
+def tell(account: Account | None, log: Callable[[str], None]) -> None:
+    """Log what was read from files. Streams were told of when they were made."""
+    if account is not None and all(table.form != STREAM for table in account.tables):
+        log(account.line())

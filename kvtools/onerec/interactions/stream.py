@@ -23,7 +23,7 @@ from kvtools.artifact.history import Step
 from kvtools.artifact.stream import Reader, Writer
 from kvtools.artifact.strings import Packed, unpack
 from kvtools.errors import Corrupt, Usage
-from kvtools.onerec.interactions.account import Account, TableAccount
+from kvtools.onerec.interactions.account import STREAM, Account, TableAccount
 from kvtools.onerec.interactions.log import NAMES, TEST, TRAIN, Interactions, account, read_interactions
 from kvtools.skipped import SkippedRows
 
@@ -68,7 +68,7 @@ def account_of(read: Interactions, name: str) -> Account:
     """What is said of interactions that were read from a stream."""
     roles = {"time": read.has_times, "rating": read.ratings is not None, "part": read.parts is not None}
     columns = {role: role for role in (*(role for role, is_there in roles.items() if is_there), *read.extras)}
-    return account([TableAccount(name, "a stream", columns)], read, len(read.items), SkippedRows())
+    return account([TableAccount(name, STREAM, columns)], read, len(read.items), SkippedRows())
 
 
 def write_interactions(interactions: Interactions, writer: Writer) -> None:

@@ -4,18 +4,21 @@ JSON is one object, {id: [term, …]}, {id: text} or {id: {field: text or terms 
 words of a `token_seq`, are taken whole; a `token` is one term; other text is cut into words (words.py). All are lower-cased.
 """
 
+import codecs
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from kvtools.artifact import source_name
-from kvtools.artifact.delimited import as_utf8
+from kvtools.artifact.containers import is_parquet, peek, uncompressed, without_utf16
+from kvtools.artifact.documents import read_documents
 from kvtools.artifact.files import open_source
 from kvtools.artifact.tables import ColumnReader
-from kvtools.errors import Corrupt
+from kvtools.errors import Corrupt, raising
 from kvtools.onerec.interactions.names import find_column
 from kvtools.onerec.items.words import words_of
 from kvtools.skipped import SkippedRows
@@ -47,29 +50,29 @@ def read_catalogue(
     the usual names. Skipped: items without a key, with a key that came before, and with a cell that is no number. Raises
     ValueError for fields and columns that are missing, Corrupt for other files.
     """
-    file = as_utf8(file, name)
+    with raising(Corrupt, name, "Get the file again."):
+        file = file if is_parquet(file) else without_utf16(uncompressed(file))
     # JSON alone begins with a brace or a bracket; a table's header that does is not worth guessing at
-    begin = bytes(file.peek(1)).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]  # type: ignore[attr-defined]
-    if begin == b"[":
-        raise Corrupt(f"{name}: this is a JSON list. Give one JSON object {{id: text or terms or fields}}.")
-    if begin == b"{":
-        return _read_json(file, name, text, numeric)
+    if peek(file).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
+        return _read_json(file, name, text, numeric, key)
     return _read_table(file, name, text, numeric, key)
 
 
-def _read_json(file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence[str]) -> tuple[Catalogue, SkippedRows]:
+def _read_json(
+    file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence[str], column: str | None
+) -> tuple[Catalogue, SkippedRows]:
     skipped = SkippedRows()
-    try:
-        # as pairs, since a dict would hide that an item is named twice
-        pairs = json.loads(file.read(), object_pairs_hook=_Pairs)
-    except ValueError as fault:
-        raise Corrupt(f"{name}: this is not one JSON object of items ({fault}). Repair the file.") from None
+    pairs = _json_items(file, name, column, skipped)
     fields_of: dict[str, Any] = {}
     again, unlike, bad = [], [], []
     for key, value in pairs:
-        fields = dict(value) if isinstance(value, _Pairs) else {"": value}
+        fields = dict(value) if isinstance(value, _Pairs | dict) else {"": value}
+        if text:  # fields that nobody asked for may hold anything
+            fields = {field: fields[field] for field in (*text, *numeric) if field in fields}
         if key in fields_of:
             again.append(key)
+        elif not text and len(fields) > 1:
+            fields_of[key] = {field: inner for field, inner in fields.items() if _is_field(inner)}
         elif not all(_is_field(field) for field in fields.values()):
             unlike.append(key)
         elif any(_number(fields.get(column)) is None for column in numeric):
@@ -88,6 +91,35 @@ def _read_json(file: BinaryIO, name: str, text: Sequence[str], numeric: Sequence
     terms = [[term for value in values for term in _terms(value)] for values in wanted]
     numbers = [[_number(fields.get(column)) for column in numeric] for fields in fields_of.values()]
     return Catalogue(list(fields_of), terms, np.array(numbers, np.float64).reshape(len(fields_of), len(numeric))), skipped
+
+
+def _json_items(file: BinaryIO, name: str, column: str | None, skipped: SkippedRows) -> Iterator[tuple[str, Any]]:
+    """The key and the value of each item: of one JSON object {id: value}, or of rows that have a column of the key."""
+    data = file.read().removeprefix(codecs.BOM_UTF8)
+    try:
+        # as pairs, since a dict would hide that an item is named twice
+        whole = json.loads(data, object_pairs_hook=_Pairs)
+    except ValueError as fault:
+        whole, reason = None, fault
+    if isinstance(whole, _Pairs) and not (find_column("item", [key for key, _ in whole], name=name) and _is_row(whole)):
+        yield from whole
+        return
+    for where, row in read_documents(io.BufferedReader(io.BytesIO(data))):
+        if not isinstance(row, dict):
+            if whole is None and where in ("line 1", "entry 0"):
+                raise Corrupt(f"{name}: this is neither one JSON object of items nor JSON rows ({reason}). Repair the file.")
+            skipped.skip("rows that are not JSON objects left out", where)
+            continue
+        key = column or find_column("item", row, name=name, names=_ID_NAMES)
+        if key is None or row.get(key) in (None, ""):
+            skipped.skip("rows without an item left out", where)
+        else:
+            yield str(row[key]), {field: value for field, value in row.items() if field != key}
+
+
+def _is_row(pairs: "_Pairs") -> bool:
+    """Whether a JSON object is one row, and not items: its values are of several types."""
+    return len({type(value) for _, value in pairs}) > 1
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -169,21 +201,43 @@ def _terms_of_cell(kind: str, cell: str | None) -> list[str]:
 
 
 def read_titles(src: str) -> tuple[dict[str, str], SkippedRows]:
-    """{item: title} from CSV, TSV or a RecBole `.item`, the first title of each item, and the rows that were skipped.
+    """{item: title}, the first title of each item, and the rows that were skipped: from CSV, TSV, a RecBole `.item` or parquet,
+    or from JSON as `read_catalogue` takes it, where a text, or terms, of an item without fields are its title.
 
     Raises Corrupt where the column of the item or of the title is missing.
     """
-    text = ColumnReader(open_source(src), source_name(src))
-    item = find_column("item", text.types, name=source_name(src), names=_ID_NAMES)
-    title = next((name for name in _TITLE_NAMES if name in text.types), None)
-    if item is None or title is None:
-        there = ", ".join(text.types) or "none"
-        raise Corrupt(f"{source_name(src)}: the columns are {there}, and item_id and title are needed. Rename them.")
-    read = text.table([item, title])
+    name, file = source_name(src), open_source(src)
+    with raising(Corrupt, name, "Get the file again."):
+        file = file if is_parquet(file) else without_utf16(uncompressed(file))
+    if peek(file).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
+        skipped = SkippedRows()
+        pairs: list[tuple[str | None, str | None]] = [
+            (key, _title(value)) for key, value in _json_items(file, name, None, skipped)
+        ]
+    else:
+        text = ColumnReader(file, name)
+        item = find_column("item", text.types, name=name, names=_ID_NAMES)
+        title = next((column for column in text.types if column.lower() in _TITLE_NAMES), None)
+        if item is None or title is None:
+            there = ", ".join(text.types) or "none"
+            raise Corrupt(f"{name}: the columns are {there}, and item_id and title are needed. Rename them.")
+        read = text.table([item, title])
+        skipped = read.skipped
+        pairs = list(zip(read.columns[item].to_list(), read.columns[title].to_list(), strict=True))
     titles: dict[str, str] = {}
-    for key, name in zip(read.columns[item].to_list(), read.columns[title].to_list(), strict=True):
-        if key is None:
-            read.skipped.skip("titles without an item left out", name or "")
-        elif titles.setdefault(key, name or "") != (name or ""):
-            read.skipped.skip("other titles of an item that had one left out", key)
-    return titles, read.skipped
+    for key, of_item in pairs:
+        if not key:
+            skipped.skip("titles without an item left out", of_item or "")
+        elif titles.setdefault(key, of_item or "") != (of_item or ""):
+            skipped.skip("other titles of an item that had one left out", key)
+    return titles, skipped
+
+
+def _title(value: Any) -> str | None:
+    """The title of an item of JSON: its field of that name, its text, or its terms."""
+    if isinstance(value, _Pairs | dict):
+        fields = {field.lower(): inner for field, inner in dict(value).items()}
+        value = next((fields[name] for name in _TITLE_NAMES if name in fields), None)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return None if value is None else str(value)

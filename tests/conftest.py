@@ -1,6 +1,7 @@
 """What all tests share: the command as a user runs it, the real data folder, and small clips made here."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -126,3 +127,9 @@ def make_clip(path, n_frames=50, width=160, height=120, rate=25):
         for packet in stream.encode(None):
             container.mux(packet)
     return path
+
+
+def unsaid(err):
+    """What stderr holds beside the lines that tell what was read."""
+    lines = err.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.search(r"\d rows? read, [\d,]+ kept|items with \d+ codes each", line))

@@ -48,6 +48,7 @@ def main(
     from kvtools.artifact import source_name
     from kvtools.artifact.strings import pack
     from kvtools.errors import Corrupt
+    from kvtools.onerec.interactions.account import tell
     from kvtools.onerec.interactions.log import TRAIN, split
     from kvtools.onerec.interactions.stream import open_interactions, roles
     from kvtools.onerec.items import swing
@@ -57,6 +58,7 @@ def main(
     run.refuse_existing(report)
     log, skipped, history = open_interactions(interactions, columns=roles(columns or []))
     code = skipped.report(name, run.log, strict=run.strict, verbose=run.verbose)
+    tell(log.account, run.info)
     opt.refuse_if(
         (
             min_rating is not None and log.ratings is None,
@@ -103,5 +105,6 @@ def main(
     counts = {"interactions": len(log.items), "users": int((np.diff(log.offsets) > 0).sum())}
     counts |= {"items": len(np.unique(log.items)), "pairs": len(pairs), "paired_items": len(np.unique(pairs))}
     counts |= {f"{how}_pairs": len(own) for how, (own, _) in parts.items()}
-    run.write_report(report, {**counts, "findings": skipped.to_json()})
+    read = {"read": log.account.to_json()} if log.account else {}
+    run.write_report(report, {**counts, "findings": skipped.to_json(), **read})
     return code

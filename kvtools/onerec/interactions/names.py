@@ -65,8 +65,11 @@ class Chosen:
     notes: tuple[str, ...]
 
 
-def find_column(role: str, there: Iterable[str], *, name: str, names: Sequence[str] = ()) -> str | None:
-    """The one column of a role, or None. names: other names that it may have. Raises Corrupt for two, with both names."""
+def find_column(
+    role: str, there: Iterable[str], *, name: str, names: Sequence[str] = (), taken: Collection[str] = ()
+) -> str | None:
+    """The one column of a role, or None. names: other names that it may have. taken: columns that are no second candidate,
+    since another role has them. Raises Corrupt for two, with both names."""
     there = list(there)
     for group in ((*NAMES.get(role, ()), *names), _FALLBACKS.get(role, ())):
         normal = {_normal(other) for other in group}
@@ -75,6 +78,8 @@ def find_column(role: str, there: Iterable[str], *, name: str, names: Sequence[s
             # a time of day beside a day is no moment: which of the two is meant must be said
             days = {_normal(other) for other in _FALLBACKS["time"]}
             found += [column for column in there if _normal(column) in days]
+        if len(found) > 1:
+            found = [column for column in found if column not in taken] or found[:1]
         if len(found) > 1:
             both = " and ".join(map(repr, found[:2]))
             raise Corrupt(f"{name}: {both} may both be the {role} column. Name the right one with --column {role}=COL.")
@@ -95,9 +100,7 @@ def choose(
     notes: list[str] = []
     taken = {column for column in given.values() if column}
     for role in NAMES:
-        column = (
-            given[role] if given.get(role) is not None else find_column(role, (c for c in there if c not in taken), name=name)
-        )
+        column = given[role] if given.get(role) is not None else find_column(role, there, name=name, taken=taken)
         if not column:
             continue
         if role == "part" and not given.get(role) and not _says_parts(sample.get(column, ())):

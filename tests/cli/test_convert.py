@@ -151,7 +151,7 @@ def test_one_bad_row_does_not_lose_the_others(sh, top):
             "clicks.txt: this is both an input and the output. Name another output.",
         ),
         ("kvtools convert clicks.txt -o who.csv", 73, "--force"),
-        ("kvtools convert clicks.txt > /dev/full", 74, "no space left"),
+        ("kvtools convert -q clicks.txt > /dev/full", 74, "no space left"),
     ],
 )
 def test_errors_are_one_line_with_their_code(sh, top, line, code, words):

@@ -15,6 +15,7 @@ FILMS = """item_id:token\ttitle:token_seq\tyear:float\tclass:token_seq
 4\tHeat\t\tAction Drama
 5\tAnimation Heat\t1990\tAnimation
 """
+BAD_JSON = "Expecting value: line 1 column 8 (char 7)"
 OBJECTS = "Array can't be memory-mapped: Python objects in dtype"
 SAVE = "Save the vectors as float32 with numpy.save."
 EXISTS = "t.csv: exists already. Give --force to overwrite it."
@@ -203,9 +204,8 @@ def test_terms_without_company_get_a_direction_of_their_own(sh, top):
         (
             "kvtools embed bad.json",
             65,
-            "bad.json: this is not one JSON object of items (Expecting value: line 1 column 8 (char 7)). Repair the file.",
+            f"bad.json: this is neither one JSON object of items nor JSON rows ({BAD_JSON}). Repair the file.",
         ),
-        ("kvtools embed list.json", 65, "list.json: this is a JSON list. Give one JSON object {id: text or terms or fields}."),
         ("kvtools embed empty.json", 65, "empty.json: this is empty. Give a table."),
         ("kvtools embed none.json", 65, "none.json: there is no item left to write. Look at the input."),
         (
@@ -258,7 +258,6 @@ def test_errors_are_one_line_with_their_code(sh, top, line, code, sentence):
 
     (top / "bad.json").write_text('{"a": [')
     (top / "empty.json").write_text("")
-    (top / "list.json").write_text('[{"id": 1, "text": "soap"}]')
     (top / "none.json").write_text("{}")
     (top / "t.csv").write_text("id,x\n1,soap\n")
     np.save(top / "x.npy", np.ones((3, 2)))

@@ -212,6 +212,7 @@ def test_ids_of_other_projects_come_and_go():
         ('{"u": ["a", "b"]}', "interaction"),
         ('{"u": ["<a_1>", "<b_2>"]}', "semantic-id"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "conversation"),
+        ('{"messages": [], "images": ["a.png"]}', "conversation"),
         ('{"user_id": 1, "item_id": 2}\n', "interaction"),
         ("item_id,code_1,code_2\na,1,2\n", "semantic-id"),
         ("<a_1><b_2>\tA title, with commas\t7\n", "semantic-id"),

@@ -39,10 +39,12 @@ def holds(file: BinaryIO, name: str) -> Holds:
         file.seek(begin)
         if holds_ids(text):
             return "semantic-id"
+        if _CHATS & set(text.lists or ()):
+            return "conversation"
         if text.form not in ("json", "parquet"):
             return "interaction"
         is_log = all(find_column(role, text.types, name=name) for role in ("user", "item"))
-        if text.lists is not None or is_log or (text.form == "parquet" and not _CHATS & set(text.types)):
+        if is_log or (text.form == "parquet" and not _CHATS & set(text.types)):
             return "interaction"
     except Corrupt as fault:
         # it is refused again by the reader of what it rather is

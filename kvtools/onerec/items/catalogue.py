@@ -104,7 +104,9 @@ def _json_items(file: BinaryIO, name: str, column: str | None, skipped: SkippedR
     if isinstance(whole, _Pairs) and not (find_column("item", [key for key, _ in whole], name=name) and _is_row(whole)):
         yield from whole
         return
-    for where, row in read_documents(io.BufferedReader(io.BytesIO(data))):
+    with raising(Corrupt, name, "Repair the file."):
+        rows = list(read_documents(io.BufferedReader(io.BytesIO(data))))
+    for where, row in rows:
         if not isinstance(row, dict):
             if whole is None and where in ("line 1", "entry 0"):
                 raise Corrupt(f"{name}: this is neither one JSON object of items nor JSON rows ({reason}). Repair the file.")

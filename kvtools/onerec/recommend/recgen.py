@@ -17,7 +17,6 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.chance import rng_for
 from kvtools.errors import Corrupt, Stopped
-from kvtools.onerec.interactions.account import tell
 from kvtools.onerec.interactions.features import FeatureEncoder, join_catalogue
 from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID
@@ -116,7 +115,6 @@ class RecgenRun:
         self._is_split_by_order = read.has_times and self._interactions.parts is None
         self.history: list[list[Step]] = [before]
         self._report(self._name, skipped)
-        tell(read.account, log)
 
     def evaluate(
         self, model: str, baseline: Baseline | None, part: str, *, calibrate: bool, predictions: str | None = None

@@ -71,7 +71,6 @@ def main(
     from kvtools.artifact.state import lock_folder, state_folder
     from kvtools.chance import seed_for
     from kvtools.errors import Corrupt
-    from kvtools.onerec.interactions.account import tell
     from kvtools.onerec.interactions.features import join_catalogue
     from kvtools.onerec.interactions.split import parse_split, with_split
     from kvtools.onerec.interactions.stream import open_interactions, roles
@@ -109,7 +108,6 @@ def main(
     read, skipped, before = open_interactions(interactions, columns=roles(columns or []))
     read = with_split(read, split, name)
     code = report(skipped, name)
-    tell(read.account, run.info)
     histories, encoder, skipped = join_catalogue(read, ids, items or "", positive_from=recipe.positive_from)
     code = report(skipped, name) or code
     if not len(histories.items):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from kvtools import options as opt
 
 EXAMPLES = [
-    "kvtools rl grpo sums.jsonl --model keye.safetensors --reward correct --group 4 --max-new 8 --steps 1 -o better.model",
+    "kvtools rl grpo -q sums.jsonl --model keye.safetensors --reward correct --group 4 --max-new 8 --steps 1 -o better.model",
     "kvtools rl grpo -q sums.jsonl --model keye.safetensors --reward length:-1 --max-new 4 --steps 1 | kvtools info -",
 ]
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)

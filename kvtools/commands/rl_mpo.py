@@ -5,8 +5,8 @@ from typing import Annotated
 from kvtools import options as opt
 
 EXAMPLES = [
-    "kvtools rl mpo preferences.kvs --model keye.safetensors --steps 2 --batch 4 -o aligned.model",
-    "kvtools rl pairs -q rollouts.kvs | kvtools rl mpo - --model keye.safetensors --steps 1 --batch 4 | kvtools info -",
+    "kvtools rl mpo -q preferences.kvs --model keye.safetensors --steps 2 --batch 4 -o aligned.model",
+    "kvtools rl pairs -q rollouts.kvs | kvtools rl mpo -q - --model keye.safetensors --steps 1 --batch 4 | kvtools info -",
 ]
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools rl pairs", "kvtools rl sample", "kvtools rl grpo", "kvtools pretrain keye", "kvtools plot")

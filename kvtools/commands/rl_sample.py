@@ -5,7 +5,7 @@ from typing import Annotated
 from kvtools import options as opt
 
 EXAMPLES = [
-    "kvtools rl sample sums.jsonl --model keye.safetensors --group 4 --max-new 8 --reward correct -o answers.kvs",
+    "kvtools rl sample -q sums.jsonl --model keye.safetensors --group 4 --max-new 8 --reward correct -o answers.kvs",
     "kvtools rl sample -q sums.jsonl --model keye.safetensors --group 4 --max-new 8 --reward repetition:-1 | kvtools info -",
 ]
 EXIT_CODES = (0, 1, 2, 65, 66, 73, 74, 75, 141)
@@ -78,7 +78,6 @@ def main(
     limit_threads(world.local_size)
     keep_freed_memory()
     source = open_prompts(prompts, specs)
-    run.info(source.summary(shares))
     plan = SamplingPlan(group, max_new, temperature, top_k, top_p, overlong)
     folder = state_folder(run.output) if judge else None
     cache = judge_cache_of(folder, judge or [], judge_cache)
@@ -96,6 +95,7 @@ def main(
         config |= {"modes": modes, "model": policy.digest, "prompts": source.digest}
         head = Head(KIND, run.history([source.history, policy.weights.history]), config)
         sampling = SampleRun(sampler, list(deal_modes(source.prompts, shares)), world, stop, seed=seed, quiet=run.is_silent)
+        run.info(source.summary(shares))
         with raising(Corrupt, name, "Give another model."):
             if world.is_root:
                 sampling.write(run.output, head, level=run.compress, force=run.force)

@@ -6,7 +6,7 @@ from kvtools import options as opt
 
 EXAMPLES = [
     "kvtools rl pairs -q rollouts.kvs -o best-and-worst.kvs",
-    "kvtools rl sample -q sums.jsonl --model keye.safetensors --reward length:-1 --max-new 8 | kvtools rl pairs -q | kvtools sum",
+    "kvtools rl sample -q sums.jsonl --model keye.safetensors --reward length:-1 --max-new 8 | kvtools rl pairs -q | kvtools sum",  # noqa: E501 a line to copy
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools rl sample", "kvtools rl mpo", "kvtools-stream(5)")

@@ -50,7 +50,7 @@ class Rows:
                 try:
                     values[row, i] = float(fields[column]) if fields[column].strip() else np.nan
                 except ValueError:
-                    where = f"{self.name}: line {line}:{f' column {self.header[column]}:' if self.header else ''}"
+                    where = f"{self.name}: line {line}:{f' column {self.header[column].strip()}:' if self.header else ''}"
                     raise Corrupt(f"{where} {fields[column]!r} is not a number. Correct the line.") from None
         return values
 

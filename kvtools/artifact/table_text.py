@@ -175,15 +175,15 @@ class _Parser:
 
     def quoted(self, text: "_Chained") -> Iterator[Parsed]:
         """Text with quotes, to its end, which is `last_row`."""
-        self._begin = self.n_rows
+        self._begin, before = self.n_rows, None
         try:
             batches = csv.open_csv(text, csv.ReadOptions(block_size=_BLOCK_BYTES, **self._read), self._parse, self._convert)
-            before = None
             for batch in batches:
                 if before is not None and len(before):
                     yield self._parsed(before.columns)
                 before = batch if len(batch) else before
         except pa.ArrowInvalid as fault:
+            self.n_rows += 0 if before is None else len(before)  # a batch waits for the next one to be passed on
             raise self._refused(fault) from None
         last = None if before is None or not len(before) else [column[-1].as_py() for column in before.columns]
         if self._open_at is None and (last is None or set(last) != {_SEPARATOR.encode()}):

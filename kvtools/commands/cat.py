@@ -49,7 +49,7 @@ def main(
     run.refuse_own_input(*sources)
     prefixes = {src: f"{name}/" for src, name in distinct_names(sources).items()} if prefix else {}
     records = Concat(sources, keys=keys, prefixes=prefixes, limit=limit, strict=run.strict, log=run.log)
-    faults = [] if keys or partial or records.code else missing_parts(head.history for head in records.heads)
+    faults = [] if keys or prefix or partial or records.code else missing_parts(head.history for head in records.heads)
     if faults and len(sources) > 1:
         raise Corrupt(f"{'; '.join(faults)}. Give each part once, or --partial.")
     if faults:

@@ -12,7 +12,7 @@ from kvtools.errors import Usage
 EXAMPLES = [
     "kvtools recgen --model shop.safetensors -k 5 --beam 32 clicks.csv --json",
     "kvtools convert clicks.csv | kvtools recgen --model shop.safetensors --beam 32 - | kvtools info --records -",
-    "kvtools recgen --baseline co-occurrence --items items.ids --evaluate test clicks.csv",
+    "kvtools recgen -q --baseline co-occurrence --items items.ids --evaluate test clicks.csv",
 ]
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools pretrain onerec", "kvtools semid-build", "kvtools convert", "kvtools-stream(5)")

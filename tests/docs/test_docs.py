@@ -353,7 +353,7 @@ def test_the_page_of_pretrain_onerec_tells_sizes_and_defaults_as_they_are():
     }
     assert told == expected
     assert dict(re.findall(r"^\.It Cm (\w+) No = ?(\S*)$", text, re.MULTILINE)) == {
-        name: str(x) for name, x in _TRAINING.items()
+        name: {"True": "yes", "False": "no"}.get(str(x), str(x)) for name, x in _TRAINING.items()
     }
 
 

@@ -70,7 +70,7 @@ def scripted(monkeypatch, template):
         drawn = generation.sample_tokens
         count = 0
 
-        def sample(logits_BV, sampling, uniform_B, forbidden_F):
+        def sample(logits_BV, sampling, uniform_B, forbidden_F, seen=None):
             nonlocal count
             tokens = waiting[0][count : count + 1] if waiting else []
             count += 1
@@ -78,7 +78,7 @@ def scripted(monkeypatch, template):
                 waiting.pop(0)
                 count = 0
             if not tokens:
-                return drawn(logits_BV, sampling, uniform_B, forbidden_F)
+                return drawn(logits_BV, sampling, uniform_B, forbidden_F, seen)
             tokens_B = torch.tensor(tokens * len(logits_BV))
             logprobs_B = logits_BV.log_softmax(1).gather(1, tokens_B[:, None])[:, 0]
             return generation.SampledTokens(tokens_B, logprobs_B, logprobs_B)

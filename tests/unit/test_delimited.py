@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.artifact.columns import ColumnReader
 from kvtools.artifact.delimited import read_lines, read_rows, read_text
+from kvtools.artifact.tables import ColumnReader
 from kvtools.errors import Corrupt
 
 OPEN = "a quote is opened and never closed. Close it or remove it."
@@ -50,15 +50,15 @@ def test_a_quote_left_open_is_named_with_the_line_where_it_opened(rest):
     text = 'a,b\n1,"two\nlines"\n3,"x\n' + rest
     found = {refusal(columns, text), refusal(columns, text, "a"), refusal(columns, text, "b")}
     if len(rest) < 1000:
-        assert found == {f"x: line 4: {OPEN}"}
+        assert found == {f"x: row 2: {OPEN}"}
         assert refusal(read_rows, file_of(text), "x") == f"x: line 4: {OPEN}"
     else:
-        assert found == {"x: line 4: a field is longer than 131072 letters. Close the quote that may be open there."}
+        assert found == {"x: row 2: a row is longer than 8 MiB. Close the quote that may be open there."}
 
 
 def test_a_quote_left_open_in_the_header_or_before_a_ragged_row_is_named_too():
     assert refusal(columns, 'a,"b\n1,2\n') == f"x: line 1: {OPEN}"
-    assert refusal(columns, 'a,b\n"1,2\n3,4\n') == f"x: line 2: {OPEN}"
+    assert refusal(columns, 'a,b\n"1,2\n3,4\n') == f"x: row 1: {OPEN}"
 
 
 def test_quotes_within_cells_are_no_quotes():
@@ -84,13 +84,16 @@ def test_a_byte_order_mark_decides_the_encoding(encoding):
     assert read_text(file_of(text, encoding), "x", encoding="utf-8") == text
 
 
-def test_other_encodings_are_read_where_they_are_named_and_refused_with_the_line_where_not():
+def test_other_encodings_are_read_where_they_are_named_and_told_where_not():
     data = "a,b\nx,1\nZoë,2\n".encode("latin-1")
     assert columns(data, encoding="latin-1") == {"a": ["x", "Zoë"], "b": ["1", "2"]}
     assert read_rows(file_of(data), "x", encoding="latin-1").fields == [["x", "1"], ["Zoë", "2"]]
     said = "x: line 3 is not UTF-8 text. Convert the file, for example with iconv."
-    for read in (columns, lambda data: read_rows(file_of(data), "x"), lambda data: read_lines(file_of(data), "x")):
+    for read in (lambda data: read_rows(file_of(data), "x"), lambda data: read_lines(file_of(data), "x")):
         assert refusal(read, data) == said
+    reader = ColumnReader(file_of(data), "x")
+    assert reader.table(reader.types).columns["a"].to_list() == ["x", "Zo\ufffd"]  # one letter does not cost a large table
+    assert reader.undecoded == [1]
 
 
 def test_blank_lines_mean_nothing_and_lines_keep_their_numbers():
@@ -110,7 +113,7 @@ def test_rows_of_numbers_are_read_with_any_delimiter(text):
 def test_columns_of_rows_are_found_by_name_and_bad_rows_are_named():
     rows = read_rows(file_of("Label, x \n1,2\n3,four\n"), "x")
     assert (rows.index("class", "label"), rows.index("x"), rows.index("user")) == (0, 1, None)
-    assert refusal(rows.numbers, [1]) == "x: line 3: 'four' is not a number. Correct the line."
+    assert refusal(rows.numbers, [1]) == "x: line 3: column x: 'four' is not a number. Correct the line."
     ragged = "1,2\n3\n"
     assert refusal(read_rows, file_of(ragged), "x") == "x: line 2 has 1 fields, and the first row has 2. Correct the line."
     assert read_rows(file_of(ragged), "x", is_ragged=True).fields == [["1", "2"], ["3"]]

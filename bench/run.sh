@@ -37,6 +37,7 @@ python bench/keye_speed.py $peers/bin/python
 python bench/keye.py
 python bench/mix.py $peers/bin/python
 python bench/formats.py
+python bench/open_answers.py
 python bench/endpoint.py
 python bench/etree.py $federated/bin/python
 python bench/etree_drills.py "$KVTOOLS_DATA"

@@ -75,6 +75,26 @@ def shell(folder):
     return run
 
 
+@pytest.fixture(scope="module")
+def modules_of_transformers(tmp_path_factory):
+    """Models' own modules, as transformers copies and imports them, in a folder of this test file, and offline.
+
+    Without it a file that runs later in the same process is given the package that an earlier one imported."""
+
+    def forget():
+        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+            del sys.modules[name]
+
+    folder = str(tmp_path_factory.mktemp("modules"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.syspath_prepend(folder)
+        forget()
+        yield
+        forget()
+
+
 @pytest.fixture
 def kv(tmp_path, monkeypatch, capfd):
     """Run commands one after the other in a scratch folder, in this process, since an interpreter that loads torch takes

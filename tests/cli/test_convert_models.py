@@ -191,6 +191,7 @@ CONVERSATIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("modules_of_transformers")
 def test_others_find_the_tokenizer_and_how_pictures_become_patches(kv, tmp_path, keye):
     from kvtools.keye.data.chat_template import ChatTemplate, visuals_of
 

@@ -1,19 +1,18 @@
-"""Answers to a file of conversations, as a user asks for them: one line each, in order, whole, resumed, and fast."""
+"""Answers to a file of conversations, as a user asks for them: one line each, in order, whole, and resumed."""
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import cinema
 import pytest
-import torch
 from cinema import conversation
 from shop import say
 
 from kvtools.keye.run import open_answers
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("modules_of_transformers")
 ASK = "kvtools answer --open many.jsonl --media clips.kvs --model m.model --max-new 8"
 
 
@@ -133,27 +132,3 @@ def test_the_penalty_is_that_of_transformers(here, capfd):
         said[penalty] = say(line, capfd).out.decode().removesuffix("\n")
         assert said[penalty] == expected
     assert said[1.0] != said[1.7]
-
-
-def test_two_hundred_answers_take_less_than_a_quarter_of_transformers_time(here, capfd):
-    """One question after another in transformers, against the file here: the same model, and processor time in one run."""
-    assert say("kvtools convert m.model -o hf/", capfd).code == 0
-    asked = [conversation(None, f"Tell me of number {n}, and of {n * 7}.", "-") for n in range(200)]
-    cinema.write(here / "text.jsonl", [{**each, "id": f"k{n}"} for n, each in enumerate(asked)])
-    begun = time.process_time()
-    assert say(f"{ASK.replace('many', 'text')} --greedy -o text.out", capfd).code == 0
-    ours = time.process_time() - begun
-    processor = transformers.AutoProcessor.from_pretrained("hf", trust_remote_code=True)
-    model = transformers.AutoModelForImageTextToText.from_pretrained("hf", trust_remote_code=True).eval()
-    found = lines("text.out")
-    n_timed = 20  # stands for the 200: they are all alike
-    begun = time.process_time()
-    for each, line in zip(asked[:n_timed], found, strict=False):
-        given = processor.apply_chat_template(
-            each["messages"][:1], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-        with torch.inference_mode():
-            said = model.generate(**given, do_sample=False, max_new_tokens=8)[0, given["input_ids"].shape[1] :]
-        assert processor.decode(said, skip_special_tokens=True) == line["text"]
-    theirs = (time.process_time() - begun) * len(asked) / n_timed
-    assert theirs > 4 * ours, f"{ours:.2f} s here, {theirs:.2f} s there"

@@ -21,20 +21,13 @@ from kvtools.keye.run.limits import Limits
 from kvtools.keye.run.session import open_checkpoint
 
 transformers = pytest.importorskip("transformers")
+transformers.logging.set_verbosity_error()
+pytestmark = pytest.mark.usefixtures("modules_of_transformers")
 
 LORA = f"{cinema.TRAIN} --init made.model --stage sft --steps 8 --lr 0.03 --lora r=4"
 N_NEW, TOLERANCE = 8, 1e-4
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "é", "parameters": {"type": "object"}}}]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _offline(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        transformers.logging.set_verbosity_error()
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from kvtools import __version__
 from kvtools.artifact.bag import Bag, write_bag
 from kvtools.artifact.blob import Tensors
 from kvtools.artifact.files import Sink, claim
@@ -69,13 +70,14 @@ class SaveTimer:
 class RunState:
     """What a stopped run left behind: the file `train.state` in a folder of its own. folder None: nothing is kept.
 
-    config: what the run is made of; a file with another config belongs to another run and is refused by name.
+    config: what the run is made of; a file with another config, or of another version of kvtools, belongs to another run and is
+    refused by name.
     """
 
     def __init__(self, folder: str | None, kind: str, config: Mapping[str, Any]) -> None:
         self.path = None if folder is None else os.path.join(folder, "train.state")
         self._kind = kind
-        self._config: dict[str, Any] = json.loads(json.dumps(config))
+        self._config: dict[str, Any] = json.loads(json.dumps({**config, "version": __version__}))
 
     @property
     def is_kept(self) -> bool:

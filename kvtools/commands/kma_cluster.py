@@ -11,7 +11,7 @@ EXAMPLES = [
     "kvtools kma-cluster -k 3 --method k-medoids fleet.devices -o near.tree",
     "kvtools devices --data digits.csv --graph edges.txt | kvtools kma-cluster -k 3 --data digits.csv - | kvtools info -",
 ]
-EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
+EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools devices", "kvtools etree-train", "kvtools info", "kvtools-stream(5)")
 COMMON = ("output", "force", "config", "print_config", "stamp")
 GROUPS = {
@@ -60,13 +60,14 @@ def main(
     By default, the mean accuracy of a group also stays near that of all devices. The medoid of each group aggregates for it;
     the medoids are grouped again, by delay alone, up to one root. A report gives the mean delay in the groups and how much they
     differ in accuracy and in labels, which need not agree; kvtools info shows it. The ranks of mpiexec or srun share the work,
-    and the tree does not depend on their number.
+    and the tree does not depend on their number. A stopped run continues when the same command is run again.
     """
     import numpy as np
 
     from kvtools.artifact import source_name
     from kvtools.artifact.bag import write_bag
     from kvtools.artifact.digest import Digest
+    from kvtools.artifact.state import RunState, lock_folder, state_folder
     from kvtools.errors import Usage, raising
     from kvtools.etree.data.devices import delays_of, read_data_of, read_devices
     from kvtools.etree.data.fleet import read_tree
@@ -75,6 +76,7 @@ def main(
     from kvtools.etree.tree import kma
     from kvtools.etree.tree.balanced import balanced
     from kvtools.etree.tree.regroup import joined
+    from kvtools.etree.tree.run import ClusterRun
     from kvtools.etree.tree.tree import grow
     from kvtools.progress import Ticker
     from kvtools.train.device import n_cores
@@ -113,31 +115,37 @@ def main(
     name = source_name(devices)
     delays = delays_of(fleet, name)
     old_tree, old_bag = read_tree(since, world) if since else (None, None)
-    accuracy = None
-    if needs_accuracy and data is not None:
-        labelled = read_data_of(data, bag, name)
-        train, test = labelled.train, labelled.test
-        model = build("softmax", labelled.shape, labelled.n_classes)  # as the authors' simulator trains
-        threads = n_cores(world.local_size)
-        trainer = LocalTrainer(
-            model, train.x, train.y, fleet.index, fleet.offsets, batch=batch, lr=lr, seed=seed, n_threads=threads
-        )
-        accuracy = trainer.local_accuracies(pretrain, test.x, test.y, world)
+    accuracy, digest, folder = None, str(Digest.of_bag(bag.tensors)), state_folder(run.output)
     tick = Ticker(total=sweeps, unit="sweeps", label="cluster", quiet=run.is_silent)
     remedy = "Give the devices of the tree, and new ones after them." if since else "Give fewer groups, or another --method."
-    with raising(Usage, name, remedy=remedy):
-        if old_tree is not None:
-            tree = joined(old_tree, delays, slack, seed, world)
-            grouped = kma.Groups(tree.group.astype(np.int32), tree.device[tree.nodes(1)].astype(np.int64))
-            recipe |= {"groups": len(grouped.centre), "levels": None, "ratios": None, "method": "joined"}
-        elif method == "balanced":
-            options: dict[str, Any] = {"weight": label_weight, "slack": slack, "n_sweeps": sweeps, "log": tick}
-            grouped = balanced(delays, fleet.labels, groups, seed=seed, world=world, **options)
-            tree = grow(grouped, delays, above, ratio_list, seed, world)
-        else:
-            options = {"accuracy": accuracy, "delta": delta, "n_sweeps": sweeps, "log": tick}
-            grouped = kma.cluster(method, delays, groups, seed=seed, world=world, **options)
-            tree = grow(grouped, delays, above, ratio_list, seed, world)
+    state = RunState(folder, "kma-cluster-state", {**recipe, "devices": digest})
+    with lock_folder(folder, is_root=world.is_root):
+        clustering = ClusterRun(state, world, tick, start_over=run.force)
+        if clustering.is_resumed:
+            run.info("resumed where the stopped run was.")
+        if needs_accuracy and data is not None:
+            labelled = read_data_of(data, bag, name)
+            train, test = labelled.train, labelled.test
+            model = build("softmax", labelled.shape, labelled.n_classes)  # as the authors' simulator trains
+            trainer = LocalTrainer(
+                model, train.x, train.y, fleet.index, fleet.offsets, batch=batch, lr=lr, seed=seed,
+                n_threads=n_cores(world.local_size),
+            )  # fmt: skip
+            accuracy = clustering.accuracies(trainer, pretrain, test.x, test.y)
+        options: dict[str, Any] = {"n_sweeps": sweeps, "on_sweep": clustering.on_sweep, "earlier": clustering.search}
+        with raising(Usage, name, remedy=remedy):
+            if old_tree is not None:
+                tree = joined(old_tree, delays, slack, seed, world)
+                grouped = kma.Groups(tree.group.astype(np.int32), tree.device[tree.nodes(1)].astype(np.int64))
+                recipe |= {"groups": len(grouped.centre), "levels": None, "ratios": None, "method": "joined"}
+            else:
+                if method == "balanced":
+                    options |= {"weight": label_weight, "slack": slack}
+                    grouped = balanced(delays, fleet.labels, groups, seed=seed, world=world, **options)
+                else:
+                    options |= {"accuracy": accuracy, "delta": delta}
+                    grouped = kma.cluster(method, delays, groups, seed=seed, world=world, **options)
+                tree = grow(grouped, delays, above, ratio_list, seed, world)
     if not world.is_root:
         return 0
     tensors = tree.tensors()
@@ -147,10 +155,10 @@ def main(
         tensors["public"] = kma.public_devices(grouped, delays, accuracy, delta, public)
     if reason := _why_not_last(grouped):
         run.info(reason)
-    digest = str(Digest.of_bag(bag.tensors))
     report = {"method": recipe["method"], "made_of": digest, **kma.report(grouped, delays, fleet.labels, accuracy)}
     earlier = [artifact.history for artifact in (bag, old_bag) if artifact is not None]
     write_bag(run.sink(), "tree", tensors, config=recipe, history=run.history(earlier, [digest]), **report)
+    state.forget()
     return 0
 
 

@@ -80,6 +80,40 @@ def test_a_recipe_is_followed_and_printed(sh, fleet):
     assert sh("kvtools kma-cluster --config r.toml f.devices | kvtools info --config - | grep -c groups").out == b"1\n"
 
 
+@pytest.mark.parametrize("method", ["kma", "balanced", "balanced --label-weight 0", "k-medoids"])
+def test_a_run_that_is_stopped_after_every_unit_of_its_work_gives_the_same_tree(kv, fleet, monkeypatch, method):
+    monkeypatch.setattr("kvtools.etree.train.local._LARGEST_CHUNK", 2)  # blocks of a few devices
+    points = np.load(fleet / "p.npy")
+    np.savetxt(fleet / "ms.txt", np.linalg.norm(points[:, None] - points, axis=2))
+    assert kv("devices --data digits.csv --partition classes:2 --devices 40 --delay ms.txt -o g.devices")[0] == 0
+    make = f"kma-cluster -q -k 8 --method {method} --data digits.csv g.devices"
+    assert kv(f"{make} -o whole.tree") == (0, "")
+    monkeypatch.setattr("kvtools.world.Stop.__bool__", lambda _: True)
+    stops = []
+    while (run := kv(f"{make} -o parts.tree")) != (0, ""):
+        stops.append(run)
+        assert len(stops) < 40
+    assert len(stops) > 1
+    assert {(code, err.partition("stopped ")[0]) for code, err in stops} == {(75, "kvtools kma-cluster: ")}
+    assert (fleet / "parts.tree").read_bytes() == (fleet / "whole.tree").read_bytes()
+    assert not list(fleet.glob(".parts*"))
+
+
+def test_a_stopped_run_is_not_resumed_with_other_options(kv, fleet, monkeypatch):
+    make = "kma-cluster -q --method k-medoids f.devices -o out.tree"
+    with monkeypatch.context() as patch:
+        patch.setattr("kvtools.world.Stop.__bool__", lambda _: True)
+        assert kv(f"{make} -k 4")[0] == 75
+    remedy = "Give the same options to resume it, or --force to start over."
+    where = "kvtools kma-cluster: .out.tree.state/train.state: the stopped run had"
+    assert kv(f"{make} -k 5") == (2, f"{where} groups 4, and this run has 5. {remedy}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("kvtools.artifact.state.__version__", "99")
+        code, err = kv(f"{make} -k 4")
+    assert (code, err.split(" and this run")[1]) == (2, f' has "99". {remedy}\n')
+    assert kv(f"{make} -k 4") == (0, "")
+
+
 COUNTS = "these are not counts from 1 to 1048576 between commas. Give counts such as 4,1."
 BAD = {
     "too many groups": (

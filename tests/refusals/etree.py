@@ -341,6 +341,8 @@ kvtools {TRAIN} --model own.py:empty
 kvtools {TRAIN} --model mlp:60000,60000 --algorithm gossip
 SLURM_JOB_END_TIME=1 kvtools {TRAIN} -o stopped.model
 kvtools {TRAIN} --lr 0.1 -o stopped.model
+SLURM_JOB_END_TIME=1 kvtools kma-cluster -k 3 --data digits.csv fleet.devices -o stopped.tree
+kvtools kma-cluster -k 2 --data digits.csv fleet.devices -o stopped.tree
 kvtools.etree.tree.balanced.balanced(delays(10_001), np.zeros((10_001, 0), np.int32), 10_000, seed=0, world=world())
 kvtools.etree.tree.kma.cluster("kma", delays(20_001), 3, seed=0, world=world())
 kvtools.etree.tree.bounded_assignment.assign(np.zeros((5, 2)), 3, 4)

@@ -174,7 +174,7 @@ def test_on_real_data_kma_leaves_labels_as_k_medoids_does(data, form, least, mos
         labels = histogram(train.y, index, offsets, 10)
         model = build("softmax", labelled.shape, 10)
         trainer = LocalTrainer(model, train.x, train.y, index, offsets, 10, 0.05, seed)
-        accuracy = trainer.local_accuracies(10, labelled.test.x[:2000], labelled.test.y[:2000], World())
+        accuracy = trainer.local_accuracies(np.arange(100), 10, labelled.test.x[:2000], labelled.test.y[:2000])
         if form == "classes:1":
             assert accuracy.mean() == pytest.approx(0.107, abs=0.02)
         by_method = [

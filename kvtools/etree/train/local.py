@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from kvtools.etree.train.models import Model
-from kvtools.etree.tree.ranks import Ranks, own_range
 
 # weights of a chunk on CPU; on an AMD EPYC four models of 0.6 MiB train a quarter faster than one, see bench/etree.py
 _CACHE_BYTES = 4 << 20
@@ -130,18 +129,17 @@ class LocalTrainer:
                 loss[models] -= logprob.sum(dim=(1, 2), dtype=torch.float64).cpu().numpy()
         return n_right / len(y), loss / len(y)
 
-    def local_accuracies(self, n_epochs: int, x: np.ndarray, y: np.ndarray, world: Ranks) -> np.ndarray:
-        """Accuracy of each device on these test samples after n_epochs alone, float64 (devices,): KMA's acc_j.
+    def local_accuracies(self, devices: np.ndarray, n_epochs: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Accuracy of each of these devices on these test samples after n_epochs alone, float64 (m,): KMA's acc_j.
 
-        x: float32 (N, ...). y: int64 (N,). All devices start from the same model. The ranks share the devices.
+        devices: int (m,). x: float32 (N, ...). y: int64 (N,). All devices start from the same model.
         """
         test_x, test_y = torch.from_numpy(x).to(self.torch_device), torch.from_numpy(y).to(self.torch_device)
-        devices = own_range(len(self.offsets) - 1, world)
         accuracy = np.empty(len(devices))
         start = torch.from_numpy(self.model.init(self.seed)[None]).to(self.torch_device)
         for chunk in self.train(start, devices, np.zeros(len(devices), np.int64), n_epochs, when=-1):
             accuracy[chunk.jobs] = self.evaluate(chunk.rows, test_x, test_y)[0]
-        return world.gather_array(accuracy)
+        return accuracy
 
 
 def shuffled(seed: int, when: int, epoch: int, jobs_B: np.ndarray, sizes_B: np.ndarray) -> np.ndarray:

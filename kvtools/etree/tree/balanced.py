@@ -10,14 +10,12 @@ Devices reveal how many samples of each label they hold, which KMA does not ask 
 Legend: n devices, K groups, C classes, d axes, m members. Memory n x K numbers; time O(n (K C + m C)) a pass over the devices.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays, blocks
 from kvtools.etree.tree.bounded_assignment import assign
-from kvtools.etree.tree.kma import Groups, initial_centres, medoids
+from kvtools.etree.tree.kma import Groups, OnSweep, Search, initial_centres, medoids
 from kvtools.etree.tree.ranks import Ranks
 
 LARGEST = 100_000_000  # devices times groups
@@ -34,46 +32,48 @@ def bounds(n_devices: int, n_groups: int, slack: float) -> tuple[int, int]:
 
 def balanced(
     delays: Delays, labels_nC: np.ndarray, n_groups: int, *, seed: int, world: Ranks, weight: float = 0.5, slack: float = 0.2,
-    n_sweeps: int = _LARGEST_N_SWEEPS, log: Callable[[int], None] = lambda _: None,
+    n_sweeps: int = _LARGEST_N_SWEEPS, on_sweep: OnSweep = lambda _: None, earlier: Search | None = None,
 ) -> Groups:  # fmt: skip
     """Groups by the objective above. labels_nC: int (n, C), samples of each label; C = 0, or weight = 0, leaves labels out.
 
-    n_sweeps: at most, and never more than 20. log: called with the number of each sweep. Raises ValueError for more groups
-    than devices, and for more than 1e8 distances.
+    n_sweeps: at most, and never more than 20. on_sweep, earlier: as of kma.cluster. Raises ValueError for more groups than
+    devices, and for more than 1e8 distances.
     """
     n_devices = len(delays)
     if n_devices * n_groups > LARGEST:
         raise ValueError(f"{n_devices} devices times {n_groups} groups are too many for balanced, which takes up to {LARGEST}")
-    centre = initial_centres(n_devices, n_groups, seed)
     low, high = bounds(n_devices, n_groups, slack)
     weight = weight if labels_nC.shape[1] else 0.0
-    prices = None
-    if delays.points is not None:
-        group, _ = k_means(delays.points[delays.site], n_groups, low, high, seed=seed)
-        centre = medoids(delays, group, centre, world)
-    best, least = None, np.inf
     n_sweeps = min(n_sweeps, _LARGEST_N_SWEEPS)
-    for number in range(1, n_sweeps + 1):
-        cost_nK = _costs(delays, centre)
+    search = dict(earlier or {"sweep": np.zeros(1, np.int64), "centre": _start(delays, n_groups, low, high, seed, world)})
+    for number in range(int(search["sweep"][0]) + 1, n_sweeps + 1):
+        cost_nK = _costs(delays, search["centre"])
         scale = float(np.median(cost_nK)) or 1.0
-        if number == 1:
-            group, prices = assign(cost_nK, low, high, prices)
+        if number == 1 or not weight:
+            search["group"], search["prices"] = assign(cost_nK, low, high, search.get("prices"))
         if weight:
-            group = _improved(cost_nK / scale * (1 - weight), labels_nC, group, low, high, weight, seed)
-        elif number > 1:
-            group, prices = assign(cost_nK, low, high, prices)
-        moved = medoids(delays, group, centre, world)
-        groups = Groups(group, moved, number)
+            search["group"] = _improved(cost_nK / scale * (1 - weight), labels_nC, search["group"], low, high, weight, seed)
+        group, moved = search["group"], medoids(delays, search["group"], search["centre"], world)
         total = float(delays.elementwise(np.arange(n_devices), moved[group]).mean()) / scale * (1 - weight)
-        total += weight * float(groups.sizes @ _gaps(labels_nC, group, n_groups)) / n_devices if weight else 0.0
-        log(number)
-        if total < least - _LEAST_GAIN:
-            best, least = groups, total
-        if np.array_equal(moved, centre) or total > least + _LEAST_GAIN:
+        sizes = np.bincount(group, minlength=n_groups)
+        total += weight * float(sizes @ _gaps(labels_nC, group, n_groups)) / n_devices if weight else 0.0
+        if "least" not in search or total < search["least"][0] - _LEAST_GAIN:
+            search |= {"best_group": group, "best_centre": moved, "least": np.array([total])}
+        if np.array_equal(moved, search["centre"]) or total > search["least"][0] + _LEAST_GAIN:
             break
-        centre = moved
-    assert best is not None, "the first sweep costs less than infinity"
-    return Groups(best.group, best.centre, number, 0, number < n_sweeps)
+        search |= {"centre": moved, "sweep": np.array([number])}
+        if number < n_sweeps:
+            on_sweep(dict(search))
+    return Groups(search["best_group"], search["best_centre"], number, 0, number < n_sweeps)
+
+
+def _start(delays: Delays, n_groups: int, low: int, high: int, seed: int, world: Ranks) -> np.ndarray:
+    """The first centres, int64 (K,): of constrained k-means where devices have positions, else random devices."""
+    centre = initial_centres(len(delays), n_groups, seed)
+    if delays.points is None:
+        return centre
+    group, _ = k_means(delays.points[delays.site], n_groups, low, high, seed=seed)
+    return medoids(delays, group, centre, world)
 
 
 def k_means(

@@ -17,7 +17,7 @@ like accuracy need not have like labels. The report gives both gaps.
 Legend: n devices, K groups, C classes. Not here: training, and the balanced method (balanced.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -27,6 +27,9 @@ from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays, blocks
 from kvtools.etree.tree.ranks import Ranks, own_range
 
+# what a search needs to go on after a sweep: its centres and its best groups so far
+Search = Mapping[str, np.ndarray]
+OnSweep = Callable[[Search], None]
 Method = Literal["kma", "kma-code", "k-medoids", "accuracy-only", "balanced", "random", "contiguous"]
 
 LARGEST_KMA = 20_000  # devices; with more, `kma` as listed takes too long
@@ -106,12 +109,13 @@ def initial_centres(n_devices: int, n_groups: int, seed: int) -> np.ndarray:
 
 def cluster(
     method: Method, delays: Delays, n_groups: int, *, seed: int, world: Ranks, accuracy: np.ndarray | None = None,
-    delta: float = 0.05, n_sweeps: int = 100, log: Callable[[int], None] = lambda _: None,
+    delta: float = 0.05, n_sweeps: int = 100, on_sweep: OnSweep = lambda _: None, earlier: Search | None = None,
 ) -> Groups:  # fmt: skip
     """Groups by any method but `balanced`.
 
-    accuracy: float64 (n,), for the methods that use it. log: called with the number of each sweep. Raises ValueError for more
-    groups than devices, and for more than 20,000 devices with `kma`.
+    accuracy: float64 (n,), for the methods that use it. on_sweep: called after each sweep but the last, with where the search
+    stands; earlier: such a search, which is gone on with. Raises ValueError for more groups than devices, and for more than
+    20,000 devices with `kma`.
     """
     n_devices = len(delays)
     centre = initial_centres(n_devices, n_groups, seed)
@@ -146,7 +150,8 @@ def cluster(
         # one delta of accuracy weighs as much as the mean delay to the initial centres
         start = Groups(delays.nearest(centre), centre)
         weight = start.cost(delays, None, 0) / n_devices / max(delta, 1e-9)
-    return _until_converged(sweep, centre, n_sweeps, lambda groups: groups.cost(delays, accuracy, weight), log)
+    earlier = earlier or {"centres": centre[None]}
+    return _until_converged(sweep, earlier, n_sweeps, lambda groups: groups.cost(delays, accuracy, weight), on_sweep)
 
 
 def medoids(delays: Delays, group: np.ndarray, centre: np.ndarray, world: Ranks) -> np.ndarray:
@@ -185,24 +190,29 @@ def public_devices(groups: Groups, delays: Delays, accuracy: np.ndarray, delta: 
 
 
 def _until_converged(
-    sweep: Callable[[np.ndarray], Groups], centre: np.ndarray, n_sweeps: int, cost: Callable[[Groups], float],
-    log: Callable[[int], None],
-) -> Groups:  # fmt: skip
-    """Sweeps until the centres stay; the best sweep by cost where they return to earlier ones or n_sweeps are over."""
-    sweep_of = {centre.tobytes(): 0}
-    best, least = None, np.inf
-    for number in range(1, n_sweeps + 1):
-        groups = replace(sweep(centre), n_sweeps=number)
-        log(number)
-        if np.array_equal(groups.centre, centre):
+    sweep: Callable[[np.ndarray], Groups], earlier: Search, n_sweeps: int, cost: Callable[[Groups], float], on_sweep: OnSweep
+) -> Groups:
+    """Sweeps until the centres stay; the best sweep by cost where they return to earlier ones or n_sweeps are over.
+
+    earlier: the centres before the first sweep and after each, int64 (sweeps + 1, K), and the best groups, if there are any.
+    """
+    centres = [*earlier["centres"]]
+    sweep_of = {centre.tobytes(): number for number, centre in enumerate(centres)}
+    best = Groups(earlier["best_group"], earlier["best_centre"]) if "best_group" in earlier else None
+    least = np.inf if best is None else cost(best)
+    for number in range(len(centres), n_sweeps + 1):
+        groups = replace(sweep(centres[-1]), n_sweeps=number)
+        if np.array_equal(groups.centre, centres[-1]):
             return groups
         if (total := cost(groups)) < least:
             best, least = groups, total
-        centre = groups.centre
-        if centre.tobytes() in sweep_of:
-            assert best is not None, "there was a sweep"
-            return replace(best, n_sweeps=number, cycle=number - sweep_of[centre.tobytes()], is_converged=False)
-        sweep_of[centre.tobytes()] = number
+        assert best is not None, "a sweep costs less than infinity"
+        if groups.centre.tobytes() in sweep_of:
+            return replace(best, n_sweeps=number, cycle=number - sweep_of[groups.centre.tobytes()], is_converged=False)
+        sweep_of[groups.centre.tobytes()] = number
+        centres.append(groups.centre)
+        if number < n_sweeps:
+            on_sweep({"centres": np.stack(centres), "best_group": best.group, "best_centre": best.centre})
     assert best is not None, "at least one sweep"
     return replace(best, n_sweeps=n_sweeps, is_converged=False)
 

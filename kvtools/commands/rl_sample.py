@@ -104,11 +104,7 @@ def main(
         if cache is not None and judge_cache is None and world.is_root:
             os.unlink(cache)
         code = sampling.report(source, run.log, strict=run.strict)
-        figures = sampling.figures()
+        total = sampling.total()
     if world.is_root:
-        run.write_report(report, figures)
-    if specs and "reward" not in figures:  # it was written all the same
-        fault = "rewards of answers are no finite numbers" if figures["not_finite"] else "no answer has a reward"
-        run.warn(f"{source.name}: {fault}. Look at the programs and judges of --reward.")
-        return Corrupt.code
-    return code
+        run.write_report(report, sampling.figures(total))
+    return max(code, total.report(source.name, scoring, run.warn))  # it was written all the same

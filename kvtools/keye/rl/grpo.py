@@ -24,7 +24,7 @@ from kvtools.keye.model.inputs import PackedRow
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.log_probs import log_probabilities
 from kvtools.keye.rl.prompts import Prompt, deal_modes
-from kvtools.keye.rl.rollouts import Group, Sampler, tally_of
+from kvtools.keye.rl.rollouts import Group, Sampler, Tally, tally_of
 from kvtools.keye.rl.rows import AnswerRow, rows_of, shape_of
 from kvtools.keye.rl.sample import total_of_ranks
 from kvtools.train.loop import Loss
@@ -60,7 +60,7 @@ class GrpoTask:
     """Steps of sampling and learning: a `train.loop.Task`. reference: the start model's log-probabilities of a row, for KL.
 
     chunk: prompts that grow together. keep: called with a name and the groups of each chunk of a step. `figures`: of the last
-    step, for its line in the log.
+    step, for its line in the log. `seen`: what all steps of this run sampled, over all ranks.
     """
 
     model: Keye
@@ -80,6 +80,7 @@ class GrpoTask:
     in_dtype: Callable[[], AbstractContextManager[object]]
     keep: Callable[[str, Sequence[Group]], None] | None = None
     figures: dict[str, float] = field(default_factory=dict)
+    seen: Tally = field(default_factory=Tally)
     is_between: bool = True
     _chunks: list[list[Group]] = field(default_factory=list)  # this rank's; as many on every rank, the last perhaps empty
 
@@ -187,6 +188,7 @@ class GrpoTask:
                 self._chunks[chunk_of[group.prompt.key]].append(group)
         self.model.train()
         total = total_of_ranks(tally_of(group for groups in self._chunks for group in groups), self.world)
+        self.seen.add_sums(total)
         self.figures = total.figures(self.sampler.rewards.names)
         if self.keep is not None:
             for groups in self._chunks:

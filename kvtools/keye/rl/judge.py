@@ -43,6 +43,7 @@ class JudgedCorrectness:
 
     def __init__(self, judge: Endpoint) -> None:
         self._judge = judge
+        self.fault: str | None = None
 
     def score(self, replies: Sequence[Reply]) -> list[float | None]:
         """1 or 0 of each reply; None where the judge gave no verdict."""
@@ -52,7 +53,9 @@ class JudgedCorrectness:
             for number, reply in enumerate(replies)
             if scores[number] == 0.0 and (question := _correctness_question(reply)) is not None
         }
-        for number, verdict in _verdicts(self._judge, "Correctness", asked).items():
+        verdicts, fault = _verdicts(self._judge, "Correctness", asked)
+        self.fault = self.fault or fault
+        for number, verdict in verdicts.items():
             scores[number] = verdict
         return scores
 
@@ -64,6 +67,7 @@ class JudgedConsistency:
 
     def __init__(self, judge: Endpoint) -> None:
         self._judge = judge
+        self.fault: str | None = None
 
     def score(self, replies: Sequence[Reply]) -> list[float | None]:
         """1, -1 or 0 of each reply; None where the judge gave no verdict."""
@@ -75,7 +79,9 @@ class JudgedConsistency:
                 asked[number] = _CONSISTENT.format(
                     question=reply.prompt.question, thinking=thinking[-_TAIL:], answer=answer[:_LONGEST]
                 )
-        for number, verdict in _verdicts(self._judge, "Consistency", asked).items():
+        verdicts, fault = _verdicts(self._judge, "Consistency", asked)
+        self.fault = self.fault or fault
+        for number, verdict in verdicts.items():
             scores[number] = None if verdict is None else 2 * verdict - 1
         return scores
 
@@ -89,8 +95,8 @@ def _correctness_question(reply: Reply) -> str | None:
     return _CORRECT.format(question=reply.prompt.question, expected=expected.text, answer=answer)
 
 
-def _verdicts(judge: Endpoint, name: str, asked: dict[int, str]) -> dict[int, float | None]:
-    """The judge's 1 or 0 for each question by number, None where it gave none."""
+def _verdicts(judge: Endpoint, name: str, asked: dict[int, str]) -> tuple[dict[int, float | None], str | None]:
+    """The judge's 1 or 0 for each question by number, None where it gave none, and why it first gave none."""
     pattern = re.compile(rf'["\']?{name}["\']?\s*[:=]\s*"?([01])\b')
     is_verdict: Callable[[str], bool] = lambda text: pattern.search(text) is not None
     requests = [
@@ -99,8 +105,10 @@ def _verdicts(judge: Endpoint, name: str, asked: dict[int, str]) -> dict[int, fl
     ]
     numbers = list(asked)
     verdicts: dict[int, float | None] = dict.fromkeys(numbers)
+    fault = None
     for reply in judge.ask_all(requests):
+        fault = fault or reply.fault
         found = pattern.findall(reply.text) if reply.fault is None else []
         if found:
             verdicts[numbers[reply.index]] = float(found[-1])
-    return verdicts
+    return verdicts, fault

@@ -24,7 +24,7 @@ _MAX_WORDS = 200  # letters of its stderr that a message repeats
 class Program:
     """A term of the reward that a program gives."""
 
-    is_slow = True
+    is_slow, fault = True, None
 
     def __init__(self, name: str, command: str, timeout_s: float) -> None:
         """Raises Usage for a command line that cannot be split into words."""

@@ -47,6 +47,7 @@ class Scorer(Protocol):
 
     name: str
     is_slow: bool
+    fault: str | None  # why it first could not score a reply, as a clause, where it knows
 
     def score(self, replies: Sequence[Reply]) -> list[float | None]:
         """The score of each reply; None for one that could not be scored."""
@@ -106,6 +107,11 @@ class Rewards:
         """Whether a term waits for others, so that it pays to hand in replies in parts."""
         return self._pool is not None
 
+    @property
+    def fault(self) -> str | None:
+        """Why a reply could first not be scored, as a clause, where a term knows."""
+        return next((scorer.fault for scorer, _ in self.terms if scorer.fault is not None), None)
+
     def submit(self, replies: Sequence[Reply]) -> Callable[[], list[Scored]]:
         """Begin to score; call what is returned for the scores. Rules are done on return, slow terms run in a thread."""
         columns: list[list[float | None] | Future[list[float | None]]] = []
@@ -136,7 +142,7 @@ class Rewards:
 class Rule:
     """A term that a rule of one reply gives."""
 
-    is_slow = False
+    is_slow, fault = False, None
 
     def __init__(self, name: str, rule: Callable[[Reply], float]) -> None:
         self.name, self._rule = name, rule

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kvtools.errors import reason_of
+from kvtools.errors import Corrupt, reason_of
 from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.conversations import BAD
 from kvtools.keye.data.dataloader import UNREADABLE
@@ -95,10 +95,32 @@ class Tally:
             else:
                 self.sums["rewarded"] += 1
                 self.sums["reward"] += scored.reward
+                self.sums["bad_rewards"] += int(not math.isfinite(scored.reward))
             for name, score in scored.scores.items():
                 if score is not None:
                     self.sums[f"n_{name}"] += 1
                     self.sums[f"reward_{name}"] += score
+
+    @property
+    def has_no_signal(self) -> bool:
+        """Whether there were groups, and none had rewards to learn from."""
+        return 0 < self.sums["groups"] == self.sums[CONSTANT] + self.sums[NOT_FINITE]
+
+    def add_sums(self, other: "Tally") -> None:
+        """Add another tally."""
+        for name, total in other.sums.items():
+            self.sums[name] += total
+
+    def report(self, name: str, rewards: Rewards, warn: Callable[[str], None]) -> int:
+        """Warn of answers without a reward that is a number; returns 65 where none has one, else 0."""
+        n_answers, n_set_aside, n_bad = (int(self.sums[which]) for which in ("answers", SET_ASIDE, "bad_rewards"))
+        if not rewards.terms or not n_set_aside + n_bad:
+            return 0
+        why = f" ({rewards.fault})" if rewards.fault is not None else ""
+        lost = f"{n_set_aside} of {n_answers} answers have no reward and were set aside{why}" if n_set_aside else ""
+        bad = f"{n_bad} of {n_answers} rewards are no finite numbers" if n_bad else ""
+        warn(f"{name}: {'; '.join(filter(None, (lost, bad)))}. Look at the programs and judges of --reward.")
+        return Corrupt.code if n_set_aside + n_bad == n_answers else 0
 
     def figures(self, names: Sequence[str]) -> dict[str, float]:
         """Means for a log line, of the terms of these names; those of nothing, or that are not finite, are left out."""

@@ -184,6 +184,12 @@ def _report(run: "Invocation", opened: _Opened) -> int:
             code = max(code, source.skipped.report(source.name, run.warn, strict=run.strict))
     for sampler in (opened.task.sampler, opened.task.held_out_sampler):
         code = max(code, sampler.skipped.report(opened.source.name, run.log, strict=run.strict))
+    name, seen = opened.source.name, opened.task.seen
+    unrewarded = seen.report(name, opened.task.sampler.rewards, run.warn)
+    if seen.has_no_signal and not unrewarded:
+        advice = "Give another reward, other prompts, or a higher --temperature"
+        run.warn(f"{name}: the answers to each prompt had equal rewards, so nothing was learnt. {advice}.")
+    code = max(code, unrewarded)
     return int(run.world.max(code))
 
 

@@ -68,9 +68,12 @@ class SampleRun:
             code = max(code, source.skipped.report(source.name, log, strict=strict))
         return int(self._world.max(code))
 
-    def figures(self) -> dict[str, float]:
-        """What was sampled, over all ranks: answers, and means as in the log of a training."""
-        total = total_of_ranks(self._tally, self._world)
+    def total(self) -> Tally:
+        """What was sampled, over all ranks. Collective."""
+        return total_of_ranks(self._tally, self._world)
+
+    def figures(self, total: Tally) -> dict[str, float]:
+        """Of a total: prompts, answers, and means as in the log of a training."""
         counts = {"prompts": total.sums["groups"], "answers": total.sums["answers"]}
         return counts | total.figures(self._sampler.rewards.names)
 

@@ -47,7 +47,10 @@ class Scorer(Protocol):
 
     name: str
     is_slow: bool
-    fault: str | None  # why it first could not score a reply, as a clause, where it knows
+
+    @property
+    def fault(self) -> str | None:
+        """Why it first could not score a reply, as a clause, where it knows."""
 
     def score(self, replies: Sequence[Reply]) -> list[float | None]:
         """The score of each reply; None for one that could not be scored."""

@@ -264,6 +264,8 @@ def test_a_mark_that_stands_for_nothing_is_named(mark):
         (ask(img="a.jpg"), "img names a picture"),
         (ask(picture={"path": "a.jpg"}), "picture names a picture"),
         (ask(file="x/a.mp4"), "file names a picture"),
+        (ask(extra={"inner": [{"clip_name": "x/a.webm"}]}), "extra names a picture"),
+        (ask(photo={"file_name": "a"}), "photo names a picture"),
         (ask(pixels="data:image/png;base64,AA"), "pixels names a picture"),
         (ask(image="a.jpg", image2="b.jpg"), "image2 names a picture"),
         ({"messages": [{"role": "user", "content": "who", "image_url": "x/a.png"}]}, "image_url names a picture"),

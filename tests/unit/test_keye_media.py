@@ -201,13 +201,17 @@ def test_the_frame_of_a_file_at_a_second_is_the_one_that_tokenizing_gives(tmp_pa
         assert (chosen.pixels_P3HW == take(whole, [2, 0]).pixels_P3HW).all()
 
 
-def test_an_absolute_path_needs_no_folder_and_the_first_folder_counts(tmp_path):
-    for name, value in (("one", 10), ("two", 20)):
-        (tmp_path / name).mkdir()
-        Image.fromarray(picture(value)).save(tmp_path / name / "p.png")
-    with Media([str(tmp_path / "two"), str(tmp_path / "one")]) as media:
-        assert shades(media.fetch({"type": "image", "image": "p.png"})) == [20]
-        assert shades(media.fetch({"type": "image", "image": str(tmp_path / "one" / "p.png")})) == [10]
+def test_files_of_one_name_in_two_folders_must_be_equal_and_an_absolute_path_needs_no_folder(tmp_path):
+    for folder, shade in ("one", 10), ("two", 10), ("three", 90):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(picture(shade)).save(tmp_path / folder / "p.png")
+    folders = [str(tmp_path / name) for name in ("one", "two", "three")]
+    with Media(folders[:2]) as media:
+        assert shades(media.fetch({"type": "image", "image": "p.png"})) == [10]
+    with Media(folders) as media:
+        with pytest.raises(Unreadable, match=r"one/p\.png and .*three/p\.png differ"):
+            media.fetch({"type": "image", "image": "p.png"})
+        assert shades(media.fetch({"type": "image", "image": f"{folders[2]}/p.png"})) == [90]
 
 
 def test_a_picture_may_be_written_out():
@@ -270,6 +274,7 @@ def test_a_picture_may_be_written_out():
         ({**VIDEO, "size": [30, 28]}, "a: size is 30x28, and both must be multiples of 28 above 0"),
         ({**VIDEO, "size": [28]}, "a: "),
         ({"type": "video", "video": []}, "[]: the list of cuts is empty"),
+        ({**VIDEO, "video_start": 2, "video_end": 1.5}, "a: video_end is 1.5 s, and must not be before video_start, 2 s"),
         ({"type": "video", "video": [{"video": "none"}]}, '[{"video": "none"}]: no record of that key, and no such file in '),
         ({"type": "video", "video": "clip.mp4", "frames": 0}, "clip.mp4: frames is 0, and must be a whole number of 1 or more"),
         ({"type": "video", "video": "clip.mp4", "fps": -1}, "clip.mp4: fps is -1, and must be a finite number above 0"),

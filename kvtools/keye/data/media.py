@@ -12,6 +12,7 @@ them, or pixels where the item names its frames.
 """
 
 import base64
+import filecmp
 import hashlib
 import io
 import json
@@ -212,6 +213,8 @@ class Media:
             raise ValueError("web addresses and videos in base64 are not read; give a file, a key, or a picture in base64")
         for root in [""] if os.path.isabs(name) else [*self._roots, ""]:
             if os.path.exists(path := os.path.join(root, name)):
+                if root in self.folders:
+                    _refuse_another(path, [os.path.join(folder, name) for folder in self.folders if folder != root])
                 return path
         where = ", ".join(dict.fromkeys(root or "the current folder" for root in self._roots or [""]))
         raise ValueError(f"no record of that key, and no such file in {where}")
@@ -274,6 +277,13 @@ class Media:
                 while self._n_bytes > self._cache_bytes:
                     self._n_bytes -= self._cache.popitem(last=False)[1].pixels_P3HW.nbytes
         return visual
+
+
+def _refuse_another(path: str, others: Sequence[str]) -> None:
+    """Raise ValueError where another folder has a file of that name and other content."""
+    for other in others:
+        if os.path.isfile(path) and os.path.isfile(other) and not filecmp.cmp(path, other, shallow=False):
+            raise ValueError(f"{path} and {other} differ; name it from a folder above both")
 
 
 def _read_picture(source: str, n_pixels: int | None) -> np.ndarray:

@@ -27,7 +27,7 @@ def names_its_frames(item: Item) -> bool:
 
 
 def sampling_of(item: Item, fps: float) -> FrameSampling:
-    """The frames to take of a video file. fps: where the item gives none."""
+    """The frames to take of a video file. fps: where the item gives none. Raises ValueError for words that make no sense."""
     rate = _number(item, "fps", fps)
     n_frames, least, most = (_count(item, name) for name in ("frames", "min_frames", "max_frames"))
     most = min(most or _MAX_FRAMES, _MAX_FRAMES)
@@ -35,6 +35,8 @@ def sampling_of(item: Item, fps: float) -> FrameSampling:
     if n_frames is not None:
         n_frames = min(n_frames, most)
     start, end = (None if item.get(name) is None else _number(item, name, 0, 0) for name in ("video_start", "video_end"))
+    if start is not None and end is not None and end < start:
+        raise ValueError(f"video_end is {end:g} s, and must not be before video_start, {start:g} s")
     return FrameSampling(rate, n_frames, min_frames=least, max_frames=most, start_s=start, end_s=end)
 
 

@@ -201,9 +201,10 @@ def _media_of(name: str, value: Any, *, is_alone: bool) -> Iterator[str]:
     if isinstance(value, list):
         for each in value:
             yield from _media_of(name, each, is_alone=is_alone)
-    elif isinstance(value, dict) and _NAMES_A_MEDIUM.search(name):
-        for inner in ("path", "url", "bytes"):
-            yield from _media_of(f"{name}_{inner}", value.get(inner), is_alone=is_alone)
+    elif isinstance(value, dict):
+        for inner, each in value.items():
+            named = f"{name}_{inner}" if _NAMES_A_MEDIUM.search(name) else inner
+            yield from _media_of(named, each, is_alone=is_alone)
     elif isinstance(value, str) and value and len(value.partition("\n")[0]) == len(value):
         is_written_out = value.startswith(("data:image", "data:video"))
         is_file = len(value) < _MAX_PATH and value.lower().endswith(_SUFFIXES)

@@ -71,8 +71,8 @@ class Invocation:
         typer.echo(to_toml(recipe), nl=False)
         return 0
 
-    def refuse_existing(self, report: str | None = None, *, is_directory: bool = False) -> None:
-        """Raise CannotCreate, on rank 0, if the output or the report cannot be a file, or is one and --force is not given.
+    def refuse_existing(self, *reports: str | None, is_directory: bool = False) -> None:
+        """Raise CannotCreate, on rank 0, if the output or a report cannot be a file, or is one and --force is not given.
 
         is_directory: the output is a model's or an adapter's folder.
         """
@@ -83,8 +83,8 @@ class Invocation:
             if self.world.is_root:
                 refuse_existing_directory(self.output, force=self.force)
             return
-        for dst in (self.output, report or "-") if self.world.is_root else ():
-            refuse_existing(dst, force=self.force)
+        for dst in (self.output, *reports) if self.world.is_root else ():
+            refuse_existing(dst or "-", force=self.force)
 
     def refuse_own_input(self, *sources: str) -> None:
         """Raise Usage if one of the inputs is the output, too."""

@@ -62,6 +62,13 @@ def is_same_file(src: str, dst: str) -> bool:
     return os.path.exists(dst) and os.path.samefile(src, dst)
 
 
+def stamps(*sources: str | None) -> list[list[str | int]]:
+    """Name, size and time of change, in ns, of files and of what is in folders, by which inputs are known again unread."""
+    paths = [Path(src) for src in sources if src is not None]
+    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
+    return [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
+
+
 def refuse_existing(dst: str, *, force: bool) -> None:
     """Raise CannotCreate where dst cannot be a file, or is one and `force` is not set."""
     if dst != "-" and not os.path.isdir(Path(dst).parent):

@@ -17,7 +17,7 @@ from kvtools.artifact.blob import Tensors
 from kvtools.artifact.files import Sink, claim
 from kvtools.artifact.history import refuse_other_options
 from kvtools.artifact.open import open_artifact
-from kvtools.errors import CannotCreate, Corrupt, unwritable
+from kvtools.errors import CannotCreate, Corrupt, Usage, unwritable
 
 
 def state_folder(dst: str) -> str | None:
@@ -91,23 +91,33 @@ class RunState:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         write_bag(Sink(self.path, force=True), self._kind, tensors, config=self._config, history=[], **fields)
 
-    def load(self) -> Bag | None:
+    def load(self, *, start_over: bool = False) -> Bag | None:
         """The state of the stopped run; None where there is none.
 
         Raises Usage where the run had other options, naming the first that differs; Corrupt where the file is damaged or of
-        another kind, naming --force.
+        another kind, naming --force. start_over: such a state is removed in place of that. The state of the same run is resumed
+        all the same: a job with --force in its script must come further, too, when it is queued again.
         """
         if self.path is None or not os.path.exists(self.path):
             return None
         try:
-            bag = open_artifact(self.path)
+            return self._read(self.path)
+        except (Usage, Corrupt):
+            if not start_over:
+                raise
+            self.forget()
+            return None
+
+    def _read(self, path: str) -> Bag:
+        try:
+            bag = open_artifact(path)
         except Corrupt:
             raise Corrupt(
-                f"{self.path}: the file is damaged. The stopped run cannot be resumed. Give --force to start over."
+                f"{path}: the file is damaged. The stopped run cannot be resumed. Give --force to start over."
             ) from None
         if not isinstance(bag, Bag) or bag.kind != self._kind:
-            raise Corrupt(f"{self.path}: this is not the state of a stopped run of this command. Give --force to start over.")
-        refuse_other_options(self.path, bag.fields["config"], self._config)
+            raise Corrupt(f"{path}: this is not the state of a stopped run of this command. Give --force to start over.")
+        refuse_other_options(path, bag.fields["config"], self._config)
         return bag
 
     def forget(self) -> None:

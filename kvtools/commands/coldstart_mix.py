@@ -4,13 +4,13 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from kvtools import options as opt
-from kvtools.errors import READABLE, Corrupt, Missing, Usage, raising
+from kvtools.errors import READABLE, Corrupt, Missing, Stopped, Usage, raising
 
 EXAMPLES = [
     "kvtools coldstart-mix -q --think math.jsonl --no-think chats.json --ratio 1:2 -o mix.kvs",
     "kvtools coldstart-mix -q --no-think chats.json --length 4096 | kvtools info --records -",
 ]
-EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
+EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools pretrain keye", "kvtools convert", "kvtools chat", "kvtools plot", "kvtools-stream(5)")
 COMMON = ("output", "compress", "force", "strict", "config", "print_config", "stamp")
 GROUPS = {
@@ -70,14 +70,15 @@ def main(
     Every answer is held against the format of its mode; what breaks it is left out and counted. Exact and near duplicates and
     what repeats an evaluation set are left out. Records depend on what the sources hold, the ratio and the seed, not on the
     order of the sources, jobs or ranks. A source that cannot be read, or a mode with too few samples, is reported, the rest is
-    written, and the exit code is 65.
+    written, and the exit code is 65. A stopped run continues when the same command is run again.
     """
     import os
     from contextlib import ExitStack
     from functools import partial
 
-    from kvtools.artifact.files import refuse_existing
+    from kvtools.artifact.files import Sink, stamps
     from kvtools.artifact.history import extend
+    from kvtools.artifact.state import state_folder
     from kvtools.artifact.stream import Head, Writer
     from kvtools.keye.data.chat_template import ChatTemplate
     from kvtools.keye.data.media import Media
@@ -85,6 +86,7 @@ def main(
     from kvtools.keye.mix import ratio as ratios
     from kvtools.keye.mix.evaluation import read_evaluation
     from kvtools.keye.mix.examine import Examiner, Rules
+    from kvtools.keye.mix.journal import open_journal
     from kvtools.keye.mix.mixture import Request, Tally, choose, summary
     from kvtools.keye.mix.mixture import report as report_of
     from kvtools.keye.mix.pool import Pool
@@ -93,6 +95,7 @@ def main(
     from kvtools.keye.mix.workers import Workers, examined
     from kvtools.keye.mix.write import Packing, write
     from kvtools.progress import progress
+    from kvtools.world import Stop
 
     given = {"think": think, "no_think": no_think, "auto": auto, "agentic": agentic, "video": video}
     modes = tuple(mode for mode, names in given.items() if names)
@@ -118,9 +121,8 @@ def main(
         raise Missing(f"{sources[0].src}: no such file or directory. {READABLE}")
     for source in sources:
         run.refuse_own_input(source.src)
-    run.refuse_existing(report)
-    if rejects is not None and run.world.is_root:
-        refuse_existing(rejects, force=run.force)
+    run.refuse_existing(report, rejects)
+    world, folder, origins = run.world, state_folder(run.output), Origins()
 
     template, roots = ChatTemplate.open(tokenizer), [source.root for source in sources]
     most = min((n for n in (max_tokens, length) if n is not None), default=None)
@@ -129,17 +131,19 @@ def main(
     rules = Rules(repair, most, frame_counts, is_code_run=run_code, is_packed=length is not None)
     request = Request(modes, ratios.whole(weights), number, passes, is_repeated=repeat, seed=seed, frames=frame_counts)
     open_media = partial(Media, media or [], roots=roots)
-    n_jobs = jobs or (1 if run.world.size > 1 else len(os.sched_getaffinity(0)))
-    origins = Origins()
+    n_jobs = jobs or (1 if world.size > 1 else len(os.sched_getaffinity(0)))
+    stop = Stop() if folder is not None else False  # before the workers, which must not heed the signals either
     with ExitStack() as stack:
+        examination = Head("examined", run.history(), {**recipe, "files": stamps(tokenizer, *against or [], *media or [])})
+        journal = stack.enter_context(open_journal(folder, examination, world, start_over=run.force))
         opened = stack.enter_context(open_media())
         evaluation = read_evaluation(against, opened) if against else None
         workers = stack.enter_context(Workers(lambda: Examiner(rules, Processor(template, open_media()), evaluation), n_jobs))
-        results = examined(documents(sources, origins), workers, run.world)
-        if not run.world.is_root:
+        results = examined(documents(sources, origins), workers, world, journal, stop)
+        if not world.is_root:
             for _ in results:
                 raise AssertionError("results go to rank 0")
-            return int(run.world.broadcast(None))
+            return int(world.broadcast(None))
         with Pool() as pool, Rejects(rejects, force=run.force, is_strict=run.strict) as reject:
             tally = Tally()
             results = progress(results, total=None, unit="documents", label="coldstart-mix", quiet=run.quiet)
@@ -153,13 +157,18 @@ def main(
                 run.log(line)
             history = extend("coldstart-mix", run.argv, before=origins.histories, inputs=origins.digests, stamp=run.stamp)
             head = Head("conversation" if length is None else "sequence", history, recipe)
-            with Writer(run.sink(), head, level=run.compress) as writer:
-                packing = Packing(Processor(template, opened), length, names_media=patches == "reference") if length else None
-                fill = write(pool, writer, packing)
+            packing = Packing(Processor(template, opened), length, names_media=patches == "reference") if length else None
+            try:
+                with Writer(Sink(run.output, force=run.force, keep_partial=True), head, level=run.compress) as writer:
+                    writer.resume(start_over=run.force)
+                    fill = write(pool, writer, packing, stop)
+            except Stopped:
+                world.broadcast(Stopped.code)
+                raise
             figures = report_of(tally, pool, plan, fill)
             run.write_report(report, figures)
     code = Corrupt.code if plan.short or reject.lines() else 0
-    run.world.broadcast(code)
+    world.broadcast(code)
     run.info(summary(figures, tally))
     if plan.short:
         run.warn(plan.lacks())

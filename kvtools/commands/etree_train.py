@@ -154,7 +154,7 @@ def main(
     last: dict[str, Any] = {}
     timer = SaveTimer(is_running=folder is not None and world.is_root)
     with lock_folder(folder, is_root=world.is_root), ExitStack() as stack:
-        stopped = None if run.force else run_state.load()
+        stopped = run_state.load(start_over=run.force)
         if stopped is not None:
             simulation.restore(stopped.tensors, stopped.fields["progress"])
             run.info(f"resumed after round {simulation.n_rounds}.")

@@ -136,10 +136,7 @@ class Trainer:
 
     def resume(self, *, start_over: bool) -> bool:
         """Continue from the saved state, if there is one; whether there was. Raises Usage and Corrupt as RunState.load does."""
-        if start_over:
-            self._state.forget()
-            return False
-        bag = self._state.load()
+        bag = self._state.load(start_over=start_over)
         if bag is not None:
             self.progress, self.best = restore(bag, self.task.model, self._optimizer)
             if self.progress.threads:  # sums over another number of threads would have other rounding

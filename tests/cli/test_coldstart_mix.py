@@ -140,6 +140,7 @@ def test_any_number_of_ranks_and_jobs_gives_the_same(sh, kv, made, tmp_path):
     sources = "coldstart-mix -q --think a.jsonl --no-think b.jsonl --ratio 1:2 -n 90"
     line = sources + " --rejects {0}.rejects --report {0}.json -o {0}.kvs"
     assert kv(*(line.format(n) + f" --jobs {n}" for n in (1, 2, 3)))[0] == 65
+    assert sh(f"mpiexec -n 2 kvtools {line.format('ranks')}", pipefail=False, SLURM_JOB_END_TIME="1").code == 75
     done = sh(on_ranks(4, ["kvtools " + line.format("ranks")], tmp_path), pipefail=False)
     assert done.code == 65, done.err
     names = [*map(str, (1, 2, 3)), "ranks"]
@@ -147,6 +148,42 @@ def test_any_number_of_ranks_and_jobs_gives_the_same(sh, kv, made, tmp_path):
     for form in "rejects", "json":
         assert len({(tmp_path / f"{name}.{form}").read_text() for name in names}) == 1
     assert json.loads((tmp_path / "ranks.json").read_text())["rejects"] == {"the document cannot be understood": 2}
+
+
+@pytest.mark.parametrize("options", ["--jobs 1", "--jobs 2", "--jobs 1 --length 300"])
+def test_a_run_that_is_stopped_after_every_unit_of_its_work_gives_the_same(kv, made, tmp_path, monkeypatch, options):
+    monkeypatch.setattr("kvtools.keye.mix.batches.BATCH", 5)
+    monkeypatch.setattr("kvtools.keye.mix.journal._PIECE_BYTES", 1000)  # a batch is several records
+    made("a", "think", 12)
+    made("b", "no_think", 12)
+    (tmp_path / "a.jsonl").open("a").write("{bad\n")
+    line = f"coldstart-mix -q --think a.jsonl --no-think b.jsonl --ratio 1:1 -n 10 {options}"
+    whole = kv(f"{line} -o whole.kvs --report whole.json --rejects whole.jsonl")
+    assert whole[0] == 65
+    monkeypatch.setattr("kvtools.world.Stop.__bool__", lambda _: True)
+    stops = []
+    while (run := kv(f"{line} -o parts.kvs --report parts.json --rejects parts.jsonl"))[0] == 75:
+        stops.append(run[1])
+        assert len(stops) < 40
+    assert run == whole
+    assert len({*stops}) > 2
+    for form in ("kvs", "json", "jsonl"):
+        assert (tmp_path / f"parts.{form}").read_bytes() == (tmp_path / f"whole.{form}").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_stopped_run_is_not_resumed_with_other_documents_or_options(kv, made, tmp_path, monkeypatch):
+    made("a", "think", 12)
+    line = "coldstart-mix -q --jobs 1 --think a.jsonl -o mix.kvs"
+    with monkeypatch.context() as patch:
+        patch.setattr("kvtools.world.Stop.__bool__", lambda _: True)
+        assert kv(line)[0] == 75
+    assert kv(f"{line} --seed 3")[0] == 2
+    (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text().replace("word1", "word2", 1))
+    advice = "Give the same files to resume it, or --force to start over."
+    assert kv(line) == (2, f"kvtools coldstart-mix: .mix.kvs.state: the stopped run had other documents. {advice}\n")
+    assert kv(f"{line} --force") == (0, "")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_epochs_are_passes_over_each_mode(kv, made, tmp_path):

@@ -70,6 +70,9 @@ kvtools {MIX} --think good.jsonl --epochs 0
 kvtools {MIX} --think good.jsonl --frames many
 kvtools {MIX} --think - --auto -
 kvtools {MIX} --think nowhere.jsonl
+SLURM_JOB_END_TIME=1 kvtools coldstart-mix --jobs 1 --think - -o stopped.kvs < good.jsonl
+kvtools coldstart-mix --jobs 1 --think - -o stopped.kvs < benched.jsonl
+SLURM_JOB_END_TIME=1 kvtools coldstart-mix --jobs 1 --think - -o stopped.kvs < good.jsonl
 kvtools {MIX} --think good.jsonl --against nowhere.jsonl
 kvtools {MIX} --think good.jsonl --against blank.txt
 kvtools {MIX} --think good.jsonl --against cut.json

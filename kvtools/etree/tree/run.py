@@ -29,7 +29,7 @@ class ClusterRun:
         self._state, self._world, self._tick = state, world, tick
         self._stop = Stop() if state.path is not None else False
         self._timer = SaveTimer(is_running=state.path is not None and world.is_root)
-        kept = None if start_over else state.load()
+        kept = state.load(start_over=start_over)
         self._tensors: dict[str, np.ndarray] = {} if kept is None else kept.tensors
         self.is_resumed = kept is not None
 

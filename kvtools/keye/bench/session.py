@@ -6,9 +6,9 @@ Not here: what the options are called, and figures.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvtools.artifact.files import stamps
 from kvtools.errors import Corrupt, NothingDone, Stopped, Usage, raising, unwritable
 from kvtools.keye.bench.benchmark import Generation, Question
 from kvtools.keye.bench.details import Details, run_digest, unanswered
@@ -84,17 +84,10 @@ class Answering:
     def settings(self) -> dict[str, Any]:
         """All that answers depend on, but for the questions: by it a stopped run is known again."""
         return {
-            "model": self.model, "files": _stamps(self.model), "predictions": [*self.predictions],
+            "model": self.model, "files": stamps(self.model), "predictions": [*self.predictions],
             "endpoint": self.servers.model, "is_endpoint": bool(self.servers.urls), "mode": self.mode, "max_new": self.max_new,
             "temperature": self.temperature, "seed": self.seed, "fps": self.fps, "frames": self.frames,
         }  # fmt: skip
-
-
-def _stamps(src: str | None) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a model's files: another model of the same name gives other answers."""
-    path = Path(src or "")
-    files = sorted(path.iterdir()) if path.is_dir() and src else [path] if path.is_file() else []
-    return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.errors import Fault
 from kvtools.keye.data.conversation_files import read_conversation_documents
+from kvtools.keye.mix.batches import Document
 from kvtools.keye.mix.examine import END
-from kvtools.keye.mix.workers import Document
 
 _BLOCK_BYTES = 1 << 16
 

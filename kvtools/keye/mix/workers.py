@@ -5,7 +5,6 @@ bytes. Every rank reads all sources and examines every size-th batch; rank 0 get
 under way, so that memory stays flat.
 """
 
-import json
 import multiprocessing
 import queue
 import threading
@@ -14,19 +13,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import Self
 
-from kvtools.errors import Fault
-from kvtools.keye.mix.examine import Examiner, Rejected
-from kvtools.keye.mix.pool import Sample
+from kvtools.errors import Fault, Stopped
+from kvtools.keye.mix.batches import (
+    Batch,
+    Document,
+    Result,
+    batches_of,
+    digest_of,
+    packed,
+    packed_documents,
+    unpacked,
+    unpacked_documents,
+)
+from kvtools.keye.mix.examine import Examiner
+from kvtools.keye.mix.journal import Journal
 from kvtools.world import World
 
-BATCH = 64  # documents that one worker gets at once
-_BYTES = ("said", "signature", "encoded")  # fields of a sample that travel as bytes
 _AHEAD = 2  # batches of a worker under way
-
-Document = tuple[str, str, str, Any]  # mode, source, where; and JSON as bytes, a value, or the ValueError in its place
-Result = Sample | Rejected
 
 
 class Workers:
@@ -60,7 +65,7 @@ class Workers:
             process.join(timeout=5)
             process.kill()
 
-    def run(self, batches: Iterator[Sequence[Document]]) -> Iterator[list[Result]]:
+    def run(self, batches: Iterator[Batch]) -> Iterator[list[Result]]:
         """The results of each batch, in order."""
         if self._examiner is not None:
             yield from (_examined(self._examiner, batch) for batch in batches)
@@ -71,94 +76,46 @@ class Workers:
                 yield unpacked(_received(waiting.popleft()))
             link = self._links[number % len(self._links)]
             with suppress(BrokenPipeError, ConnectionResetError):  # `_received` says so
-                link.send_bytes(_packed_documents(batch))
+                link.send_bytes(packed_documents(batch))
             waiting.append(link)
         while waiting:
             yield unpacked(_received(waiting.popleft()))
 
 
-def examined(documents: Iterator[Document], workers: Workers, world: World) -> Iterator[Result]:
-    """The result of every document, in order, on rank 0; nothing on other ranks, which do their part. A collective."""
-    mine = workers.run(batch for number, batch in enumerate(_batches(documents)) if number % world.size == world.rank)
-    if not world.is_root:
-        for results in mine:
-            world.send(packed(results))
-        world.send(b"")
-        return
-    others = list(range(1, world.size))  # that have more batches; each ends with an empty message
-    for results in mine:
-        yield from results
-        for rank in tuple(others):
-            if message := world.receive(rank):
-                yield from unpacked(message)
-            else:
-                others.remove(rank)
-    for rank in others:
-        assert not world.receive(rank), "rank 0 has at least as many batches as any other"
+def examined(documents: Iterator[Document], workers: Workers, world: World, journal: Journal, stop: object) -> Iterator[Result]:
+    """The result of every document, in order, on rank 0; nothing on other ranks, which do their part. A collective.
+
+    What a stopped run left in the journal is not examined again. Raises Stopped where a rank was asked to stop, once a batch a
+    rank is done.
+    """
+    batches = journal.after_kept(batches_of(documents))
+    n_kept = world.broadcast(len(journal))
+    batches = islice(batches, 0 if world.is_root else n_kept, None)
+    digests: deque[str] = deque()  # of this rank's batches that are being examined
+
+    def mine() -> Iterator[Batch]:
+        for batch in islice(batches, world.rank, None, world.size):
+            digests.append(digest_of(batch))
+            yield batch
+
+    yield from journal.results()
+    own = workers.run(mine())
+    while True:
+        results = next(own, None)
+        data = b"" if results is None else digests.popleft().encode() + packed(results)
+        if not world.is_root:
+            world.send(data)
+        for rank in range(world.size) if world.is_root else ():
+            if message := world.receive(rank) if rank else data:
+                yield from journal.add(message)
+        if not world.any(data):
+            return
+        if world.any(stop):
+            raise Stopped("stopped, and the documents examined so far are kept. Run again to continue.")
 
 
-def packed(results: Sequence[Result]) -> bytes:
-    """Results as bytes: a line of JSON, then the bytes of the samples."""
-    rows, blobs = [], []
-    for result in results:
-        fields = vars(result).copy()
-        if isinstance(result, Sample):
-            parts = [fields.pop(name) for name in _BYTES]
-            blobs += parts
-            rows.append([*map(len, parts), fields])
-        else:
-            rows.append([fields])
-    return b"\n".join([json.dumps(rows, default=str).encode(), b"".join(blobs)])
-
-
-def unpacked(data: bytes | bytearray) -> list[Result]:
-    """What `packed` packed."""
-    head, _, rest = bytes(data).partition(b"\n")
-    results: list[Result] = []
-    at = 0
-    for *lengths, fields in json.loads(head):
-        if not lengths:
-            results.append(Rejected(**fields))
-            continue
-        ends = [at + sum(lengths[: n + 1]) for n in range(len(lengths))]
-        parts: dict[str, Any] = {name: rest[begin:end] for name, begin, end in zip(_BYTES, [at, *ends], ends, strict=False)}
-        fields["repairs"] = tuple(fields["repairs"])
-        fields["sizes"] = {int(frames): tuple(size) for frames, size in fields["sizes"].items()}
-        results.append(Sample(**fields, **parts))
-        at = ends[-1]
-    return results
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    while batch := list(islice(documents, BATCH)):
-        yield batch
-
-
-def _examined(examiner: Examiner, batch: Sequence[Document]) -> list[Result]:
+def _examined(examiner: Examiner, batch: Batch) -> list[Result]:
     return [examiner.examine(document, mode, source, where) for mode, source, where, document in batch]
-
-
-def _packed_documents(batch: Sequence[Document]) -> bytes:
-    rows, blobs = [], []
-    for mode, source, where, document in batch:
-        is_fault = isinstance(document, ValueError)
-        text = (
-            document
-            if isinstance(document, bytes)
-            else (str(document) if is_fault else json.dumps(document, default=str)).encode()
-        )
-        rows.append([mode, source, where, is_fault, len(text)])
-        blobs.append(text)
-    return b"\n".join([json.dumps(rows).encode(), b"".join(blobs)])
-
-
-def _unpacked_documents(data: bytes) -> Iterator[Document]:
-    head, _, rest = data.partition(b"\n")
-    at = 0
-    for mode, source, where, is_fault, length in json.loads(head):
-        text = rest[at : at + length]
-        yield mode, source, where, ValueError(text.decode()) if is_fault else text
-        at += length
 
 
 def _received(link: Connection) -> bytes:
@@ -183,4 +140,4 @@ def _serve(link: Connection, others: Sequence[Connection], make: Callable[[], Ex
     threading.Thread(target=read, daemon=True).start()
     with make() as examiner, suppress(BrokenPipeError, ConnectionResetError):
         while (data := waiting.get()) is not None:
-            link.send_bytes(packed(_examined(examiner, list(_unpacked_documents(data)))))
+            link.send_bytes(packed(_examined(examiner, [*unpacked_documents(data)])))

@@ -59,10 +59,10 @@ class OpenAnswers:
         self.skipped = SkippedRows()  # on rank 0
         self.counts = AnswerCounts()
 
-    def run(self, state: RunState, open_sink: Callable[[], Sink]) -> None:
+    def run(self, state: RunState, open_sink: Callable[[], Sink], *, start_over: bool) -> None:
         """Answer what a stopped run has not answered, and write all lines. Raises Stopped where a rank was asked to stop, and
         Corrupt where no conversation can be read."""
-        kept = state.load() if self._world.is_root else None
+        kept = state.load(start_over=start_over) if self._world.is_root else None
         lines: dict[int, bytes] = {}
         if kept is not None:
             lines = {

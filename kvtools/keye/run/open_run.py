@@ -60,11 +60,9 @@ def answer_open(run: "Invocation", config: GenerationConfig, options: OpenOption
         data = hashlib.blake2b(canonical([conversations, media.digest, media.folders]), digest_size=8).hexdigest()
         settings = run_config(config, tensors_digest(weights), data, dtype=precision)
         state = RunState(folder, "answer-state", settings)
-        if run.force:
-            state.forget()
         answering = OpenAnswers(keye, processor, config, conversations, world, stop, name=name, quiet=run.is_silent)
         with raising(Corrupt, options.model, "Give another model."):
-            answering.run(state, run.sink)
+            answering.run(state, run.sink, start_over=run.force)
         tell_long_prompt(processor.longest, limits, keye.config.language.positions, run.log)
     return _report(run, inputs, name, answering) if world.is_root else 0
 

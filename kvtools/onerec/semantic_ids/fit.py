@@ -132,13 +132,17 @@ class Fitting:
         if n_rows < n_codes:
             _refuse(source, TooFewVectors(f"{n_rows} vectors are too few for {n_codes} codes"), Corrupt.code)
         quiet = self.quiet or not world.is_root
-        fit = self.recipe.new_fit(Ticker(total=self.recipe.epochs or 1, unit="epochs", label="semid-build", quiet=quiet))
-        if not start_over and (bag := state.load()) is not None:
+        tick = Ticker(total=self.recipe.epochs or 1, unit="epochs", label="semid-build", quiet=quiet)
+        fit = self.recipe.new_fit(tick)
+        if (bag := state.load(start_over=start_over)) is not None:
             cast(ResumableFit, fit).resume(bag.tensors, bag.fields)
         try:
             self._fit(fit, vectors, state, world, quiet=quiet)
         except OtherVectors as fault:
-            _refuse(source, OtherVectors(f"{state.path}: {fault}"), Usage.code)
+            if not start_over:
+                _refuse(source, OtherVectors(f"{state.path}: {fault}"), Usage.code)
+            fit = self.recipe.new_fit(tick)
+            self._fit(fit, vectors, state, world, quiet=quiet)
         except ValueError as fault:
             _refuse(source, fault, Corrupt.code)
         codes_NS, report = _resolve(self.recipe, fit, vectors, n_rows, world)

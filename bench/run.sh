@@ -32,6 +32,7 @@ python bench/align.py test n_steps=1000
 python bench/generate.py $peers/bin/python
 python bench/train.py $peers/bin/python
 python bench/scaling.py beauty
+python bench/engine.py
 for data in beauty ml-100k; do python bench/onerec.py $data table; done
 python bench/keye_speed.py $peers/bin/python
 python bench/keye.py

@@ -48,7 +48,7 @@ class Liveness:
         listener = socket.create_server(("", 0), backlog=size) if rank == 0 else None
         port = listener.getsockname()[1] if listener else 0
         token, answer = (secrets.token_hex(_WORD_BYTES // 2) for _ in range(2))
-        meeting = exchange({"hosts": _addresses(), "port": port, "token": token, "answer": answer})
+        meeting = exchange({"hosts": addresses(), "port": port, "token": token, "answer": answer})
         if listener is None:
             self._join(meeting)
         threading.Thread(target=self._watch, args=(listener, token, answer), daemon=True, name="liveness").start()
@@ -161,7 +161,7 @@ def _receive(peer: socket.socket, n_bytes: int) -> bytes:
     return data
 
 
-def _addresses() -> list[str]:
+def addresses() -> list[str]:
     """The addresses by which this machine may be reached, from other machines and from itself, likely ones first."""
     found = []
     with suppress(OSError):

@@ -64,6 +64,10 @@ Steps = Annotated[str, value("DURATION", "Training length: 500 (steps), 3ep (epo
 Overrides = Annotated[
     list[str] | None, value("NAME=X", "Override a training setting, as warmup=2%; may be repeated.", "--training")
 ]
+ShardModel = Annotated[
+    bool,
+    option("Give each rank a part of every weight, not the whole model: for models that do not fit.", "--shard-model"),
+]
 Tokenizer = Annotated[
     str | None, value("FILE", "tokenizer.json, or a folder with one. Default: the model's, or bytes.", "--tokenizer")
 ]

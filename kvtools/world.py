@@ -14,8 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ _SLICE_BYTES = 1 << 21  # of a sum over ranks, in one message
 _SUMMED_BYTES = 1 << 26  # of a sum over many ranks, at once
 _SMALL_BYTES = 1 << 12  # what all send to all: a second message would take longer
 _FORWARD_S = 0.5
+_NEWS_S = 2.0  # from a broken connection to the news of who died
 _RANK_AND_SIZE = (  # environment variables of the launchers: MPICH and Slurm's pmi2, PMIx, Open MPI
     ("PMI_RANK", "PMI_SIZE"),
     ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -183,6 +184,18 @@ class World:
             self._finish(self._comm.Ibarrier())
         if self._liveness is not None:
             self._liveness.end()
+
+    @contextmanager
+    def explaining_failures(self) -> Iterator[None]:
+        """Within it, a RuntimeError, as of a broken connection, becomes the Fault of a rank that has died, if one has."""
+        try:
+            yield
+        except RuntimeError:
+            until = time.monotonic() + _NEWS_S
+            while self._liveness is not None and self._liveness.news is None and time.monotonic() < until:
+                time.sleep(_POLL_S)
+            self._end_if_others_died()
+            raise
 
     def _finish(self, request: Any) -> None:
         while not request.Test():

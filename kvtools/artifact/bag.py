@@ -40,10 +40,20 @@ class Bag:
 def write_bag(
     sink: Sink, kind: str, tensors: blob.Tensors, *, config: Mapping[str, Any], history: list[dict[str, Any]], **fields: Any
 ) -> None:
-    """Write a bag and commit the sink, or abandon it where that fails. Raises ValueError for fields that are not JSON."""
+    """Write a bag and commit the sink, or abandon it where that fails. Raises ValueError for fields that are not JSON.
+
+    Each tensor is asked for twice, and none is kept: a mapping may make them when they are asked for.
+    """
     try:
-        crcs = {name: crc32(blob.bytes_of(np.ascontiguousarray(array))) for name, array in tensors.items()}
-        sink.write(blob.encode(tensors, {**fields, "kind": kind, "config": dict(config), "history": history, "crc32": crcs}))
+        specs, crcs = {}, {}
+        for name, array in tensors.items():
+            specs[name] = array.dtype, array.shape
+            crcs[name] = crc32(blob.bytes_of(np.ascontiguousarray(array)))
+        fields |= {"kind": kind, "config": dict(config), "history": history, "crc32": crcs}
+        head, order = blob.header(specs, fields)
+        sink.write([head])
+        for name in order:
+            sink.write([blob.bytes_of(np.ascontiguousarray(tensors[name]))])
     except BaseException:
         sink.abandon()
         raise

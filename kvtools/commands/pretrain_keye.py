@@ -13,7 +13,7 @@ SEE_ALSO = ("kvtools quiz", "kvtools convert", "kvtools merge", "kvtools chat", 
 COMMON = ("output", "force", "config", "print_config", "strict", "stamp")
 GROUPS = {
     "Data": ("--valid-every", "--ratio", "--length", "--max-tokens"),
-    "Architecture and training": ("--architecture", "--lora", "--training"),
+    "Architecture and training": ("--architecture", "--lora", "--training", "--shard-model"),
 }
 
 
@@ -61,6 +61,7 @@ def main(
     peak: opt.Peak = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
+    shard_model: opt.ShardModel = False,
     seed: opt.Seed = 0,
 ) -> int:
     """Train a vision-language model on conversations about pictures and videos, one stage at a time.
@@ -102,6 +103,10 @@ def main(
         (valid is None and recipe.is_judged, "--training patience needs --valid DATA. Give both or neither."),
         (valid is None and valid_every is not None, "--valid-every needs --valid DATA. Give both or neither."),
         (lora is not None and len(init or []) != 1, "--lora adapts a model. Give one whole Keye-VL with --init."),
+        (
+            shard_model and stage == "matching",
+            "--shard-model is not for --stage matching, whose towers are small. Leave it out.",
+        ),
         (lora is not None and run.output == "-", "--lora writes a folder, and none is named. Give -o FOLDER."),
     )
     require_tensorboard(tensorboard)
@@ -115,12 +120,15 @@ def main(
         with raising(Usage, ", ".join(sources) if ratio is None else f"--ratio {ratio}"):
             opened = stack.enter_context(open_training_data(sources, recipe, media=media or [], valid=valid))
         report = partial(opened.report, run.log, is_root=world.is_root, strict=run.strict)
-        start = setup.initial_model(recipe, init or [], tokenizer, torch_device, precision)
-        task = stack.enter_context(closing(setup.make_task(recipe, start, opened, world, torch_device)))
+        # a model that is to be cut may not fit on the device as a whole
+        start = setup.initial_model(recipe, init or [], tokenizer, "cpu" if shard_model else torch_device, precision)
+        task = setup.make_task(recipe, start, opened, world, torch_device, is_sharded=shard_model)
+        stack.enter_context(closing(task))
         plan = recipe.plan(setup.epoch_length(recipe, task), start.config, precision)
         config = {**recipe.to_json(), "start": start.digest, "input": opened.digest, "dtype": precision}
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
-        trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak)
+        cut = task.cut if shard_model else None
+        trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak, cut=cut)
         about = f"{recipe.objective.summary}: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary=about if run.verbose else "")
         report()
@@ -139,12 +147,12 @@ def main(
     if recipe.adapters is not None:
         with new_directory(run.output, force=run.force) as adapter_folder:
             write_adapter(
-                adapter_folder, start.model, recipe.adapters, base=start.base, dst=run.output, recipe=recipe.to_json(),
+                adapter_folder, trainer.model, recipe.adapters, base=start.base, dst=run.output, recipe=recipe.to_json(),
                 history=history, fields=fields,
             )  # fmt: skip
     else:
         checkpoint.save(
-            run.sink(), start.model.cpu(), tokenizer_json=start.template.to_bytes(), source=start.like,
+            run.sink(), trainer.model.cpu(), tokenizer_json=start.template.to_bytes(), source=start.like,
             files=start.files, history=history, fields={"recipe": recipe.to_json()} | fields,
         )  # fmt: skip
     trainer.forget()

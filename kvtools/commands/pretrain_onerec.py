@@ -14,7 +14,7 @@ SEE_ALSO = ("kvtools recgen", "kvtools semid-build", "kvtools pairs", "kvtools c
 COMMON = ("output", "force", "config", "print_config", "strict", "stamp")
 GROUPS = {
     "Data": ("--column", "--split"),
-    "Architecture and training": ("--decoder", "--without", "--architecture", "--training"),
+    "Architecture and training": ("--decoder", "--without", "--architecture", "--training", "--shard-model"),
 }
 
 
@@ -53,6 +53,7 @@ def main(
     peak: opt.Peak = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
+    shard_model: opt.ShardModel = False,
     seed: opt.Seed = 0,
 ) -> int:
     """Train a model that predicts a user's next item, code by code.
@@ -123,7 +124,7 @@ def main(
     recipe = recipe.with_batch_for(data.n_targets)
     torch.manual_seed(seed_for(seed, "weights"))
     vocabularies = list(table.vocabularies) if table is not None and data.pathways["static"] == "on" else []
-    model = new_model(data.config, ids, encoder, vocabularies).to(torch_device)
+    model = new_model(data.config, ids, encoder, vocabularies).to("cpu" if shard_model else torch_device)
     model.checkpointing = recipe.settings["checkpoint"]
     if data.config.item_scores:
         model.item_scores.score_popular(data.counts.popularity)
@@ -133,7 +134,8 @@ def main(
     )  # fmt: skip
     plan = recipe.plan(task.n_steps(), task.n_tokens(), precision)
     config = {**recipe.to_json(), "items": ids.digest, "input": data.digest, "dtype": precision}
-    trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak)
+    cut = task.cut if shard_model else None
+    trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak, cut=cut)
     n_parameters = sum(p.numel() for p in model.parameters())
     summary = f"{n_parameters:,} parameters, {plan.n_steps} steps; {data.pathways}." if run.verbose else ""
     outlook = Outlook("NDCG@10")
@@ -153,7 +155,7 @@ def main(
     if words := outlook.told():
         run.info(words)
     checkpoint = Checkpoint(
-        model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json(), seed=seed,
+        trainer.model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json(), seed=seed,
         trained_on=data.trained_on,
     )  # fmt: skip
     figures = {"step": trainer.progress.step, "validation": trainer.progress.best_score, "loss": trainer.progress.loss}

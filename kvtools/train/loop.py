@@ -1,9 +1,9 @@
 """The training loop that all models share: steps, microbatches, ranks, validation, stopping, resuming, the log.
 
 A task brings batches and a loss. The batch of a step does not depend on the number of ranks or microbatches: a step is cut
-into microbatches, rank r takes every size-th of them, and gradients are added in rank order, so that all ranks hold the same
-weights to the bit; other numbers of ranks differ by the rounding of sums, unless the plan adds in order, and, with dropout, by
-its draw for each microbatch.
+into microbatches, rank r takes every size-th of them, and gradients are summed over ranks by an engine (engine.py), so that all
+ranks hold the same weights to the bit; other numbers of ranks differ by the rounding of sums, unless the plan adds in order,
+and, with dropout, by its draw for each microbatch.
 Parameters that want no gradient when a run is made get none: they are kept as they are.
 
 Random numbers come from (seed, step, microbatch), never from a generator's state, so that a resumed run equals an uninterrupted
@@ -26,10 +26,10 @@ from kvtools.chance import seed_for
 from kvtools.errors import Fault, Stopped
 from kvtools.progress import Ticker
 from kvtools.train.board import Board
-from kvtools.train.gradients import gradients_of, set_gradients, sum_over_ranks
 from kvtools.train.lr_schedule import LrSchedule
 from kvtools.train.peak_flops import measured_peak
 from kvtools.train.resume import Progress, changing_tensors, restore, state_tensors
+from kvtools.train.sharded import Cut, open_engine
 from kvtools.world import World
 
 Batch = TypeVar("Batch")
@@ -113,14 +113,16 @@ class TrainStep:
 
 
 class Trainer:
-    """A run over a task; iterate `run` for its steps. Afterwards the model has the best weights found.
+    """A run over a task; iterate `run` for its steps. Afterwards `model` has the best weights found, on rank 0 all of them.
 
-    peak: FLOP/s of the device, for mfu; None: measured here; 0: no mfu.
+    peak: FLOP/s of the device, for mfu; None: measured here; 0: no mfu. cut: how the model is cut into parts, one a rank; None:
+    every rank has the whole model.
     """
 
     def __init__(
-        self, task: Task[Any], plan: Plan, state: RunState, world: World, *, device: str = "cpu", peak: float | None = 0.0
-    ) -> None:
+        self, task: Task[Any], plan: Plan, state: RunState, world: World, *, device: str = "cpu", peak: float | None = 0.0,
+        cut: Cut | None = None,
+    ) -> None:  # fmt: skip
         self.task, self.plan, self.is_root, self._state, self._world, self._device = (
             task, plan, world.is_root, state, world, device,
         )  # fmt: skip
@@ -128,10 +130,11 @@ class Trainer:
         self.is_peak_measured = peak is None
         self.progress, self.is_resumed = Progress(threads=torch.get_num_threads()), False
         self.best: dict[str, Tensor] = {}
+        self.model: Any = task.model  # the task says what it is
+        # before the optimiser, which takes the parts of weights
+        self._engine = open_engine(task.model, world, device, in_order=plan.adds_in_order, cut=cut)
         groups = _parameter_groups(task.model, plan)
         self._optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=True)
-        self._parameters = [p for p in task.model.parameters() if p.requires_grad]
-        self._adds_in_order = plan.adds_in_order and world.size > 1
         self._schedule = LrSchedule(plan.lr, plan.n_steps, plan.warmup, plan.lr_schedule)
 
     def resume(self, *, start_over: bool) -> bool:
@@ -150,6 +153,10 @@ class Trainer:
         Raises Stopped, everything saved where there is a folder, when any rank is asked to stop; Fault for a loss that is not
         finite, naming the rows, with the last saved state kept.
         """
+        with self._world.explaining_failures():
+            yield from self._run(stop)
+
+    def _run(self, stop: object) -> Iterator[TrainStep]:
         at = self.progress
         is_first = self.plan.validates_first and at.step == 0 and at.best_score is None
         if is_first and (validation := self._validate()) is not None:
@@ -177,6 +184,9 @@ class Trainer:
                 yield TrainStep(at.step, at.epoch, {}, validation)
         if self.best:
             self.task.model.load_state_dict(self.best, strict=False)
+        self._engine.clear_gradients()
+        self._optimizer.state.clear()
+        self.model = self._engine.close()
 
     def forget(self) -> None:
         """Remove the saved state: the weights are where they belong."""
@@ -202,22 +212,23 @@ class Trainer:
     def _backward(self, batch: Any) -> dict[str, float]:
         """Add up the gradients of this rank's microbatches; returns the sums over all ranks of what their losses hold."""
         self.task.model.train()
-        self._optimizer.zero_grad(set_to_none=True)
-        own = slice(self._world.rank, None, self._world.size)
-        microbatches = self.task.microbatches(batch, max(self.plan.n_microbatches, self._world.size), own)
+        self._engine.clear_gradients()
+        size = self._world.size
+        own = slice(self._world.rank, None, size)
+        microbatches = self.task.microbatches(batch, max(self.plan.n_microbatches, size), own)
         sums: dict[str, float] = {"count": 0.0, "tokens": 0.0, "flops": 0.0}
-        summed: np.ndarray | None = None
-        for begin in range(0, len(microbatches), self._world.size):
-            number = begin + self._world.rank
+        for begin in range(0, len(microbatches), size):
+            number, total = begin + self._world.rank, None
             if number < len(microbatches):
                 loss = self._loss(microbatches[number], number)
-                loss.total.backward()  # type: ignore[no-untyped-call]
+                total = loss.total
                 for name, value in {"count": loss.count, "tokens": loss.tokens, "flops": loss.flops, **loss.logged}.items():
                     sums[name] = sums.get(name, 0.0) + float(value)
-            if self._adds_in_order:
-                summed = sum_over_ranks(self._parameters, self._world, summed)
-        if summed is not None:
-            set_gradients(self._parameters, summed)
+            elif self._engine.is_lockstep:
+                self.task.model.eval()  # it only keeps the others company: experts do not count its tokens
+                total = self._loss(microbatches[-1], number).total * 0
+            self._engine.backward(total, is_last=begin + size >= len(microbatches))
+        self._engine.sum_gradients()
         # ranks without a microbatch know no names; rank 0 always has one
         names = self._world.broadcast(sorted(sums))
         totals = self._world.sum_array(np.array([sums.get(name, 0.0) for name in names])).tolist()
@@ -233,8 +244,8 @@ class Trainer:
         """Step the optimiser by the mean gradient over all ranks; returns the metrics."""
         metrics = {name: value / (sums.get(f"{name}_of") or count) for name, value in sums.items() if not name.endswith("_of")}
         self._require_finite("loss", metrics.values(), batch)
-        self._average_gradients(count)
-        metrics["grad_norm"] = float(nn.utils.clip_grad_norm_(self._parameters, self.plan.clip))
+        self._engine.average_gradients(count)
+        metrics["grad_norm"] = self._engine.clip_gradients(self.plan.clip)
         # a finite loss can have a gradient that is not, and an update by it would leave no weight whole
         self._require_finite("gradient", [metrics["grad_norm"]], batch)
         self._optimizer.step()
@@ -247,17 +258,10 @@ class Trainer:
             kept = " The last saved state is kept, and a run with other options must start over." if self._state.is_kept else ""
             raise Fault(f"{step} Lower the learning rate, or leave that data out.{kept}")
 
-    def _average_gradients(self, count: float) -> None:
-        """Sum the gradients over microbatches and ranks, in rank order, and divide by the count of all."""
-        if self._world.size > 1 and not self._adds_in_order:
-            set_gradients(self._parameters, sum_over_ranks(self._parameters, self._world))
-        for gradient in gradients_of(self._parameters):
-            gradient.div_(count)
-
     def _validate(self) -> dict[str, float] | None:
-        """Metrics of the validation on rank 0, the same on all ranks; keeps the weights where its score is the best so far."""
+        """Metrics of the validation, the same on all ranks; keeps the weights where its score is the best so far."""
         self.task.model.eval()
-        metrics: dict[str, float] | None = self._world.broadcast(self.task.validate() if self._world.is_root else None)
+        metrics = self._engine.validate(self.task.validate)
         if metrics is None or "score" not in metrics:
             return metrics
         at = self.progress
@@ -270,9 +274,9 @@ class Trainer:
         return metrics
 
     def _save(self) -> None:
-        if self._world.is_root and self._state.path is not None:
+        if self._state.path is not None:
             tensors = state_tensors(self.task.model, self.best, self._optimizer)
-            self._state.save(tensors, progress=vars(self.progress))
+            self._engine.on_root(tensors, lambda arrays: self._state.save(arrays, progress=vars(self.progress)))
 
     def _stopped(self) -> Stopped:
         self._save()

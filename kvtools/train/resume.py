@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from kvtools.artifact import Bag
-from kvtools.artifact.casts import to_numpy, to_torch
+from kvtools.artifact.casts import to_torch
 from kvtools.artifact.state import RunState
+from kvtools.train.engine import own_part
 
 _ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -49,27 +49,42 @@ def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: x for name, x in model.state_dict().items() if name not in frozen}
 
 
-def state_tensors(model: nn.Module, best: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+def state_tensors(
+    model: nn.Module, best: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
     """The tensors of a state: `model.NAME`, `best.NAME`, `optimizer.SLOT.NAME`, each in its own dtype and shape.
 
     What the training does not change is not among them: the run that resumes builds it again from the same inputs.
     """
-    tensors = {f"model.{name}": to_numpy(x) for name, x in changing_tensors(model).items()}
-    tensors |= {f"best.{name}": to_numpy(x) for name, x in best.items()}
+    tensors = {f"model.{name}": x for name, x in changing_tensors(model).items()}
+    tensors |= {f"best.{name}": x for name, x in best.items()}
     for name, parameter in model.named_parameters():
         for slot, x in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{slot}.{name}"] = to_numpy(x)
+            tensors[f"optimizer.{slot}.{name}"] = x
     return tensors
 
 
+@torch.no_grad()
 def restore(bag: Bag, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Load a saved state into the model and its optimiser; returns where the run stood and the best weights so far."""
-    tensors = {name: to_torch(array) for name, array in bag.tensors.items()}
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in changing_tensors(model)}, strict=False)
-    best = {name.removeprefix("best."): x for name, x in tensors.items() if name.startswith("best.")}
+    """Load a saved state into the model and its optimiser; returns where the run stood and the best weights so far.
+
+    Tensors are read one by one, and of a model in parts each rank keeps its own.
+    """
+
+    def part(name: str, like: torch.Tensor) -> torch.Tensor:
+        return own_part(to_torch(bag.tensors[name]), like)
+
+    changing = changing_tensors(model)
+    for name, x in changing.items():
+        x.copy_(part(f"model.{name}", x))
+    best = {name: part(f"best.{name}", x) for name, x in changing.items() if f"best.{name}" in bag.tensors}
     for name, parameter in model.named_parameters():
-        slots = {slot: tensors.get(f"optimizer.{slot}.{name}") for slot in _ADAM_SLOTS}
-        found = {slot: x if slot == "step" else x.to(parameter.device) for slot, x in slots.items() if x is not None}
+        slots = {slot: f"optimizer.{slot}.{name}" for slot in _ADAM_SLOTS}
+        found = {
+            slot: (to_torch(bag.tensors[key]) if slot == "step" else part(key, parameter)).to(parameter.device)
+            for slot, key in slots.items()
+            if key in bag.tensors
+        }
         if found:
             optimizer.state[parameter] = found
     return Progress(**bag.fields["progress"]), best

@@ -78,9 +78,8 @@ def test_what_was_stopped_on_two_ranks_goes_on_on_two_ranks(sh, here):
     assert stopped.err.count("Run again to continue") == 1, stopped.err
     again = sh(f"{line} -o m")
     assert (again.code, again.err.count("resumes after step 1")) == (0, 1), again.err
-    assert sh(f"{line} -o whole && kvtools sum m whole").code == 0
-    assert (here / "m").stat().st_size == (here / "whole").stat().st_size
-    assert sh("cmp m whole").code == 0
+    assert sh(f"{line} -o whole").code == 0
+    assert (here / "m").read_bytes() == (here / "whole").read_bytes()
 
 
 def test_what_cannot_be_read_is_told_once_and_a_fault_ends_all_ranks(sh, here):

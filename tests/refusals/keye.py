@@ -254,6 +254,7 @@ kvtools convert empty-list.json
 kvtools convert cut.parquet
 kvtools {TRAIN} mute.jsonl
 kvtools {TRAIN} good.jsonl --stage matching
+kvtools {TRAIN} good.jsonl --stage matching --shard-model
 kvtools {TRAIN} good.jsonl --stage alignment -q
 kvtools {TRAIN} row.kvs --stage alignment
 kvtools {TRAIN} good.jsonl --valid list.jsonl

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kvtools.artifact import kinds
-from kvtools.keye.model.config import MERGE
+from kvtools.keye.model.config import MERGE, ModelConfig
 from kvtools.keye.model.inputs import Example, PackedRow, Visual
 from kvtools.train import packing
 
@@ -35,6 +35,31 @@ def collate(examples: Sequence[Example]) -> PackedRow:
         tuple(example.key for example in examples),
         frozenset(example.key for example in examples if example.as_is),
     )
+
+
+def joined(row: PackedRow, other: PackedRow) -> PackedRow:
+    """The conversations of both, in one row; their pictures and videos are read."""
+    pixels = [x.pixels for x in (row, other) if x.pixels is not None]
+    return PackedRow(
+        np.concatenate([row.tokens, other.tokens]),
+        np.concatenate([row.targets, other.targets]),
+        np.concatenate([row.segments, other.segments + np.int32(len(row))]),
+        np.concatenate([row.positions, other.positions], axis=1),
+        np.concatenate(pixels) if pixels else None,
+        np.concatenate([row.grid, other.grid]),
+        np.concatenate([row.seconds, other.seconds]),
+        (*row.keys, *other.keys),
+        row.as_is | other.as_is,
+    )
+
+
+def filler_row(config: ModelConfig) -> PackedRow:
+    """A row of one conversation that is a small black picture and nothing else, to compute with where there is nothing to
+    learn."""
+    pixels = np.zeros((MERGE**2, 3, config.vision.patch, config.vision.patch), np.uint8)
+    picture = Visual(pixels, np.array([1, MERGE, MERGE], np.int32), np.zeros(1), is_video=False)
+    tokens = np.array([config.image_token], np.int32)
+    return collate([Example("", tokens, np.zeros(1, np.uint8), np.zeros((3, 1), np.int32), (picture,))])
 
 
 def with_patches(row: PackedRow, visuals: Sequence[Visual]) -> PackedRow:

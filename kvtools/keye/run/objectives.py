@@ -6,7 +6,7 @@ loss. Not here: which conversations make a row (data/dataloader.py), and what is
 Legend: S tokens, B pairs of a picture or video and a text, D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kvtools.chance import rng_for
 from kvtools.keye.data.augment import Augment
 from kvtools.keye.data.dataloader import ConversationLoader, PackedRowLoader, RowPlan, steps
-from kvtools.keye.data.packing import conversation_indices
+from kvtools.keye.data.packing import conversation_indices, filler_row, joined
 from kvtools.keye.model.config import ModelConfig
 from kvtools.keye.model.flops import RowShape, pair_flops, row_flops
 from kvtools.keye.model.inputs import PackedRow
@@ -28,6 +28,7 @@ from kvtools.keye.run.stages import Stage
 from kvtools.train.cross_entropy import IGNORED, linear_cross_entropy
 from kvtools.train.loop import Loss
 from kvtools.train.packing import balance, max_over_mean, round_robin
+from kvtools.train.sharded import Cut
 from kvtools.world import World
 
 StepRows = list[RowPlan]
@@ -48,19 +49,22 @@ class RowLoss(NamedTuple):
 class PackedRowTask:
     """Steps of packed rows, built ahead of their use: a `train.loop.Task` whose subclasses say what the loss of a row is.
 
-    held_out: rows for validation; is_judged: whether they decide which weights are best, and when to stop.
+    held_out: rows for validation; is_judged: whether they decide which weights are best, and when to stop. is_sharded: whether
+    each rank has a part of the model: then all ranks compute as many rows, all with pictures, some of them fillers.
     """
 
     model: nn.Module
+    cut: Cut | None = None
 
     def __init__(
         self, loader: Loader, config: ModelConfig, stage: Stage, *, batch_tokens: int, world: World, device: str, seed: int,
-        augment: Augment, held_out: Loader | None = None, is_judged: bool = False,
+        augment: Augment, held_out: Loader | None = None, is_judged: bool = False, is_sharded: bool = False,
     ) -> None:  # fmt: skip
         self.loader, self._held_out, self._is_judged = loader, held_out, is_judged
         self._config, self._stage, self._batch_tokens, self._device = config, stage, batch_tokens, device
         self._visual_tokens = config.image_token, config.video_token
         self._world, self._seed, self._augment = world, seed, augment
+        self._is_lockstep = is_sharded and world.size > 1
         self._builder = ThreadPoolExecutor(1)  # one thread: building a row takes far less time than computing with it
         self._built: dict[tuple[int, ...], Future[PackedRow]] = {}
         self._next: StepRows = []
@@ -101,12 +105,15 @@ class PackedRowTask:
 
     def loss(self, rows: StepRows) -> Loss:
         """The summed loss of the rows, with the loss and the accuracy as figures."""
-        # an unreadable row may leave nothing, and rows of text alone do not reach a projector that is trained alone
-        nothing = next(p for p in self.model.parameters() if p.requires_grad).sum() * 0
+        built: Iterable[tuple[RowPlan, PackedRow]] = ((plan, self._row(plan)) for plan in rows)
+        if self._is_lockstep:
+            built = list(built)
+            nothing = self._fillers(sum(bool(row.targets.any()) for _, row in built))
+        else:  # an unreadable row may leave nothing, and rows of text alone do not reach a projector that is trained alone
+            nothing = next(p for p in self.model.parameters() if p.requires_grad).sum() * 0
         losses: list[RowLoss] = []
         n_tokens, flops = 0, 0.0
-        for plan in rows:
-            row = self._row(plan)
+        for plan, row in built:
             if (loss := self.row_loss(row)) is not None:
                 losses.append(loss)
                 n_tokens, flops = n_tokens + len(row), flops + self.flops(plan)
@@ -115,7 +122,7 @@ class PackedRowTask:
         total, n_right = (torch.stack(sums).sum() for sums in ([x.total for x in losses], [x.n_right for x in losses]))
         n_counted = sum(loss.n_counted for loss in losses)
         figures: dict[str, Tensor | float] = {"loss": total.detach(), "accuracy": n_right, "accuracy_of": n_counted}
-        total = total if total.requires_grad else total + nothing
+        total = total + nothing if self._is_lockstep or not total.requires_grad else total
         return Loss(total, sum(loss.n for loss in losses), figures, tokens=n_tokens, flops=flops)
 
     @torch.no_grad()
@@ -163,6 +170,15 @@ class PackedRowTask:
         parts = {"load_max_over_mean": balance(flops, n_workers), "in_turn_max_over_mean": round_robin(len(rows), n_workers)}
         return {name: max_over_mean(flops, part) for name, part in parts.items()}
 
+    def filler_loss(self) -> Tensor:
+        """Of a row with nothing to learn, a scalar that is 0, with gradients that are 0."""
+        raise NotImplementedError
+
+    def _fillers(self, n_rows: int) -> Tensor:
+        """The loss of as many fillers as another rank has rows more than this one; a collective."""
+        n_fillers = self._world.max(n_rows) - n_rows
+        return torch.zeros((), device=self._device) + sum(self.filler_loss() for _ in range(n_fillers))
+
     def _row(self, plan: RowPlan) -> PackedRow:
         built = self._built.pop(plan.indices, None)
         row = built.result() if built is not None else self.loader.build(plan)
@@ -170,11 +186,12 @@ class PackedRowTask:
 
 
 class NextToken(PackedRowTask):
-    """Next-token prediction of the assistant's text, for every stage but the first. end_token: of a turn."""
+    """Next-token prediction of the assistant's text, for every stage but the first. end_token: of a turn. cut: of the model."""
 
     def __init__(self, model: Keye, *args: Any, end_token: int = IGNORED, **options: Any) -> None:
         super().__init__(*args, **options)
         self.model: Keye = model
+        self.cut = Cut([*model.tower.encoder.layers, *model.model.layers], ("encode_row",))
         self._end_token = end_token
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self._stage.learns(name))
@@ -188,6 +205,8 @@ class NextToken(PackedRowTask):
         """Cross-entropy of the row's targets; None where it has none."""
         if not row.targets.any():
             return None
+        if self._is_lockstep and row.pixels is None:
+            row = joined(row, filler_row(self._config))
         # the first token of a conversation is never a target, so that no prediction crosses from one to the next
         labels = np.where(row.targets == 1, row.tokens, IGNORED).astype(np.int64)[1:]
         hidden_SD = self.model.encode_row(row)
@@ -195,6 +214,10 @@ class NextToken(PackedRowTask):
         loss, n_right = linear_cross_entropy(hidden_SD[:-1], self.model.output_VD, targets, uncounted=self._end_token)
         n = int(row.targets.sum())
         return RowLoss(loss, n_right, n, n - int((labels == self._end_token).sum()) if self._end_token != IGNORED else n)
+
+    def filler_loss(self) -> Tensor:
+        """As PackedRowTask.filler_loss."""
+        return self.model.encode_row(filler_row(self._config)).sum() * 0
 
 
 class SigmoidContrastive(PackedRowTask):

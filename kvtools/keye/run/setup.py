@@ -114,8 +114,11 @@ def initial_model(
     return InitialModel(model.to(device), config, template, like, histories, digest, files)
 
 
-def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, world: World, device: str) -> PackedRowTask:
-    """The task of a stage. Raises Corrupt where the data have nothing to learn."""
+def make_task(
+    recipe: TrainingRecipe, start: InitialModel, data: TrainingData, world: World, device: str, *, is_sharded: bool = False
+) -> PackedRowTask:
+    """The task of a stage. is_sharded: whether each rank has a part of the model. Raises Corrupt where the data have nothing to
+    learn."""
     processor = Processor.for_model(start.config, start.template, data.media)
     loader: Loader
     if data.packed:
@@ -144,6 +147,7 @@ def make_task(recipe: TrainingRecipe, start: InitialModel, data: TrainingData, w
         "augment": Augment(**{change.name: recipe.settings[change.name] for change in fields(Augment)}),
         "held_out": held_out,
         "is_judged": recipe.is_judged,
+        "is_sharded": is_sharded,
     }
     if isinstance(start.model, Siglip):
         return SigmoidContrastive(start.model, loader, start.config, recipe.objective, **options)

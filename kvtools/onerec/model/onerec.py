@@ -158,6 +158,10 @@ class OneRec(nn.Module):
 
     def context(self, batch: Batch) -> Context:
         """The context of a batch, computed once for all targets and beams of a row."""
+        return self._context(batch)
+
+    def _context(self, batch: Batch) -> Context:
+        # no entry of a computation calls another: a training of a model in parts gathers weights at each
         z_BCD, position_BC, is_token_BC = self._tokens(batch)
         z_BCD = nf.dropout(z_BCD, self.config.dropout, self.training)
         mask_BCC = is_token_BC[:, None, :]
@@ -300,7 +304,7 @@ class OneRec(nn.Module):
         """Cross-entropy in nats, summed over targets and averaged over levels, to be differentiated; and its sums a level,
         float32 (S,), without smoothing, to be logged. Source: the report's L_NTP, which sums over levels where we average, as
         V2 does."""
-        context = self.context(batch)
+        context = self._context(batch)
         is_target = batch.targets.flatten() >= 0
         codes_MS = self.codes_IS[batch.targets.flatten().clamp(min=0)]
         tokens = [self.begin_token(context), *(self.code_token(n, codes_MS[:, n]) for n in range(self.n_levels - 1))]

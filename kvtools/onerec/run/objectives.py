@@ -21,6 +21,7 @@ from kvtools.onerec.model.onerec import OneRec
 from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.recommend import metrics
 from kvtools.train.loop import Loss
+from kvtools.train.sharded import Cut
 from kvtools.world import World
 
 _VALID_ROWS = 256
@@ -40,7 +41,7 @@ class ValidationSet:
 
 
 class NextItemTask:
-    """A `train.loop.Task` over rows of histories. n_targets: size of a step, its rows times the longest."""
+    """A `train.loop.Task` over rows of histories. n_targets: size of a step, its rows times the longest. cut: of the model."""
 
     def __init__(
         self, model: OneRec, batcher: Batcher, rows: HistoryRows, *, validation: ValidationSet | None, n_targets: int,
@@ -49,6 +50,7 @@ class NextItemTask:
         self.model, self._batcher, self._rows, self._validation = model, batcher, rows, validation
         self._n_targets, self._smoothing, self._device = n_targets, smoothing, device
         self._cost = ForwardCost(model)
+        self.cut = Cut([*model.encoder, *model.decoder], ("loss", "context"))
 
     def epoch(self, number: int) -> Iterator[HistoryRows]:
         """The rows of each step of an epoch."""

@@ -1,0 +1,77 @@
+"""A model in parts, one a rank, is trained, stopped, resumed on other numbers of ranks, and written as a whole one is."""
+
+import json
+import time
+
+import cinema
+import numpy as np
+import pytest
+import shop
+from conftest import BIN, on_ranks, shell, unsaid
+
+from kvtools.artifact.open import open_bag
+
+pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not (BIN / "mpiexec").exists(), reason="no mpiexec; install the mpich extra")]
+
+# microbatches, experts, neighbours, features, layers computed twice; and rows of text alone beside those of clips
+ONEREC = f"{shop.TRAIN} --near 3 --users users.csv --training dropout=0 --training accumulate=3 --training checkpoint=yes"
+KEYE = f"{cinema.TRAIN} --batch-tokens 1536 --valid held.jsonl"
+
+
+COMMANDS = {
+    "onerec": f"{ONEREC} --steps 2ep",
+    "keye": f"{KEYE} --steps 2ep",
+    "lora": f"{KEYE} --steps 2 --init base --lora 2",
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder with the data, and with what one rank made of them."""
+    folder = tmp_path_factory.mktemp("engine")
+    shop.furnish(folder, 60)
+    cinema.furnish(folder)
+    talks = [cinema.conversation(n, "Which colour?", cinema.colour(n)) for n in range(6)]
+    words = [cinema.conversation(None, f"What comes after {n}?", f"{n + 1} does.") | {"id": f"w{n}"} for n in range(13)]
+    cinema.write(folder / "asked.jsonl", talks + words)
+    one = [f"{line} --shard-model --log {name}.log -o {name}" for name, line in COMMANDS.items()]
+    done = shell(folder)(on_ranks(1, [f"{cinema.TRAIN} --steps 1 -o base", *one], folder))
+    assert (done.code, unsaid(done.err)) == (0, "")
+    return folder
+
+
+def figures(path):
+    """Losses, norms of gradients, and losses of validation."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return np.array(
+        [[line["loss"], line["grad_norm"]] for line in lines if "loss" in line]
+        + [[line.get("valid_loss", 0), line.get("id_ndcg@10", 0)] for line in lines if "rate" not in line]
+    )
+
+
+def layout(path):
+    """What a model's file holds, but for the values of its weights and what was measured."""
+    bag = open_bag(str(path), "model", made_by="kvtools")
+    shapes = {name: (str(x.dtype), x.shape) for name, x in bag.tensors.items()}
+    return shapes, {name: bag.fields[name] for name in ("kind", "config", "history", "architecture")}
+
+
+def test_a_model_in_parts_is_trained_and_written_as_a_whole_one(here):
+    lines = [f"{line} --shard-model --log {name}.2.log -o {name}.2" for name, line in COMMANDS.items()]
+    done = shell(here)(on_ranks(2, lines, here))
+    assert (done.code, unsaid(done.err)) == (0, "")
+    for name in COMMANDS:
+        # gradients are sums in another order, which AdamW carries on, as it divides by their size
+        np.testing.assert_allclose(figures(here / f"{name}.2.log"), figures(here / f"{name}.log"), rtol=1e-4)
+    assert layout(here / "onerec.2") == layout(here / "onerec")
+    assert layout(here / "keye.2") == layout(here / "keye")
+    assert (here / "onerec.2").read_bytes() != (here / "onerec").read_bytes(), "it was in parts"
+
+
+def test_what_was_stopped_in_parts_on_four_ranks_goes_on_on_two(here):
+    line = f"{COMMANDS['onerec']} --shard-model --log stopped.log -o stopped"
+    run = shell(here)
+    assert run(f"mpiexec -n 4 {line}", SLURM_JOB_END_TIME=str(int(time.time()))).code == 75
+    done = run(f"mpiexec -n 2 {line}")
+    assert (done.code, done.err.count("resumes after step 1.")) == (0, 1), done.err
+    np.testing.assert_allclose(figures(here / "stopped.log"), figures(here / "onerec.log"), rtol=1e-4)

@@ -6,10 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec.semantic_ids import nearest
+from kvtools.onerec.semantic_ids import centred_codes, kernels
 from kvtools.onerec.semantic_ids.nearest import Backend, CodebookIndex
 
-BACKENDS = [Backend(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)]
+CPU = torch.device("cpu")
+PLAIN = [Backend(CPU, dtype) for dtype in (torch.bfloat16, torch.float32)]
+BACKENDS = PLAIN + [Backend(CPU, dtype, is_compiled=True) for dtype in (torch.bfloat16, torch.float32) if kernels.are_there()]
 
 
 def slow_nearest(x_ND, codes_KD):
@@ -91,15 +93,17 @@ def test_any_rows_any_codes(seed, width, n_codes, exponent, offset, grain, backe
     assert np.array_equal(CodebookIndex(codes, backend).nearest(x), slow_nearest(x, codes))
 
 
-def test_block_size_and_threads_do_not_matter(monkeypatch):
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+def test_block_size_and_threads_do_not_matter(backend, monkeypatch):
     x, codes = rows(8, 2500, 48), rows(9, 500, 48)
-    whole = CodebookIndex(codes, BACKENDS[0]).nearest(x)
-    monkeypatch.setattr(nearest, "_BLOCK_BYTES", 1 << 16)
-    assert np.array_equal(CodebookIndex(codes, BACKENDS[0]).nearest(x), whole)
+    whole = CodebookIndex(codes, backend).nearest(x)
+    monkeypatch.setattr(centred_codes, "BLOCK_BYTES", 1 << 16)
+    assert np.array_equal(CodebookIndex(codes, backend).nearest(x), whole)
     n_threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        assert np.array_equal(CodebookIndex(codes, BACKENDS[0]).nearest(x), whole)
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            assert np.array_equal(CodebookIndex(codes, backend).nearest(x), whole)
     finally:
         torch.set_num_threads(n_threads)
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtools.onerec.semantic_ids import equal_rows, rqkmeans
+from kvtools.onerec.semantic_ids import equal_rows, kernels, rqkmeans
 from kvtools.onerec.semantic_ids.initial_centroids import plus_plus
 from kvtools.onerec.semantic_ids.nearest import Backend, CodebookIndex
 from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans, encode
@@ -67,6 +67,16 @@ def test_codes_are_those_of_plain_lloyd_in_float64_level_by_level(seed):
         np.testing.assert_allclose(fit.codebooks[level], cells, rtol=0, atol=1e-5)
         left -= fit.codebooks[level][codes]
     assert fit.mse == pytest.approx(np.square(left, dtype=np.float64).mean(), rel=1e-9)
+
+
+@pytest.mark.skipif(not kernels.are_there(), reason="numba is not installed")
+def test_compiled_passes_change_no_byte():
+    x = clustered(5, n=4000, width=40)
+    fits = [RqKMeans(2, 128, 8, 0) for _ in range(2)]
+    for fit, is_compiled in zip(fits, (False, True), strict=True):
+        list(fit.fit(held(x.copy()), Backend(CHOSEN.device, CHOSEN.dtype, is_compiled), World()))
+    assert np.array_equal(fits[0].codes_NL, fits[1].codes_NL)
+    assert np.array_equal(fits[0].codebooks, fits[1].codebooks)
 
 
 def test_the_objective_never_rises_within_a_level():

@@ -19,13 +19,14 @@ SYSTEMS = {"keye", "onerec", "etree"}
 OWNERS = {
     "zstandard": "artifact", "safetensors": "artifact", "pyarrow": "artifact", "mpi4py": "world", "decord": "video",
     "av": "video", "ijson": "artifact", "tokenizers": "keye", "datasketch": "keye", "imagehash": "keye", "openai": "keye",
-    "openpyxl": "artifact", "tensorboard": "train",
+    "openpyxl": "artifact", "tensorboard": "train", "numba": "onerec",
     "torch.distributed": "train", "matplotlib": "draw", "typer": "cli options invocation commands",
 }  # fmt: skip
 # models and algorithms: arrays in, arrays out
 PURE = re.compile(
     r"(keye|onerec)/model/\w+|train/(objectives/\w+|checkpointing)|etree/(tree|network|train)/(?!readers|graphs|run)\w+"
-    r"|onerec/semantic_ids/(align|rqkmeans|equal_rows|exact_sums|initial_centroids|nearest|balanced|rqvae|collisions|quality)"
+    r"|onerec/semantic_ids/(align|rqkmeans|equal_rows|exact_sums|initial_centroids|nearest|centred_codes|kernels|compiled"
+    r"|balanced|rqvae|collisions|quality)"
 )
 IMPURE_MODULES = {"os", "pathlib", "io", "shutil", "subprocess", "tempfile", "socket", "signal"}
 EXCEPTIONS = {
@@ -135,7 +136,7 @@ def impure_imports_of_models_and_algorithms():
         for name in module.imports:
             library = name.partition(".")[0]
             is_light = library in sys.stdlib_module_names and library not in IMPURE_MODULES
-            if library not in ("kvtools", "numpy", "scipy", "torch") and not is_light:
+            if library not in ("kvtools", "numpy", "numba", "scipy", "torch") and not is_light:
                 yield f"{module.name} imports {library}"
 
 

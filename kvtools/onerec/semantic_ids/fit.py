@@ -155,14 +155,14 @@ class Fitting:
         )  # fmt: skip
 
     def _fit(self, fit: Fit, vectors: VectorStore, state: RunState, world: World, *, quiet: bool) -> None:
-        backend = fastest(self.device, vectors.n_width, self.recipe.codes)
+        n_passes = self.recipe.levels * (self.recipe.iterations + 1)
+        backend = fastest(self.device, vectors.n_width, self.recipe.codes, len(vectors) * self.recipe.codes * n_passes)
         verbose = self.verbose and world.is_root
         if verbose:
             where = " on disk" if vectors.is_on_disk else ""
             self.log(f"{len(vectors)} vectors of {vectors.n_width} dimensions on this rank{where}; {backend}.")
         stop = Stop() if state.path is not None and fit.can_resume else None
         timer = SaveTimer(is_running=stop is not None and world.is_root)
-        n_passes = self.recipe.levels * (self.recipe.iterations + 1)
         steps = fit.fit(vectors, backend, world)
         for step in progress(steps, total=n_passes, unit="passes", label="semid-build", quiet=quiet):
             if verbose:

@@ -1,0 +1,123 @@
+"""What kernels.py runs, for numba to compile: loops over rows, without Python in them.
+
+numba keeps the machine code beside this file, or in the user's cache folder where that cannot be written.
+Legend: B rows of a block, K codes, D width, E width with the bounds' columns, W words of eight bytes of a row's scores.
+"""
+
+import numpy as np
+from numba import njit
+
+N_MOST = 64  # candidates of a row that are decided here; rows with more are left
+_TIE = 1e-10  # relative difference of distances below which their rounding in float64 might decide
+_WORDS = 32  # of eight bytes, whose signs are read together
+_ONE = np.uint16(0x3F80)  # of bfloat16
+_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum: the bounds on rounding hold for any
+_UP = 1 + 2.0**-7  # what stays an upper bound when it is rounded to bfloat16
+
+
+@njit(inline="always")
+def _bits(x: float) -> np.uint16:
+    """The bits of a finite number in bfloat16, rounded to the nearest, ties to even."""
+    bits = np.float32(x).view(np.uint32)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@njit(inline="always")
+def _value(bits: np.uint16) -> np.float32:
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@njit(nogil=True, cache=True, fastmath=_IN_ANY_ORDER)
+def write_rows(
+    x_BD: np.ndarray, guess_B: np.ndarray, centre_D: np.ndarray, centred_KD: np.ndarray, bias_K: np.ndarray,
+    norm_K: np.ndarray, sums: float, parts: float, rows_BE: np.ndarray,
+) -> None:  # fmt: skip
+    """The rows of a product, less the centre, with the columns of their bounds: those of centred_codes.py."""
+    n_width = x_BD.shape[1]
+    for b in range(len(x_BD)):
+        code = guess_B[b]
+        product = square = lost = np.float32(0)
+        for d in range(n_width):
+            x = x_BD[b, d] - centre_D[d]
+            bits = _bits(x)
+            rest = x - _value(bits)
+            rows_BE[b, d] = bits
+            product += x * centred_KD[code, d]
+            square += x * x
+            lost += rest * rest
+        norm = np.sqrt(np.float64(square)) * (1 + sums)
+        error = np.sqrt(np.float64(lost)) * (1 + sums)
+        score = np.float64(product + bias_K[code])
+        least = score - (parts + sums) * abs(score) - 1e-30 - 2 * sums * norm_K[code] * (norm + norm_K[code])
+        rows_BE[b, n_width] = rows_BE[b, n_width + 1] = _ONE
+        rows_BE[b, n_width + 2] = _bits(-least)
+        rows_BE[b, n_width + 3] = _bits(-least - np.float64(_value(_bits(-least))))
+        rows_BE[b, n_width + 4] = _bits(error * _UP)
+        rows_BE[b, n_width + 5] = _bits(norm * _UP)
+
+
+@njit(nogil=True, cache=True)
+def settle(
+    words_BW: np.ndarray, signs: int, scores_BK: np.ndarray, x_BD: np.ndarray, codes_KD: np.ndarray, nearest_B: np.ndarray,
+    is_left_B: np.ndarray,
+) -> int:  # fmt: skip
+    """Read each row's scores once, for codes that may be nearer than its guess, and take the nearest of these; returns how many
+    there were. Rows with too many of them, or with two at nearly one distance, are left as they are, and marked.
+
+    words_BW: the scores as int64, and signs: the sign bits of those in a word; whole words are three times as fast as scores.
+    """
+    n_all = 0
+    found = np.empty(N_MOST, np.int32)
+    for b in range(len(x_BD)):
+        scores_BK[b, nearest_B[b]] = -1
+        n_found = _candidates(words_BW[b], signs, scores_BK[b], len(codes_KD), found)
+        n_all += n_found
+        if n_found > N_MOST:
+            is_left_B[b] = True
+        elif n_found:
+            nearest = _nearest(x_BD[b], codes_KD, nearest_B[b], found[:n_found])
+            if nearest < 0:
+                is_left_B[b] = True
+            else:
+                nearest_B[b] = nearest
+    return n_all
+
+
+@njit(nogil=True, cache=True)
+def _candidates(words_W: np.ndarray, signs: int, scores_K: np.ndarray, n_codes: int, found: np.ndarray) -> int:
+    """How many codes have a score without a sign; the first of them are in found."""
+    n_found, n_lanes = 0, _WORDS * len(scores_K) // len(words_W)
+    for group in range(-(-len(words_W) // _WORDS)):
+        common = np.int64(-1)
+        for word in words_W[group * _WORDS : (group + 1) * _WORDS]:
+            common &= word
+        if common & signs == signs:
+            continue
+        for k in range(group * n_lanes, min((group + 1) * n_lanes, n_codes)):
+            if scores_K[k] >= 0:
+                if n_found < len(found):
+                    found[n_found] = k
+                n_found += 1
+    return n_found
+
+
+@njit(nogil=True, cache=True)
+def _nearest(x_D: np.ndarray, codes_KD: np.ndarray, guess: int, found: np.ndarray) -> int:
+    """The nearest of a guess and what was found; -1 where two are too close to tell."""
+    nearest, least, second = guess, _squared_distance(x_D, codes_KD[guess]), np.inf
+    for code in found:
+        distance = _squared_distance(x_D, codes_KD[code])
+        if distance < least:
+            nearest, least, second = code, distance, least
+        elif distance < second:
+            second = distance
+    return -1 if second <= least * (1 + _TIE) + 1e-300 else nearest
+
+
+@njit(nogil=True, cache=True, fastmath=_IN_ANY_ORDER)
+def _squared_distance(x_D: np.ndarray, c_D: np.ndarray) -> float:
+    total = 0.0
+    for d in range(len(x_D)):
+        difference = np.float64(x_D[d]) - np.float64(c_D[d])
+        total += difference * difference
+    return total

@@ -1,7 +1,8 @@
 """How good the recommendations are, by the commands themselves: a Markdown table from results that are kept.
 
-Usage: onerec.py beauty|ml-100k [test] [what=ROW,ROW...] [seeds=0,1,2] [users=N]    hours; goes on where it was stopped
-       onerec.py beauty|ml-100k table [users=N]                                     prints what is kept, and runs nothing
+Usage: onerec.py DATA [test] [what=ROW,ROW...] [seeds=0,1,2] [users=N]    hours; goes on where it was stopped
+       onerec.py DATA table [users=N]                                     prints what is kept, and runs nothing
+DATA: beauty, ml-100k, industrial (the part of it that its held-out rows tell)
 
 Rows: those of RECIPES, below, and popular, co-occurrence and sasrec; what= is all of them by default, and may be `main` or
 `ablations`. Everything is made in bench/.onerec by kvtools embed, pairs, semid-build, pretrain onerec and recgen --evaluate,
@@ -16,6 +17,7 @@ first N users, to try the script.
 
 import hashlib
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from pathlib import Path
 
 from ours import CLICKS, DATA, HERE, KVTOOLS
 
-# What a row is: words of `pretrain onerec` after those of BASE, the IDs it knows items by, words of `recgen` after those of
+# What a row is: words of `pretrain onerec` beside its defaults, the IDs it knows items by, words of `recgen` after those of
 # RECGEN, and whether it is an ablation: a change of the generator, whose words come first, that only validation may judge.
 IDS = {
     "beauty": {
@@ -35,17 +37,18 @@ IDS = {
         "plain": ["semid-build", "--codes", "64", "--collisions", "nearest"],
         "aligned": ["semid-build", "--codes", "64", "--collisions", "nearest", "--align-steps", "150", "--pairs", "PAIRS"],
     },
+    "industrial": {"aligned": ["convert", DATA / "amazon_industrial_and_scientific" / "index.json"]},  # those published
 }
 EMBED = {
     "beauty": [DATA / "amazon_beauty_2014" / "item_keywords.json"],
     "ml-100k": [DATA / "ml-100k" / "ml-100k.item", "--text", "movie_title", "--text", "class", "--dim", "64"],
 }
-USERS = {"beauty": None, "ml-100k": DATA / "ml-100k" / "ml-100k.user"}
-BASE = {"beauty": ["--steps", "8ep"], "ml-100k": ["--steps", "6ep"]}
+USERS = {"ml-100k": DATA / "ml-100k" / "ml-100k.user"}
 RECGEN = ["--beam", "128"]
 SASREC = {
     "beauty": ["d=64", "rate=0.003", "dropout=0.5", "every=2"],
     "ml-100k": ["d=64", "rate=0.001", "dropout=0.5", "history=200", "batch=32"],
+    "industrial": ["d=64", "rate=0.003", "dropout=0.5"],  # not tuned
 }
 ALONE = ["--near", "0"]
 RECIPES = {
@@ -77,6 +80,7 @@ PUBLISHED = {
         "TIGER": (".0648", ".0384", "its paper"),
     },
     "ml-100k": {},
+    "industrial": {},
 }
 FIGURES = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 
@@ -95,10 +99,11 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._users and not self.clicks.exists():
             lines = CLICKS[self.data].read_text().splitlines(keepends=True)
-            if self.data == "ml-100k":
-                wanted = sorted({line.split("\t")[0] for line in lines[1:]}, key=int)[: self._users]
-                lines = [lines[0], *(line for line in lines[1:] if line.split("\t")[0] in wanted)]
-            self.clicks.write_text("".join(lines if self.data == "ml-100k" else lines[: self._users]))
+            header = [] if self.data == "beauty" else [lines.pop(0)]
+            users = [re.match(r"[^\s,]+", line)[0] for line in lines]
+            wanted = set(list(dict.fromkeys(users))[: self._users])
+            kept = [line for user, line in zip(users, lines, strict=True) if user in wanted]
+            self.clicks.write_text("".join([*header, *kept]))
 
     def made(self, name, command, *words):
         """The path of an artifact; its command is run where it is not there, and the seconds noted beside it."""
@@ -118,8 +123,10 @@ class Work:
         return json.loads((self.folder / f"{path.name}.json").read_text())["seconds"]
 
     def ids(self, which):
-        embeddings = self.made("items.kvs", ["embed", *EMBED[self.data]])
         words = IDS[self.data][which]
+        if words[0] == "convert":
+            return self.made(f"{which}-{digest(words)}.ids", words)
+        embeddings = self.made("items.kvs", ["embed", *EMBED[self.data]])
         if "PAIRS" in words:
             pairs = self.made("pairs.kvs", ["pairs", self.clicks])
             words = [pairs if word == "PAIRS" else word for word in words]
@@ -143,9 +150,9 @@ class Work:
         return digest([*self.pretrain(told), *IDS[self.data][told.get("ids", "aligned")], *self.recgen(told)])
 
     def pretrain(self, told):
-        table = ["--users", USERS[self.data]] if USERS[self.data] else []
+        table = ["--users", USERS[self.data]] if self.data in USERS else []
         changed = RECIPES["generator"].get("pretrain", []) if told.get("ablation") else []
-        return [*table, *BASE[self.data], *changed, *told.get("pretrain", [])]
+        return [*table, *changed, *told.get("pretrain", [])]
 
     def recgen(self, told):
         return [*RECGEN, *told.get("recgen", [])]
@@ -192,7 +199,7 @@ class Work:
         name = f"{digest([ids.name, *words])}-{seed}"
         command = ["pretrain", "onerec", self.clicks, "--items", ids, "--log", self.folder / f"{name}.log", *words]
         model = self.made(f"{name}.safetensors", command)
-        table = ["--table", USERS[self.data]] if USERS[self.data] else []
+        table = ["--table", USERS[self.data]] if self.data in USERS else []
         for part in parts:
             figures = self.evaluate(part, "--model", model, *table, *self.recgen(told), "--seed", seed)
             figures["model"] = model.name

@@ -22,6 +22,7 @@ DATA = Path(os.environ.get("KVTOOLS_DATA") or HERE.parent.parent / "shared" / "d
 CLICKS = {
     "beauty": DATA / "amazon_beauty_2014" / "sequential_data.txt",
     "ml-100k": DATA / "ml-100k" / "ml-100k.inter",
+    "industrial": DATA / "amazon_industrial_and_scientific" / "derived_sequences.csv",
 }
 KVTOOLS = Path(sys.executable).with_name("kvtools")
 

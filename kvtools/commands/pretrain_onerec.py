@@ -1,5 +1,6 @@
 """`kvtools pretrain onerec`: interactions and semantic IDs in, a model that recommends out."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal
 
@@ -154,6 +155,8 @@ def main(
         return 0
     if words := outlook.told():
         run.info(words)
+    share = task.choose_near_share() if recipe.near_share is None else recipe.near_share
+    model.config = replace(model.config, near_share=share)
     checkpoint = Checkpoint(
         trainer.model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json(), seed=seed,
         trained_on=data.trained_on,

@@ -61,7 +61,7 @@ def main(
     from kvtools.errors import Corrupt, Usage, raising
     from kvtools.onerec.items.vectors import VectorSource
     from kvtools.onerec.semantic_ids.align import AlignConfig
-    from kvtools.onerec.semantic_ids.aligned_vectors import AlignedSource
+    from kvtools.onerec.semantic_ids.aligned_vectors import AlignedSource, advice_on_pairs
     from kvtools.onerec.semantic_ids.assign import assign, note_on_fit
     from kvtools.onerec.semantic_ids.fit import METHODS, Fitting, SemidRecipe, TooFewVectors
     from kvtools.onerec.semantic_ids.ids import SemanticIds
@@ -117,6 +117,7 @@ def main(
             is_few = isinstance(fault, TooFewVectors)
             remedy = "fewer --codes, or more items" if is_few else "another --seed, or look at the sizes of the vectors"
             raise Corrupt(f"{source.name if source else embeddings}: {fault}. Give {remedy}.") from None
+        fit_note = advice_on_pairs(ids)
     if not ids or not source:
         return 0
     before = [source.history, old.history if old else []]

@@ -345,7 +345,7 @@ def test_the_page_of_pretrain_onerec_tells_sizes_and_defaults_as_they_are():
     ]
     assert titles == list(SIZES)
     told = {name: values for name, *values in rows}
-    has_options = {"decoder", "near", "dropout"}
+    has_options = {"decoder", "near", "dropout", "near_share"}
     expected = {
         name: [str(int(value) if isinstance(value, bool) else value) for value in values]
         for name in SIZES["tiny"].to_json()

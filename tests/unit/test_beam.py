@@ -57,6 +57,7 @@ class Case:
 
     def __init__(self, decoder, attention, is_sparse, near, n_levels, seed=0):
         changed = (NEAR | ALL_SCORED)[near] | (EXPERTS if is_sparse else {})
+        changed |= {"near_share": 0.3} if near == "evidence" else {}
         self.config = replace(SMALL, decoder=decoder, attention=attention, **changed)
         codes_NS = catalogue(N_ITEMS, SIZES[n_levels], seed)
         self.trie = Trie(codes_NS)
@@ -108,6 +109,12 @@ def shares_by_hand(model, level, codes, first_D):
         return np.where(sums > 0, float(part.gain) * np.log(sums / max(sums.sum(), 1e-30) + 1e-6), np.log(1e-6))
 
 
+def near_by_hand(model, codes, items, similarities):
+    """The probability of an ID, or of a prefix, by the similarity of the neighbours alone, one neighbour at a time."""
+    near = [(model.codes_IS[item].tolist(), s) for item, s in zip(items, similarities, strict=True) if item >= 0]
+    return sum(s for own, s in near if own[: len(codes)] == codes) / sum(s for _, s in near)
+
+
 def slow_scores(case, user, ids_US):
     """log P of each ID for one user: every ID a full pass of its own, in float64."""
     totals = []
@@ -128,6 +135,8 @@ def slow_scores(case, user, ids_US):
                 if model.config.item_scores:
                     logits += shares_by_hand(model, level, codes, h_1SD[0, 0])
                 total += logits[code] - np.log(np.exp(logits).sum())
+            if (share := model.config.near_share) and max(items) >= 0:
+                total = np.log((1 - share) * np.exp(total) + share * near_by_hand(model, codes, items, similarities))
             totals.append(total)
     return np.array(totals)
 

@@ -34,6 +34,7 @@ class ModelConfig:
     queries: int = 128  # tokens that summarise the lifelong pathway
     near: int = 0  # neighbours: items that go with the latest ones by co-occurrence in the training part; 0: off
     near_tokens: bool = False  # whether neighbours are tokens of the context too, beside copy logits
+    near_share: float = 0.0  # of the probability, which goes straight to neighbours in a search; 0: none
     feature_width: int = 128
     author_width: int = 512
     static_width: int = 64

@@ -33,6 +33,14 @@ class CopySources:
         """Which neighbours still match when each prefix goes on with a code of this level, bool (M, N)."""
         return match_MN & (self._codes(level, len(codes_M)) == codes_M.unsqueeze(1))
 
+    def portions(self, level: int, match_MN: Tensor, n_codes: int) -> Tensor:
+        """How the similarity of the matching neighbours is divided among the codes of a level, float32 (M, K), sums of 1; all 0
+        where none matches."""
+        similarity_MN = self.log_similarity_RN.exp().repeat_interleave(len(match_MN) // len(self.codes_RNS), 0)
+        weight_MN = similarity_MN.masked_fill(~match_MN, 0.0)
+        sums_MK = weight_MN.new_zeros(len(match_MN), n_codes).scatter_add(1, self._codes(level, len(match_MN)), weight_MN)
+        return sums_MK / sums_MK.sum(1, keepdim=True).clamp(min=1e-30)
+
     def _codes(self, level: int, n_prefixes: int) -> Tensor:
         codes_RN = self.codes_RNS[:, :, level]
         return codes_RN.repeat_interleave(n_prefixes // len(codes_RN), 0)

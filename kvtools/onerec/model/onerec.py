@@ -25,6 +25,7 @@ from kvtools.onerec.model.evidence import Evidence
 from kvtools.onerec.model.item_scores import ItemScores
 from kvtools.onerec.model.layers import ContextAttention, DecoderLayer, EncoderLayer, KVCache, QFormer, rms_norm, split_heads
 from kvtools.onerec.model.moe import Experts
+from kvtools.onerec.model.pointer import Pointer
 from kvtools.train.checkpointing import run_layer
 
 _N_NEIGHBOUR_RANKS = 64
@@ -283,22 +284,26 @@ class OneRec(nn.Module):
         return x_MSD
 
     def evidence(self, context: Context, first_MD: Tensor | None = None) -> Evidence:
-        """The evidence at the empty prefix of each of M targets. first_MD: the decoder's first states; without them items have
-        no scores."""
+        """The evidence at the empty prefix of each of M targets. first_MD: the decoder's first states; without them, as in
+        training, items have no scores, and neighbours no share of the probability."""
         shares, sources = None, context.copy_sources
         if self.config.item_scores and first_MD is not None:
             catalogue = self.item_scores.catalogue(self.codes_IS)
             shares = self.item_scores.shares(catalogue, first_MD, self.item_vectors(catalogue.items_N))
         if sources is None:
             return Evidence(None, None, shares)
-        return Evidence((self.neighbours, sources), sources.is_there_RN, shares)
+        share = 0.0 if first_MD is None else self.config.near_share
+        pointer = Pointer.of(sources, share) if share else None
+        return Evidence((self.neighbours, sources), sources.is_there_RN, shares, pointer)
 
     def logits(self, level: int, h_MD: Tensor, evidence: Evidence | None = None) -> Tensor:
-        """(M, D) states to logits (M, K) of the codes of a level, float32. evidence: of the prefixes before."""
+        """(M, D) states to logits (M, K) of the codes of a level, float32. evidence: of the prefixes before; it then knows what
+        these logits make of it."""
         table, normed_MD = cast("nn.Embedding", self.codes[level]), self.head_norms[level](h_MD)
         logits_MK = nf.linear(normed_MD, table.weight).float()
         added = None if evidence is None else evidence.logits(level, normed_MD)
-        return logits_MK if added is None else logits_MK + added
+        logits_MK = logits_MK if added is None else logits_MK + added
+        return logits_MK if evidence is None else evidence.mixed(level, logits_MK)
 
     def loss(self, batch: Batch, *, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats, summed over targets and averaged over levels, to be differentiated; and its sums a level,

@@ -6,7 +6,7 @@ padding and all element-wise work, attention among the codes of one item include
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -25,6 +25,7 @@ from kvtools.train.sharded import Cut
 from kvtools.world import World
 
 _VALID_ROWS = 256
+_SHARES = tuple(n / 10 for n in range(9))  # of the probability, straight to neighbours: what is tried
 _GAINS = (1.0, 0.8, 1.25)  # factors of the present gain of the items' scores that a validation tries
 
 
@@ -105,6 +106,18 @@ class NextItemTask:
         figures, chosen = max(tried, key=lambda pair: pair[0]["score"])
         gain.fill_(chosen)
         return figures | {"gain": chosen}
+
+    def choose_near_share(self) -> float:
+        """The share of the probability for neighbours that is best on the validation set, the least of equals; 0 without it."""
+        model, held = self.model.eval(), self._validation
+        if held is None or not model.config.near:
+            return 0.0
+        best, config = (-1.0, 0.0), model.config
+        for share in _SHARES:
+            model.config = replace(config, near_share=share)
+            best = max(best, (self._figures(held)["score"], share), key=lambda pair: pair[0])
+        model.config = config
+        return best[1]
 
     @torch.inference_mode()
     def _figures(self, held: ValidationSet) -> dict[str, float]:

@@ -17,6 +17,7 @@ from kvtools.train.overrides import Allowed, parse_overrides, refuse_bad_values
 _TRAINING: dict[str, Any] = {
     "dropout": 0.2,
     "smoothing": 0.0,  # of labels
+    "near_share": "auto",  # of the probability, straight to neighbours; auto: by the validation set at the end
     "embedding_rate": 0.0,  # of codes and items, as a factor of the others' rate; 0: as below
     "weight_decay": 0.1,
     "warmup": "5%",
@@ -39,6 +40,10 @@ _MAY_BE: Allowed = {
     "decoder": (("cross", "lazy").__contains__, "cross or lazy"),
     "attention": (("causal", "full").__contains__, "causal or full"),
     "rate": (("cosine", "constant").__contains__, "cosine or constant"),
+    "near_share": (
+        lambda text: text == "auto" or (_is_number(str(text)) and 0 <= float(text) < 1),
+        "auto, or a number from 0 to less than 1",
+    ),
     "clip": (lambda x: 0 < x < math.inf, "a number above 0"),
     "positive_from": (lambda text: text == "" or _is_number(text), "a rating"),
     **dict.fromkeys(("dropout", "smoothing"), (lambda x: 0 <= x < 1, "a number from 0 to less than 1")),
@@ -115,6 +120,12 @@ class OneRecRecipe:
         """The rating from which an interaction is positive; None for the median."""
         text = self.settings["positive_from"]
         return float(text) if text else None
+
+    @property
+    def near_share(self) -> float | None:
+        """The share of the probability that goes straight to neighbours; None to choose it on the validation set."""
+        text = str(self.settings["near_share"])
+        return None if text == "auto" else float(text)
 
     @property
     def _lr_factors(self) -> dict[str, float]:

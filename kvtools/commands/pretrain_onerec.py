@@ -40,7 +40,13 @@ def main(
     architecture: Annotated[
         list[str] | None, opt.value("NAME=N", "Override a setting of the size, as width=256; may be repeated.")
     ] = None,
-    steps: opt.Steps = "20ep",
+    steps: Annotated[
+        str | None,
+        opt.value(
+            "DURATION",
+            "Training length: 500 (steps), 3ep (epochs) or 1e9tok (tokens). Default: 8ep, and 20ep without neighbours.",
+        ),
+    ] = None,
     lr: Annotated[float, opt.value("X", "Peak learning rate.", least=0)] = 3e-3,
     batch: Annotated[
         int | None,

@@ -31,6 +31,7 @@ _TRAINING: dict[str, Any] = {
     "positive_from": "",  # the rating from which an interaction is positive; empty: the median
 }
 _EMBEDDING_RATE = 15.0  # where items have scores, else 1
+_LENGTH, _LENGTH_NEAR = "20ep", "8ep"  # of a training without and with neighbours, by which a model learns sooner
 _STEPS_AN_EPOCH = 250  # about: the size of a step follows the data
 _STEP = (32, 1024)  # targets of such a step, least and most
 
@@ -62,7 +63,7 @@ class OneRecRecipe:
     near: int
     without: list[str]
     architecture: list[str]
-    steps: str
+    steps: str | None  # None: as many as suit the model
     lr: float
     batch: int | None  # targets of a step; None: as many as suit the data
     training: list[str]
@@ -90,13 +91,13 @@ class OneRecRecipe:
             ),
             (not math.isfinite(self.lr), f"--lr {self.lr} is not finite. Give a finite number."),
         )
-        EpochLength(1, 1).total(self.steps)
+        EpochLength(1, 1).total(self.length)
 
     @cached_property
     def config(self) -> ModelConfig:
         """The model's size with its changes; pathways that the data lacks are still on."""
         config = replace(SIZES[self.size], decoder=self.decoder, near=self.near, dropout=self.settings["dropout"])
-        if self.near and "near" not in self.without:
+        if self._has_neighbours:
             # beside neighbours, scores of items cost more than they bring (bench/README.md)
             config = replace(config, item_scores=0)
         defaults = vars(config)
@@ -104,6 +105,15 @@ class OneRecRecipe:
         if values["experts"] == 0 and "experts=0" in self.architecture:
             config = dense_twin(config)
         return replace(config, **{name: value for name, value in values.items() if value != defaults[name]})
+
+    @property
+    def _has_neighbours(self) -> bool:
+        return self.near > 0 and "near" not in self.without
+
+    @property
+    def length(self) -> str:
+        """How long to train, a duration."""
+        return self.steps or (_LENGTH_NEAR if self._has_neighbours else _LENGTH)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -141,7 +151,7 @@ class OneRecRecipe:
     def plan(self, n_steps: int, n_tokens: int, dtype: Any) -> Plan:
         """The loop's plan, for epochs of n_steps steps and n_tokens tokens."""
         epoch = EpochLength(n_steps, n_tokens)
-        n_total = epoch.total(self.steps)
+        n_total = epoch.total(self.length)
 
         def steps_of(name: str) -> float:
             return epoch.steps(str(self.settings[name]), f"--training {name}", of=n_total)

@@ -53,9 +53,11 @@ SASREC = {
 ALONE = ["--near", "0"]
 RECIPES = {
     "generator": {"pretrain": ALONE},
+    "generator-8ep": {"pretrain": [*ALONE, "--steps", "8ep"]},
     "generator+near": {},
     "generator+blend": {"pretrain": ALONE, "recgen": ["--blend", "auto"]},
     "generator+near+blend": {"recgen": ["--blend", "auto"]},
+    "generator+near-without-share": {"pretrain": ["--training", "near_share=0"]},
     "without-item-scores": {"pretrain": ["--architecture", "item_scores=0"], "ablation": True},
     "2048-items-scored": {"pretrain": ["--architecture", "item_scores=2048"], "ablation": True},
     "one-rate": {"pretrain": ["--training", "embedding_rate=1"], "ablation": True},

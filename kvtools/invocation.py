@@ -4,6 +4,7 @@ Imports nothing heavy: every `--help` loads it.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -86,13 +87,19 @@ class Invocation:
         for dst in (self.output, *reports) if self.world.is_root else ():
             refuse_existing(dst or "-", force=self.force)
 
-    def refuse_own_input(self, *sources: str) -> None:
-        """Raise Usage if one of the inputs is the output, too."""
+    def refuse_own_input(self, *sources: str, report: str | None = None) -> None:
+        """Raise Usage if one of the inputs is the output or the report, too, or these are one file."""
         from kvtools.artifact.files import is_same_file
 
         for src in sources:
             if is_same_file(src, self.output):
                 raise Usage(f"{src}: this is both an input and the output. Name another output.")
+            if report is not None and is_same_file(src, report):
+                raise Usage(f"{src}: this is both an input and the report. Name another report.")
+        if report is None or "-" in (report, self.output):
+            return
+        if os.path.realpath(report) == os.path.realpath(self.output):
+            raise Usage(f"{report}: this is both the output and the report. Name another report.")
 
     def sink(self, *, is_text: bool = False) -> "Sink":
         """The output, to be written. is_text: it may go to a terminal. Raises CannotCreate as `refuse_existing` does."""

@@ -120,7 +120,7 @@ def main(
     if not any(source.src == "-" or os.path.exists(source.src) for source in sources):
         raise Missing(f"{sources[0].src}: no such file or directory. {READABLE}")
     for source in sources:
-        run.refuse_own_input(source.src)
+        run.refuse_own_input(source.src, report=report)
     run.refuse_existing(report, rejects)
     world, folder, origins = run.world, state_folder(run.output), Origins()
 

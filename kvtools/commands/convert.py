@@ -79,7 +79,7 @@ def main(
     srcs = sources or ([] if valid or test else ["-"])
     src = [*srcs, valid or test or ""][0]
     is_model = run.output.endswith("/") or (src != "-" and Path(src).is_dir())
-    run.refuse_own_input(*srcs, *filter(None, (valid, test)))
+    run.refuse_own_input(*srcs, *filter(None, (valid, test)), report=report)
     run.refuse_shared_stdin(*srcs, valid, test)
     is_table = any((columns, names, valid, test, encoding != "utf-8", len(srcs) > 1))
     opt.refuse_if(

@@ -50,7 +50,7 @@ def main(
     from kvtools.skipped import SkippedRows
 
     name = source_name(items)
-    run.refuse_own_input(items)
+    run.refuse_own_input(items, report=report)
     run.refuse_shared_stdin(items, like)
     run.refuse_existing(report)
     fitted = {"--dim": dim, "--words": words, "--power-iterations": power_iterations, "--no-normalize": not normalize}

@@ -54,7 +54,7 @@ def main(
     from kvtools.onerec.items import swing
 
     name = source_name(interactions)
-    run.refuse_own_input(interactions)
+    run.refuse_own_input(interactions, report=report)
     run.refuse_existing(report)
     log, skipped, history = open_interactions(interactions, columns=roles(columns or []))
     code = skipped.report(name, run.log, strict=run.strict, verbose=run.verbose)

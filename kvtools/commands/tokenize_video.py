@@ -111,7 +111,7 @@ def main(
     if world.is_root:
         run.refuse_existing(report)
         run.refuse_shared_stdin(list_file, list0_file, is_broadcast=True)
-        clips = take_shard(_find(run, videos or [], {list_file: False, list0_file: True}, root, told), shard)
+        clips = take_shard(_find(run, videos or [], {list_file: False, list0_file: True}, root, report, told), shard)
     if run.dry_run:
         return _show(clips, run.output) if world.is_root else 0
     if encoder is not None:
@@ -140,7 +140,7 @@ def main(
         outcomes = progress(
             tokenize(todo, recipe, world, stop), total=len(todo), unit="clips", label="tokenize-video", quiet=run.quiet
         )
-        stopped = told.write(writer, outcomes, len(clips))
+        stopped = told.write(writer, outcomes, clips)
         code = told.code(has_records=writer.n_records > 0)
         world.broadcast(stopped.code if stopped else code)
         if stopped:
@@ -161,7 +161,12 @@ def _show(clips: "Sequence[Clip]", dst: str) -> int:
 
 
 def _find(
-    run: opt.Invocation, videos: list[str], lists: dict[str | None, bool], root: str | None, told: "RunReport"
+    run: opt.Invocation,
+    videos: list[str],
+    lists: dict[str | None, bool],
+    root: str | None,
+    report: str | None,
+    told: "RunReport",
 ) -> "list[Clip]":
     """The clips of the arguments and of the lists; lists: whether each ends its paths with NUL."""
     from kvtools.video.inputs import Search, nothing_found
@@ -183,5 +188,6 @@ def _find(
         raise Died(told.code(has_records=False))
     if not search.clips:
         raise nothing_found([each.path for each in listed])
-    run.refuse_own_input(*sources, *(clip.path for clip in search.clips))
+    frames = filter(search.has_frame, (run.output, report or "-"))
+    run.refuse_own_input(*sources, *frames, *(clip.path for clip in search.clips), report=report)
     return search.keyed()

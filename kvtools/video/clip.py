@@ -116,7 +116,7 @@ def _plan(source: _Source, recipe: VideoRecipe) -> _Plan:
         allowed = index.keys if recipe.pick == "key" else index.references
         candidates = [position - span.start for position in allowed if position in span]
         if not candidates:
-            span_named = sample.span_text(index.times, index.time_base, sampling)
+            span_named = sample.span_text(sampling)
             raise sample.Unfit(f"it has no {recipe.pick} frame {span_named}")
     if is_video or sampling.n_frames is not None:
         n_frames = sample.count(len(span), sample.span_s(index.duration_s, sampling), sampling)

@@ -63,7 +63,9 @@ def video_stream(container: Any) -> Any:
         raise ValueError("its video has an unknown codec")
     if stream.disposition & av.stream.Disposition.attached_pic:
         raise ValueError("it has no video stream, only a cover picture")
-    if container.metadata.get("major_brand") in _PICTURE_BRANDS and len(container.streams.video) > 1:
+    # the picture itself is the default; beside it lie its thumbnail and depth. Of one put together of tiles, no tile is
+    is_whole = stream.disposition & av.stream.Disposition.default
+    if container.metadata.get("major_brand") in _PICTURE_BRANDS and len(container.streams.video) > 1 and not is_whole:
         raise ValueError("it is a HEIC picture put together of tiles, of which FFmpeg gives one alone")
     for other in container.streams:
         if other.index != stream.index:

@@ -27,7 +27,7 @@ from kvtools.video.container import (
 from kvtools.video.damage import CORRUPT, DamageTrail
 from kvtools.video.frame_index import FrameIndex, Tick, no_tick
 from kvtools.video.nal import LEADING, REFERENCE, START
-from kvtools.video.upright import Matrix, upright
+from kvtools.video.upright import Upright
 
 
 def read_pyav(
@@ -38,11 +38,11 @@ def read_pyav(
 
     tick: called for every packet. Raises FramesMissing where a frame did not come out, Damaged where one is not whole.
     """
-    matrices: dict[float, Matrix] = {}
+    upright = Upright()
     for _, frame, fault in _judged(path, index, positions, n_threads, tick):
         if fault is not None:
             raise Damaged(f"it is damaged ({fault})")
-        yield upright(frame, matrices)
+        yield upright(frame)
 
 
 def whole(

@@ -14,7 +14,8 @@ VIDEO_SUFFIXES = (
 OTHER_SUFFIXES = (
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".srt", ".vtt", ".ass", ".xml", ".html", ".pdf", ".log", ".yaml", ".yml",
     ".py", ".sh", ".parquet", ".npy", ".npz", ".pt", ".safetensors", ".kvs", ".zip", ".gz", ".xz", ".zst", ".7z",
-    ".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus", ".wma", ".svg", ".part", ".tmp",
+    ".wav", ".mp3", ".m4a", ".m4b", ".aac", ".flac", ".ogg", ".oga", ".opus", ".wma", ".mka", ".weba", ".ac3", ".dts", ".amr",
+    ".aif", ".aiff", ".svg", ".part", ".tmp",
 )  # fmt: skip
 
 _BEGIN_BYTES = 400
@@ -36,9 +37,9 @@ _NO_FILM = (b"M4A ", b"M4B ", b"heic", b"heix", b"mif1", b"avif", b"crx ")  # br
 
 
 UNKNOWN = "data of another format, or damaged"
-_MP4, _HEIC, _MATROSKA = "an MP4 video", "a HEIC picture", "a Matroska or WebM video"
+_MP4, HEIC, _MATROSKA = "an MP4 video", "a HEIC picture", "a Matroska or WebM video"
 _PNG, _JPEG = "a PNG picture that is damaged", "a JPEG picture that is damaged"
-MAYBE_VIDEO = (_MP4, _HEIC, _MATROSKA, _PNG, _JPEG)
+MAYBE_VIDEO = (_MP4, HEIC, _MATROSKA, _PNG, _JPEG)
 _CONTENTS = {
     b"<!doctype html": "HTML", b"<html": "HTML", b"<head": "HTML", b"<?xml": "XML", b"<svg": "an SVG drawing", b"<": "markup",
     b"{": "JSON", b"[": "JSON", b"version https://git-lfs": "a pointer of Git LFS to a file that was not fetched",
@@ -56,7 +57,7 @@ def content_of(head: bytes) -> str:
         if text.startswith(begin):
             return name
     if head[4:8] == b"ftyp":
-        return _HEIC if head[8:12] in (b"heic", b"heix", b"mif1", b"msf1") else _MP4
+        return HEIC if head[8:12] in (b"heic", b"heix", b"mif1", b"msf1") else _MP4
     is_text = b"\0" not in head and all(byte >= 32 or byte in b"\t\r\n" for byte in head)
     if is_text and not head.startswith(b"YUV4MPEG2 "):
         return f"text that begins with {head[:20].decode('utf-8', 'replace')!r}"

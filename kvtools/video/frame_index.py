@@ -174,13 +174,32 @@ def _damaged(frames: Sequence[_Shown], steps: list[tuple[int | None, int, str | 
     trail = DamageTrail()
     if steps and not any(flags & KEY for _, flags, _ in steps):
         steps[0] = (steps[0][0], steps[0][1] | KEY, steps[0][2])
-    reached = [trail.step(*step) for step in steps]
+    leading, before = _leading(steps, {frame.packet for frame in frames})
+    reached = [
+        trail.step(before if number in leading else time, flags, fault) for number, (time, flags, fault) in enumerate(steps)
+    ]
     damaged = {}
     for position, frame in enumerate(frames):
         fault = None if frame.packet is None else reached[frame.packet]
         if fault or frame.is_corrupt:
             damaged[position] = fault or CORRUPT
     return damaged
+
+
+def _leading(steps: Sequence[tuple[int | None, int, str | None]], shown: set[int | None]) -> tuple[range, int]:
+    """Packets right after the first key frame that have no time and give no frame, and a time before the key frame.
+
+    They are leading pictures that a cut left without their references: some muxers write no time for what is shown before 0.
+    shown: packets that give a frame.
+    """
+    first = next((number for number, (_, flags, _) in enumerate(steps) if flags & KEY), 0)
+    end = first + 1
+    key_time = steps[first][0] if steps else None
+    if key_time is None:
+        return range(0), 0
+    while end < len(steps) and steps[end][0] is None and end not in shown:
+        end += 1
+    return range(first + 1, end), key_time - 1
 
 
 def _complete(clock: Sequence[int | None]) -> list[int] | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kvtools.errors import Missing, os_reason
 from kvtools.video.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES, VIDEO_SUFFIXES, content_of, is_video
-from kvtools.video.tar import is_tar, members
+from kvtools.video.tar import Member, is_tar, members
 
 __all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "Clip", "Search", "content_of", "find_clips", "natural_order"]
 
@@ -36,6 +36,14 @@ class Clip(NamedTuple):
         return {name: value for name, value in (("start", self.start_s), ("end", self.end_s)) if value is not None}
 
 
+class _Given(NamedTuple):
+    """What is given beside a path, for all that lies there."""
+
+    key: str | None
+    span: tuple[float | None, float | None]
+    fields: Mapping[str, Any]
+
+
 @dataclass
 class Search:
     """A search through inputs; iterate over `clips` when it is done."""
@@ -44,23 +52,32 @@ class Search:
     passed_over: Counter[str] = field(default_factory=Counter)  # files in folders that are no clips, by suffix
     faults: list[tuple[str, str]] = field(default_factory=list)  # folders and tars that cannot be read, and why
     _names: list[str] = field(default_factory=list)  # of each clip, the key if no other has it
-    _seen: set[tuple[str, object]] = field(default_factory=set)
+    _seen: set[tuple[object, ...]] = field(default_factory=set)
 
     def add(self, path: str, *, key: str | None = None, span: Sequence[float | None] = (None, None),
             fields: Mapping[str, Any] | None = None) -> None:  # fmt: skip
         """Add what lies at a path: a file as given, all clips in a folder or tar. A path and span that is given twice counts
-        once. key: in place of the path's; span: start and end in seconds."""
+        once. key: in place of the path's, or before what a folder or tar holds; span: start and end in seconds."""
+        given = _Given(key, (span[0], span[1]), fields or {})
         if os.path.isdir(path):
             for found in self._walk(path, []):
-                name = os.path.relpath(found, path) if found != path else os.path.basename(os.path.abspath(path))
-                if is_tar(found):
-                    self._add_tar(found, name + "/")
+                if found == path:
+                    self._append(found, key or os.path.basename(os.path.abspath(path)), given)
+                elif is_tar(found):
+                    self._add_tar(found, os.path.relpath(found, path) + "/", given)
                 else:
-                    self._append(found, key or name, span, fields)
+                    self._append(found, os.path.join(key or "", os.path.relpath(found, path)), given)
         elif is_tar(path):
-            self._add_tar(path, "")
+            self._add_tar(path, "", given)
         else:
-            self._append(path, key or os.path.basename(path), span, fields)
+            self._append(path, key or os.path.basename(path), given)
+
+    def has_frame(self, path: str) -> bool:
+        """Whether a file is a frame of one of the clips that are folders of pictures."""
+        if not path.lower().endswith(IMAGE_SUFFIXES) or not os.path.isfile(path):
+            return False
+        folder = os.path.dirname(os.path.realpath(path))
+        return any(os.path.isdir(clip.path) and os.path.samefile(clip.path, folder) for clip in self.clips)
 
     def keyed(self) -> list[Clip]:
         """The clips with keys that differ."""
@@ -68,32 +85,29 @@ class Search:
         self._names = [clip.key for clip in self.clips]
         return self.clips
 
-    def _append(
-        self,
-        path: str,
-        name: str,
-        span: Sequence[float | None] = (None, None),
-        fields: Mapping[str, Any] | None = None,
-        member: tuple[int, int] | None = None,
-    ) -> None:
-        identity = (os.path.abspath(path), (*span, member, name if fields else None))
+    def _append(self, path: str, name: str, given: "_Given", member: Member | None = None) -> None:
+        place = None if member is None else (member.offset, member.n_bytes)
+        identity = (os.path.abspath(path), given.key, given.span, place)
         if identity not in self._seen:
             self._seen.add(identity)
-            start_s, end_s = span
-            self.clips.append(Clip("", path, start_s, end_s, fields or {}, member))
+            fields = {**own(member.fields), **given.fields} if member else given.fields
+            self.clips.append(Clip("", path, *given.span, fields, place))
             self._names.append(printable(name))
 
-    def _add_tar(self, path: str, below: str) -> None:
+    def _add_tar(self, path: str, below: str, given: "_Given") -> None:
         try:
-            for member in members(path):
+            found, fault = members(path)
+            for member in found:
                 if member.is_video and member.fault:
                     self.faults.append((f"{path}: {member.name}", member.fault))
                 elif member.is_video:
-                    self._append(path, below + member.name, fields=own(member.fields), member=(member.offset, member.n_bytes))
+                    self._append(path, os.path.join(given.key or "", below + member.name), given, member)
                 elif not member.is_sidecar:
                     self.passed_over[_suffix(member.name)] += 1
-        except (OSError, ValueError) as error:
-            self.faults.append((path, os_reason(error) if isinstance(error, OSError) else str(error)))
+        except OSError as error:
+            fault = os_reason(error)
+        if fault is not None:
+            self.faults.append((path, fault))
 
     def _walk(self, folder: str, above: list[tuple[int, int]]) -> Iterator[str]:
         """The clips below a folder; the folder itself where it has pictures and nothing below it is a clip."""
@@ -130,7 +144,12 @@ class Search:
             self.passed_over.update(_suffix(name) for name in pictures)
 
     def _distinct(self) -> list[str]:
-        """A key for each clip: as much of the end of its path as no other clip of that name has."""
+        """A key a clip: as much of the end of its path as no other clip of that name has; those of one path are numbered."""
+        alike = Counter[tuple[str, str]]()
+        for i, (clip, name) in enumerate(zip(self.clips, self._names, strict=True)):
+            alike[clip.path, name] += 1
+            if (number := alike[clip.path, name]) > 1:
+                self._names[i] = f"{name}#{number}"
         keys = list(self._names)
         depth = Counter[int]()
         while repeated := {key for key, n in Counter(keys).items() if n > 1}:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvtools.artifact.files import open_source
+from kvtools.errors import Missing, Usage
 from kvtools.video.inputs import own
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -29,14 +30,19 @@ def read_list(src: str, *, root: str | None, is_nul: bool, reject: Callable[[str
     A list is of JSON Lines where its name says so, or its first line is an object with a path: {"path", "key", "start", "end"},
     of which all but the path may be absent; further fields are for the record. root: the folder that relative paths start from;
     by default the folder of a list of JSON Lines, the current one for others. reject: called with the place and the reason for
-    each line that cannot be meant.
+    each line that cannot be meant. Raises Missing for an empty list, and Usage for one of lines that holds NUL.
     """
     with open_source(src) as file:
         data = _utf8(file.read())
+    name = "stdin" if src == "-" else src
+    if not data.strip():
+        raise Missing(f"{name}: the list is empty. Give one that names videos or folders.")
+    if b"\0" in data and not is_nul:
+        raise Usage(f"{name}: the list holds NUL bytes. Give it with --list0.")
     lines = data.split(b"\0") if is_nul else _lines(data)
     if not is_nul and (src.lower().endswith(_JSON_SUFFIXES) or _is_object(lines)):
         root = os.path.dirname(src) if root is None and src != "-" else root
-        return _read_objects(lines, root or "", "stdin" if src == "-" else src, reject)
+        return _read_objects(lines, root or "", name, reject)
     return [Listed(os.path.join(root or "", os.fsdecode(line))) for line in lines if line.strip()]
 
 
@@ -65,6 +71,7 @@ def _is_object(lines: list[bytes]) -> bool:
 def _read_objects(lines: list[bytes], root: str, name: str, reject: Callable[[str, str], None]) -> list[Listed]:
     found: list[Listed] = []
     keys: set[str] = set()
+    fields: dict[str, dict[str, Any]] = {}  # of what has no key, by its path
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -72,6 +79,8 @@ def _read_objects(lines: list[bytes], root: str, name: str, reject: Callable[[st
             listed = _object(json.loads(line.decode("utf-8"), parse_constant=_refuse), root)
             if listed.key in keys:
                 raise ValueError(f"the key {listed.key} was given before")
+            if listed.key is None and fields.setdefault(listed.path, listed.fields) != listed.fields:
+                raise ValueError(f"{listed.path} was listed before with other fields, and it has no key")
         except (ValueError, RecursionError) as error:
             what = "it is not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else str(error)
             reject(f"{name}: line {number}", what)

@@ -15,7 +15,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from kvtools.video.container import DecoderFaults
-from kvtools.video.frame_index import FrameIndex
+from kvtools.video.decode import read_pyav
+from kvtools.video.formats import HEIC
+from kvtools.video.frame_index import FrameIndex, open_index
 from kvtools.video.inputs import IMAGE_SUFFIXES, content_of, natural_order
 
 _HUGE = 50_000_000  # pixels, 150 MB of them decoded: larger ones are reduced while they are read
@@ -83,6 +85,8 @@ def read_animation(path: str, positions: Sequence[int]) -> Iterator[np.ndarray]:
 
 def picture_size(source: str, name: str) -> tuple[int, int]:
     """Height and width of an upright picture, which is not decoded. Raises ValueError, with the name, for other files."""
+    if _is_heic(source):
+        return _read_heic(source, name).shape[:2]
     with _raising(source, name), Image.open(source) as image:
         is_on_its_side = _exif(image).get(_ORIENTATION, 1) >= 5
         return (image.width, image.height) if is_on_its_side else (image.height, image.width)
@@ -94,10 +98,27 @@ def read_picture(source: str | BinaryIO, name: str, n_pixels: int | None = None)
     n_pixels: how many the caller needs; a huge picture (`_HUGE`) is then reduced by a whole factor while it is decoded. Raises
     ValueError, with the name, for other files, and for a picture too large to be decoded.
     """
+    if isinstance(source, str) and _is_heic(source):
+        return _read_heic(source, name)
     with _raising(source, name), Image.open(source) as image:
         picture = _as_8_bits(_reduced(image, n_pixels))
         ImageOps.exif_transpose(picture, in_place=True)
         return np.asarray(_on_white(picture))
+
+
+def _is_heic(path: str) -> bool:
+    """Whether a file is a picture that FFmpeg reads and Pillow does not."""
+    if not path.lower().endswith((".heic", ".heif")):
+        return False
+    with open(path, "rb") as file:
+        return content_of(file.read(512)) == HEIC
+
+
+def _read_heic(path: str, name: str) -> np.ndarray:
+    try:
+        return next(read_pyav(path, open_index(path), [0], n_threads=1))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

@@ -81,9 +81,9 @@ class Pool:
 
     def run(self, clips: Iterable[Clip], *, stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
         """The outcome of each clip, in order. Once `stop` is true, the rest is not done."""
-        waiting: deque[tuple[str, Future[Outcome]]] = deque()
+        waiting: deque[tuple[str, Future[Outcome] | None]] = deque()
         for clip in clips:
-            waiting.append((clip.key, self._threads.submit(self._tokenize, clip)))
+            waiting.append((clip.key, None if stop() else self._threads.submit(self._tokenize, clip)))
             if len(waiting) >= 2 * self._n_jobs:
                 yield self._await(*waiting.popleft(), stop)
         while waiting:
@@ -97,13 +97,14 @@ class Pool:
         for worker in self._workers:
             worker.kill()
 
-    def _await(self, key: str, future: "Future[Outcome]", stop: Callable[[], bool]) -> Outcome:
-        while not stop():
+    def _await(self, key: str, future: "Future[Outcome] | None", stop: Callable[[], bool]) -> Outcome:
+        while future is not None and not stop():
             try:
                 return future.result(timeout=_POLL_S)
             except TimeoutError:
                 continue
-        future.cancel()
+        if future is not None:
+            future.cancel()
         return Outcome(key)
 
     def _tokenize(self, clip: Clip) -> Outcome:

@@ -11,7 +11,7 @@ from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Record, Writer
 from kvtools.errors import Corrupt, Died, Missing, NothingDone, Stopped
 from kvtools.video.digest import digest_of
-from kvtools.video.inputs import Clip, Search
+from kvtools.video.inputs import Clip, Search, printable
 from kvtools.video.pool import Outcome
 
 REMEDIES = {
@@ -48,11 +48,11 @@ class RunReport:
         codes = {fault["code"] for fault in self.faults}
         return 0 if not codes else Corrupt.code if has_records or len(codes) > 1 else int(codes.pop())
 
-    def fault(self, where: str, reason: str, cause: str) -> None:
-        """Print and keep a fault. Raises Died where the run is strict."""
+    def fault(self, where: str, reason: str, cause: str, path: str | None = None) -> None:
+        """Print and keep a fault. path: that of the clip, where it is one. Raises Died where the run is strict."""
         code = Missing.code if cause in ("unreadable", "no-file") else Corrupt.code
         self.log(f"{where}: {reason}. {REMEDIES[cause]}")
-        self.faults.append({"where": where, "fault": reason, "cause": cause, "code": code})
+        self.faults.append({"where": where, "path": path, "fault": reason, "cause": cause, "code": code})
         if self.is_strict:
             raise Died(code)
 
@@ -84,9 +84,10 @@ class RunReport:
 
         return keep
 
-    def write(self, writer: Writer, outcomes: Iterable[Outcome], n_clips: int) -> Stopped | None:
+    def write(self, writer: Writer, outcomes: Iterable[Outcome], clips: Sequence[Clip]) -> Stopped | None:
         """Write the records and report the faults, in the order of the clips; returns what to raise if the work was stopped."""
         is_stopped = False
+        paths = {clip.key: printable(clip.path) for clip in clips}
         for outcome in outcomes:
             if not outcome.is_done:
                 is_stopped = True  # later records are of ranks that were not asked to stop; the next run makes them again
@@ -97,12 +98,12 @@ class RunReport:
                     self._wrote(outcome)
                     writer.write_pieces(outcome.key, record)
             else:
-                self.fault(outcome.key, str(outcome.fault), outcome.cause)
+                self.fault(outcome.key, str(outcome.fault), outcome.cause, paths[outcome.key])
         if not is_stopped:
             return None
         if self.n_written == 0 and not self.faults:
             return NothingDone("stopped before a clip was done. Give the job more time.")
-        return Stopped(f"stopped after {writer.n_records} of {n_clips} clips. Run again to continue.")
+        return Stopped(f"stopped after {writer.n_records} of {len(clips)} clips. Run again to continue.")
 
     def _wrote(self, outcome: Outcome) -> None:
         """Count a record, and tell what is missing in it."""

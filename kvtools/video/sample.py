@@ -77,10 +77,11 @@ def count(n_total: int, span_s: float, sampling: FrameSampling) -> int:
     )
 
 
-def span_text(times: Sequence[int], time_base: Fraction, sampling: FrameSampling) -> str:
+def span_text(sampling: FrameSampling) -> str:
     """Where frames are taken from, in seconds after the first frame: `between 1 s and 2.5 s`."""
-    end_s = float((times[-1] - times[0]) * time_base) if sampling.end_s is None else sampling.end_s
-    return f"between {sampling.start_s or 0:g} s and {end_s:g} s"
+    if sampling.end_s is None:
+        return f"from {sampling.start_s or 0:g} s on"
+    return f"between {sampling.start_s or 0:g} s and {sampling.end_s:g} s"
 
 
 def within(times: Sequence[int], time_base: Fraction, duration_s: float, sampling: FrameSampling) -> range:
@@ -94,7 +95,7 @@ def within(times: Sequence[int], time_base: Fraction, duration_s: float, samplin
         # a number of seconds means its decimal digits: the nearest binary fraction may be just before the frame meant
         start = Fraction(repr(sampling.start_s))
         if start >= duration_s and start > (times[-1] - origin) * time_base:
-            text = span_text(times, time_base, sampling)
+            text = span_text(sampling)
             raise Unfit(f"it has no frame {text}, because it is {duration_s:.3f} s long")
         begin = bisect_right(times, origin + math.floor(start / time_base)) - 1
     if sampling.end_s is not None:

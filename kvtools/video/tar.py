@@ -42,13 +42,18 @@ def is_tar(path: str) -> bool:
     return path.lower().endswith(".tar") and os.path.isfile(path)
 
 
-def members(path: str) -> list[Member]:
-    """The files of a tar, in its order. Raises ValueError where it is cut short or no tar."""
+def members(path: str) -> tuple[list[Member], str | None]:
+    """The files of a tar, in its order, and what is wrong with it: of one that is cut short, those that are whole."""
+    found: list[Member] = []
+    fault = None
     try:
         with tarfile.open(path, "r:") as tar:
-            found = [Member(entry.name, entry.offset_data, entry.size) for entry in tar if entry.isreg()]
+            for entry in tar:
+                # the last of a tar that is cut short is named before its end is looked for
+                if entry.isreg() and entry.offset_data + entry.size <= os.path.getsize(path):
+                    found.append(Member(entry.name, entry.offset_data, entry.size))  # noqa: PERF401 an error may come
     except tarfile.TarError as error:
-        raise ValueError(f"it cannot be read as a tar ({str(error).lower()})") from None
+        fault = f"it cannot be read as a tar ({str(error).lower()})"
     fields: dict[str, dict[str, Any]] = {}
     faults: dict[str, str] = {}
     with open(path, "rb") as file:
@@ -62,7 +67,9 @@ def members(path: str) -> list[Member]:
     for member in found:
         member.fields = fields.get(_sample(member.name), {})
         member.fault = faults.get(_sample(member.name))
-    return found
+    if fault is not None and found:
+        fault = f"it is cut short after {found[-1].name}, and what follows is lost"
+    return found, fault
 
 
 def read_member(path: str, offset: int, n_bytes: int) -> Iterator[bytes]:

@@ -5,26 +5,35 @@ import struct
 from typing import Any
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 WHITE = 255
-
 
 Matrix = tuple[int, int, int, int]
 
 
-def upright(frame: Any, matrices: dict[float, Matrix]) -> np.ndarray:
-    """A decoded frame of PyAV as uint8 (H, W, 3).
+class Upright:
+    """Turns the decoded frames of one stream into pictures; keeps what they share."""
 
-    matrices: those of the frames of this stream so far, by the rotation that is part of them. PyAV's frames refer to their side
-    data and it to them, so that a frame whose matrix is read stays in memory until the next collection of garbage.
-    """
-    rotation = frame.rotation if math.isfinite(frame.rotation) else 0.0
-    matrix = matrices.get(rotation)
-    if matrix is None:
-        matrix = matrices[rotation] = _matrix(frame)
-    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
-        return oriented(on_white(frame.to_ndarray(format="rgba")), matrix)
-    return oriented(frame.to_ndarray(format="rgb24"), matrix)
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+        # by the rotation that is part of them: PyAV's frames refer to their side data and it to them, so that a frame whose
+        # matrix is read stays in memory until the next collection of garbage
+        self._matrices: dict[float, Matrix] = {}
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        """A decoded frame of PyAV as uint8 (H, W, 3)."""
+        rotation = frame.rotation if math.isfinite(frame.rotation) else 0.0
+        matrix = self._matrices.get(rotation)
+        if matrix is None:
+            matrix = self._matrices[rotation] = _matrix(frame)
+        if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+            return oriented(on_white(self._array(frame, "rgba")), matrix)
+        return oriented(self._array(frame, "rgb24"), matrix)
+
+    def _array(self, frame: Any, layout: str) -> np.ndarray:
+        # FFmpeg starts threads for each frame unless it is told not to, which costs more than a small frame
+        return self._reformatter.reformat(frame, format=layout, threads=1).to_ndarray()
 
 
 def on_white(rgba_HW4: np.ndarray) -> np.ndarray:

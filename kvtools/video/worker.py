@@ -108,6 +108,8 @@ def _send(answers: BinaryIO, job: dict[str, Any], recipe: VideoRecipe, attempt: 
 def _file(job: dict[str, Any]) -> Iterator[str]:
     """The path of the clip; a member of a tar is copied to a temporary file first. Raises NoFile for pipes and URLs."""
     path = job["path"]
+    if path == "-":
+        raise NoFile("this is stdin, and a video is read from a file")
     if not os.path.lexists(path) and "://" in path:
         raise NoFile("this is a URL, and only files are read")
     if path.startswith("/dev/fd/") or not (os.path.isdir(path) or os.path.isfile(path) or not os.path.exists(path)):

@@ -41,6 +41,11 @@ def listed(src, **options):
     return found, faults
 
 
+def listed_text(folder, text):
+    (folder / "list.jsonl").write_text(text)
+    return listed(folder / "list.jsonl")
+
+
 def test_names_are_paths_and_no_urls(kv, here):
     names = ["12:30.mp4", "b%03d.mp4", os.fsdecode(b"caf\xe9.mp4"), "x\u2028y.mp4"]
     for name in names:
@@ -122,6 +127,24 @@ def test_keys_do_not_follow_links_and_tell_clips_apart(here):
     assert [clip.key for clip in clips] == ["x/1/v.mp4", "y/1/v.mp4", "2/v.mp4", "link.mp4"]
 
 
+def test_what_a_list_says_holds_for_all_that_lies_there(here):
+    search = Search()
+    for key in ("one", "two"):
+        search.add("a.mp4", key=key)
+    os.mkdir("sub")
+    os.link("a.mp4", "sub/a.mp4")
+    with tarfile.open("twice.tar", "w") as tar:
+        tar.add("a.mp4")
+        tar.add("a.mp4")
+    for path in ("sub", "twice.tar"):
+        search.add(path, key=path, span=(0.1, None), fields={"label": 3})
+    clips = search.keyed()
+    assert [clip.key for clip in clips] == ["one", "two", "sub/a.mp4", "twice.tar/a.mp4", "twice.tar/a.mp4#2"]
+    assert {(clip.start_s, clip.fields["label"]) for clip in clips[2:]} == {(0.1, 3)}
+    found, faults = listed_text(here, '{"path": "a.mp4", "x": 1}\n' * 2 + '{"path": "a.mp4", "x": 2}\n')
+    assert (len(found), [where.rpartition(": ")[2] for where, _ in faults]) == (2, ["line 3"])
+
+
 def test_tars_are_read_and_written_as_webdataset_has_them(kv, here):
     (here / "m.json").write_text('{"caption": "x"}')
     with tarfile.open("in.tar", "w") as tar:
@@ -131,6 +154,11 @@ def test_tars_are_read_and_written_as_webdataset_has_them(kv, here):
     first, second = records("out.kvs")
     assert (first.key, first.fields["caption"], "caption" in second.fields) == ("000.mp4", "x", False)
     assert (here / "out.tar").read_bytes() == (here / "2.tar").read_bytes()
+    whole = (here / "in.tar").read_bytes()
+    (here / "cut.tar").write_bytes(whole[: whole.rindex(b"001.mp4") + 900])
+    code, err = kv("tokenize-video -q cut.tar -o first.kvs")
+    assert (code, [r.key for r in records("first.kvs")]) == (65, ["000.mp4"])
+    assert "it is cut short after 000.json" in err
     with tarfile.open("out.tar") as tar:
         assert tar.getnames()[:2] == ["000_mp4.json", "000_mp4.seconds.npy"]
         pixels = np.load(io.BytesIO(tar.extractfile("001_mp4.pixels.npy").read()))

@@ -9,6 +9,7 @@ import pytest
 
 from kvtools.video import decode, frame_index
 from kvtools.video.container import Damaged, FramesMissing
+from kvtools.video.nal import KEY, REFERENCE
 
 N_CUTS = 70  # of each film: 210 in all
 FILMS = {
@@ -83,6 +84,25 @@ def test_cuts_give_the_frames_that_are_shown(film, tmp_path):
         frames = given(target)
         assert frames == shown(target)
         assert set(frames) <= whole
+
+
+def test_leading_pictures_without_a_time_are_no_damage():
+    """Some muxers write no time for what a cut moves before 0; no decoder shows it."""
+
+    def damaged(*, untimed_are_shown):
+        steps = [
+            (0, KEY | REFERENCE, None),
+            (None, REFERENCE, "a fault"),
+            (None, 0, "a fault"),
+            (80, REFERENCE, None),
+            (40, 0, None),
+        ]
+        order = [0, 1, 2, 4, 3] if untimed_are_shown else [0, 4, 3]
+        frames = [frame_index._Shown(packet, None, None, 1, packet == 0, False) for packet in order]
+        return frame_index._damaged(frames, steps)
+
+    assert damaged(untimed_are_shown=False) == {}
+    assert damaged(untimed_are_shown=True) == {1: "a fault", 2: "a fault", 3: "a fault", 4: "a fault"}
 
 
 def test_planted_damage_is_refused(film, tmp_path):

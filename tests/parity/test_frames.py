@@ -1,8 +1,11 @@
 """Frames against other people's decoders and processors, on every real clip."""
 
+import struct
+
 import av
 import numpy as np
 import pytest
+from conftest import make_clip
 
 from kvtools.video import clip as clips_module
 from kvtools.video import decode, frame_index, patch
@@ -22,8 +25,30 @@ def all_frames(path):
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         stream.thread_type = "AUTO"
+        matrix = None
         for frame in container.decode(stream):
-            yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+            matrix = matrix or matrix_of(frame)
+            yield placed(frame.to_ndarray(format="rgb24"), matrix)
+
+
+def matrix_of(frame):
+    """The signs of (a, b, c, d), by which a stored point (x, y) is shown at (ax + cy, bx + dy)."""
+    side = frame.side_data.get("DISPLAYMATRIX")
+    entries = (1, 0, 0, 0, 1) if side is None else struct.unpack("=9i", bytes(side)[:36])
+    return tuple(int(np.sign(entries[i])) for i in (0, 1, 3, 4))
+
+
+def placed(picture, matrix):
+    """The picture with each pixel where the matrix puts it."""
+    if matrix == (1, 0, 0, 1):
+        return picture
+    a, b, c, d = matrix
+    y, x = np.indices(picture.shape[:2])
+    columns, rows = a * x + c * y, b * x + d * y
+    columns, rows = columns - columns.min(), rows - rows.min()
+    shown = np.empty((rows.max() + 1, columns.max() + 1, 3), np.uint8)
+    shown[rows, columns] = picture
+    return shown
 
 
 def difference(a, b):
@@ -76,6 +101,21 @@ def test_picked_frames_are_the_ones_shown_then(data, name, pick):
     for i, frame in enumerate(all_frames(path)):
         if i in found:
             assert difference(found[i], frame) == 0, (name, i)
+
+
+@pytest.mark.parametrize("signs", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0), (0, 1, -1, 0), (-1, 0, 0, -1)])
+def test_mirrors_and_turns_of_the_container_are_applied(signs, tmp_path):
+    make_clip(tmp_path / "a.mp4", n_frames=3, width=64, height=48)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    a, b, c, d = (sign << 16 for sign in signs)
+    at = data.index(b"tkhd") + 44  # after its version, times, and what else is 40 bytes
+    assert struct.unpack(">9i", data[at : at + 36]) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(data)
+    path = str(tmp_path / "turned.mp4")
+    (ours,) = decode.read_pyav(path, frame_index.open_index(path), [2], n_threads=1)
+    assert np.array_equal(ours, placed(list(all_frames(tmp_path / "a.mp4"))[2], signs))
+    assert np.array_equal(ours, list(all_frames(path))[2])
 
 
 def test_rotated_clips_come_out_as_decord_turns_them(data):

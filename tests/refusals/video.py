@@ -21,6 +21,8 @@ def furnish():
         "pictures-bad/1.png": "no picture\n",
         "pictures-cut/1.png": Path("pictures/0.png").read_bytes()[:60],
         "names.txt": "nowhere.mp4\n",
+        "none.txt": "\n",
+        "names0": "videos/a.mp4\0videos/b.mp4\0",
         "clips.jsonl": "\n".join(BAD_LINES),
         "bad.tar": "no tar\n",
         "list.mp4": "ffconcat version 1.0\nfile videos/a.mp4\n#\0\n",
@@ -42,6 +44,10 @@ def furnish():
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     Path("torn.tar").write_bytes(Path("beside.tar").read_bytes()[:1500])
+    with tarfile.open("late.tar", "w") as tar:
+        for name in ("videos/a.mp4", "videos/b.mp4"):
+            tar.add(name)
+    Path("late.tar").write_bytes(Path("late.tar").read_bytes()[: 512 * 3 + len(film)])
     os.mkfifo("pipe.mp4")
     Image.fromarray(np.zeros((2, 900, 3), np.uint8)).save("thin.png")
     Image.fromarray(np.zeros((9, 900, 3), np.uint8)).save("wide.png")
@@ -62,6 +68,7 @@ BAD_LINES = [
     "[1]", "{", '{"key": "a"}', '{"path": "videos/a.mp4", "key": 3}', '{"path": "videos/a.mp4", "start": -1}',
     '{"path": "videos/a.mp4", "start": 2, "end": 1}', '{"path": "videos/a.mp4", "start": NaN}',
     '{"path": "gone.mp4", "key": "a"}', '{"path": "videos/a.mp4", "key": "a"}',
+    '{"path": "gone.mp4", "take": 1}', '{"path": "gone.mp4", "take": 2}',
 ]  # fmt: skip
 
 
@@ -94,6 +101,8 @@ kvtools tokenize-video nowhere.mp4
 kvtools tokenize-video empty
 kvtools tokenize-video --list names.txt
 kvtools tokenize-video --list nowhere.txt
+kvtools tokenize-video --list none.txt
+kvtools tokenize-video --list names0
 kvtools tokenize-video text.mp4
 kvtools tokenize-video cut.mp4
 kvtools tokenize-video damaged.mp4
@@ -118,14 +127,19 @@ kvtools tokenize-video --root videos videos/a.mp4
 kvtools tokenize-video mixed
 kvtools tokenize-video bad.tar
 kvtools tokenize-video torn.tar
+kvtools tokenize-video late.tar -o late-tar.kvs
 kvtools tokenize-video beside.tar
 kvtools tokenize-video list.mp4
 kvtools tokenize-video bad.webp
 kvtools tokenize-video cover.mp4
 kvtools tokenize-video http://127.0.0.1:9/a.mp4
 kvtools tokenize-video pipe.mp4
+kvtools tokenize-video -
 kvtools tokenize-video --salvage spoiled.mkv
 kvtools tokenize-video videos/a.mp4 -o videos/a.mp4 --force
+kvtools tokenize-video pictures -o pictures/0.png --force
+kvtools tokenize-video videos/a.mp4 --report videos/a.mp4 --force
+kvtools tokenize-video videos/a.mp4 -o both.kvs --report both.kvs
 kvtools tokenize-video --list - --list0 -
 kvtools tokenize-video --start 3 --end 1 videos
 kvtools tokenize-video --max-tokens 60000 videos

@@ -143,5 +143,5 @@ def test_a_frame_is_on_screen_until_the_next():
         (30.22, 99, range(2, 3)),
     ):
         assert sample.within(times, base, 30.23, sample.FrameSampling(start_s=start, end_s=end)) == expected
-    with pytest.raises(ValueError, match="no frame between 31 s and"):
+    with pytest.raises(ValueError, match="no frame from 31 s on"):
         sample.within(times, base, 30.23, sample.FrameSampling(start_s=31))

@@ -27,13 +27,14 @@ class Attempt:
     """How a clip is read: `tokenize` says when to try another way.
 
     by_decoding: take the times of frames from the decoder, for containers whose packets do not tell them. salvage: leave out
-    the frames that are not whole.
+    the frames that are not whole. resize: gives the pixels of `patch.resize`.
     """
 
     by_decoding: bool = False
     salvage: bool = False
     n_threads: int = 1
     tick: Tick = no_tick
+    resize: patch.Resize = patch.resize
 
 
 class Mixed(sample.Unfit):
@@ -49,7 +50,8 @@ def tokenize(
     frame that is wanted is not whole, Unfit where the clip does not have what the recipe asks for, ValueError where it cannot
     be read.
     """
-    source = _open(path, recipe, attempt or Attempt())
+    attempt = attempt or Attempt()
+    source = _open(path, recipe, attempt)
     plan = _plan(source, recipe)
     frames = source.read(plan.positions)
     frame = next(frames)
@@ -59,7 +61,7 @@ def tokenize(
         plan = _plan(source, recipe)
         frames = source.read(plan.positions)
         frame = next(frames)
-    yield from _encode(source, plan, key, recipe, chain([frame], frames), frame.shape, fields or {})
+    yield from _encode(source, plan, key, recipe, chain([frame], frames), frame.shape, fields or {}, attempt.resize)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def _encode(
     frames: Iterator[np.ndarray],
     shape: tuple[int, ...],
     fields: Mapping[str, Any],
+    resize: patch.Resize,
 ) -> Iterator[memoryview]:
     index, height, width = source.index, plan.height, plan.width
     if (shape[0] < shape[1]) != (index.height < index.width) and index.height != index.width:
@@ -175,9 +178,9 @@ def _encode(
     n_given = 0
     for n_given, each in enumerate(frames, start=1):
         if each.shape == shape:
-            sized = patch.resize(each, height, width)
+            sized = resize(each, height, width)
         elif recipe.mixed == "pad":
-            sized = patch.letterbox(each, height, width)
+            sized = patch.letterbox(each, height, width, resize)
         else:
             number = plan.positions[n_given - 1]
             raise Mixed(f"its frame {number} is {each.shape[1]}x{each.shape[0]}, and its first is {shape[1]}x{shape[0]}")

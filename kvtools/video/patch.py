@@ -7,6 +7,7 @@ Normalisation, (x / 255 - 0.5) / 0.5, is the model's first step: patches stay ui
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,10 +101,13 @@ def resize(frame_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(frame_HWC).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def letterbox(frame_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+Resize = Callable[[np.ndarray, int, int], np.ndarray]
+
+
+def letterbox(frame_HWC: np.ndarray, height: int, width: int, resize: Resize = resize) -> np.ndarray:
     """The frame as large as it fits into another shape, with its own proportions, in the middle of black.
 
-    frame_HWC: uint8 (H, W, 3). Returns uint8 (height, width, 3).
+    frame_HWC: uint8 (H, W, 3). Returns uint8 (height, width, 3). resize: what gives the pixels of `resize`.
     """
     scale = min(height / frame_HWC.shape[0], width / frame_HWC.shape[1])
     h, w = (max(1, round(side * scale)) for side in frame_HWC.shape[:2])

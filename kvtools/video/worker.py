@@ -22,6 +22,7 @@ from kvtools.errors import os_reason
 from kvtools.video.clip import Attempt, Mixed, tokenize
 from kvtools.video.container import Damaged, FramesMissing
 from kvtools.video.recipe import VideoRecipe
+from kvtools.video.resize import Resizer
 from kvtools.video.sample import Unfit
 from kvtools.video.tar import read_member
 
@@ -40,9 +41,10 @@ def main() -> None:
     # decoders may print to stdout; the answers go to a descriptor of their own
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
+    resizer = Resizer()
     for line in sys.stdin.buffer:
         job = json.loads(line)
-        _write(answers, _answer(answers, job))
+        _write(answers, _answer(answers, job, resizer))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -65,10 +67,10 @@ class _Alive:
             _write(self._answers, {"alive": True})
 
 
-def _answer(answers: BinaryIO, job: dict[str, Any]) -> dict[str, Any]:
+def _answer(answers: BinaryIO, job: dict[str, Any], resizer: Resizer) -> dict[str, Any]:
     """Send the pieces of the record as they are made; returns the final answer."""
     recipe = VideoRecipe.from_json(job["recipe"])
-    attempt = Attempt(n_threads=job["n_threads"], tick=_Alive(answers, job["timeout_s"]))
+    attempt = Attempt(n_threads=job["n_threads"], tick=_Alive(answers, job["timeout_s"]), resize=resizer)
     while True:
         try:
             _send(answers, job, recipe, attempt)

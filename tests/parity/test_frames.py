@@ -10,6 +10,7 @@ from conftest import make_clip
 from kvtools.video import clip as clips_module
 from kvtools.video import decode, frame_index, patch
 from kvtools.video.recipe import VideoRecipe
+from kvtools.video.resize import Resizer
 from kvtools.video.sample import FrameSampling
 
 
@@ -61,8 +62,15 @@ def positions_of(index):
     return sorted({0, n - 1, *range(0, n, 15), *range(n // 2, min(n, n // 2 + 4))})
 
 
+@pytest.fixture(scope="module")
+def compiled_resize():
+    resizer = Resizer()
+    resizer._load()  # without numba it is Pillow that resizes
+    return resizer
+
+
 @pytest.mark.parametrize("name", names())
-def test_every_sampled_frame_is_the_one_shown_then(data, name):
+def test_every_sampled_frame_is_the_one_shown_then(data, name, compiled_resize):
     path = str(data / "video" / "clips" / name)
     index = frame_index.open_index(path)
     positions = positions_of(index)
@@ -72,6 +80,9 @@ def test_every_sampled_frame_is_the_one_shown_then(data, name):
             if i in found:
                 assert difference(found[i], frame) == 0, (name, i)
     assert i + 1 == len(index.times)
+    _, *size = patch.Budget().fit(16, *frame.shape[:2])
+    for frame in found.values():
+        assert np.array_equal(compiled_resize(frame, *size), patch.resize(frame, *size))
 
 
 @pytest.mark.parametrize("name", names())

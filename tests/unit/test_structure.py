@@ -19,7 +19,7 @@ SYSTEMS = {"keye", "onerec", "etree"}
 OWNERS = {
     "zstandard": "artifact", "safetensors": "artifact", "pyarrow": "artifact", "mpi4py": "world", "decord": "video",
     "av": "video", "ijson": "artifact", "tokenizers": "keye", "datasketch": "keye", "imagehash": "keye", "openai": "keye",
-    "openpyxl": "artifact", "tensorboard": "train", "numba": "onerec",
+    "openpyxl": "artifact", "tensorboard": "train", "numba": "onerec video",
     "torch.distributed": "train", "matplotlib": "draw", "typer": "cli options invocation commands",
 }  # fmt: skip
 # models and algorithms: arrays in, arrays out

@@ -31,13 +31,13 @@ NAMES = {
 }
 
 
-def run(folder, words):
-    """The peak memory in GiB and the processor seconds of a command."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def run(folder, words, *, ends=0, **environment):
+    """The peak memory in GiB and the processor seconds of a command, which must end with that exit code."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     process = subprocess.Popen([KVTOOLS, *words.split()], cwd=folder, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"kvtools {words} ended with {os.waitstatus_to_exitcode(status)}.")
+    if (code := os.waitstatus_to_exitcode(status)) != ends:
+        sys.exit(f"kvtools {words} ended with {code}.")
     return usage.ru_maxrss / 2**20, usage.ru_utime + usage.ru_stime
 
 

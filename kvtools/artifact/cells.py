@@ -16,8 +16,12 @@ Scale = Literal["number", "moment"]
 NO_VALUE = ("NA", "N/A", "NaN", "nan", "NULL", "null", "None", "none", "\\N")  # how other programs write an empty cell
 
 _NUMBER = r"^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?$"
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+# `Tue Apr 03 18:00:09 +0000 2012`, of Twitter's API, Foursquare's check-ins and Goodreads
+_SPELLED = rf"[A-Z][a-z]{{2}} ({'|'.join(_MONTHS)}) +([0-9]{{1,2}}) ([0-9:]+) (?:([A-Z]{{3}}|[+-][0-9:]+) )?([0-9]{{4}})"
 _MOMENT = (
-    r"^([0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}([ T][0-9:., ]+)?\s*([A-Z]{1,3}|[+-][0-9:]+)?|[0-9]{1,2} [0-9]{1,2}, [0-9]{4})$"
+    r"^([0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}([ T][0-9:., ]+)?\s*([A-Z]{1,3}|[+-][0-9:]+)?|[0-9]{1,2} [0-9]{1,2}, [0-9]{4}"
+    rf"|{_SPELLED})$"
 )
 _CLOCK = r"(?:[ T](?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2}(?:[.,]\d+)?))?)?"
 _ZONE = r"\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?"
@@ -127,6 +131,7 @@ def _moments(cells: Any) -> tuple[np.ndarray, np.ndarray]:
         except pa.ArrowInvalid:
             continue
         return pc.fill_null(stamps, 0).to_numpy(zero_copy_only=False) / 1e6, ~_is_null(stamps)
+    cells = _in_order_of_iso(cells)
     seconds, is_good = np.zeros(len(cells)), np.zeros(len(cells), bool)
     for layout in _LAYOUTS:
         parts = pc.extract_regex(cells, layout)
@@ -134,6 +139,14 @@ def _moments(cells: Any) -> tuple[np.ndarray, np.ndarray]:
         if fits.any():
             seconds[fits], is_good[fits] = _seconds(parts.filter(pa.array(fits)))
     return seconds, is_good
+
+
+def _in_order_of_iso(cells: Any) -> Any:
+    """Cells that spell a month, as 2012-4-03 18:00:09+0000; the others as they are."""
+    turned = pc.replace_substring_regex(cells, f"^{_SPELLED}$", r"\5-\1-\2 \3\4")
+    for number, month in enumerate(_MONTHS, start=1):
+        turned = pc.replace_substring(turned, f"-{month}-", f"-{number}-")
+    return turned
 
 
 def _local(cells: Any) -> Any:

@@ -41,6 +41,8 @@ def items(found):
         "reviewerID,asin,unixReviewTime",
         "uid,Video_Id,Event Time",
         "USER,sku,date",
+        "customer_id,gmap id,t_dat",
+        "userId,venueId,utcTimestamp",
     ],
 )
 def test_columns_are_known_by_the_names_of_public_logs(title):
@@ -75,6 +77,9 @@ def test_a_time_and_a_split_that_are_not_used_are_told():
     line = found.account.line()
     assert "'seen' looks like a time and is not used; --column time=seen uses it" in line
     assert "'role' looks like a split and is not used; --column part=role uses it" in line
+    found, _ = read("user,item,RATED_DT,sentiment,candidate\nu,a,13/9/2009,5 of 5,b7\nu,b,12/9/2009,4 of 5,b8\n")
+    (note,) = found.account.tables[0].notes
+    assert note == "'RATED_DT' is named after a time and is not used, since '13/9/2009' is none that is read"
 
 
 def test_a_split_is_that_of_the_file():
@@ -133,7 +138,7 @@ def test_a_name_that_swallows_rows_is_no_name():
     found, skipped = read('user,item\nu,"a\nu,b\nu,c"\nu,d\n')
     assert items(found) == {"u": ["d"]}
     assert skipped.lines() == ["rows whose item is no text of one line were left out, 1 in all (row 1)"]
-    assert "2 lines are blank, or lie within quotes" in found.account.line()
+    assert "2 lines are blank, or within quotes" in found.account.line()
 
 
 TABLE = "user_id,item_id,timestamp\nu,b,2\nu,a,1\nv,a,5\n"

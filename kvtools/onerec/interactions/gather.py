@@ -74,7 +74,7 @@ class Gathered:
             else:
                 self._begin("row", source)
                 self._add_rows(text, chosen, source)
-            n_lines = f"{text.n_lines:,} lines are blank, or lie within quotes"
+            n_lines = f"{text.n_lines:,} {'line is' if text.n_lines == 1 else 'lines are'} blank, or within quotes"
             notes = (*chosen.notes, n_lines) if text.n_lines else chosen.notes
             self.tables.append(TableAccount(source.name, text.form_name, chosen.columns, chosen.unused, notes))
         for reason, count in text.skipped.counts.items():

@@ -24,12 +24,13 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "item": (
         "item_id", "item", "iid", "movie_id", "video_id", "product_id", "asin", "parent_asin", "sku", "book_id", "song_id",
         "track_id", "article_id", "news_id", "business_id", "isbn", "anime_id", "game_id", "goods_id", "poi_id", "venue_id",
-        "photo_id", "post_id", "doc_id", "feed_id",
+        "photo_id", "post_id", "doc_id", "feed_id", "gmap_id", "location_id", "stock_code", "click_article_id",
     ),
     "time": (
         "timestamp", "time", "t", "ts", "time_ms", "timestamp_ms", "unix_time", "unix_timestamp", "unixReviewTime",
         "event_time", "event_timestamp", "datetime", "date_time", "created_at", "create_time", "click_time", "request_time",
-        "action_time", "visit_time", "view_time", "start_time", "utc_time", "epoch",
+        "action_time", "visit_time", "view_time", "start_time", "utc_time", "utc_timestamp", "click_timestamp", "event_ts",
+        "check_in_time", "purchase_time", "order_time", "epoch",
     ),
     "rating": ("rating", "ratings", "label", "overall", "stars", "score", "book_rating", "star_rating"),
     "part": ("part", "split", "set", "subset", "fold", "partition"),
@@ -44,7 +45,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 _FALLBACKS: Mapping[str, tuple[str, ...]] = {
     "user": ("session_id", "session", "user_name"),
     "item": ("artist_id", "artist", "movie", "video", "product", "book", "song", "track", "article", "game"),
-    "time": ("date", "day", "dt", "reviewTime", "review_date"),
+    "time": ("date", "day", "dt", "reviewTime", "review_date", "t_dat"),
 }
 CORE: tuple[str, ...] = ("user", "item", "time", "rating", "part")
 WORDS = ("author", "tag")
@@ -53,7 +54,8 @@ PARTS = {
     "testing": TEST,
 }  # fmt: skip
 
-_TIMELY = re.compile("time|date(?!d)|stamp|epoch|moment|when", re.IGNORECASE)
+_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_TIMELY = re.compile(".*(time|(?<!candi)date|stamp)|epoch|moment|when|at|dt|dat|ts", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def looks_like_time(name: str, cells: Sequence[str]) -> bool:
     if scale == "moment":
         return True
     is_epoch = any(((values > low) & (values < high)).all() for low, high in ((5e8, 4e9), (5e11, 4e12), (5e14, 4e15)))
-    return bool(is_epoch) or (bool(_TIMELY.search(name)) and len(np.unique(values)) > 1)
+    return bool(is_epoch) or (_is_named_after_time(name) and len(np.unique(values)) > 1)
 
 
 def _remedy(role: str, there: Collection[str]) -> str:
@@ -145,7 +147,14 @@ def _note(column: str, cells: Sequence[str], columns: Mapping[str, str]) -> str:
     if looks_like_time(column, cells) and column not in columns.values():
         remedy = "" if "time" in columns else f"; --column time={column} uses it"
         return f"{column!r} looks like a time and is not used{remedy}"
+    if "time" not in columns and _is_named_after_time(column):
+        odd = next((cell for cell in cells if any(map(str.isdigit, cell)) and numbers_of([cell])[1].any()), "")
+        return f"{column!r} is named after a time and is not used, since {odd[:40]!r} is none that is read" if odd else ""
     return ""
+
+
+def _is_named_after_time(name: str) -> bool:
+    return any(_TIMELY.fullmatch(word) for word in _WORD.findall(name))
 
 
 def _says_parts(cells: Sequence[str]) -> bool:

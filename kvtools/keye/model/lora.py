@@ -82,7 +82,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
         out = nf.linear(x, self.weight, self.bias)
-        return out + self.scale * nf.linear(nf.linear(x, self.lora_A), self.lora_B) if self.is_on else out
+        return out.add_(nf.linear(nf.linear(x, self.lora_A), self.lora_B), alpha=self.scale) if self.is_on else out
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

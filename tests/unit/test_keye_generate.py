@@ -120,6 +120,13 @@ def test_more_answers_begin_with_the_fewer_and_longer_ones_with_the_shorter():
     assert [a.tokens[:12].tolist() for s in longer for a in s] == [a.tokens.tolist() for s in few for a in s]
 
 
+def test_answers_do_not_depend_on_how_their_memory_grows(monkeypatch):
+    keye = model(2)
+    expected = answers(keye, temperature=1.0, n_answers=2, max_new_tokens=40)
+    monkeypatch.setattr("kvtools.keye.model.decode._ROOM", 2)  # it grows many times, by more each time
+    same(expected, answers(keye, temperature=1.0, n_answers=2, max_new_tokens=40))
+
+
 def test_seed_and_key_decide_the_draw():
     keye = model(2)
     twin = [replace(PROMPTS[0], key="x"), replace(PROMPTS[0], key="x"), replace(PROMPTS[0], key="y")]

@@ -213,8 +213,9 @@ class Decoding:
         config, n_rows = self._weights.config, len(self._prompt_of)
         capacity = self._own[0][0].shape[2] if self._own else 0
         if self._n >= capacity:
-            # by half: an answer of n tokens is copied a few times in all, not n / 64 times
-            n_more = max(_ROOM, capacity // 2)
+            # by half: an answer of n tokens is copied a few times in all, not n / 64 times; by whole rooms, since it is looked at
+            # only where one is full
+            n_more = _ROOM * max(1, capacity // 2 // _ROOM)
             if not self._own:
                 like = self._prompt_layers[0][0]
                 shape = (n_rows, config.kv_heads, n_more, config.head_dim)

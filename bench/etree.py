@@ -26,7 +26,7 @@ from kvtools.etree.train.models import Dense, build
 from kvtools.etree.train.simulation import TreeSimulation
 from kvtools.etree.tree import balanced, kma
 from kvtools.etree.tree.tree import Tree
-from kvtools.train.device import n_cores
+from kvtools.train.device import own_cores
 from kvtools.world import World
 
 ROUNDS = 3
@@ -40,7 +40,15 @@ def trainer_of(model, n_devices, n_samples, batch):
     n = min(n_devices * n_samples, 60_000)
     x, y = rng.random((n, 784), dtype=np.float32), rng.integers(0, 10, n)
     return LocalTrainer(
-        model, x, y, np.arange(n_devices * n_samples) % n, np.arange(n_devices + 1) * n_samples, batch, 0.05, 0, n_cores(1)
+        model,
+        x,
+        y,
+        np.arange(n_devices * n_samples) % n,
+        np.arange(n_devices + 1) * n_samples,
+        batch,
+        0.05,
+        0,
+        own_cores(World()),
     )
 
 
@@ -55,7 +63,7 @@ def ours(trainer, n_devices):
 
 
 def loop(trainer, n_devices, sizes):
-    torch.set_num_threads(n_cores(1))
+    torch.set_num_threads(own_cores(World()))
     layers = [part for i, o in pairwise(sizes) for part in (torch.nn.Linear(i, o), torch.nn.ReLU())]
     net = torch.nn.Sequential(*layers[:-1])
     first = {name: torch.from_numpy(array) for name, array in trainer.model.named(trainer.model.init(0)).items()}
@@ -88,7 +96,7 @@ def bound(sizes, n_devices, n_samples, batch):
     for _ in range(n_steps):
         for (a, b), out in zip(products, outs, strict=True):
             torch.mm(a, b, out=out)
-    return (time.perf_counter() - begun) * (n_devices * n_samples / batch) / n_steps / n_cores(1)
+    return (time.perf_counter() - begun) * (n_devices * n_samples / batch) / n_steps / own_cores(World())
 
 
 def times(label, n_devices, n_samples, sizes, batch):
@@ -118,7 +126,7 @@ def conv():
     trainer = trainer_of(build("cnn", (1, 28, 28), 10), n_devices, 100, 10)
     trainer._x = trainer._x.view(-1, 1, 28, 28)
     seconds, rows = ours(trainer, n_devices)
-    torch.set_num_threads(n_cores(1))
+    torch.set_num_threads(own_cores(World()))
     nn = torch.nn
     pooled = [nn.ReLU(), nn.MaxPool2d(2)]
     net = nn.Sequential(
@@ -250,7 +258,7 @@ from kvtools.etree.train.simulation import *
 from kvtools.world import World
 from kvtools.etree.train.costs import CostModel
 from kvtools.etree.train.local import LocalTrainer
-from kvtools.train.device import n_cores
+from kvtools.train.device import own_cores
 from kvtools.etree.train.models import Dense
 n, k = {n_devices}, {max(1, n_devices // 1000)}
 rng = np.random.default_rng(0)
@@ -263,7 +271,7 @@ device = np.concatenate([np.arange(n), first, [0]]).astype(np.int32)
 order = np.concatenate([np.arange(n) - first[group], np.arange(k), [0]]).astype(np.int32)
 tree = Tree(parent, level, device, np.array([1, 2, 1], np.int32), order, np.empty(0, np.int32))
 delays = Delays("euclidean", np.arange(n), np.zeros(n), points=rng.random((n, 2)))
-trainer = LocalTrainer(Dense((64, 10)), x, y, np.arange(n), np.arange(n + 1), 10, 0.05, 0, n_cores(1))
+trainer = LocalTrainer(Dense((64, 10)), x, y, np.arange(n), np.arange(n + 1), 10, 0.05, 0, own_cores(World()))
 simulation = TreeSimulation(tree, delays, trainer, CostModel(), "samples", tree.group, World())
 begun = time.perf_counter()
 for _ in range(2): simulation.step()

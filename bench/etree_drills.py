@@ -20,7 +20,7 @@ from kvtools.etree.train.models import build
 from kvtools.etree.train.run import Run, SimulationPlan, rounds_of
 from kvtools.etree.tree.balanced import balanced
 from kvtools.etree.tree.tree import grow
-from kvtools.train.device import n_cores
+from kvtools.train.device import own_cores
 from kvtools.world import World
 
 DRILLS = {
@@ -58,7 +58,7 @@ for seed in range(int(words["seeds"])):
     index, offsets = partition("classes:2", train.y, 100, seed)
     labels = histogram(train.y, index, offsets, labelled.n_classes)
     model = build("softmax", labelled.shape, labelled.n_classes)
-    trainer = LocalTrainer(model, train.x, train.y, index, offsets, 10, 0.05, seed, n_cores(1))
+    trainer = LocalTrainer(model, train.x, train.y, index, offsets, 10, 0.05, seed, own_cores(World()))
     tree = grow(balanced(delays, labels, 20, seed=seed, world=World()), delays, [5, 1], [1, 2, 2, 1], seed, World())
     for name, script in DRILLS.items():
         options = {"regroup": 0.6} if "given up" in name else {"late_updates": "carry"} if "count half" in name else {}

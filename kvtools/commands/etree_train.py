@@ -85,7 +85,7 @@ def main(
     from kvtools.etree.train.run import DECENTRALISED, Run, SimulationPlan, algorithm_tree, rounds_of
     from kvtools.etree.tree.tree import parse_counts
     from kvtools.progress import Ticker
-    from kvtools.train.device import n_cores, resolve_device
+    from kvtools.train.device import own_cores, resolve_device
     from kvtools.world import Stop
 
     world, stop = run.world, Stop() if state or run.output != "-" else False
@@ -130,7 +130,7 @@ def main(
         n_rounds = rounds if epochs is None else rounds_of(epochs, trained_tree)
     with raising(Usage, f"--fail {fail or repr(fail)}", remedy="Give events such as leaf:10%@5,root@12."):
         events = () if fail is None else tuple(read_script(fail, trained_tree, seed))
-    held, n_threads = fleet.devices, n_cores(world.local_size)
+    held, n_threads = fleet.devices, own_cores(world)
     trainer = LocalTrainer(
         built, train.x, train.y, held.index, held.offsets, batch=batch, lr=lr, seed=seed, n_threads=n_threads, chunk=chunk,
         torch_device=torch_device,

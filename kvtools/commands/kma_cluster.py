@@ -79,7 +79,7 @@ def main(
     from kvtools.etree.tree.run import ClusterRun
     from kvtools.etree.tree.tree import grow
     from kvtools.progress import Ticker
-    from kvtools.train.device import n_cores
+    from kvtools.train.device import own_cores
 
     world = run.world
     above = _counts(levels, "--levels") if levels else ([1] if groups > 1 else [])
@@ -129,7 +129,7 @@ def main(
             model = build("softmax", labelled.shape, labelled.n_classes)  # as the authors' simulator trains
             trainer = LocalTrainer(
                 model, train.x, train.y, fleet.index, fleet.offsets, batch=batch, lr=lr, seed=seed,
-                n_threads=n_cores(world.local_size),
+                n_threads=own_cores(world),
             )  # fmt: skip
             accuracy = clustering.accuracies(trainer, pretrain, test.x, test.y)
         options: dict[str, Any] = {"n_sweeps": sweeps, "on_sweep": clustering.on_sweep, "earlier": clustering.search}

@@ -113,7 +113,7 @@ def main(
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
     run.refuse_existing(is_directory=lora is not None)
     folder = state or state_folder(run.output)
-    limit_threads(world.local_size)
+    limit_threads(world)
     keep_freed_memory()
 
     with ExitStack() as stack:

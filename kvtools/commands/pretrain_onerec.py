@@ -106,7 +106,7 @@ def main(
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
     run.refuse_existing()
     folder = state or state_folder(run.output)
-    limit_threads(world.local_size)
+    limit_threads(world)
     keep_freed_memory()
     add_in_one_order(torch_device)
     report = partial(SkippedRows.report, log=run.warn, strict=run.strict, verbose=run.verbose)

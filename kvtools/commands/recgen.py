@@ -140,7 +140,7 @@ def main(
     weight = _blend_weight(blend or "0")
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
     run.refuse_existing()
-    limit_threads(world.local_size)
+    limit_threads(world)
     keep_freed_memory()
 
     is_plain = not (exact or no_trie or weight or blend == "auto")

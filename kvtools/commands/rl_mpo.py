@@ -77,7 +77,7 @@ def main(
     compute_on, precision = resolve_device(device, dtype, rank=world.rank)
     run.refuse_existing()
     folder = state or state_folder(run.output)
-    limit_threads(world.local_size)
+    limit_threads(world)
     keep_freed_memory()
 
     with ExitStack() as stack:

@@ -75,7 +75,7 @@ def main(
     with raising(Usage, "--temperature, --top-k, --top-p", "Give other values."):
         SamplingConfig(temperature, top_k, top_p)
     compute_on, precision = resolve_device(device, dtype, rank=world.rank)
-    limit_threads(world.local_size)
+    limit_threads(world)
     keep_freed_memory()
     source = open_prompts(prompts, specs)
     plan = SamplingPlan(group, max_new, temperature, top_k, top_p, overlong)

@@ -87,7 +87,7 @@ def main(
     run.refuse_shared_stdin(embeddings, keys, pairs, captions, codebook)
     world = run.world
     on, _ = resolve_device(device, rank=world.rank)
-    limit_threads(world.local_size)
+    limit_threads(world)
     if codebook or not METHODS[method].is_parallel:
         if not world.is_root:
             return 0

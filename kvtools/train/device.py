@@ -1,9 +1,14 @@
 """Where to compute and how exactly, from what --device and --dtype say; this process's part of the cores and of the memory."""
 
 import ctypes
+import hashlib
+import math
 import os
+import socket
+from pathlib import Path
 
 from kvtools.errors import Usage
+from kvtools.world import World
 
 # of mallopt(3), as glibc's malloc.h numbers them
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -24,17 +29,50 @@ def resolve_device(device: str, dtype: str = "auto", *, rank: int = 0) -> tuple[
     return resolved, ("bfloat16" if is_cuda else "float32") if dtype == "auto" else dtype
 
 
-def n_cores(n_processes: int) -> int:
-    """This process's part of the machine's cores, where so many processes work on it; at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // n_processes)
+def own_cores(world: World) -> int:
+    """How many cores this rank may use, at least 1. A collective.
+
+    Of the cores that it may run on, and of the quota of its control group, it has an even part beside the ranks that share
+    them, and no more than SLURM_CPUS_PER_TASK and OMP_NUM_THREADS say.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    n_sharing = world.local_size
+    if world.size > 1:  # ranks that a launcher bound to cores of their own do not share them
+        import numpy as np
+
+        word = hashlib.blake2b(f"{socket.gethostname()} {cores}".encode(), digest_size=8).digest()
+        everyone = world.gather_array(np.frombuffer(word, np.int64))
+        n_sharing = int((everyone == everyone[world.rank]).sum())
+    n = min(len(cores) // n_sharing, math.floor(min(cpu_quota(), 1 << 20) / world.local_size))
+    for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
+        text = os.environ.get(name, "").split(",")[0]
+        n = min(n, int(text)) if text.isdigit() and int(text) else n
+    return max(1, n)
 
 
-def limit_threads(n_processes: int) -> None:
-    """Give torch an equal part of this machine's cores, where several processes work on it."""
+def cpu_quota(groups: str = "/sys/fs/cgroup") -> float:
+    """Cores that the control group of this process may use, of either version; infinite where there is no quota."""
+    files = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+    for names in files:
+        try:
+            words = " ".join(Path(groups, name).read_text().strip() for name in names).split()
+            quota, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return math.inf
+
+
+def limit_threads(world: World) -> None:
+    """Give this rank's threads its part of the cores: those of torch, OpenMP and BLAS, which would take all of them each. A
+    collective."""
     import torch
+    from threadpoolctl import threadpool_limits
 
-    if n_processes > 1:
-        torch.set_num_threads(n_cores(n_processes))
+    n = own_cores(world)
+    threadpool_limits(n)
+    torch.set_num_threads(n)
 
 
 def add_in_one_order(device: str) -> None:

@@ -6,10 +6,10 @@ starts another.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 from kvtools.artifact.files import Spool
+from kvtools.train.device import own_cores
 from kvtools.video.inputs import Clip
 from kvtools.video.pool import Outcome, Pool
 from kvtools.video.recipe import VideoRecipe
@@ -36,7 +36,7 @@ def spread(
     n_jobs: workers on this rank, by default its cores; where clips are fewer than cores, decoders get more threads. finish:
     applied by each rank to the outcomes of its own clips, in order.
     """
-    n_cores = max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    n_cores = own_cores(world)
     n_jobs = n_jobs or n_cores
     n_threads = max(1, n_cores // max(1, min(n_jobs, len(clips) // world.size)))
     block = len(clips) if world.size == 1 else _BLOCK * n_jobs * world.size

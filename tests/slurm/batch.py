@@ -13,6 +13,9 @@ EXAMPLES = ROOT / "examples" / "slurm"
 OUTPUT = ("--output=log-%A-%a.txt", "--open-mode=append")
 SMALLER = ("--cpus-per-task=1", "--gres=none")
 
+# a job that was queued again waits for two minutes; at once, its new step meets what is left of the old one, of the same number
+_REST_S = 15
+
 
 def has_two_nodes():
     if shutil.which("sinfo") is None:
@@ -40,9 +43,12 @@ def submit(folder, script, *words, options=(), **more):
 def wait(number, timeout_s=300):
     """Wait until a job has ended, whoever queues it again; its state and exit code, as `COMPLETED 0`, of each of its tasks."""
     deadline = time.monotonic() + timeout_s
-    while waiting := slurm(f"squeue -h -j {number} -o %i:%t:%r", check=False).split():
+    since: dict[str, float] = {}
+    while waiting := slurm(f"squeue -h -j {number} -o %i:%t:%r", check=False).splitlines():
         for job, state, reason in (line.split(":", 2) for line in waiting):
-            if (state, reason) == ("PD", "BeginTime"):  # a job that was queued again would wait for minutes
+            if (state, reason) != ("PD", "BeginTime"):
+                since.pop(job, None)
+            elif time.monotonic() - since.setdefault(job, time.monotonic()) > _REST_S:
                 slurm(f"scontrol update JobId={job} StartTime=now", check=False)
         if time.monotonic() > deadline:
             slurm(f"scancel {number}", check=False)

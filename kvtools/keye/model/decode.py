@@ -213,7 +213,7 @@ class Decoding:
         config, n_rows = self._weights.config, len(self._prompt_of)
         capacity = self._own[0][0].shape[2] if self._own else 0
         if self._n >= capacity:
-            # by half: an answer of n tokens is copied a few times in all, not n / 64 times; by whole rooms, since it is looked at
+            # by half: an answer of n tokens is copied a few times in all, not n / 64 times; by whole rooms, since it is called
             # only where one is full
             n_more = _ROOM * max(1, capacity // 2 // _ROOM)
             if not self._own:

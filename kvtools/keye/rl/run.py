@@ -62,7 +62,7 @@ def train_policy(run: "Invocation", recipe: GrpoRecipe, options: GrpoOptions, *,
     device, precision = resolve_device(options.device, options.dtype, rank=world.rank)
     run.refuse_existing()
     folder = options.state or state_folder(run.output)
-    limit_threads(world.local_size)
+    limit_threads(world)
     keep_freed_memory()
     add_in_one_order(device)
     with ExitStack() as stack:

@@ -46,7 +46,7 @@ def answer_open(run: "Invocation", config: GenerationConfig, options: OpenOption
     run.refuse_own_input(*options.sources, options.model)
     run.refuse_existing()
     compute_on, precision = resolve_device(options.device, options.dtype, rank=world.rank)
-    limit_threads(world.local_size)
+    limit_threads(world)
     keep_freed_memory()
     inputs = [open_conversations(src) for src in options.sources]
     conversations = take_shard([conversation for part in inputs for conversation in part.conversations], options.shard)

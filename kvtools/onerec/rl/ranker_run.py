@@ -82,7 +82,7 @@ def train_ranker(run: "Invocation", options: RankerOptions, *, stop: object = Fa
     run.refuse_shared_stdin(options.interactions, options.model)
     device, precision = resolve_device(options.device, options.dtype, rank=run.world.rank)
     run.refuse_existing()
-    limit_threads(run.world.local_size)
+    limit_threads(run.world)
     keep_freed_memory()
     add_in_one_order(device)
     checkpoint, name = Checkpoint.open(options.model or ""), source_name(options.model or "")

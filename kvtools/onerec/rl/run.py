@@ -79,7 +79,7 @@ def train_policy(run: "Invocation", objective: Objective, options: PolicyOptions
     run.refuse_shared_stdin(options.interactions, options.model, options.users, options.valid, options.listed)
     device, precision = resolve_device(options.device, options.dtype, rank=run.world.rank)
     run.refuse_existing(options.rollouts)
-    limit_threads(run.world.local_size)
+    limit_threads(run.world)
     keep_freed_memory()
     add_in_one_order(device)
     folder = options.state or state_folder(run.output)

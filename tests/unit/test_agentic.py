@@ -11,7 +11,11 @@ import torch
 from PIL import Image
 from small_keye import CONFIG
 
+from kvtools.artifact import open_artifact
+from kvtools.artifact.files import Sink
+from kvtools.artifact.stream import Head, Writer
 from kvtools.keye.data.chat_template import ChatTemplate
+from kvtools.keye.data.conversations import normalise
 from kvtools.keye.data.media import Media
 from kvtools.keye.data.packing import collate
 from kvtools.keye.data.processor import Processor
@@ -21,6 +25,7 @@ from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.log_probs import log_probabilities
 from kvtools.keye.rl.grpo import GrpoTask, PolicyConfig
 from kvtools.keye.rl.prompts import Prompt
+from kvtools.keye.rl.records import KIND, from_stream, to_records
 from kvtools.keye.rl.rewards import Rewards, Rule
 from kvtools.keye.rl.rollouts import Sampler, SamplingPlan
 from kvtools.keye.run.agentic import CodeRunner
@@ -169,7 +174,17 @@ def test_a_frame_of_a_data_url_and_a_path_in_the_question_are_found(keye, templa
     assert "<sandbox_output>(112, 84) picture-0.png</sandbox_output>" in reply.text
 
 
-def test_rollouts_of_agentic_prompts_run_their_code_and_learn_what_was_drawn(keye, template, sandbox, photo, scripted):
+def read_back(group, path):
+    """The records of a group, written and read."""
+    with Writer(Sink(str(path)), Head(KIND)) as writer:
+        for key, data in to_records(group, 0):
+            writer.write_pieces(key, [memoryview(data)])
+    return [*from_stream(open_artifact(str(path)), "rollouts")]
+
+
+def test_rollouts_of_agentic_prompts_run_their_code_and_learn_what_was_drawn(
+    keye, template, sandbox, photo, scripted, tmp_path
+):
     name, _ = photo
     scripted(CROP, SUM)
     prompts = [Prompt("q", asked(name)), Prompt("p", {**asked(name), "mode": "no_think"})]
@@ -188,6 +203,19 @@ def test_rollouts_of_agentic_prompts_run_their_code_and_learn_what_was_drawn(key
     assert by_key["q"].texts[0].startswith(f"{CROP}\n<sandbox_output>{PICTURE}</sandbox_output>And <code>")
     assert "<sandbox_output>" not in by_key["p"].texts[0], "its code is text"
     assert task.figures["runs"] == 1
+    # what is written of it is read again with the picture that its code gave
+    group = by_key["q"]
+    record = read_back(group, tmp_path / "r.kvs")[0]
+    whole = {
+        **record.conversation,
+        "messages": [*record.conversation["messages"], {"role": "assistant", "content": record.content}],
+    }
+    with Media() as media:
+        example = Processor.for_model(keye.config, template, media).example(normalise(whole))
+    begin, insertion = group.answers[0].inserted[0]  # what a random model draws after it is no text
+    drawn = [*group.example.tokens, *group.answers[0].tokens[: begin + len(insertion.tokens)]]
+    assert len(example.visuals) == len(group.example.visuals) + 1
+    assert example.tokens[: len(drawn)].tolist() == drawn
     # the policy that learns is the one that drew, outputs of code and all
     assert sum(float(loss.logged["kl"]) for loss in losses) < 1e-6
     assert sum(loss.count for loss in losses) == 4

@@ -189,7 +189,8 @@ def test_equal_pairs_are_left_out_by_name():
 def test_the_best_and_the_worst_of_a_group_are_a_pair():
     def record(number, reward, text, ended="stop", group=0):
         return RolloutRecord(
-            f"p#{number}", f"p{group}", group, "auto", text, ended, reward, {}, {"id": "p", "messages": []}, 3
+            f"p#{number}", f"p{group}", group, "auto", text, [{"type": "text", "text": text}], ended, reward, {},
+            {"id": "p", "messages": []}, 3,
         )  # fmt: skip
 
     rows = [

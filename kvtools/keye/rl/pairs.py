@@ -69,7 +69,7 @@ def pairs_of(source: Conversations) -> list[Pair]:
 
 def _pair(best: RolloutRecord, worst: RolloutRecord) -> Conversation:
     conversation = best.conversation
-    answer, rejected = ({"role": "assistant", "content": [{"type": "text", "text": r.text}]} for r in (best, worst))
+    answer, rejected = ({"role": "assistant", "content": list(r.content)} for r in (best, worst))
     rewards = {"chosen": _rounded(best), "rejected": _rounded(worst)}
     messages = [*conversation["messages"], answer]
     fields = {"id": best.prompt, "mode": conversation.get("mode"), "rewards": rewards}

@@ -2,12 +2,13 @@
 
 tokens int32: the prompt's and the answer's, outputs of code among them; logprobs float32: of the answer's drawn tokens. JSON:
 prompt (its key), prompt_tokens, number (the answer's), mode, text, ended, rewards by term (null where nobody could say),
-conversation and answer, the expected one. A reward that could not be given is NaN in the tensor.
+conversation and answer, the expected one; content, the answer as parts of a message, where its code gave pictures. A reward
+that could not be given is NaN in the tensor.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,14 @@ KIND = "rollout"
 
 @dataclass(frozen=True)
 class RolloutRecord:
-    """One answer as it was stored. reward: NaN where it could not be given."""
+    """One answer as it was stored. reward: NaN where it could not be given. content: as parts of a message."""
 
     key: str
     prompt: str
     group: int
     mode: str
     text: str
+    content: Sequence[Mapping[str, Any]]
     ended: str
     reward: float
     rewards: Mapping[str, float | None]
@@ -39,7 +41,8 @@ class RolloutRecord:
 
 def to_records(group: Group, number: int, prefix: str = "") -> Iterator[tuple[str, bytes]]:
     """The records of a group, each its key and its encoded bytes. number: the group's in the run. prefix: of keys."""
-    for index, (answer, text, scored) in enumerate(zip(group.answers, group.texts, group.scored, strict=True)):
+    answers = zip(group.answers, group.contents, group.texts, group.scored, strict=True)
+    for index, (answer, content, text, scored) in enumerate(answers):
         key = f"{prefix}{group.prompt.key}#{answer.number}"
         reward = math.nan if scored.reward is None else scored.reward
         tensors = {
@@ -62,6 +65,8 @@ def to_records(group: Group, number: int, prefix: str = "") -> Iterator[tuple[st
             "conversation": json.loads(json.dumps(group.prompt.conversation)),
             "answer": None if group.prompt.expected is None else group.prompt.expected.text,
         }
+        if any(part["type"] == "image" for part in content):
+            fields["content"] = list(content)
         yield key, b"".join(blob.encode(tensors, fields))
 
 
@@ -74,10 +79,12 @@ def from_stream(reader: Reader, name: str) -> Iterator[RolloutRecord]:
             missing = next((word for word in ("prompt", "text", "conversation", "mode") if word not in fields), None)
             if missing is not None:
                 raise ValueError(f"it has no JSON field {missing}, which rollouts of Keye-VL have")
+            text = str(fields["text"])
             yield RolloutRecord(
-                record.key, str(fields["prompt"]), int(record.tensors["group"]), str(fields["mode"]), str(fields["text"]),
-                str(fields.get("ended", "stop")), float(record.tensors["reward"]), fields.get("rewards") or {},
-                fields["conversation"], len(record.tensors["logprobs"]),
+                record.key, str(fields["prompt"]), int(record.tensors["group"]), str(fields["mode"]), text,
+                fields.get("content") or [{"type": "text", "text": text}], str(fields.get("ended", "stop")),
+                float(record.tensors["reward"]), fields.get("rewards") or {}, fields["conversation"],
+                len(record.tensors["logprobs"]),
             )  # fmt: skip
 
 

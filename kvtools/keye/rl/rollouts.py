@@ -8,14 +8,13 @@ files (records.py). Legend: G answers of a group.
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from kvtools.errors import Corrupt, reason_of
-from kvtools.keye.data.chat_template import ChatTemplate
 from kvtools.keye.data.conversations import BAD
 from kvtools.keye.data.dataloader import UNREADABLE
 from kvtools.keye.data.media import Unreadable
@@ -51,12 +50,16 @@ class SamplingPlan:
 
 @dataclass(frozen=True)
 class Group:
-    """The answers to one prompt. advantages_G: float64 (G,), 0 where nothing is to be learnt; is_kept_G: bool, which of them
-    count; has_signal: whether any advantage is not 0."""
+    """The answers to one prompt. contents: as parts of messages, with the outputs of code; texts: PICTURE stands for one.
+
+    advantages_G: float64 (G,), 0 where nothing is to be learnt; is_kept_G: bool, which of them count; has_signal: whether any
+    advantage is not 0.
+    """
 
     prompt: Prompt
     example: Example
     answers: Sequence[Answer]
+    contents: Sequence[Sequence[dict[str, Any]]]
     texts: Sequence[str]
     scored: Sequence[Scored]
     advantages_G: np.ndarray
@@ -185,9 +188,11 @@ class Sampler:
         )  # fmt: skip
         answers = list(drawn)
         outputs = {} if runner is None else runner.outputs
-        texts = [
-            [_text(template, answer, outputs.get((answer.key, answer.number), [])) for answer in group] for group in answers
+        contents = [
+            [answer_content(template, answer, outputs.get((answer.key, answer.number), [])) for answer in group]
+            for group in answers
         ]
+        texts = [[_text(content) for content in group] for group in contents]
         replies = [
             Reply(f"{prompt.key}#{answer.number}", prompt, text, len(answer.logprobs), plan.max_new)
             for (prompt, _), group, group_texts in zip(read, answers, texts, strict=True)
@@ -198,8 +203,8 @@ class Sampler:
         def groups() -> list[Group]:
             rows = iter(scores() if self.rewards.terms else [Scored({}, 0.0)] * len(replies))
             return [
-                judged(prompt, example, group, group_texts, [next(rows) for _ in group], plan.overlong)
-                for (prompt, example), group, group_texts in zip(read, answers, texts, strict=True)
+                judged(prompt, example, group, parts, group_texts, [next(rows) for _ in group], plan.overlong)
+                for (prompt, example), group, parts, group_texts in zip(read, answers, contents, texts, strict=True)
             ]
 
         return groups
@@ -215,15 +220,14 @@ class Sampler:
         return None
 
 
-def _text(template: ChatTemplate, answer: Answer, outputs: Sequence[Sequence[dict[str, Any]]]) -> str:
-    """An answer as text, with the outputs of its code, PICTURE for each picture among them."""
-    parts = answer_content(template, answer, outputs)
-    return "".join(part["text"] if part["type"] == "text" else PICTURE for part in parts)
+def _text(content: Sequence[Mapping[str, Any]]) -> str:
+    """An answer as text, PICTURE for each picture that its code gave."""
+    return "".join(part["text"] if part["type"] == "text" else PICTURE for part in content)
 
 
 def judged(
-    prompt: Prompt, example: Example, answers: Sequence[Answer], texts: Sequence[str], scored: Sequence[Scored],
-    overlong: Literal["filter", "keep"],
+    prompt: Prompt, example: Example, answers: Sequence[Answer], contents: Sequence[Sequence[dict[str, Any]]],
+    texts: Sequence[str], scored: Sequence[Scored], overlong: Literal["filter", "keep"],
 ) -> Group:  # fmt: skip
     """A group with the advantages of its answers: those set aside, and overlong ones under `filter`, are in no mean."""
     is_kept_G = np.array([score.reward is not None for score in scored], bool)
@@ -234,7 +238,7 @@ def judged(
     why_none = None
     if has_none_1[0]:
         why_none = CONSTANT if np.isfinite(rewards_G[is_kept_G]).all() else NOT_FINITE
-    return Group(prompt, example, answers, texts, scored, advantages_1G[0], is_kept_G, why_none)
+    return Group(prompt, example, answers, contents, texts, scored, advantages_1G[0], is_kept_G, why_none)
 
 
 def tally_of(groups: Iterable[Group]) -> Tally:

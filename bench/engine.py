@@ -9,7 +9,7 @@ each number of ranks, every rank with the whole model and, by --shard-model, wit
 difference of a step's loss from that of one rank. Expected: rounding, below 1e-3 after so many steps of AdamW.
 
 memory: what a rank holds between two steps, counted: its weights, gradients and optimiser; and the most that its process held
-(ru_maxrss) less what it held before the model was built. Expected with --shard-model: what is counted, divided by the ranks.
+(ru_maxrss), torch, the data and the activations included. Expected with --shard-model: what is counted, divided by the ranks.
 
 cuda, on a machine with GPUs, a rank on each: `pretrain keye --size 0.6b --dtype bfloat16` on every rank count that there are
 GPUs for, whole and in parts, ten steps. It must show: (1) the first ten losses within 1 % of those of one GPU, as bfloat16's
@@ -37,7 +37,7 @@ FACTORY = DATA.parent / "reasoning" / "llamafactory"
 TOKENIZER = DATA.parent / "tokenizer" / "minimind" / "tokenizer.json"
 KEYE = (
     f"pretrain keye {FACTORY}/mllm_demo.json {FACTORY}/alpaca_en_demo.json --media {FACTORY} --ratio 1,1 "
-    f"--tokenizer {TOKENIZER} --stage sft --length 512 --frame-tokens 4:64 --max-tokens 64"
+    f"--tokenizer {TOKENIZER} --stage sft --length 256 --frame-tokens 4:64 --max-tokens 64"
 )
 ONEREC = f"pretrain onerec {CLICKS['ml-100k']} --items items.ids --near 0 --training dropout=0 --training valid_users=0"
 SIZES = {"keye": {"tiny": "tiny", "small": "small"}, "onerec": {"tiny": "tiny", "small": "0.015b"}}
@@ -75,7 +75,6 @@ def rank(words):
     before = Trainer.__init__
 
     def init(trainer, *args, **options):
-        told["before"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         before(trainer, *args, **options)
         step = trainer._step
 
@@ -88,7 +87,7 @@ def rank(words):
 
     Trainer.__init__ = init
     code = cli.run(words)
-    told["most"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    told["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     told["cuda"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     print(json.dumps(told), file=sys.stderr, flush=True)
     sys.exit(code)
@@ -124,7 +123,7 @@ def losses(folder, ranks, sizes, steps, batch):
 
 def memory(folder, ranks, sizes, batch):
     print("\n### Memory a rank, MiB: the most of any rank\n")
-    print("| | ranks | model | weights | gradients | optimiser | process, above its start |\n|---|---|---|---|---|---|---|")
+    print("| | ranks | model | weights | gradients | optimiser | these | process |\n|---|---|---|---|---|---|---|---|")
     for system in SIZES:
         for size in sizes:
             for n in ranks:
@@ -132,9 +131,9 @@ def memory(folder, ranks, sizes, batch):
                     if n == 1 and option:
                         continue
                     told, _ = run(folder, f"{command(system, size, batch)} --steps 3 {option}", n)
-                    told = [one | {"process": one["most"] - one["before"]} for one in told]
                     names = ("weights", "gradients", "optimiser", "process")
-                    cells = " | ".join(f"{max(one[name] for one in told) / 2**20:.1f}" for name in names)
+                    most = [max(one[name] for one in told) for name in names]
+                    cells = " | ".join(f"{n_bytes / 2**20:.1f}" for n_bytes in [*most[:3], sum(most[:3]), most[3]])
                     print(f"| {system} {size} | {n} | {mode} | {cells} |", flush=True)
 
 

@@ -85,7 +85,7 @@ def main(
     from kvtools.keye.run.recipe import TrainingRecipe, default_length
     from kvtools.keye.run.training_data import open_training_data
     from kvtools.train.board import require_tensorboard
-    from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
+    from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device, return_freed_memory
     from kvtools.train.loop import Trainer, log_run, resume_run
     from kvtools.train.resume import train_state
 
@@ -114,20 +114,21 @@ def main(
     run.refuse_existing(is_directory=lora is not None)
     folder = state or state_folder(run.output)
     limit_threads(world)
-    keep_freed_memory()
+    is_sharded = shard_model and world.size > 1
+    (return_freed_memory if is_sharded else keep_freed_memory)()
 
     with ExitStack() as stack:
         with raising(Usage, ", ".join(sources) if ratio is None else f"--ratio {ratio}"):
             opened = stack.enter_context(open_training_data(sources, recipe, media=media or [], valid=valid))
         report = partial(opened.report, run.log, is_root=world.is_root, strict=run.strict)
         # a model that is to be cut may not fit on the device as a whole
-        start = setup.initial_model(recipe, init or [], tokenizer, "cpu" if shard_model else torch_device, precision)
-        task = setup.make_task(recipe, start, opened, world, torch_device, is_sharded=shard_model)
+        start = setup.initial_model(recipe, init or [], tokenizer, "cpu" if is_sharded else torch_device, precision)
+        task = setup.make_task(recipe, start, opened, world, torch_device, is_sharded=is_sharded)
         stack.enter_context(closing(task))
         plan = recipe.plan(setup.epoch_length(recipe, task), start.config, precision)
         config = {**recipe.to_json(), "start": start.digest, "input": opened.digest, "dtype": precision}
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
-        cut = task.cut if shard_model else None
+        cut = task.cut if is_sharded else None
         trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak, cut=cut)
         about = f"{recipe.objective.summary}: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary=about if run.verbose else "")

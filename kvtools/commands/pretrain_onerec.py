@@ -89,7 +89,7 @@ def main(
     from kvtools.onerec.run.recipe import OneRecRecipe
     from kvtools.onerec.semantic_ids.ids import SemanticIds
     from kvtools.skipped import SkippedRows
-    from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device
+    from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device, return_freed_memory
     from kvtools.train.loop import Trainer, log_run, resume_run
     from kvtools.train.outlook import Outlook
     from kvtools.train.resume import train_state
@@ -107,7 +107,8 @@ def main(
     run.refuse_existing()
     folder = state or state_folder(run.output)
     limit_threads(world)
-    keep_freed_memory()
+    is_sharded = shard_model and world.size > 1
+    (return_freed_memory if is_sharded else keep_freed_memory)()
     add_in_one_order(torch_device)
     report = partial(SkippedRows.report, log=run.warn, strict=run.strict, verbose=run.verbose)
 
@@ -131,7 +132,7 @@ def main(
     recipe = recipe.with_batch_for(data.n_targets)
     torch.manual_seed(seed_for(seed, "weights"))
     vocabularies = list(table.vocabularies) if table is not None and data.pathways["static"] == "on" else []
-    model = new_model(data.config, ids, encoder, vocabularies).to("cpu" if shard_model else torch_device)
+    model = new_model(data.config, ids, encoder, vocabularies).to("cpu" if is_sharded else torch_device)
     model.checkpointing = recipe.settings["checkpoint"]
     if data.config.item_scores:
         model.item_scores.score_popular(data.counts.popularity)
@@ -141,7 +142,7 @@ def main(
     )  # fmt: skip
     plan = recipe.plan(task.n_steps(), task.n_tokens(), precision)
     config = {**recipe.to_json(), "items": ids.digest, "input": data.digest, "dtype": precision}
-    cut = task.cut if shard_model else None
+    cut = task.cut if is_sharded else None
     trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak, cut=cut)
     n_parameters = sum(p.numel() for p in model.parameters())
     summary = f"{n_parameters:,} parameters, {plan.n_steps} steps; {data.pathways}." if run.verbose else ""

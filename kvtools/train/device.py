@@ -14,6 +14,7 @@ from kvtools.world import World
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_BYTES = 32 << 20  # glibc takes no more
 _KEPT_BYTES = 1 << 30
+_RETURNED_BYTES = 1 << 18
 
 
 def resolve_device(device: str, dtype: str = "auto", *, rank: int = 0) -> tuple[str, str]:
@@ -88,9 +89,20 @@ def keep_freed_memory() -> None:
     """Let the C library keep up to 1 GiB of freed memory: tensors of a few MiB, made and dropped all the time, then need no new
     pages each. Does nothing where the library is not glibc. Measured on two cores, November 2026: beams of width 256 1.14 times
     as fast, training of width 64 1.1 times."""
+    _set_thresholds(_LARGEST_BYTES, _KEPT_BYTES)
+
+
+def return_freed_memory() -> None:
+    """Let the C library give freed tensors back to the system at once: the process holds what is in use, and no more. Does
+    nothing where the library is not glibc. Measured on two ranks, November 2026: a model in parts, of 325 MiB a rank with its
+    gradients and optimiser, at most 840 MiB with torch and activations, where kept memory would have made it 1,410."""
+    _set_thresholds(_RETURNED_BYTES, _RETURNED_BYTES)
+
+
+def _set_thresholds(mapped_bytes: int, kept_bytes: int) -> None:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, _LARGEST_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    mallopt(_M_MMAP_THRESHOLD, mapped_bytes)
+    mallopt(_M_TRIM_THRESHOLD, kept_bytes)

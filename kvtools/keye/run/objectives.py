@@ -64,7 +64,7 @@ class PackedRowTask:
         self._config, self._stage, self._batch_tokens, self._device = config, stage, batch_tokens, device
         self._visual_tokens = config.image_token, config.video_token
         self._world, self._seed, self._augment = world, seed, augment
-        self._is_lockstep = is_sharded and world.size > 1
+        self._is_lockstep = is_sharded
         self._builder = ThreadPoolExecutor(1)  # one thread: building a row takes far less time than computing with it
         self._built: dict[tuple[int, ...], Future[PackedRow]] = {}
         self._next: StepRows = []

@@ -336,7 +336,7 @@ def test_codes_of_another_fit_are_refused_unless_they_are_asked_for(kv, top):
         "embed --like old.kvs more.json -o new.kvs",
     ]
     assert kv(
-        *made, "semid-build old.kvs --codes 3 --levels 1 -o old.ids", "semid-build --codebook old.ids new.kvs -o new.ids"
+        *made, "semid-build -q old.kvs --codes 3 --levels 1 -o old.ids", "semid-build --codebook old.ids new.kvs -o new.ids"
     ) == (0, "")
     code, said = kv("semid-build --codebook old.ids other.kvs -o x.ids")
     digests = [open_artifact(str(top / name)).head.config["fit"]["digest"] for name in ("old.kvs", "other.kvs")]

@@ -11,7 +11,7 @@
 # TEXT   the columns of ITEMS to read, as "title category"; not for JSON
 # OUT    the folder to write to; default: recommended
 # CODES  codes a level; enough that few items share an ID; default: 64
-# STEPS  how long to train; default: 12ep
+# STEPS  how long to train; default: that of pretrain onerec
 #
 # A file that exists is not made again, so the script can be run again after exit code 75, when training was stopped, and after 65,
 # when bad rows or unknown items were skipped. Delete OUT to start over.
@@ -40,7 +40,7 @@ once "$out/items.ids" kvtools semid-build --pairs "$out/pairs.kvs" --codes "${CO
 
 # The generator. --verbose prints which pathways are on, and the validation after each epoch.
 once "$out/model.safetensors" kvtools pretrain onerec "$out/clicks.kvs" --items "$out/items.ids" ${users:+--users "$users"} \
-  --steps "${STEPS:-12ep}" --log "$out/curve.jsonl" --verbose -o "$out/model.safetensors"
+  ${STEPS:+--steps "$STEPS"} --log "$out/curve.jsonl" --verbose -o "$out/model.safetensors"
 
 # How often each user's last item is found among all items: by baselines, by the generator, and by a blend.
 table=(${users:+--table "$users"})

@@ -1,6 +1,6 @@
 """Who is to be recommended something, and the recommendations, as arrays.
 
-Legend: B queries of a chunk, n interactions, k recommendations.
+Legend: B queries of a chunk, n interactions, k recommendations, U distinct IDs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtools.onerec.interactions.histories import Histories
+from kvtools.onerec.model.trie import Trie
 
 CHUNK = 256  # users in one pass: the unit that ranks share, so that results do not depend on how many there are
 
@@ -44,6 +45,15 @@ def held_out(histories: Histories, part: int) -> tuple[Query, np.ndarray]:
     positions = np.arange(len(users)) - histories.offsets[users]
     wanted = np.flatnonzero((histories.parts == part) & (positions > 0))
     return Query(users[wanted], positions[wanted]), histories.items[wanted]
+
+
+def seen_ids(row: np.ndarray, item: np.ndarray, n_rows: int, trie: Trie) -> np.ndarray:
+    """The IDs all of whose items a user has seen, bool (B, U). row, item: int64 (n,), which user saw what, in any order."""
+    row, item = np.divmod(np.unique(row * len(trie.id_of_item) + item), len(trie.id_of_item))
+    ids, n_seen = np.unique(row * trie.n_ids + trie.id_of_item[item], return_counts=True)
+    is_seen = np.zeros(n_rows * trie.n_ids, bool)
+    is_seen[ids[n_seen >= np.diff(trie.bucket)[ids % trie.n_ids]]] = True
+    return is_seen.reshape(n_rows, -1)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from kvtools.onerec.model.batching import Batcher, Neighbours
 from kvtools.onerec.model.onerec import Context
 from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.recommend.item_counts import ItemCounts
-from kvtools.onerec.recommend.query import Query, Recommendations
+from kvtools.onerec.recommend.query import Query, Recommendations, seen_ids
 from kvtools.onerec.run.checkpoint import Checkpoint
 
 Within = Literal["popular", "recent", "random"]
@@ -201,11 +201,7 @@ class Recommender:
         """IDs all of whose items a user has seen, bool (B, U)."""
         if seen is None:
             return None
-        rows, items = np.divmod(np.unique(seen), self._n_items)
-        seen_ids, n_seen = np.unique(rows * self.trie.n_ids + self.trie.id_of_item[items], return_counts=True)
-        barred = np.zeros(n_users * self.trie.n_ids, bool)
-        barred[seen_ids[n_seen >= np.diff(self.trie.bucket)[seen_ids % self.trie.n_ids]]] = True
-        return torch.from_numpy(barred.reshape(n_users, -1)).to(self._device)
+        return torch.from_numpy(seen_ids(*np.divmod(seen, self._n_items), n_users, self.trie)).to(self._device)
 
     def _ids_of(self, items_Bk: np.ndarray) -> np.ndarray:
         return np.where(items_Bk >= 0, self.trie.id_of_item[items_Bk], -1)

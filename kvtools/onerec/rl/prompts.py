@@ -14,6 +14,7 @@ from kvtools.chance import rng_for
 from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.model.batching import Batcher, HistoryRows
 from kvtools.onerec.model.trie import Trie
+from kvtools.onerec.recommend import query
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,4 @@ def seen_ids(histories: Histories, prompts: Prompts, trie: Trie) -> np.ndarray:
     rows = np.repeat(np.arange(len(prompts)), prompts.cuts)
     starts = np.repeat(histories.offsets[prompts.users] - np.cumsum(prompts.cuts) + prompts.cuts, prompts.cuts)
     items = histories.items[starts + np.arange(len(rows))]
-    n_items = len(trie.id_of_item)
-    row, item = np.divmod(np.unique(rows * n_items + items), n_items)
-    ids, n_seen = np.unique(row * trie.n_ids + trie.id_of_item[item], return_counts=True)
-    is_seen = np.zeros(len(prompts) * trie.n_ids, bool)
-    is_seen[ids[n_seen >= np.diff(trie.bucket)[ids % trie.n_ids]]] = True
-    return is_seen.reshape(len(prompts), -1)
+    return query.seen_ids(rows, items, len(prompts), trie)

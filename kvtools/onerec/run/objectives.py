@@ -20,6 +20,7 @@ from kvtools.onerec.model.moe import Experts
 from kvtools.onerec.model.onerec import OneRec
 from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.recommend import metrics
+from kvtools.onerec.recommend.query import Query, seen_ids
 from kvtools.train.loop import Loss
 from kvtools.train.sharded import Cut
 from kvtools.world import World
@@ -39,6 +40,11 @@ class ValidationSet:
     trie: Trie
     neighbours: Neighbours | None = None
     beam: int = 20
+
+    def seen_ids(self, rows: HistoryRows) -> np.ndarray:
+        """The IDs all of whose items the user of each of these rows has had by then, bool (B, U)."""
+        items = Query(rows.users, rows.begins).past(self.batcher.histories)[1]
+        return seen_ids(np.repeat(np.arange(len(rows)), rows.begins), items, len(rows), self.trie)
 
 
 class NextItemTask:
@@ -108,25 +114,30 @@ class NextItemTask:
         return figures | {"gain": chosen}
 
     def choose_near_share(self) -> float:
-        """The share of the probability for neighbours that is best on the validation set, the least of equals; 0 without it."""
+        """The share of the probability for neighbours that is best on the validation set, the least of equals; 0 without it.
+
+        Seen items are left out, as recommendations leave them out: the decoder spends much of its probability on them.
+        """
         model, held = self.model.eval(), self._validation
         if held is None or not model.config.near:
             return 0.0
         best, config = (-1.0, 0.0), model.config
         for share in _SHARES:
             model.config = replace(config, near_share=share)
-            best = max(best, (self._figures(held)["score"], share), key=lambda pair: pair[0])
+            best = max(best, (self._figures(held, leave_out_seen=True)["score"], share), key=lambda pair: pair[0])
         model.config = config
         return best[1]
 
     @torch.inference_mode()
-    def _figures(self, held: ValidationSet) -> dict[str, float]:
+    def _figures(self, held: ValidationSet, *, leave_out_seen: bool = False) -> dict[str, float]:
         trie = held.trie.to(self._device)
         ranks = np.full(len(held.rows), -1, np.int64)
         for rows in held.batcher.by_length(held.rows, _VALID_ROWS):
             neighbours = held.neighbours and (held.neighbours[0][rows], held.neighbours[1][rows])
-            batch = held.batcher.batch(held.rows.take(rows), neighbours).to(self._device)
-            beams = search(self.model, self.model.context(batch), trie, held.beam)
+            asked = held.rows.take(rows)
+            barred_BU = torch.from_numpy(held.seen_ids(asked)).to(self._device) if leave_out_seen else None
+            context = self.model.context(held.batcher.batch(asked, neighbours).to(self._device))
+            beams = search(self.model, context, trie, held.beam, barred_BU=barred_BU)
             ranks[rows] = metrics.rank_of(beams.ids.cpu().numpy(), trie.id_of_item[held.targets[rows]])
         figures = metrics.summary(ranks, (10,))
         return {"score": figures["ndcg@10"], **{f"id_{name}": value for name, value in figures.items()}}

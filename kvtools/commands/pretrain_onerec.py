@@ -129,7 +129,7 @@ def main(
     if not len(data.rows):
         raise Corrupt(f"{name}: no user has two interactions in the training part. Give longer histories.")
 
-    recipe = recipe.with_batch_for(data.n_targets)
+    recipe = recipe.for_data(data.n_targets)
     torch.manual_seed(seed_for(seed, "weights"))
     vocabularies = list(table.vocabularies) if table is not None and data.pathways["static"] == "on" else []
     model = new_model(data.config, ids, encoder, vocabularies).to("cpu" if is_sharded else torch_device)

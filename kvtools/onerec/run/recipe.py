@@ -120,10 +120,11 @@ class OneRecRecipe:
         """The settings of --training, with defaults."""
         return parse_overrides(self.training, "--training", _TRAINING)
 
-    def with_batch_for(self, n_targets: int) -> "OneRecRecipe":
-        """The recipe for data of so many targets, with the size of a step where none was given."""
+    def for_data(self, n_targets: int) -> "OneRecRecipe":
+        """The recipe for data of so many targets, with a length and the size of a step where none was given."""
         least, most = _STEP
-        return self if self.batch else replace(self, batch=min(most, max(least, n_targets // _STEPS_AN_EPOCH)))
+        batch = self.batch or min(most, max(least, n_targets // _STEPS_AN_EPOCH))
+        return replace(self, batch=batch, steps=self.length)
 
     @property
     def positive_from(self) -> float | None:

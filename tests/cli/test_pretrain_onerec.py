@@ -418,6 +418,7 @@ USAGE = {
     "--training weight_decay=inf": " is not possible. Give 0 or more.",
     "--training clip=0": " is not possible. Give a number above 0.",
     "--training accumulate=0": " is not possible. Give 1 or more.",
+    "--training near_share=1": " is not possible. Give auto, or a number from 0 to less than 1.",
     "--training valid_users=-1": " is not possible. Give 0 or more.",
     "--training rate=linear": " is not possible. Give cosine or constant.",
     "--training warmup=soon": "--training warmup soon is not a duration. Give one as 500 (steps), 3ep, 2% or 1e9tok.",

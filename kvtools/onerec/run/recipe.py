@@ -121,10 +121,9 @@ class OneRecRecipe:
         return parse_overrides(self.training, "--training", _TRAINING)
 
     def for_data(self, n_targets: int) -> "OneRecRecipe":
-        """The recipe for data of so many targets, with a length and the size of a step where none was given."""
+        """The recipe for data of so many targets, with the size of a step where none was given."""
         least, most = _STEP
-        batch = self.batch or min(most, max(least, n_targets // _STEPS_AN_EPOCH))
-        return replace(self, batch=batch, steps=self.length)
+        return self if self.batch else replace(self, batch=min(most, max(least, n_targets // _STEPS_AN_EPOCH)))
 
     @property
     def positive_from(self) -> float | None:
@@ -146,7 +145,8 @@ class OneRecRecipe:
 
     def to_json(self) -> dict[str, Any]:
         """Option names to values, as --config reads them."""
-        options = {f.name: getattr(self, f.name) for f in fields(self)} | {"without": sorted(set(self.without))}
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        options |= {"without": sorted(set(self.without)), "steps": self.length}
         return {name: value for name, value in options.items() if value not in ([], None)}
 
     def plan(self, n_steps: int, n_tokens: int, dtype: Any) -> Plan:

@@ -4,7 +4,6 @@ Every fault raises Torn with the record's number in the whole stream. Not here: 
 access (stream_index.py).
 """
 
-import json
 import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from zlib_ng.zlib_ng import crc32
 
 from kvtools import __version__
 from kvtools.artifact import blob, zstd_frame
+from kvtools.artifact.json_text import read_json
 
 _TAG = b"kvs1"
 MARK_BODY = struct.Struct("<QQQI")
@@ -262,7 +262,7 @@ def checksum(payload: bytes) -> bytes:
 
 def _json_object(text: bytes) -> Mapping[str, Any]:
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Self
 
+from kvtools.artifact.json_text import read_json
 from kvtools.errors import unwritable
 
 _BLOCK_BYTES = 1 << 16
@@ -71,7 +72,7 @@ class TrainingLog:
 def _parsed(text: bytes) -> dict[str, Any] | None:
     """A line of a log; None for anything else."""
     try:
-        line = json.loads(text)
+        line = read_json(text)
     except ValueError:
         return None
     return line if isinstance(line, dict) else None

@@ -1,6 +1,5 @@
 """`kvtools plot`: training logs and semantic-ID statistics as pictures."""
 
-import json
 from typing import Annotated, Any, BinaryIO
 
 from kvtools import options as opt
@@ -76,10 +75,11 @@ def _draw_logs(logs: dict[str, list[dict[str, Any]]]) -> Any:
 
 
 def _read_log(file: BinaryIO, name: str) -> list[dict[str, Any]]:
+    from kvtools.artifact.json_text import read_json
     from kvtools.errors import Corrupt
 
     try:
-        lines = [json.loads(line) for line in file if line.strip()]
+        lines = [read_json(line) for line in file if line.strip()]
     except ValueError as fault:
         raise Corrupt(f"{name}: this is not JSON Lines ({fault}). Give the log of a training.") from None
     if not lines or not all(isinstance(line, dict) for line in lines):

@@ -27,6 +27,7 @@ MODELS = {
 
 
 def furnish():
+    Path("cut-header.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': ('<f8'  ")
     damage.furnish({"fleet.toml": 'tree = "fleet.tree"\ndata = "digits.csv"\nrounds = 2\n'})
     damage.furnish({f"{name}.toml": text for name, text in MODELS.items()} | labelled() | networks())
     Path("own.py").write_text(
@@ -122,6 +123,7 @@ def arrays():
     np.savez("other.npz", a=np.ones(3))
     np.savez("shapes.npz", x=np.ones((2, 3, 4, 5, 6)), y=np.ones(2))
     np.savez("users.npz", x=np.ones((6, 3), np.float32), y=np.arange(6) % 2)
+    np.save("text.npy", np.array([["a"]]))
     np.save("where-shape.npy", np.ones((2, 2, 2)))
     np.save("where-nan.npy", np.array([[0.0, np.nan], [1.0, 1.0]]))
     for name, images in (("sizes.tar", [(2, 2), (3, 3)]), ("broken.tar", [None])):
@@ -341,6 +343,8 @@ kvtools {TRAIN} --model own.py:empty
 kvtools {TRAIN} --model mlp:60000,60000 --algorithm gossip
 SLURM_JOB_END_TIME=1 kvtools {TRAIN} -o stopped.model
 kvtools {TRAIN} --lr 0.1 -o stopped.model
+kvtools devices --delay cut-header.npy
+kvtools devices --delay text.npy
 SLURM_JOB_END_TIME=1 kvtools kma-cluster -k 3 --data digits.csv fleet.devices -o stopped.tree
 kvtools kma-cluster -k 2 --data digits.csv fleet.devices -o stopped.tree
 kvtools.etree.tree.balanced.balanced(delays(10_001), np.zeros((10_001, 0), np.int32), 10_000, seed=0, world=world())

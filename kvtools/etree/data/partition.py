@@ -9,12 +9,12 @@ sizes are equal; the last devices in the draw take what is left. Not here: what 
 """
 
 import hashlib
-import json
 import re
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from kvtools.artifact.json_text import read_json
 from kvtools.chance import rng_for
 
 FORMS = "iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natural or file:FILE"
@@ -105,10 +105,8 @@ def read_partition(file: BinaryIO, n_samples: int) -> tuple[np.ndarray, np.ndarr
 def load_json(file: BinaryIO) -> Any:
     """What a file holds as JSON. Raises ValueError where it is not JSON."""
     try:
-        return json.load(file)
-    except RecursionError:
-        raise ValueError("this is not JSON that can be read, since it is nested too deeply") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
+        return read_json(file.read())
+    except ValueError as fault:
         raise ValueError(f"this is not JSON ({fault})") from None
 
 

@@ -16,6 +16,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from kvtools.artifact.arrays import load_array, plain_arrays
 from kvtools.artifact.delimited import Rows, is_number, read_rows
 from kvtools.errors import Missing
 from kvtools.etree.data.partition import load_json
@@ -157,7 +158,7 @@ def _read_npz(file: BinaryIO, *, is_test: bool) -> Iterator[tuple[bool, Samples]
     if not zipfile.is_zipfile(file):
         raise ValueError("this is not an .npz file of plain arrays")
     file.seek(0)
-    with np.load(file, allow_pickle=False) as arrays:
+    with plain_arrays(), load_array(file) as arrays:
         names = set(arrays.files)
         if names >= {name for pair in _KERAS for name in pair}:
             for is_of_test, (x, y) in zip((False, True), _KERAS, strict=True):

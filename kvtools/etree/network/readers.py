@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from kvtools.artifact.arrays import load_array
 from kvtools.artifact.delimited import Rows, is_number, read_rows
 from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays, checked
@@ -39,7 +40,7 @@ def read_matrix(
     if isinstance(file, str):
         matrix = _folder_of_pings(file, log)
     elif _is_npy(file):
-        matrix = np.load(_seekable(file), allow_pickle=False).astype(np.float64)
+        matrix = _numbers_of(load_array(_seekable(file)))
     else:
         matrix = _table(read_rows(BytesIO(_COMMENTS.sub(b"", file.read())), name, delimiters=","), name, log)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
@@ -56,7 +57,7 @@ def read_matrix(
 def read_coordinates(file: BinaryIO, name: str, *, scale: float = 1.0) -> Delays:
     """Delays by distance: CSV with latitude and longitude in degrees, or an .npy (S, d) of positions, `scale` ms a unit."""
     if _is_npy(file):
-        points = np.load(_seekable(file), allow_pickle=False)
+        points = load_array(_seekable(file))
         if points.ndim != 2 or points.dtype.kind not in "fiu" or not len(points) or not 1 <= points.shape[1] <= 64:
             raise ValueError(
                 f"the array is {points.dtype} {points.shape}, and numbers of shape (devices, axes) with 1 to 64 axes are needed"
@@ -109,6 +110,13 @@ def _seekable(file: BinaryIO) -> BinaryIO:
     return file if file.seekable() else BytesIO(file.read())
 
 
+def _numbers_of(array: np.ndarray) -> np.ndarray:
+    """The numbers of an array in float64, of its shape. Raises ValueError where it holds something else."""
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"the array is of type {array.dtype}, and numbers are needed")
+    return array.astype(np.float64)
+
+
 def _table(rows: Rows, name: str, log: Log) -> np.ndarray:
     """The matrix of a text file: of pings, of one city's pings, or of numbers with names or without, float64 (S, S)."""
     if not rows.header and not len(rows):
@@ -147,9 +155,9 @@ def _order(rows: list[str], columns: list[str]) -> list[int]:
     """The column of each row's name. Raises ValueError where the names are not the same."""
     rows, columns = [name.strip() for name in rows], [name.strip() for name in columns]
     for what, names in (("row", rows), ("column", columns)):
-        name, count = Counter(names).most_common(1)[0]
-        if count > 1:
-            raise ValueError(f"{count} {what}s have the name {name!r}")
+        for name, count in Counter(names).most_common(1):
+            if count > 1:
+                raise ValueError(f"{count} {what}s have the name {name!r}")
     alone = sorted(set(rows) ^ set(columns))
     if alone:
         raise ValueError(f"{alone[0]!r} is the name of a {'row' if alone[0] in rows else 'column'} only")

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from kvtools.artifact.files import Sink, claim
+from kvtools.artifact.json_text import read_json
 from kvtools.errors import CannotCreate, unwritable
 from kvtools.keye.bench.benchmark import Key, Question
 from kvtools.keye.bench.predictions import Prediction
@@ -91,7 +92,7 @@ class Details:
         whole = data[: data.rfind(b"\n") + 1]
         for line in whole.splitlines():
             with suppress(ValueError, KeyError, TypeError):
-                row = json.loads(line)
+                row = read_json(line)
                 if row["run"] == self._run:
                     prediction = Prediction(row["prediction"], row.get("tokens"), row.get("seconds"))
                     self.answers[(row["task"], row["index"]), row["question"]] = prediction

@@ -8,13 +8,13 @@ Not here: captioning, which only a model can judge: its evaluator has one answer
 Source: Liu et al. 2024, TempCompass; checked against its published verdicts of Video-LLaVA's answers.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvtools.artifact.files import open_source
+from kvtools.artifact.json_text import read_json
 from kvtools.errors import Corrupt, raising
 from kvtools.keye.bench.benchmark import NO_PICTURES, JudgeRequest, Question, QuestionSet, Verdict
 from kvtools.keye.bench.options import letter_of, listed_options, plain, yes_or_no
@@ -158,7 +158,7 @@ def entries_of(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(VIDEO/ASPECT/NUMBER, entry) of a file of TempCompass's layout. Raises Corrupt for another one."""
     with open_source(path) as file:
         try:
-            yield from rows_of(json.load(file))
+            yield from rows_of(read_json(file.read()))
         except (ValueError, AttributeError, TypeError):
             raise Corrupt(f"{path}: this is not {{video: {{aspect: [question, …]}}}}. Give a file of TempCompass.") from None
 

@@ -15,6 +15,8 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, Literal
 
+from kvtools.artifact.json_text import read_json
+
 AnswerKind = Literal["choice", "check", "number", "list", "math", "text"]
 KINDS: tuple[AnswerKind, ...] = ("choice", "check", "number", "list", "math", "text")
 
@@ -165,7 +167,7 @@ def _items(text: str) -> list[str]:
     inside = re.findall(r"[\[(](.*?)[\])]", text, re.DOTALL)
     text = f"[{inside[-1]}]" if inside else text
     with suppress(ValueError):
-        return [item if isinstance(item, str) else json.dumps(item) for item in json.loads(text)]
+        return [item if isinstance(item, str) else json.dumps(item) for item in read_json(text)]
     text = _LEAD.sub("", text.strip("[]() \n.")).strip()
     parts = re.split(r"\s*(?:[,;\uff0c、\uff1b]|->|→|\band\b)\s*", text)
     parts = parts if len(parts) > 1 else text.split()

@@ -5,11 +5,11 @@ to what the last one held. Not here: titles and semantic IDs beside the items.
 """
 
 import ast
-import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from kvtools.artifact.json_text import read_json
 from kvtools.onerec.interactions.names import TRAIN
 
 Sequences = dict[str, list[tuple[str, int]]]  # user → (item, part) in order
@@ -24,7 +24,7 @@ def items_of(cell: str) -> list[str]:
     if inner.replace(",", "").replace(" ", "").isdigit() and text[-1] in ")]":
         return [word.strip() for word in inner.split(",") if word.strip()]
     try:
-        items = json.loads(text)
+        items = read_json(text)
     except ValueError:
         try:
             items = ast.literal_eval(text)  # reads literals and runs nothing

@@ -6,7 +6,6 @@ words of a `token_seq`, are taken whole; a `token` is one term; other text is cu
 
 import codecs
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -17,6 +16,7 @@ from kvtools.artifact import source_name
 from kvtools.artifact.containers import is_parquet, peek, uncompressed, without_utf16
 from kvtools.artifact.documents import read_documents
 from kvtools.artifact.files import open_source
+from kvtools.artifact.json_text import read_json
 from kvtools.artifact.tables import ColumnReader
 from kvtools.errors import Corrupt, raising
 from kvtools.onerec.interactions.names import find_column
@@ -98,7 +98,7 @@ def _json_items(file: BinaryIO, name: str, column: str | None, skipped: SkippedR
     data = file.read().removeprefix(codecs.BOM_UTF8)
     try:
         # as pairs, since a dict would hide that an item is named twice
-        whole = json.loads(data, object_pairs_hook=_Pairs)
+        whole = read_json(data, object_pairs_hook=_Pairs)
     except ValueError as fault:
         whole, reason = None, fault
     if isinstance(whole, _Pairs) and not (find_column("item", [key for key, _ in whole], name=name) and _is_row(whole)):

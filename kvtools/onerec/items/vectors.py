@@ -5,16 +5,17 @@ Read in blocks, so that what does not fit in memory passes through. `VectorSourc
 """
 
 import io
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from kvtools.artifact import checked_records, is_stream, open_stream, source_name
+from kvtools.artifact.arrays import load_array
 from kvtools.artifact.delimited import lines_of, read_text
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
+from kvtools.artifact.json_text import read_json
 from kvtools.artifact.stream import Reader
 from kvtools.artifact.strings import first_repeated, unpack
 from kvtools.errors import Corrupt, Usage
@@ -127,7 +128,7 @@ def read_keys(src: str) -> list[str]:
     if not text.lstrip().startswith("["):
         return lines_of(text)
     try:
-        keys = json.loads(text)
+        keys = read_json(text)
     except ValueError as fault:
         raise Corrupt(
             f"{source_name(src)}: this is not one JSON list ({fault}). Give keys one a line, or as a JSON list."
@@ -144,8 +145,8 @@ def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
     """
     try:
         # numpy reads real files and file-likes; a pipe's descriptor is neither, and is read whole
-        matrix: Any = np.load(file.name, mmap_mode="r") if _has_path(file) else np.load(io.BytesIO(file.read()))
-    except (ValueError, EOFError) as fault:  # a pickle is a ValueError too: none is ever opened
+        matrix: Any = load_array(file.name, mmap_mode="r") if _has_path(file) else load_array(io.BytesIO(file.read()))
+    except ValueError as fault:  # a pickle is one, too: none is ever opened
         reason = str(fault).splitlines()[0].rstrip(".")
         raise Corrupt(f"{name}: numpy cannot read it ({reason}). Save the vectors as float32 with numpy.save.") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:

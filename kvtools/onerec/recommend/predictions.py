@@ -7,7 +7,6 @@ Items that the catalogue does not have keep their places in the lists, and are n
 Legend: n rows, N items of the catalogue, B queries, K places of the longest list.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from kvtools.artifact import source_name
 from kvtools.artifact.delimited import lines_of, read_text
 from kvtools.artifact.files import open_source
+from kvtools.artifact.json_text import read_json
 from kvtools.artifact.tables import ColumnReader
 from kvtools.errors import Corrupt
 from kvtools.onerec.interactions.histories import Histories
@@ -130,7 +130,7 @@ def _read_json_lines(file: BinaryIO, name: str) -> _Rows:
 def _parsed(line: str, name: str) -> tuple[str, list[str], list[float]] | None:
     """The user of a line, its items, and what they are ordered by; None where it has none of these."""
     try:
-        fields = json.loads(line)
+        fields = read_json(line)
         user, item, value, sign = _columns(tuple(fields), name)
         if user is None or not isinstance(fields[user], str | int):
             return None

@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+import shutil
+import subprocess
 
 import av
 import numpy as np
@@ -84,6 +86,22 @@ def test_cuts_give_the_frames_that_are_shown(film, tmp_path):
         frames = given(target)
         assert frames == shown(target)
         assert set(frames) <= whole
+
+
+def test_cuts_by_ffmpeg_give_the_frames_that_ffmpeg_shows(film, tmp_path):
+    path, _ = film
+    ffmpeg = shutil.which("ffmpeg") or pytest.skip("ffmpeg is not installed")
+    chosen = random.Random(11)
+    for number in range(8):
+        target = tmp_path / ("cut.mp4", "cut.mkv")[number % 2]
+        begin, length = f"{chosen.uniform(0, 7):.2f}", f"{chosen.uniform(0.3, 5):.2f}"
+        quiet = [ffmpeg, "-v", "error", "-y"]
+        subprocess.run([*quiet, "-ss", begin, "-i", path, "-t", length, "-c", "copy", target], check=True)
+        every_frame = ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
+        done = subprocess.run([*quiet, "-i", target, *every_frame], capture_output=True, check=True)
+        planes = np.frombuffer(done.stdout, np.uint8).reshape(-1, 96 * 3 // 2, 128)
+        frames = [av.VideoFrame.from_ndarray(each, format="yuv420p").to_ndarray(format="rgb24") for each in planes]
+        assert given(target) == [digest(frame) for frame in frames], (begin, length)
 
 
 def test_leading_pictures_without_a_time_are_no_damage():

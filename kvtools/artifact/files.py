@@ -57,9 +57,9 @@ def open_seekable(src: str) -> BinaryIO:
 
 def is_same_file(src: str, dst: str) -> bool:
     """Whether both names lead to one existing regular file or folder."""
-    if "-" in (src, dst) or not (Path(src).is_file() or Path(src).is_dir()):
+    if "-" in (src, dst) or not os.path.exists(dst):
         return False
-    return os.path.exists(dst) and os.path.samefile(src, dst)
+    return (os.path.isfile(src) or os.path.isdir(src)) and os.path.samefile(src, dst)
 
 
 def stamps(*sources: str | None) -> list[list[str | int]]:

@@ -58,6 +58,7 @@ SHOWN = {
     "picture": clip(video="pictures/0.png", seconds=[0.5]),
     "frames": clip(frames=0),
     "fps": clip(video="videos/a.mp4", fps=0),
+    "end": clip(video="videos/a.mp4", video_start=2, video_end=1),
     "file-frames": clip(video="videos/a.mp4", frames=-1),
     "size": clip(size=[30, 30]),
     "shown": clip(seconds=[0.0, 0.5], shown=[1.0]),
@@ -72,6 +73,7 @@ SHOWN = {
     "no-cuts": {"type": "video", "video": []},
     "cuts": {"type": "video", "video": [{"seconds": [0.1]}]},
     "narrow": {"type": "video", "video": "narrow"},
+    "twice": clip(video="twice.mp4"),
 }
 
 
@@ -89,6 +91,8 @@ def furnish():
         "mute.jsonl": json.dumps({"messages": [{"role": "user", "content": "Why?"}]}) + "\n",
         "empty.kvs": "",
         "broken.mp4": b"no video",
+        "one-folder/twice.mp4": b"one",
+        "other-folder/twice.mp4": b"other",
         "binary.json": b"{\0\0",
         "latin.jsonl": b'{"messages": "\xff"}',
         "cut.json": '[{"messages": [',
@@ -242,7 +246,7 @@ def models():
 CASES = (
     "\n".join(
         [f"kvtools convert {name}.jsonl" for name in TALKS]
-        + [f"kvtools {TRAIN} shown-{name}.jsonl" for name in SHOWN if name != "narrow"]
+        + [f"kvtools {TRAIN} shown-{name}.jsonl" for name in SHOWN if name not in ("narrow", "twice")]
     )
     + f"""
 kvtools convert empty.jsonl
@@ -271,6 +275,7 @@ kvtools {TRAIN} empty.kvs
 kvtools {TRAIN} long.jsonl
 kvtools {TRAIN} --strict shown-nowhere.jsonl
 kvtools {TRAIN} --media narrow.kvs shown-narrow.jsonl
+kvtools {TRAIN} --media one-folder --media other-folder shown-twice.jsonl
 kvtools {TRAIN} --media items.kvs good.jsonl
 kvtools {TRAIN} --media - good.jsonl < clips.kvs
 kvtools {TRAIN} - --valid - < good.jsonl

@@ -39,6 +39,7 @@ def furnish():
         "words.txt": "one two\nthree four\n",
         "numbers.json": json.dumps({str(n): ["a"] for n in range(4)}),
         "unpredicted.csv": "user_id,item_id\n1,2\n",
+        "two-items.csv": "user_id,asin,sku,score\n1,2,3,4\n",
         "empty.jsonl": '{"user": 1}\n',
         "clicks.txt": "u1 i1 i2 i3\nu2 i4 i5 i6\n",
         "silent.json": json.dumps({str(n): [] for n in range(4)}),
@@ -253,6 +254,7 @@ kvtools recgen --model shop.model --users empty-list.txt clicks.csv
 kvtools recgen --predictions shop.csv clicks.csv
 kvtools recgen --predictions shop.csv --model shop.model --evaluate test clicks.csv
 kvtools recgen --predictions unpredicted.csv --evaluate test clicks.csv
+kvtools recgen --predictions two-items.csv --evaluate test clicks.csv
 kvtools recgen --predictions words.txt --evaluate test clicks.csv
 kvtools recgen --predictions empty.jsonl --evaluate test clicks.csv
 kvtools recgen --model shop.model --json --csv clicks.csv

@@ -54,6 +54,8 @@ PARTS = {
     "testing": TEST,
 }  # fmt: skip
 
+RENAME = "Rename the one that is not meant."  # where no option names columns
+
 _WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _TIMELY = re.compile(".*(time|(?<!candi)date|stamp)|epoch|moment|when|at|dt|dat|ts", re.IGNORECASE)
 
@@ -68,10 +70,10 @@ class Chosen:
 
 
 def find_column(
-    role: str, there: Iterable[str], *, name: str, names: Sequence[str] = (), taken: Collection[str] = ()
+    role: str, there: Iterable[str], *, name: str, names: Sequence[str] = (), taken: Collection[str] = (), remedy: str = RENAME
 ) -> str | None:
     """The one column of a role, or None. names: other names that it may have. taken: columns that are no second candidate,
-    since another role has them. Raises Corrupt for two, with both names."""
+    since another role has them. Raises Corrupt for two, with both names and the remedy."""
     there = list(there)
     for group in ((*NAMES.get(role, ()), *names), _FALLBACKS.get(role, ())):
         normal = {_normal(other) for other in group}
@@ -84,7 +86,7 @@ def find_column(
             found = [column for column in found if column not in taken] or found[:1]
         if len(found) > 1:
             both = " and ".join(map(repr, found[:2]))
-            raise Corrupt(f"{name}: {both} may both be the {role} column. Name the right one with --column {role}=COL.")
+            raise Corrupt(f"{name}: {both} may both be the {role} column. {remedy}")
         if found:
             return found[0]
     return None
@@ -102,7 +104,10 @@ def choose(
     notes: list[str] = []
     taken = {column for column in given.values() if column}
     for role in NAMES:
-        column = given[role] if given.get(role) is not None else find_column(role, there, name=name, taken=taken)
+        remedy = f"Name the right one with --column {role}=COL."
+        column = given.get(role)
+        if column is None:
+            column = find_column(role, there, name=name, taken=taken, remedy=remedy)
         if not column:
             continue
         if role == "part" and not given.get(role) and not _says_parts(sample.get(column, ())):

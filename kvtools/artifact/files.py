@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -131,7 +131,8 @@ class Sink:
         self.position += sum(len(buffer) for buffer in pending)
         first = 0
         while first < len(pending):
-            n_bytes = os.writev(self._fd, pending[first : first + _IOV_MAX])
+            with naming(self.dst):
+                n_bytes = os.writev(self._fd, pending[first : first + _IOV_MAX])
             while first < len(pending) and n_bytes >= len(pending[first]):
                 n_bytes -= len(pending[first])
                 first += 1
@@ -142,7 +143,8 @@ class Sink:
         """Make the output final. Raises OSError where the last bytes cannot be stored."""
         if self._partial is not None:
             # the data must be on disk before the name points to it: after a crash a reader finds the old file or the new one
-            os.fsync(self._fd)
+            with naming(self.dst):
+                os.fsync(self._fd)
             os.replace(self._partial, self.dst)
             self._partial = None
             sync(Path(self.dst).parent)
@@ -169,6 +171,16 @@ class Sink:
             os.close(fd)
             raise CannotCreate(f"{path}: another run is writing it. Wait for it, or name another output.")
         return fd
+
+
+@contextmanager
+def naming(dst: str) -> Iterator[None]:
+    """Within it, a fault of the system that names no file, such as a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or ("stdout" if dst == "-" else dst)
+        raise
 
 
 def claim(fd: int) -> bool:

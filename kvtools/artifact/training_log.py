@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Self
 
+from kvtools.artifact.files import naming
 from kvtools.artifact.json_text import read_json
 from kvtools.errors import unwritable
 
@@ -26,7 +27,8 @@ class TrainingLog:
     def __init__(self, dst: str | None, *, at: int | None = None, key: str = "step") -> None:
         self._run = 1
         try:
-            self._file = open(os.devnull if dst is None else dst, "a+b", buffering=0)  # noqa: SIM115 closed by __exit__
+            self._dst = os.devnull if dst is None else dst
+            self._file = open(self._dst, "a+b", buffering=0)  # noqa: SIM115 closed by __exit__
             if dst is not None and os.path.isfile(dst):
                 self._continue(at, key)
         except OSError as error:
@@ -35,7 +37,10 @@ class TrainingLog:
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line."""
         run = {} if self._run == 1 else {"run": self._run}
-        self._file.write(json.dumps({**run, **line}, ensure_ascii=False).encode() + b"\n")
+        left = memoryview(json.dumps({**run, **line}, ensure_ascii=False).encode() + b"\n")
+        with naming(self._dst):
+            while left:  # a disk that fills takes a part of it, and refuses the rest
+                left = left[self._file.write(left) :]
 
     def __enter__(self) -> Self:
         return self

@@ -747,8 +747,8 @@ REFUSED = [
     ),
     (f"{ASKED} --media clips.kvs -o folder", 73, "folder: this is a directory. Give a file name."),
     (f"{ASKED} --media clips.kvs --log no/such/log -o m", 73, "no/such/log: no such file or directory. Give another name."),
-    (f"{ASKED} --media clips.kvs --log /dev/full -o m", 74, "input/output: no space left on device."),
-    (f"{ASKED} --media clips.kvs -o /dev/full", 74, "input/output: no space left on device."),
+    (f"{ASKED} --media clips.kvs --log /dev/full -o m", 74, "/dev/full: no space left on device."),
+    (f"{ASKED} --media clips.kvs -o /dev/full", 74, "/dev/full: no space left on device."),
 ]
 
 

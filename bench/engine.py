@@ -4,9 +4,10 @@ Usage: engine.py [losses] [memory] [cuda] [NAME=VALUE]...      losses and memory
 Names: ranks (1,2,4), steps (50 of losses; memory takes 3), sizes (tiny,small), batch (2048 tokens a step of Keye, and targets
 of OneRec)
 
-losses: `pretrain keye` on LLaMA-Factory's pictures and texts in $KVTOOLS_DATA and `pretrain onerec` on ML-100k, no dropout, on
-each number of ranks, every rank with the whole model and, by --shard-model, with a part of it. Told is the largest relative
-difference of a step's loss from that of one rank. Expected: rounding, below 1e-3 after so many steps of AdamW.
+losses: `pretrain keye` on LLaMA-Factory's pictures and texts in $KVTOOLS_DATA and `pretrain onerec` on ML-100k, no dropout and
+no experts, which rounding would choose otherwise. On each number of ranks, every rank with the whole model and, by
+--shard-model, with a part of it. Told is the largest relative difference of a step's loss from that of one rank. Expected:
+rounding, below 1e-3 after so many steps of AdamW.
 
 memory: what a rank holds between two steps, counted: its weights, gradients and optimiser; and the most that its process held
 (ru_maxrss), torch, the data and the activations included. Expected with --shard-model: what is counted, divided by the ranks.
@@ -39,7 +40,10 @@ KEYE = (
     f"pretrain keye {FACTORY}/mllm_demo.json {FACTORY}/alpaca_en_demo.json --media {FACTORY} --ratio 1,1 "
     f"--tokenizer {TOKENIZER} --stage sft --length 256 --frame-tokens 4:64 --max-tokens 64"
 )
-ONEREC = f"pretrain onerec {CLICKS['ml-100k']} --items items.ids --near 0 --training dropout=0 --training valid_users=0"
+ONEREC = (
+    f"pretrain onerec {CLICKS['ml-100k']} --items items.ids --near 0 "
+    "--training dropout=0 --training valid_users=0 --architecture experts=0"
+)
 SIZES = {"keye": {"tiny": "tiny", "small": "small"}, "onerec": {"tiny": "tiny", "small": "0.015b"}}
 MODES = {"whole": "", "in parts": "--shard-model"}
 
@@ -50,14 +54,14 @@ def command(system, size, batch):
 
 
 def run(folder, words, n, **environment):
-    """What the ranks of a command held, one dict a rank in their order, and its log of steps."""
+    """What the ranks of a command held, one dict a rank, and its log of steps."""
     (folder / "log").unlink(missing_ok=True)
     line = [sys.executable, __file__, "rank", *shlex.split(words), "-q", "--force", "--log", "log", "-o", "model"]
     if n > 1:
         line = [str(KVTOOLS.with_name("mpiexec")), "-n", str(n), *line]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run(line, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, check=False)
-    told = sorted((json.loads(x) for x in done.stderr.splitlines() if x.startswith("{")), key=lambda one: one["rank"])
+    told = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     if done.returncode or len(told) != n:
         sys.exit(f"kvtools {words} on {n} ranks ended with {done.returncode}:\n{done.stderr}")
     steps = [json.loads(x) for x in (folder / "log").read_text().splitlines()]
@@ -80,7 +84,7 @@ def rank(words):
 
         def counted(batch):
             done = step(batch)
-            told.update(held(trainer), rank=trainer._world.rank)
+            told.update(held(trainer))
             return done
 
         trainer._step = counted

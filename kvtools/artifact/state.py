@@ -117,7 +117,7 @@ class RunState:
             ) from None
         if not isinstance(bag, Bag) or bag.kind != self._kind:
             raise Corrupt(f"{path}: this is not the state of a stopped run of this command. Give --force to start over.")
-        refuse_other_options(path, bag.fields["config"], self._config)
+        refuse_other_options(path, bag.fields.get("config", {}), self._config)
         return bag
 
     def forget(self) -> None:

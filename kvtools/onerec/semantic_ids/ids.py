@@ -43,7 +43,7 @@ class SemanticIds:
         bag, name = open_bag(src, "semantic-id", made_by="kvtools semid-build", file=file), source_name(src)
         fields, weights = bag.fields, {tensor: x for tensor, x in bag.tensors.items() if tensor.startswith("encoder.")}
         return cls.from_tensors(
-            bag.tensors, name, config=fields["config"], report=fields.get("quality", {}), weights=weights,
+            bag.tensors, name, config=fields.get("config", {}), report=fields.get("quality", {}), weights=weights,
             encoder=fields.get("encoder"), history=bag.history, fit=fields.get("fit"),
         )  # fmt: skip
 

@@ -56,7 +56,7 @@ convert-inter 65: convert clicks.inter --column time=when > -
 convert-lines: convert lists.txt -o lists.kvs > lists.kvs
 convert-messages 65: convert messages.jsonl -o messages.kvs > messages.kvs
 convert-llava: convert llava.json -o llava.kvs > llava.kvs
-embed: embed --dim 8 keywords.json -o items.kvs --report embed.json > ~items.kvs embed.json
+embed: embed --dim 8 keywords.json -o items.kvs --report embed.json > ~items.kvs ~embed.json
 embed-table: embed --dim 6 --text title --text class --numeric release_year --words films.item -o films.kvs > ~films.kvs
 embed-coarse: embed --dim 4 --power-iterations 2 --no-normalize --seed 3 keywords.json > ~-
 pairs: pairs clicks.csv -o pairs.kvs --report pairs.json > ~pairs.kvs pairs.json

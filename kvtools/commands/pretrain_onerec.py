@@ -162,10 +162,11 @@ def main(
         return 0
     if words := outlook.told():
         run.info(words)
+    model = task.model = trainer.model.to(torch_device)  # whole: the other ranks have left
     share = task.choose_near_share() if recipe.near_share is None else recipe.near_share
     model.config = replace(model.config, near_share=share)
     checkpoint = Checkpoint(
-        trainer.model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json(), seed=seed,
+        model.eval().cpu(), ids, encoder, vocabularies, data.counts, data.pathways, recipe.to_json(), seed=seed,
         trained_on=data.trained_on,
     )  # fmt: skip
     figures = {"step": trainer.progress.step, "validation": trainer.progress.best_score, "loss": trainer.progress.loss}

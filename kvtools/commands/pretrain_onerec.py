@@ -79,6 +79,7 @@ def main(
     from kvtools.artifact.state import lock_folder, state_folder
     from kvtools.chance import seed_for
     from kvtools.errors import Corrupt
+    from kvtools.onerec.interactions.account import tell
     from kvtools.onerec.interactions.features import join_catalogue
     from kvtools.onerec.interactions.split import parse_split, with_split
     from kvtools.onerec.interactions.stream import open_interactions, roles
@@ -149,6 +150,7 @@ def main(
     outlook = Outlook("NDCG@10")
     with lock_folder(folder, is_root=world.is_root):
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary=summary)
+        tell(read.account, run.info)
         log_run(
             trainer,
             outlook.watch(trainer.run(stop)),

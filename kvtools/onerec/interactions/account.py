@@ -37,7 +37,7 @@ class Account:
     n_users: int
     n_items: int
     order: str  # "time", or "rows" where there are no times
-    split: str  # "column", "files", or "last" where each user's last two are held out
+    split: str  # "column", "files", "shares" of time, or "last" where each user's last two are held out
     ties: int
     findings: SkippedRows
 
@@ -47,9 +47,11 @@ class Account:
         by_reason = "; ".join(f"{reason}: {count:,}" for reason, count in self.findings.counts.items())
         lost = f" ({by_reason})" if by_reason else ""
         order = "of time" if self.order == "time" else "of rows, since there are no times"
-        held = {"column": "a column says what is held out", "files": "the files say what is held out"}.get(
-            self.split, f"a tie decides what is held out of {self.ties:,} of them" if self.ties else ""
-        )
+        held = {
+            "column": "a column says what is held out",
+            "files": "the files say what is held out",
+            "shares": "the latest are held out, by time",
+        }.get(self.split, f"a tie decides what is held out of {self.ties:,} of them" if self.ties else "")
         return (
             f"{tables}. {self.n_read:,} {'row' if self.n_read == 1 else 'rows'} read, {self.n_kept:,} kept{lost}. "
             f"{self.n_users:,} {'user' if self.n_users == 1 else 'users'}, {self.n_items:,} "

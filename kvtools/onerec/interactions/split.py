@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from kvtools.errors import Corrupt, Usage
-from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, Interactions
+from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, Interactions, n_ties
 
 LEAVE_LAST_OUT = "leave-last-out"
 
@@ -45,10 +45,17 @@ def with_split(interactions: Interactions, split: str | None, name: str) -> Inte
     if split is None:
         return interactions
     if shares is None:
-        return replace(interactions, parts=None)
+        last = replace(interactions, parts=None)
+        return _told(last, "last", n_ties(last))
     if not interactions.has_times:
         raise Corrupt(f"{name}: --split {split} needs times, and there are none. Name their column by --column time=COL.")
-    return replace(interactions, parts=parts_by_time(interactions.times, *shares))
+    return _told(replace(interactions, parts=parts_by_time(interactions.times, *shares)), "shares", 0)
+
+
+def _told(interactions: Interactions, split: str, ties: int) -> Interactions:
+    """The interactions with an account that has this split."""
+    account = interactions.account
+    return interactions if account is None else replace(interactions, account=replace(account, split=split, ties=ties))
 
 
 def parts_by_time(times: np.ndarray, train: float, valid: float) -> np.ndarray:

@@ -17,6 +17,7 @@ from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
 from kvtools.chance import rng_for
 from kvtools.errors import Corrupt, Stopped
+from kvtools.onerec.interactions.account import tell
 from kvtools.onerec.interactions.features import FeatureEncoder, join_catalogue
 from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID
@@ -114,6 +115,7 @@ class RecgenRun:
         # who gives the parts, or splits by time, leaves nothing to the order of rows
         self._is_split_by_order = read.has_times and self._interactions.parts is None
         self.history: list[list[Step]] = [before]
+        self._untold = self._interactions.account
         self._report(self._name, skipped)
 
     def evaluate(
@@ -136,6 +138,7 @@ class RecgenRun:
                 f"{self._name}: there is no {part} interaction of a known item. Name the column by --column part=COL."
             )
         checks = self._check_held_out(source, query)
+        self._tell()
         recommended = evaluation.over_ranks(query, self._world, source.recommend, self._ticker(len(query)))
         figures, n_proven = evaluation.evaluate(query, targets, source.ids.trie.id_of_item, k, recommended, at=at)
         if source.unmasked is not None:
@@ -154,12 +157,18 @@ class RecgenRun:
         """Each user's recommendations in order, on rank 0; all ranks must iterate. users: as --users; part: as --shard."""
         source = self._source(model, baseline, self._options, calibrate=calibrate)
         query, names = self._query(source.histories, users, part)
+        self._tell()
         self.n_users = len(query)
         cold = np.flatnonzero(query.lengths == 0)
         if len(cold):
             first = ", ".join(names[n] for n in cold[:3]) + ", …" * (len(cold) > 3)
             self._log(f"{self._name}: users without a known item get popular items: {len(cold)} ({first}).")
         return self._recommendations(source, query, names)
+
+    def _tell(self) -> None:
+        """Say what was read, once, where nothing is refused any more."""
+        tell(self._untold, self._log)
+        self._untold = None
 
     def _recommendations(self, source: _Source, query: Query, names: list[str]) -> Iterator[UserRecommendations]:
         first = self.n_done // CHUNK * CHUNK  # users of a chunk are searched for together, so that whole chunks are done again

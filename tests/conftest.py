@@ -150,10 +150,12 @@ def make_clip(path, n_frames=50, width=160, height=120, rate=25):
 
 
 def unsaid(err):
-    """What stderr holds beside the lines that tell what was read."""
+    """What stderr holds beside the lines that tell what was read, and that items have the codes of another."""
     lines = err.splitlines(keepends=True)
     return "".join(
         line
         for line in lines
-        if not re.search(r"\d rows? read, [\d,]+ kept|items with \d+ codes each|\d+ prompts, \d+ with", line)
+        if not re.search(
+            r"\d rows? read, [\d,]+ kept|items with \d+ codes each|items have the codes of another|\d+ prompts, \d+ with", line
+        )
     )

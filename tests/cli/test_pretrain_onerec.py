@@ -119,10 +119,10 @@ def test_stopped_by_a_signal_and_run_again_it_ends_with_the_same_bytes(sh, shop)
     while running.poll() is None and not (log.exists() and log.read_text().count("\n") >= 12):
         time.sleep(0.002)
     running.send_signal(signal.SIGUSR2)
-    info_json = running.stderr.read()
-    assert running.wait(60) == 75, info_json
-    assert info_json.count("\n") == 1
-    assert "Run again to continue" in info_json
+    said = unsaid(running.stderr.read())
+    assert running.wait(60) == 75, said
+    assert said.count("\n") == 1
+    assert "Run again to continue" in said
     assert not (shop / "m.safetensors").exists()
     at = curve(log)[0][-1]["step"]
     assert 10 <= at < 150
@@ -154,11 +154,11 @@ def test_a_signal_while_input_is_read_stops_the_run_at_its_first_step(sh, shop, 
         running.stdin.write((head + "\n" * (1 << 20)).encode())
         running.stdin.flush()
         running.send_signal(number)
-        _, info_json = running.communicate("".join(rows).encode(), timeout=60)
+        _, said = running.communicate("".join(rows).encode(), timeout=60)
     finally:
         running.kill()
-    assert running.returncode == 75, info_json
-    assert info_json == b"kvtools pretrain onerec: stopped after step 1. Run again to continue.\n"
+    assert running.returncode == 75, said
+    assert unsaid(said.decode()) == "kvtools pretrain onerec: stopped after step 1. Run again to continue.\n"
     assert not (shop / "m.safetensors").exists()
     assert os.listdir(shop / ".m.safetensors.state") == ["train.state"]
     assert sh(f"{line} m.safetensors").code == 0
@@ -178,9 +178,9 @@ def test_killed_and_run_again_it_goes_on_from_the_last_state_and_ends_with_the_s
     assert not (shop / "m.safetensors").exists()
     again = sh(f"{line} m.safetensors")
     assert again.code == 0
-    info_json = re.match(r"kvtools pretrain onerec: \.m\.safetensors\.state: resumes after step (\d+)\.\n", again.err)
-    assert info_json, again.err
-    assert curve(log)[0][-1]["step"] - int(info_json[1]) <= 5
+    resumed = re.match(r"kvtools pretrain onerec: \.m\.safetensors\.state: resumes after step (\d+)\.\n", again.err)
+    assert resumed, again.err
+    assert curve(log)[0][-1]["step"] - int(resumed[1]) <= 5
     assert sh(f"{line} whole.safetensors").code == 0
     assert sh("cmp m.safetensors whole.safetensors").code == 0
 
@@ -217,7 +217,7 @@ def test_a_job_whose_end_is_near_stops_at_the_first_step(shop, capfd, monkeypatc
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
     done = say(f"{TRAIN} --steps 9 --state kept -o m.safetensors", capfd)
     assert done.code == 75
-    assert done.err == "kvtools pretrain onerec: stopped after step 1. Run again to continue.\n"
+    assert unsaid(done.err) == "kvtools pretrain onerec: stopped after step 1. Run again to continue.\n"
     assert os.listdir(shop / "kept") == ["train.state"]
     monkeypatch.delenv("SLURM_JOB_END_TIME")
     add_clicks(shop / "clicks.csv", ["u1,i3,1,2\n"])
@@ -231,10 +231,10 @@ def test_a_job_whose_end_is_near_stops_at_the_first_step(shop, capfd, monkeypatc
 def test_a_resumed_run_has_as_many_threads_as_the_stopped_one(shop, monkeypatch):
     n_threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(3)
+        monkeypatch.setattr("kvtools.train.device.own_cores", lambda _: 3)
         monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
         assert say(f"{TRAIN} --steps 4 -o m.safetensors").code == 75
-        torch.set_num_threads(1)
+        monkeypatch.setattr("kvtools.train.device.own_cores", lambda _: 1)
         monkeypatch.delenv("SLURM_JOB_END_TIME")
         assert say(f"{TRAIN} --steps 4 -o m.safetensors").code == 0
         assert torch.get_num_threads() == 3
@@ -257,7 +257,7 @@ def test_weights_that_cannot_be_written_are_not_lost(shop, capfd, monkeypatch):
     line = f"{TRAIN} --steps 3 --log curve.jsonl -o"
     monkeypatch.setattr("kvtools.onerec.run.checkpoint.write_bag", no_room)
     done = say(f"{line} m.safetensors", capfd)
-    assert (done.code, done.err) == (74, "kvtools pretrain onerec: m.safetensors: no space left on device.\n")
+    assert (done.code, unsaid(done.err)) == (74, "kvtools pretrain onerec: m.safetensors: no space left on device.\n")
     monkeypatch.undo()
     monkeypatch.chdir(shop)
     assert say(f"{line} m.safetensors", capfd).code == 0
@@ -363,7 +363,7 @@ def test_unknown_items_are_counted_and_named_and_lose_nothing_else(shop, capfd):
     add_clicks(shop / "clicks.csv", ["u0,x1,-3,3\n", "u0,x2,-2,3\n", "u0,x1,-1,3\n"])
     done = say(f"{TRAIN} --steps 3 -o m.safetensors", capfd)
     assert done.code == 65
-    assert done.err == (
+    assert unsaid(done.err) == (
         "kvtools pretrain onerec: clicks.csv: there are items that items.ids does not have, "
         "left out with their 3 interactions, 2 in all (x1, x2).\n"
     )
@@ -379,7 +379,7 @@ def test_a_bad_row_is_reported_and_the_model_written(shop, capfd):
     add_clicks(shop / "clicks.csv", ["u1,i1,soon,3\n", ",i2,5,3\n"])
     done = say(f"{TRAIN} --steps 2 -o m.safetensors", capfd)
     assert done.code == 65
-    assert [line.split(": ", 2)[2] for line in done.err.splitlines()] == [
+    assert [line.split(": ", 2)[2] for line in unsaid(done.err).splitlines()] == [
         "rows without user were left out, 1 in all (row 2).",
         "rows whose time cannot be read were left out, 1 in all (row 1).",
     ]
@@ -388,7 +388,7 @@ def test_a_bad_row_is_reported_and_the_model_written(shop, capfd):
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_users(shop, capfd):
     done = say(f"{TRAIN} --steps 9 --lr 1e30 --training warmup=0 -o m.safetensors", capfd)
-    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert (done.code, unsaid(done.err).count("\n")) == (1, 1)
     assert re.search("the loss of users u.* is not finite", done.err)
     assert not (shop / "m.safetensors").exists()
 
@@ -517,7 +517,7 @@ def test_bad_input_and_bad_output_are_one_line_with_their_code(shop, capfd, line
         (shop / f"cut{name[-4:]}").write_bytes((shop / name).read_bytes()[:-9])
     before = sorted(os.listdir(shop))
     done = say(line, capfd)
-    assert (done.code, done.out, done.err.count("\n")) == (code, b"", 1), done.err
+    assert (done.code, done.out, unsaid(done.err).count("\n")) == (code, b"", 1), done.err
     if words.endswith("."):
         assert done.err == f"kvtools pretrain onerec: {words}\n"
     assert words in done.err
@@ -528,12 +528,12 @@ def test_what_is_held_out_is_never_looked_at_wherever_it_stands(shop):
     """Held-out items in the middle of histories, then others in their place: the same model."""
     head, *rows = (shop / "clicks.csv").read_text().splitlines()
     for name, other in (("one", None), ("two", "i0")):
-        info_json = [f"{head},part"]
+        lines = [f"{head},part"]
         for number, row in enumerate(rows):
             user, item, *rest = row.split(",")
             part = ("train", "train", "test", "train")[number % 4]
-            info_json.append(",".join([user, other if other and part == "test" else item, *rest, part]))
-        (shop / f"{name}.csv").write_text("\n".join(info_json) + "\n")
+            lines.append(",".join([user, other if other and part == "test" else item, *rest, part]))
+        (shop / f"{name}.csv").write_text("\n".join(lines) + "\n")
         line = TRAIN.replace("clicks.csv", f"{name}.csv")
         done = say(f"{line} --column part=part --near 3 --steps 4 --training patience=0 -o {name}.model")
         assert done.code == 0
@@ -559,8 +559,8 @@ def test_items_of_another_catalogue_are_distinguished_from_no_items(shop, capfd)
 
 def test_a_full_disk_and_a_reader_that_left_are_reported_by_the_code(sh, shop):
     full = sh(f"{TRAIN} --steps 2 > /dev/full")
-    assert (full.code, full.err.count("\n")) == (74, 1)
-    done = sh(f"{TRAIN} --steps 2 | :; echo ${{PIPESTATUS[0]}}", pipefail=False)
+    assert (full.code, unsaid(full.err).count("\n")) == (74, 1)
+    done = sh(f"{TRAIN} -q --steps 2 | :; echo ${{PIPESTATUS[0]}}", pipefail=False)
     assert (done.out, done.err) == (b"141\n", "")
 
 

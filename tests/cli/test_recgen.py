@@ -119,7 +119,7 @@ def test_users_without_history_get_what_is_popular_and_it_is_said(shop, capfd):
     done = say(f"{ASK} -k 4 --beam 32 --users nobody,u3,noone --json", capfd)
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert done.code == 0
-    assert done.err == "kvtools recgen: clicks.csv: users without a known item get popular items: 2 (nobody, noone).\n"
+    assert unsaid(done.err) == "kvtools recgen: clicks.csv: users without a known item get popular items: 2 (nobody, noone).\n"
     assert [line.get("fallback") for line in lines] == ["popular", None, "popular"]
     assert lines[0]["items"] == sorted(counts, key=lambda item: (-counts[item], int(item[1:])))[:4] == lines[2]["items"]
     say(f"{ASK} -k 4 --beam 32 --users nobody,u3 -o r.kvs")
@@ -206,13 +206,13 @@ def test_who_may_have_missed_something_for_want_of_memory_is_counted(shop, capfd
     monkeypatch.setattr("kvtools.onerec.recommend.recommend._N_SCORES", 32)
     done = say(f"{ASK.replace('m.safetensors', 'b.safetensors')} -k 4 --beam 4 --sure {options}", capfd)
     assert done.code == 0
-    info_json = re.fullmatch(
+    found = re.fullmatch(
         r"kvtools recgen: --sure: better items may be missing for (\d+) of 30, "
         r"since memory limits the beam\. Use --exact\.\n",
-        done.err,
+        unsaid(done.err),
     )
-    assert info_json, done.err
-    assert 0 < int(info_json[1]) <= 30
+    assert found, done.err
+    assert 0 < int(found[1]) <= 30
 
 
 def test_without_the_trie_the_model_says_ids_that_no_item_has_and_they_are_dropped(shop, ask):
@@ -310,7 +310,7 @@ def test_baselines_stand_in_the_same_table(shop, ask, capfd):
 def test_a_baseline_too_gives_a_stranger_what_is_popular(shop, capfd, name):
     counting = f"kvtools recgen --items items.ids clicks.csv --baseline {name} --users nobody -k 4 --json"
     done = say(counting, capfd)
-    assert (done.code, done.err) == (
+    assert (done.code, unsaid(done.err)) == (
         0,
         "kvtools recgen: clicks.csv: users without a known item get popular items: 1 (nobody).\n",
     )
@@ -353,12 +353,14 @@ def test_a_blend_lies_between_the_generator_and_the_counts(shop, ask, capfd):
     assert whole["ndcg@5"] == pytest.approx(counts["ndcg@5"])
     done = say(f"{line} --blend auto --json", capfd)
     auto = json.loads(done.out)
-    assert done.err == f"kvtools recgen: --blend auto: {auto['blend']:g} by NDCG@10 of 30 users of the validation part.\n"
+    assert (
+        unsaid(done.err) == f"kvtools recgen: --blend auto: {auto['blend']:g} by NDCG@10 of 30 users of the validation part.\n"
+    )
     valid = [ask(f"{ASK} --evaluate valid --beam 64 --blend {x}")[0]["ndcg@10"] for x in (0, 1, auto["blend"])]
     assert valid[2] == max(valid)
-    info_json = say(f"{ASK} --beam 64 -k 5 --blend auto --json", capfd)
-    assert info_json.err == done.err
-    assert info_json.out == say(f"{ASK} --beam 64 -k 5 --blend {auto['blend']} --json", capfd).out
+    tuned = say(f"{ASK} --beam 64 -k 5 --blend auto --json", capfd)
+    assert tuned.err == done.err
+    assert tuned.out == say(f"{ASK} --beam 64 -k 5 --blend {auto['blend']} --json", capfd).out
 
 
 def test_a_blend_of_counts_alone_keeps_what_was_seen_if_asked_to(ask):
@@ -371,21 +373,21 @@ def test_a_table_from_stdin_is_read_once(sh, shop):
     line = "kvtools recgen --model near.safetensors clicks.csv --evaluate test --beam 32 --blend auto --json --table"
     piped, named = sh(f"cat users.csv | {line} -"), sh(f"{line} users.csv")
     assert (piped.code, named.code) == (0, 0), piped.err
-    info_json = [{k: x for k, x in json.loads(done.out).items() if k != "seconds"} for done in (piped, named)]
-    assert info_json[0] == info_json[1]
+    figures = [{k: x for k, x in json.loads(done.out).items() if k != "seconds"} for done in (piped, named)]
+    assert figures[0] == figures[1]
 
 
 def test_several_held_out_items_of_a_user_are_one_truth(shop, ask):
     head, *rows = (shop / "clicks.csv").read_text().splitlines()
     left = {user: len(items) for user, items in clicks_of(shop / "clicks.csv").items()}
-    info_json = []
+    marked = []
     for row in rows:
         left[row.split(",")[0]] -= 1
-        info_json.append(f"{row},{'test' if left[row.split(',')[0]] < 2 else 'train'}")
-    (shop / "parts.csv").write_text("\n".join([f"{head},part", *info_json]) + "\n")
+        marked.append(f"{row},{'test' if left[row.split(',')[0]] < 2 else 'train'}")
+    (shop / "parts.csv").write_text("\n".join([f"{head},part", *marked]) + "\n")
     line = ask("kvtools recgen --model m.safetensors parts.csv --column part=part --evaluate test --beam 64")[0]
     assert (line["users"], line["held_out"]) == (N_USERS, 2 * N_USERS)
-    (shop / "before.csv").write_text("\n".join([head, *(row[:-6] for row in info_json if row.endswith(",train"))]) + "\n")
+    (shop / "before.csv").write_text("\n".join([head, *(row[:-6] for row in marked if row.endswith(",train"))]) + "\n")
     clicks = clicks_of(shop / "clicks.csv")
     hits = [
         [item in clicks[answer["user"]][-2:] for item in answer["items"]]
@@ -399,12 +401,12 @@ def test_a_model_that_knows_users_says_when_it_is_given_nothing_of_them(shop, as
     line = "kvtools recgen --model near.safetensors clicks.csv --beam 32 -k 5"
     done = say(f"{line} --json", capfd)
     assert done.code == 0
-    assert done.err == (
+    assert unsaid(done.err) == (
         "kvtools recgen: near.safetensors: this model was trained with a user table, and none is given. "
         "Give --table for better results.\n"
     )
-    info_json = ask(f"{line} --table users.csv")
-    assert [row["scores"] for row in info_json] != [json.loads(row)["scores"] for row in done.out.splitlines()]
+    others = ask(f"{line} --table users.csv")
+    assert [row["scores"] for row in others] != [json.loads(row)["scores"] for row in done.out.splitlines()]
 
 
 # ── what is wrong with the data ──────────────────────────────────────────────────────────────────────────────────────────
@@ -413,7 +415,7 @@ def test_items_outside_the_catalogue_are_counted_and_lose_nothing_else(shop, cap
     add_clicks(shop / "clicks.csv", ["u1,x1,1,3\n", "u2,x1,3,3\n", "new,x2,3,3\n"])
     done = say(f"{ASK} --beam 32 -o r.kvs", capfd)
     assert done.code == 65
-    assert done.err.splitlines() == [
+    assert unsaid(done.err).splitlines() == [
         (
             "kvtools recgen: clicks.csv: there are items that m.safetensors does not have, left out with their 3 interactions, "
             "2 in all (x1, x2)."
@@ -599,7 +601,7 @@ def test_bad_input_and_bad_options_are_one_line_with_their_code(shop, capfd, lin
     say("kvtools convert clicks.csv -o clicks.kvs")
     before = sorted(os.listdir(shop))
     done = say(line, capfd)
-    assert (done.code, done.out, done.err.count("\n")) == (code, b"", 1), done.err
+    assert (done.code, done.out, unsaid(done.err).count("\n")) == (code, b"", 1), done.err
     if words.endswith("."):
         assert done.err == f"kvtools recgen: {words}\n"
     assert words in done.err
@@ -625,7 +627,7 @@ def test_a_full_disk_and_a_reader_that_left_are_reported_by_the_code(sh, shop):
         pipefail=False,
     )
     assert done.out.split() == [b"141", b"141", b"74", b"74"], done.err
-    assert done.err.splitlines() == [
+    assert unsaid(done.err).splitlines() == [
         f"kvtools recgen: {where}: no space left on device." for where in ("stdout", "input/output")
     ]
 

@@ -96,7 +96,8 @@ def test_centres_that_come_back_end_the_search_with_the_best_sweep():
     groups = [kma.Groups(np.zeros(3, np.int32), np.array([c])) for c in range(3)]
     turns = iter([groups[1], groups[2], groups[1], groups[2]])
     costs = {0: 3.0, 1: 2.0, 2: 1.0}
-    best = kma._until_converged(lambda _: next(turns), np.array([0]), 100, lambda g: costs[int(g.centre[0])], lambda _: None)
+    first = {"centres": np.array([[0]])}
+    best = kma._until_converged(lambda _: next(turns), first, 100, lambda g: costs[int(g.centre[0])], lambda _: None)
     assert (best.cycle, best.n_sweeps, best.is_converged, best.centre.tolist()) == (2, 3, False, [2])
 
 

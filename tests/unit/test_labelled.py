@@ -45,7 +45,7 @@ DAMAGED = {
     "a.npz": (WHOLE[: len(WHOLE) // 2], "this is not an .npz file of plain arrays"),
     "b.npz": (archive("x.txt", "no array"), "the arrays are x.txt, and x and y are needed"),
     "c.npz": (npz(x=np.zeros(3)), "the arrays are x, and x and y are needed"),
-    "a.json": (b"[" * 100_000, "this is not JSON that can be read, since it is nested too deeply"),
+    "a.json": (b"[" * 100_000, "this is not JSON (it is nested too deeply)"),
     "b.json": (b"{,}", "this is not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
     "c.json": (b"{}", NOT_LEAF),
     "d.json": (b"[]", NOT_LEAF),

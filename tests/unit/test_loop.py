@@ -404,10 +404,16 @@ def test_a_state_that_is_none_is_refused(folder, what):
         train(Toy(), str(folder))
 
 
-def test_starting_over_forgets_the_state(folder):
+def test_starting_over_forgets_a_state_of_other_options_and_resumes_its_own(folder):
     task, whole = Toy(), Toy()
+    state = (folder / "train.state").read_bytes()
     _, lines = train(task, str(folder), start_over=True)
-    assert lines[0][0] == 1
+    assert lines[0][0] == 4, "a job with --force in its script comes further when it is queued again"
     train(whole)
     assert_same(weights(task), weights(whole))
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "train.state").write_bytes(state)
+    _, lines = train(Toy(), str(folder), start_over=True, config={"steps": "11", "seed": 0})
+    assert lines[0][0] == 1
     assert not folder.exists()

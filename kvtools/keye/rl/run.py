@@ -188,7 +188,7 @@ def _report(run: "Invocation", opened: _Opened) -> int:
     unrewarded = seen.report(name, opened.task.sampler.rewards, run.warn)
     if seen.has_no_signal and not unrewarded:
         advice = "Give another reward, other prompts, or a higher --temperature"
-        run.warn(f"{name}: the answers to each prompt had equal rewards, so nothing was learnt. {advice}.")
+        run.info(f"{name}: the answers to each prompt had equal rewards, so nothing was learnt. {advice}.")
     code = max(code, unrewarded)
     return int(run.world.max(code))
 

@@ -74,7 +74,7 @@ def ours(x, n_codes, n_levels, init):
     rows.append(0, x)
     fit = RqKMeans(n_levels, n_codes, ITERATIONS, SEED, init)
     begun = time.perf_counter()
-    steps = list(fit.fit(rows, fastest("cpu", D, n_codes), World()))
+    steps = list(fit.fit(rows, fastest("cpu", D, n_codes, N * n_codes * n_levels * (ITERATIONS + 1)), World()))
     return {"seconds": time.perf_counter() - begun, "mse": fit.mse, "passes": len(steps)}
 
 

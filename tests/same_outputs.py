@@ -17,7 +17,7 @@ import re
 import shlex
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -209,6 +209,13 @@ def jobs():
     for line in JOBS.replace(" \\\n ", " ").strip().splitlines():
         name, code, command, outputs = re.fullmatch(r"(\S+?)(?: (\d+))?: (.*) > (.*)", line).groups()
         yield name, int(code or 0), command, outputs.split()
+
+
+def furnish(folder, names):
+    """Inputs, and what the jobs of these names make of them, in a folder."""
+    make_inputs(folder)
+    with chdir(folder):
+        run_all(names)
 
 
 def run_all(names=()):

@@ -107,11 +107,11 @@ def main(
         config_fields |= {"encoder": encoder if run.print_config else portable([encoder])[0], "dtype": compute_dtype}
     if run.print_config:
         return run.print_recipe(config_fields)
-    told = RunReport(run.log, is_strict=run.strict)
+    run_report = RunReport(run.log, is_strict=run.strict)
     if world.is_root:
         run.refuse_existing(report)
         run.refuse_shared_stdin(list_file, list0_file, is_broadcast=True)
-        clips = take_shard(_find(run, videos or [], {list_file: False, list0_file: True}, root, report, told), shard)
+        clips = take_shard(_find(run, videos or [], {list_file: False, list0_file: True}, root, report, run_report), shard)
     if run.dry_run:
         return _show(clips, run.output) if world.is_root else 0
     if encoder is not None:
@@ -134,19 +134,19 @@ def main(
     head = Head("video", run.history(before, inputs), config_fields)
     sink = Sink(run.output, force=run.force, keep_partial=True)
     with Writer(sink, head, level=run.compress) as writer:
-        done = writer.resume(start_over=run.force, keep=told.keeps(clips, sink))
-        told.n_kept = len(done)
+        done = writer.resume(start_over=run.force, keep=run_report.keeps(clips, sink))
+        run_report.n_kept = len(done)
         todo = [Clip(*clip) for clip in world.broadcast([clip for clip in clips if clip.key not in done])]
         outcomes = progress(
             tokenize(todo, recipe, world, stop), total=len(todo), unit="clips", label="tokenize-video", quiet=run.quiet
         )
-        stopped = told.write(writer, outcomes, clips)
-        code = told.code(has_records=writer.n_records > 0)
+        stopped = run_report.write(writer, outcomes, clips)
+        code = run_report.code(has_records=writer.n_records > 0)
         world.broadcast(stopped.code if stopped else code)
         if stopped:
             raise stopped
-        run.write_report(report, told.to_json())
-        told.tell_summary(run.info)
+        run.write_report(report, run_report.to_json())
+        run_report.tell_summary(run.info)
         if code and writer.n_records == 0:
             raise Died(code, is_agreed=True)  # without a record the output stays as it was
     return code
@@ -166,7 +166,7 @@ def _find(
     lists: dict[str | None, bool],
     root: str | None,
     report: str | None,
-    told: "RunReport",
+    run_report: "RunReport",
 ) -> "list[Clip]":
     """The clips of the arguments and of the lists; lists: whether each ends its paths with NUL."""
     from kvtools.video.inputs import Search, nothing_found
@@ -175,17 +175,17 @@ def _find(
     listed = [Listed(path) for path in videos]
     sources = [src for src in lists if src is not None]
     for src in sources:
-        listed += read_list(src, root=root, is_nul=lists[src], reject=lambda where, why: told.fault(where, why, "line"))
+        listed += read_list(src, root=root, is_nul=lists[src], reject=lambda where, why: run_report.fault(where, why, "line"))
     opt.refuse_if(
-        (not listed and not told.faults, "no video is given. Name videos or folders, or give --list."),
+        (not listed and not run_report.faults, "no video is given. Name videos or folders, or give --list."),
         (root is not None and not sources, "--root is used only with --list. Give --list, or leave it out."),
     )
     search = Search()
     for each in listed:
         search.add(each.path, key=each.key, span=each.span, fields=each.fields)
-    told.found(search, is_search=bool(sources) or len(search.clips) != len(listed))
-    if not search.clips and told.faults:
-        raise Died(told.code(has_records=False))
+    run_report.found(search, is_search=bool(sources) or len(search.clips) != len(listed))
+    if not search.clips and run_report.faults:
+        raise Died(run_report.code(has_records=False))
     if not search.clips:
         raise nothing_found([each.path for each in listed])
     frames = filter(search.has_frame, (run.output, report or "-"))

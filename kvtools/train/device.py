@@ -56,8 +56,8 @@ def cpu_quota(groups: str = "/sys/fs/cgroup") -> float:
     files = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
     for names in files:
         try:
-            words = " ".join(Path(groups, name).read_text().strip() for name in names).split()
-            quota, period = float(words[0]), float(words[1])
+            quota_and_period = " ".join(Path(groups, name).read_text().strip() for name in names).split()
+            quota, period = float(quota_and_period[0]), float(quota_and_period[1])
         except (OSError, ValueError, IndexError):
             continue
         if quota > 0 and period > 0:

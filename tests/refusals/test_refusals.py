@@ -6,7 +6,6 @@ without_advice.txt those that need not say what to do.
 """
 
 import importlib
-import os
 import re
 import shutil
 from pathlib import Path
@@ -43,13 +42,7 @@ MADE = [
 def furnished(tmp_path_factory):
     """A folder of good inputs and artifacts, which sections copy."""
     folder = tmp_path_factory.mktemp("refusals")
-    same_outputs.make_inputs(folder)
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        same_outputs.run_all(MADE)
-    finally:
-        os.chdir(before)
+    same_outputs.furnish(folder, MADE)
     return folder
 
 

@@ -4,7 +4,6 @@ A script is given what the test cluster lacks as options of sbatch (`batch.SMALL
 """
 
 import json
-import os
 import shutil
 import subprocess
 
@@ -34,13 +33,7 @@ def questions(n, answer="{}"):
 def furnished(tmp_path_factory):
     """Clips, questions, clicks, items, and models of a few steps, under the names that the scripts read."""
     folder = tmp_path_factory.mktemp("examples")
-    same_outputs.make_inputs(folder)
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        same_outputs.run_all(MADE)
-    finally:
-        os.chdir(before)
+    same_outputs.furnish(folder, MADE)
     (folder / "videos.txt").write_text("".join(f"videos/{name}.mp4\n" for name in "abcdef"))
     for name in ("describe", "time", "match"):
         shutil.copy(folder / "questions.kvs", folder / f"{name}.kvs")

@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn.functional import dropout, scaled_dot_product_attention, softplus
 
 from kvtools.chance import rng_for, seed_for
-from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, read_interactions, split
+from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, parts_of, read_interactions
 from kvtools.onerec.recommend.metrics import summary
 
 CHUNK = 128  # targets, whose scores of 12,101 items are 6 MB in float32 and stay in the cache
@@ -229,7 +229,7 @@ def main():
         data, skipped = read_interactions(file, path)
     for line in skipped.lines(skipped=True) + skipped.lines(skipped=False):
         print(line, file=sys.stderr)
-    parts = split(data)
+    parts = parts_of(data)
     if n_users:
         chosen = data.users() < n_users
         data, parts = data.keep(chosen), parts[chosen]

@@ -18,10 +18,10 @@ EXAMPLES = [
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools pairs", "kvtools merge", "kvtools info", "kvtools-stream(5)")
 COMMON = ("output", "compress", "force", "strict", "dry_run", "stamp")
-GROUPS = {"Interactions": ("--column", "--columns", "--encoding", "--valid", "--test")}
+GROUPS = {"Interactions": ("--column", "--columns", "--encoding", "--valid", "--test", "--split")}
 
 
-_TABLE_OPTIONS = "--column, --columns, --encoding, --valid, --test and several inputs"
+_TABLE_OPTIONS = "--column, --columns, --encoding, --valid, --test, --split and several inputs"
 
 
 def main(
@@ -45,6 +45,7 @@ def main(
     encoding: Annotated[str, opt.value("NAME", "Encoding of the text, as latin-1 or gbk.", "--encoding")] = "utf-8",
     valid: Annotated[str | None, opt.value("FILE", "Interactions of the validation part.", "--valid")] = None,
     test: Annotated[str | None, opt.value("FILE", "Interactions of the test part.", "--test")] = None,
+    split: opt.Split = None,
     to: Annotated[
         Literal["index", "openonerec", "csv"] | None,
         opt.option("Write semantic IDs as MiniOneRec's index.json, in OpenOneRec's form, or as CSV."),
@@ -74,6 +75,7 @@ def main(
     from kvtools.artifact.files import open_seekable
     from kvtools.errors import Corrupt
     from kvtools.onerec.interactions.files import Layout, holds, open_all
+    from kvtools.onerec.interactions.split import parse_split, with_split
     from kvtools.onerec.interactions.stream import roles, write_interactions
 
     srcs = sources or ([] if valid or test else ["-"])
@@ -81,7 +83,8 @@ def main(
     is_model = run.output.endswith("/") or (src != "-" and Path(src).is_dir())
     run.refuse_own_input(*srcs, *filter(None, (valid, test)), report=report)
     run.refuse_shared_stdin(*srcs, valid, test)
-    is_table = any((columns, names, valid, test, encoding != "utf-8", len(srcs) > 1))
+    parse_split(split)
+    is_table = any((columns, names, valid, test, split, encoding != "utf-8", len(srcs) > 1))
     opt.refuse_if(
         (is_model and is_table, f"{_TABLE_OPTIONS} are of no use with a model. Leave them out."),
         (is_model and to, "--to is of use with semantic IDs only. Leave it out."),
@@ -111,7 +114,8 @@ def main(
         return _convert_conversations(run, src, file)
     header = None if names is None else [column.strip() for column in names.split(",")]
     layout = Layout(roles(columns or []), encoding, header)
-    interactions, skipped, history = open_all(srcs, layout, valid=valid, test=test, file=file)
+    read, skipped, history = open_all(srcs, layout, valid=valid, test=test, file=file)
+    interactions = with_split(read, split, name)
     code = skipped.report(name, run.log, strict=run.strict, verbose=run.verbose)
     if account := interactions.account:
         run.info(account.line())

@@ -34,14 +34,15 @@ def main(
     max_items: Annotated[int, opt.value("N", "Compare the latest N clicks of a user who has more.", least=2)] = 1000,
     all_parts: Annotated[bool, opt.option("Use all interactions, since they have been split already.", "--all")] = False,
     columns: opt.Columns = None,
+    split: opt.Split = None,
     seed: opt.Seed = 0,
     report: opt.ReportFile = None,
 ) -> int:
     """Find pairs of items that go together, by Swing similarity, in the training part of interactions.
 
     A user's last interaction is for testing and the one before for validation; neither is used, nor are those that a `part`
-    column marks so. Bad rows are reported and left out; the exit code is then 65. Rows out of time order, and copies, are
-    repaired, and reported with -v.
+    column or --split marks so. Bad rows are reported and left out; the exit code is then 65. Rows out of time order, and
+    copies, are repaired, and reported with -v.
     """
     import numpy as np
 
@@ -49,23 +50,27 @@ def main(
     from kvtools.artifact.strings import pack
     from kvtools.errors import Corrupt
     from kvtools.onerec.interactions.account import tell
-    from kvtools.onerec.interactions.log import TRAIN, split
+    from kvtools.onerec.interactions.log import TRAIN, parts_of
+    from kvtools.onerec.interactions.split import parse_split, with_split
     from kvtools.onerec.interactions.stream import open_interactions, roles
     from kvtools.onerec.items import swing
 
     name = source_name(interactions)
     run.refuse_own_input(interactions, report=report)
     run.refuse_existing(report)
-    log, skipped, history = open_interactions(interactions, columns=roles(columns or []))
+    opt.refuse_if((all_parts and split, "--all uses all parts, and --split leaves two out. Leave one of them out."))
+    parse_split(split)
+    read, skipped, history = open_interactions(interactions, columns=roles(columns or []))
+    log = with_split(read, split, name)
     code = skipped.report(name, run.log, strict=run.strict, verbose=run.verbose)
     tell(log.account, run.info)
     opt.refuse_if(
         (
             min_rating is not None and log.ratings is None,
             f"--min-rating needs ratings, and {name} has none. Name their column with --column rating=COL.",
-        )
+        ),
     )
-    is_used = np.ones(len(log.items), bool) if all_parts else split(log) == TRAIN
+    is_used = np.ones(len(log.items), bool) if all_parts else parts_of(log) == TRAIN
     if min_rating is not None and log.ratings is not None:
         is_used &= log.ratings >= min_rating
     is_used &= np.bincount(log.items[is_used], minlength=len(log.item_keys))[log.items] >= min_count
@@ -94,7 +99,8 @@ def main(
 
     recipe = {
         "method": method, "top": top, "latest": latest, "alpha": alpha, "weigh_users": weigh_users, "min_count": min_count,
-        "min_rating": min_rating, "max_users": max_users, "max_items": max_items, "all": all_parts, "seed": seed,
+        "min_rating": min_rating, "max_users": max_users, "max_items": max_items, "all": all_parts, "split": split,
+        "seed": seed,
     }  # fmt: skip
     with run.writer("pair", recipe, before=[history]) as writer:
         for begin in range(0, len(pairs), _BATCH):
@@ -105,6 +111,6 @@ def main(
     counts = {"interactions": len(log.items), "users": int((np.diff(log.offsets) > 0).sum())}
     counts |= {"items": len(np.unique(log.items)), "pairs": len(pairs), "paired_items": len(np.unique(pairs))}
     counts |= {f"{how}_pairs": len(own) for how, (own, _) in parts.items()}
-    read = {"read": log.account.to_json()} if log.account else {}
-    run.write_report(report, {**counts, "findings": skipped.to_json(), **read})
+    account = {"read": log.account.to_json()} if log.account else {}
+    run.write_report(report, {**counts, "findings": skipped.to_json(), **account})
     return code

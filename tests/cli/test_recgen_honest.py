@@ -96,6 +96,13 @@ def test_interactions_may_be_split_by_time(shop, capfd):
         by_time, _ = figures(f"{COUNT} clicks.csv --split time:0.7,0.2 --evaluate {part}", capfd)
         by_column, _ = figures(f"{COUNT} marked.csv --evaluate {part}", capfd)
         assert {**by_time, "seconds": 0} == {**by_column, "seconds": 0}
+    assert say("kvtools convert clicks.csv --split time:0.7,0.2 -o split.kvs").code == 0
+    assert figures(f"{COUNT} split.kvs --evaluate test", capfd)[0]["hr@10"] == by_time["hr@10"]
+    for n, source in enumerate(("clicks.csv --split time:0.7,0.2", "split.kvs", "marked.csv")):
+        assert say(f"kvtools pairs {source} -o pairs-{n}.kvs").code == 0
+    sums = say("kvtools sum pairs-0.kvs pairs-1.kvs pairs-2.kvs", capfd).out.split()[::2]
+    assert len(sums) == 3
+    assert len(set(sums)) == 1
     last, _ = figures(f"{COUNT} marked.csv --split leave-last-out --evaluate test", capfd)
     assert {**last, "seconds": 0} == {**figures(f"{COUNT} clicks.csv --evaluate test", capfd)[0], "seconds": 0}
     assert say(f"{TRAIN} --split time:0.7,0.2 --steps 2 -o later.safetensors").code == 0

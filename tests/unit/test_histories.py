@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvtools.onerec.interactions.features import FeatureEncoder, gaps, join_catalogue
 from kvtools.onerec.interactions.histories import log2_buckets
-from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, read_interactions, split
+from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, parts_of, read_interactions
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 
 HEAD = "user_id,item_id,timestamp,rating,author_id,tag,playtime,duration\n"
@@ -190,7 +190,7 @@ def test_gaps_are_seconds_since_the_users_interaction_before(rows):
 def test_items_that_the_catalogue_lacks_are_counted_named_and_left_out(rows, known):
     interactions, ids = read(rows), catalogue_of(sorted(known, reverse=True))
     histories, _, skipped = join_catalogue(interactions, ids, "c.ids")
-    keys, parts = interactions.item_keys[interactions.items], split(interactions)
+    keys, parts = interactions.item_keys[interactions.items], parts_of(interactions)
     kept = np.array([key in known for key in keys.tolist()])
     assert ids.keys[histories.items].tolist() == keys[kept].tolist()
     assert histories.times.tolist() == interactions.times[kept].tolist()
@@ -246,7 +246,7 @@ def test_codings_that_are_given_are_kept():
 def test_ratings_from_the_median_of_the_training_part_on_are_positive(rows):
     interactions = read(rows)
     histories, encoder, _ = join_catalogue(interactions, catalogue_of(ITEMS), "c.ids")
-    is_train = split(interactions) == TRAIN
+    is_train = parts_of(interactions) == TRAIN
     in_order = sorted(interactions.ratings[is_train].tolist())
     middle = (in_order[(len(in_order) - 1) // 2] + in_order[len(in_order) // 2]) / 2
     assert encoder.positive_from == pytest.approx(middle)

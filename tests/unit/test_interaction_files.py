@@ -13,7 +13,7 @@ import zstandard
 
 from kvtools.errors import Corrupt
 from kvtools.onerec.interactions.files import holds
-from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, Source, read_all, read_interactions, split
+from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, Source, parts_of, read_all, read_interactions
 from kvtools.onerec.items.catalogue import read_catalogue, read_titles
 from kvtools.onerec.semantic_ids.published import codes_of_id, read_ids, written
 
@@ -84,7 +84,7 @@ def test_a_time_and_a_split_that_are_not_used_are_told():
 
 def test_a_split_is_that_of_the_file():
     found, _ = read("user,item,Split\nu,a,train\nu,b,TEST\nu,c,dev\nv,d,Train\n")
-    assert split(found).tolist() == [TRAIN, TEST, VALID, TRAIN]
+    assert parts_of(found).tolist() == [TRAIN, TEST, VALID, TRAIN]
     assert found.account.split == "column"
     unlike, _ = read("user,item,set\nu,a,city\nu,b,space\nu,c,city\n")
     assert unlike.parts is None
@@ -120,7 +120,7 @@ def test_a_damaged_byte_loses_its_row_only():
     found, skipped = read(b"user,item,ts\n" + rows.replace(b"u3,i31,", b"u3,i\xff1,").replace(b",50\n", b",5\xfe0\n"))
     assert len(found.items) == 98
     assert skipped.lines() == [
-        "rows whose item is no text of one line were left out, 1 in all (row 32)",
+        "rows whose item is not in this encoding (kvtools convert --encoding names another) were left out, 1 in all (row 32)",
         "rows whose time cannot be read were left out, 1 in all (row 51)",
     ]
     assert items(read("user,item\n\xe9,\xfc\n".encode("latin-1"), encoding="latin-1")[0]) == {"é": ["ü"]}
@@ -196,7 +196,7 @@ def test_lists_of_users_and_rows_with_histories_are_joined():
     test = 'user_id,history_item_id,item_id\nu,"[6, 7]",8\n'
     found, skipped = read_all([Source(opened(train), "a"), Source(opened(test), "b", TEST)])
     assert items(found) == {"u": ["5", "6", "7", "8"], "v": ["a", "b"]}
-    assert split(found).tolist() == [TRAIN, TRAIN, TRAIN, TEST, TRAIN, TRAIN]
+    assert parts_of(found).tolist() == [TRAIN, TRAIN, TRAIN, TEST, TRAIN, TRAIN]
     assert skipped.counts == {}
 
 

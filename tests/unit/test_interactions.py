@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtools.errors import Corrupt, Usage
-from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, leave_last_out, read_interactions, split
+from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, leave_last_out, parts_of, read_interactions
 
 
 def read(text, **options):
@@ -126,7 +126,7 @@ def test_bad_rows_are_counted_and_named_and_the_others_kept():
     assert sequences(found) == {"u": [("a", 1.0), ("e", 5.0), ("b", 7.0), ("h", 8.0)]}
     assert found.parts.tolist() == [TRAIN, TRAIN, TEST, VALID]
     np.testing.assert_array_equal(found.ratings, [5, np.nan, 5, 5])
-    assert split(found) is found.parts
+    assert parts_of(found) is found.parts
     assert n_skipped(skipped) == 7
     assert skipped.lines(skipped=True) == [
         "rows without user were left out, 1 in all (row 2)",
@@ -177,7 +177,7 @@ def test_a_repetition_without_times_is_no_copy():
             "look like the rows of a table, with a time, and not like a user and items. Name",
         ),
         ("u\n", "no interactions are left to use"),
-        ("user_id,item_id\nu,\udcff\n", r"rows whose item is no text of one line were left out, 1 in all \(row 1\)\."),
+        ("user_id,item_id\nu,\udcff\n", r"rows whose item is not in this encoding .* were left out, 1 in all \(row 1\)\."),
         (
             "PK\x03\x04\0\0",
             r"x: this is a zip archive, and a table is needed\. Give the file that is meant, unpacked or exported\.$",
@@ -219,5 +219,5 @@ def test_real_logs_have_the_sizes_their_makers_say(data, path, n_users, n_items,
     with open(data / "rec" / path, "rb", buffering=1 << 20) as file:
         found, skipped = read_interactions(file, path)
     assert (len(found.user_keys), len(found.item_keys), n_skipped(skipped)) == (n_users, n_items, 0)
-    assert np.bincount(split(found)).tolist() == parts
+    assert np.bincount(parts_of(found)).tolist() == parts
     assert found.ratings is None or (found.ratings.min(), found.ratings.max()) == (1, 5)

@@ -109,11 +109,11 @@ def test_union_holds_each_pair_once():
 
 
 def test_a_real_log_agrees_with_the_slow_version(data):
-    from kvtools.onerec.interactions.log import TRAIN, read_interactions, split
+    from kvtools.onerec.interactions.log import TRAIN, parts_of, read_interactions
 
     with open(data / "rec" / "amazon_beauty_2014" / "sequential_data.txt", "rb", buffering=1 << 20) as file:
         log, _ = read_interactions(file, "beauty")
-    log = log.keep(split(log) == TRAIN)
+    log = log.keep(parts_of(log) == TRAIN)
     similar = swing.swing(swing.clicks(log.users(), log.items, len(log.user_keys), len(log.item_keys)), alpha=1.0)
     sets = [set(log.items[a:b].tolist()) for a, b in zip(log.offsets[:-1], log.offsets[1:], strict=True)]
     clicked_by = {}

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from kvtools.onerec.interactions.histories import N_BUCKETS, Histories, log2_buckets
-from kvtools.onerec.interactions.log import TRAIN, Interactions, split
+from kvtools.onerec.interactions.log import TRAIN, Interactions, parts_of
 from kvtools.onerec.semantic_ids.ids import SemanticIds
 from kvtools.skipped import SkippedRows
 
@@ -123,7 +123,7 @@ def join_catalogue(
     """
     row_of = {key: row for row, key in enumerate(ids.keys)}
     rows = np.array([row_of.get(key, -1) for key in interactions.item_keys], np.int32)
-    parts = split(interactions)
+    parts = parts_of(interactions)
     is_known = rows[interactions.items] >= 0
     unknown = np.flatnonzero(rows < 0)
     skipped = SkippedRows()

@@ -21,7 +21,10 @@ from kvtools.onerec.interactions.names import CORE, NAMES, PARTS, TRAIN, WORDS, 
 from kvtools.onerec.interactions.row_names import SourceRows
 from kvtools.skipped import SkippedRows
 
-_BROKEN = "[\\x00-\\x1f\ufffd]"  # a name has no line breaks, and U+FFFD stands for bytes that are not text
+_BROKEN = {  # what a name is that is none; U+FFFD stands for bytes that are not text
+    "is not in this encoding (kvtools convert --encoding names another)": "\ufffd",
+    "is no text of one line": "[\\x00-\\x1f]",
+}
 _KEYS: tuple[str, ...] = ("user", "item")
 _N_JUDGED = 1000  # lines of words that tell whether they are a table
 
@@ -132,9 +135,10 @@ class Gathered:
         for role in [role for role in CORE if role in cells and role != "rating"]:
             self._leave_out(f"rows without {role} left out", cells[role].is_empty, good, batch)
         for role in _KEYS:
-            broken = keys[role].matching(_BROKEN)
-            if broken is not None:
-                self._leave_out(f"rows whose {role} is no text of one line left out", broken, good, batch)
+            for fault, pattern in _BROKEN.items():
+                broken = keys[role].matching(pattern)
+                if broken is not None:
+                    self._leave_out(f"rows whose {role} {fault} left out", broken, good, batch)
         numbers = {}
         for role in [role for role in ("time", "rating") if role in columns]:
             numbers[role], is_bad = self._number_column(role).read(batch.columns[columns[role]])

@@ -20,7 +20,18 @@ from kvtools.onerec.interactions.names import CORE, NAMES, PARTS, TEST, TRAIN, V
 from kvtools.onerec.interactions.order import by_user_and_time, stable_order
 from kvtools.skipped import SkippedRows
 
-__all__ = ["NAMES", "PARTS", "TEST", "TRAIN", "VALID", "Interactions", "Source", "leave_last_out", "read_interactions", "split"]
+__all__ = [
+    "NAMES",
+    "PARTS",
+    "TEST",
+    "TRAIN",
+    "VALID",
+    "Interactions",
+    "Source",
+    "leave_last_out",
+    "parts_of",
+    "read_interactions",
+]
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def leave_last_out(offsets: np.ndarray) -> np.ndarray:
     return parts
 
 
-def split(interactions: Interactions) -> np.ndarray:
+def parts_of(interactions: Interactions) -> np.ndarray:
     """int8 (n,): the parts that the file gives, or leave_last_out where it gives none."""
     return leave_last_out(interactions.offsets) if interactions.parts is None else interactions.parts
 

@@ -1,6 +1,7 @@
 """`kvtools rl ecpo`: a recommender and interactions in, the recommender moved towards a reward by OneRec's ECPO out."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 from kvtools import options as opt
 
@@ -17,47 +18,54 @@ GROUPS = {
     "Proposals and training": ("--sampling", "--keep-seen", "--training"),
     "What is measured": ("--valid", "--require-gain", "--rollouts"),
 }
-
-
-def main(
-    run: opt.Invocation,
-    interactions: opt.Interactions = "-",
-    model: opt.Recommender = None,
-    rewards: opt.ItemRewards = None,
-    group: opt.GroupSize = 40,
-    steps: opt.Steps = "1ep",
-    lr: opt.PolicyLr = 1e-4,
-    batch: opt.PolicyBatch = 64,
-    valid: opt.HeldOut = None,
-    require_gain: opt.RequireGain = False,
-    rollouts: opt.RolloutsFile = None,
-    users: Annotated[str | None, opt.value("TABLE", "User features: the table that the model was trained with.")] = None,
-    sampling: opt.Sampling = "beam",
-    listed: opt.Listed = None,
-    keep_seen: opt.KeepSeen = False,
-    training: opt.Overrides = None,
-    columns: opt.Columns = None,
-    state: opt.StateDir = None,
-    log_file: opt.LogFile = None,
-    peak: opt.Peak = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    seed: opt.Seed = 0,
-) -> int:
-    """Move a recommender towards a reward by ECPO, early-clipped GRPO, as the OneRec report has it.
-
-    In each step users are proposed a group of items; the better ones of a group become more probable, the others less, and the
-    next item is trained jointly. Training reads the training part alone. Held-out users are measured before, on the way and
+HOW = """In each step users are proposed a group of items; the better ones of a group become more probable, the others less, and
+    the next item is trained jointly. Training reads the training part alone. Held-out users are measured before, on the way and
     after; the best weights by their reward are kept, those of the start included. A run that was stopped continues when the
     same command is run again. The ranks of mpiexec or srun share each step.
     """
-    from kvtools.world import Stop
 
-    stop = Stop() if state or run.output != "-" else False
-    from kvtools.onerec.rl.run import PolicyOptions, train_policy
 
-    options = PolicyOptions(
-        model, interactions, rewards or [], group, valid, require_gain, rollouts, users, sampling, listed, keep_seen, steps, lr,
-        batch, training or [], columns or [], state, log_file, peak, dtype, device, seed,
-    )  # fmt: skip
-    return train_policy(run, "ecpo", options, stop=stop)
+def policy_command(objective: Literal["ecpo", "gbpo"], summary: str) -> Callable[..., int]:
+    """The `main` of a command that trains a recommender by this objective; its help is the summary, and HOW."""
+
+    def main(
+        run: opt.Invocation,
+        interactions: opt.Interactions = "-",
+        model: opt.Recommender = None,
+        rewards: opt.ItemRewards = None,
+        group: opt.GroupSize = 40,
+        steps: opt.Steps = "1ep",
+        lr: opt.PolicyLr = 1e-4,
+        batch: opt.PolicyBatch = 64,
+        valid: opt.HeldOut = None,
+        require_gain: opt.RequireGain = False,
+        rollouts: opt.RolloutsFile = None,
+        users: Annotated[str | None, opt.value("TABLE", "User features: the table that the model was trained with.")] = None,
+        sampling: opt.Sampling = "beam",
+        listed: opt.Listed = None,
+        keep_seen: opt.KeepSeen = False,
+        training: opt.Overrides = None,
+        columns: opt.Columns = None,
+        state: opt.StateDir = None,
+        log_file: opt.LogFile = None,
+        peak: opt.Peak = None,
+        dtype: opt.Dtype = "auto",
+        device: opt.Device = "auto",
+        seed: opt.Seed = 0,
+    ) -> int:
+        from kvtools.world import Stop
+
+        stop = Stop() if state or run.output != "-" else False
+        from kvtools.onerec.rl.run import PolicyOptions, train_policy
+
+        options = PolicyOptions(
+            model, interactions, rewards or [], group, valid, require_gain, rollouts, users, sampling, listed, keep_seen, steps,
+            lr, batch, training or [], columns or [], state, log_file, peak, dtype, device, seed,
+        )  # fmt: skip
+        return train_policy(run, objective, options, stop=stop)
+
+    main.__doc__ = f"{summary}\n\n{HOW}"
+    return main
+
+
+main = policy_command("ecpo", "Move a recommender towards a reward by ECPO, early-clipped GRPO, as the OneRec report has it.")

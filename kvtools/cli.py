@@ -30,6 +30,7 @@ from kvtools.commands.registry import COMMANDS, Entry, commands_below, find
 from kvtools.errors import Died, Fault, Missing, Terminated, Usage, os_reason
 from kvtools.invocation import Invocation
 from kvtools.options import COMMON
+from kvtools.train.device import let_waiting_threads_sleep
 from kvtools.world import World, is_stdin_limited, launched_rank
 
 
@@ -180,6 +181,7 @@ def run(words: list[str]) -> int:
 def main() -> NoReturn:
     """The console script."""
     _occupy_standard_streams()
+    let_waiting_threads_sleep()
     code = run(sys.argv[1:])
     try:
         # a full disk shows only when the last bytes are flushed; without this it would be a silent success

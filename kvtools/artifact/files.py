@@ -164,11 +164,10 @@ class Sink:
                 return os.open(path, os.O_WRONLY)
             name = f".{path.name}.part" if self._keep_partial else f".{path.name}.tmp-{os.getpid()}"
             self._partial = path.parent / name
-            fd = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666)
+            fd = open_claimed(self._partial)
         except OSError as error:
             raise unwritable(str(path), error) from None
-        if not claim(fd):
-            os.close(fd)
+        if fd is None:
             raise CannotCreate(f"{path}: another run is writing it. Wait for it, or name another output.")
         return fd
 
@@ -183,15 +182,25 @@ def naming(dst: str) -> Iterator[None]:
         raise
 
 
-def claim(fd: int) -> bool:
-    """Lock an open file or folder until it is closed; False where another process holds the lock."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # some network file systems have no flock, and go without this protection
-    return True
+def open_claimed(path: str | Path) -> int | None:
+    """Open a file, made where there is none, and lock it until it is closed; None where another process holds the lock.
+
+    The system releases the lock of a process that ends, however it ends. Over NFS the lock holds between machines, as that of a
+    folder would not. Raises OSError where the file cannot be opened.
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except OSError:
+            return fd  # some network file systems have no flock, and go without this protection
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        os.close(fd)  # who held it has removed or renamed it since we opened it
 
 
 class Spool:

@@ -14,7 +14,7 @@ from typing import Any
 from kvtools import __version__
 from kvtools.artifact.bag import Bag, write_bag
 from kvtools.artifact.blob import Tensors
-from kvtools.artifact.files import Sink, claim
+from kvtools.artifact.files import Sink, open_claimed
 from kvtools.artifact.history import refuse_other_options
 from kvtools.artifact.open import open_artifact
 from kvtools.errors import CannotCreate, Corrupt, Usage, unwritable
@@ -30,23 +30,27 @@ def state_folder(dst: str) -> str | None:
 
 @contextmanager
 def lock_folder(folder: str | None, *, is_root: bool) -> Iterator[None]:
-    """Within it, rank 0 has the folder for itself: two runs would spoil each other's state. folder None: nothing is kept.
+    """Within it, rank 0 has the folder for itself, by its file `lock`: two runs would spoil each other's state. folder None:
+    nothing is kept.
 
     Raises CannotCreate where another run is at work in the folder, or it cannot be made.
     """
     if folder is None or not is_root:
         yield
         return
+    lock = os.path.join(folder, "lock")
     try:
         os.makedirs(folder, exist_ok=True)
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fd = open_claimed(lock)
     except OSError as error:
         raise unwritable(folder, error) from None
+    if fd is None:
+        raise CannotCreate(f"{folder}: another run is at work there. Wait for it, or name another output.")
     try:
-        if not claim(fd):
-            raise CannotCreate(f"{folder}: another run is at work there. Wait for it, or name another output.")
         yield
     finally:
+        with suppress(OSError):  # the folder was removed meanwhile
+            os.unlink(lock)
         os.close(fd)
         with suppress(OSError):  # something is kept in it
             os.rmdir(folder)

@@ -15,6 +15,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_BYTES = 32 << 20  # glibc takes no more
 _KEPT_BYTES = 1 << 30
 _RETURNED_BYTES = 1 << 18
+_WAITS_OF_OPENMP = {  # GNU's counts turns of a loop, of about 20 ns; LLVM's and Intel's take milliseconds
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "1000",
+    "KMP_BLOCKTIME": "0",
+}
 
 
 def resolve_device(device: str, dtype: str = "auto", *, rank: int = 0) -> tuple[str, str]:
@@ -74,6 +79,17 @@ def limit_threads(world: World) -> None:
     n = own_cores(world)
     threadpool_limits(n)
     torch.set_num_threads(n)
+
+
+def let_waiting_threads_sleep() -> None:
+    """Let threads of OpenMP and BLAS that wait for one another spin for about 10 µs, as long as waking one takes, then sleep.
+
+    By default they spin for milliseconds, on cores that other jobs, or the very threads that they wait for, could use. What the
+    user's environment says of it stays. Must be called before numpy or torch is loaded, since their libraries look only then.
+    """
+    if not any(name in os.environ for name in _WAITS_OF_OPENMP):
+        os.environ.update(_WAITS_OF_OPENMP)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "15")  # 2 to the power of it, in cycles
 
 
 def add_in_one_order(device: str) -> None:

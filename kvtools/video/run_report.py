@@ -1,6 +1,7 @@
 """What became of the clips of a run: counted as they pass, told at the end, and written as JSON."""
 
 import os
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ REMEDIES = {
     "line": "Correct the line, or remove it.",
 }
 _LONG_S = 10  # as of progress.py, which is silent until then
+_SKEW_S = 3600
 
 
 @dataclass
@@ -157,16 +159,21 @@ def _counted(suffixes: Counter[str]) -> str:
 
 def is_current(fields: Mapping[str, Any], clip: Clip | None, since: float) -> bool:
     """Whether a record that a stopped run left is what this run would write: its input is listed, with the same fields, and
-    has not changed. since: when the stopped run wrote last, in seconds of the system's clock."""
+    has not changed. since: when the stopped run wrote last, by the clock of the machine that keeps its output, in seconds.
+
+    Clocks of machines differ, and a copy may keep its date: a file that is not an hour older, by its last change of any kind,
+    is read and compared. A folder or a tar, of which there is no digest, is taken by its date, but not by one from the future.
+    """
     if clip is None or any(fields.get(name) != value for name, value in clip.fields.items()):
         return False
     source = fields.get("source", {})
     try:
-        is_older = os.stat(clip.path).st_mtime < since
-        if clip.member is not None or os.path.isdir(clip.path):
-            return is_older
-        if os.path.getsize(clip.path) != source.get("bytes"):
+        status = os.stat(clip.path)
+        age_s = min(since, time.time()) - max(status.st_mtime, status.st_ctime)
+        if clip.member is not None or stat.S_ISDIR(status.st_mode):
+            return age_s > 0
+        if status.st_size != source.get("bytes"):
             return False
-        return is_older or digest_of(clip.path) == source.get("digest")
+        return age_s > _SKEW_S or digest_of(clip.path) == source.get("digest")
     except OSError:
         return False

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+import time
 from fractions import Fraction
 
 import av
@@ -17,9 +18,11 @@ from kvtools.artifact.stream import Reader
 from kvtools.errors import Missing
 from kvtools.video import pictures, upright
 from kvtools.video.clip import tokenize
-from kvtools.video.inputs import Search, find_clips
+from kvtools.video.digest import digest_of
+from kvtools.video.inputs import Clip, Search, find_clips
 from kvtools.video.listing import read_list
 from kvtools.video.recipe import VideoRecipe
+from kvtools.video.run_report import is_current
 
 
 def records(path):
@@ -175,6 +178,24 @@ def test_records_whose_input_changed_are_made_again(kv, here):
     assert code == 0
     assert "b.mp4: its input is gone or has changed since the run that was stopped." in err
     assert [(r.key, r.fields["source"]["frames"]) for r in records("out.kvs")] == [("a.mp4", 8), ("b.mp4", 7), ("c.mp4", 5)]
+
+
+@pytest.mark.parametrize(("dated_s", "written_s"), [(0, 1e6), (-1e9, 0), (-1e9, 60), (0, -1e6)])
+def test_an_input_that_changed_is_known_whatever_the_clocks_say(here, dated_s, written_s):
+    """dated_s: the date that the changed file is given; written_s: that of the stopped run's output; both from now on."""
+    clip = Clip("a", str(here / "clip.bin"))
+    (here / "clip.bin").write_bytes(b"before")
+    fields = {"source": {"bytes": 6, "digest": digest_of(clip.path)}}
+    assert is_current(fields, clip, time.time() + written_s)
+    (here / "clip.bin").write_bytes(b"behind")
+    os.utime(clip.path, (time.time() + dated_s,) * 2)
+    assert not is_current(fields, clip, time.time() + written_s)
+
+
+def test_a_folder_that_is_younger_than_the_output_from_the_future_is_no_older(here):
+    (here / "frames").mkdir()
+    os.utime(here / "frames", (time.time() + 500,) * 2)
+    assert not is_current({}, Clip("a", str(here / "frames")), time.time() + 1000)
 
 
 def test_an_output_that_is_an_input_is_refused(kv, here):

@@ -232,15 +232,17 @@ def test_an_npy_may_come_from_stdin_and_what_is_missing_is_reported(sh, items):
 
 def test_two_runs_do_not_share_a_state(sh, items, tmp_path):
     (tmp_path / ".out.ids.state").mkdir()
-    folder = os.open(tmp_path / ".out.ids.state", os.O_RDONLY)
+    lock = os.open(tmp_path / ".out.ids.state" / "lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         done = sh(f"{BUILD} --codes 32 -o out.ids", pipefail=False)
     finally:
-        os.close(folder)
+        os.close(lock)
     message = "kvtools semid-build: .out.ids.state: another run is at work there. Wait for it, or name another output.\n"
     assert (done.code, done.err) == (73, message)
     assert not (tmp_path / "out.ids").exists()
+    assert sh(f"{BUILD} --codes 32 -o out.ids").code == 0, "a lock that nobody holds, as a killed run leaves it"
+    assert not (tmp_path / ".out.ids.state").exists()
 
 
 def test_an_array_of_objects_is_never_unpickled(sh, tmp_path):

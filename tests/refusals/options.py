@@ -16,9 +16,9 @@ def furnish():
         "bad.csv": "user_id,item_id,timestamp\n1,2,3\n,5,6\n",
         ".text.model.state/train.state": "no state\n",
         ".other.model.state/train.state": bag("model", {}),
-        ".busy.model.state/note.txt": "",
+        ".busy.model.state/lock": "",
     })  # fmt: skip
-    fcntl.flock(os.open(".busy.model.state", os.O_RDONLY), fcntl.LOCK_EX)
+    fcntl.flock(os.open(".busy.model.state/lock", os.O_RDWR), fcntl.LOCK_EX)
     fcntl.flock(os.open(".busy.kvs.part", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
 
 

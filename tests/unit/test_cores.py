@@ -1,6 +1,7 @@
 """Each rank takes its part of the cores: by affinity, control group, Slurm and the user's word."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -76,3 +77,28 @@ def test_all_pools_of_threads_have_that_many(machine):
     limit_threads(World())
     assert {pool["num_threads"] for pool in threadpool_info()} == {1}
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "30000000000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(sh, given, expected):
+    told = sh("kvtools semid-build missing.kvs", OMP_DISPLAY_ENV="verbose", **given).err  # as the library itself has read it
+    for name, value in expected.items():
+        assert re.search(rf"\b{name} = '{value}'", told)
+
+
+def test_blas_threads_sleep_too(machine):
+    for name in ("OPENBLAS_THREAD_TIMEOUT", *device._WAITS_OF_OPENMP):
+        machine.setenv(name, "")
+        machine.delenv(name)
+    device.let_waiting_threads_sleep()
+    assert device.os.environ["OPENBLAS_THREAD_TIMEOUT"] == "15"
+    machine.setenv("OPENBLAS_THREAD_TIMEOUT", "26")
+    device.let_waiting_threads_sleep()
+    assert device.os.environ["OPENBLAS_THREAD_TIMEOUT"] == "26"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from kvtools.artifact.files import Sink, claim
+from kvtools.artifact.files import Sink, open_claimed
 from kvtools.artifact.json_text import read_json
 from kvtools.errors import CannotCreate, unwritable
 from kvtools.keye.bench.benchmark import Key, Question
@@ -41,11 +41,12 @@ class Details:
         if path is None:
             return
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = open_claimed(path)
         except OSError as error:
             raise unwritable(str(path), error) from None
-        if not claim(self._fd):
+        if fd is None:
             raise CannotCreate(f"{path}: another run is writing it. Wait for it, or name another file.")
+        self._fd = fd
         self._take_over(force=force)
 
     def close(self) -> None:

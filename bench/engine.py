@@ -53,27 +53,41 @@ def command(system, size, batch):
     return f"{words} --size {SIZES[system].get(size, size)}"
 
 
-def run(folder, words, n, **environment):
-    """What the ranks of a command held, one dict a rank, and its log of steps."""
+def run(folder, words, n, *, exact=False, **environment):
+    """What the ranks of a command held, one dict a rank, and its log of steps. exact: whether it computes in float64."""
     (folder / "log").unlink(missing_ok=True)
-    line = [sys.executable, __file__, "rank", *shlex.split(words), "-q", "--force", "--log", "log", "-o", "model"]
+    line = [
+        sys.executable,
+        __file__,
+        "exact" if exact else "rank",
+        *shlex.split(words),
+        "-q",
+        "--force",
+        "--log",
+        "log",
+        "-o",
+        "model",
+    ]
     if n > 1:
         line = [str(KVTOOLS.with_name("mpiexec")), "-n", str(n), *line]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run(line, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     told = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     if done.returncode or len(told) != n:
-        sys.exit(f"kvtools {words} on {n} ranks ended with {done.returncode}:\n{done.stderr}")
+        sys.exit(f"kvtools {shlex.join(words)} on {n} ranks ended with {done.returncode}:\n{done.stderr}")
     steps = [json.loads(x) for x in (folder / "log").read_text().splitlines()]
     return told, [step for step in steps if "loss" in step]
 
 
-def rank(words):
+def rank(words, *, exact):
     """Run kvtools in this process; then a line of JSON with what it held, in bytes."""
     import torch
 
     from kvtools import cli
     from kvtools.train.loop import Trainer
+
+    if exact:
+        compute_in_float64(Trainer)
 
     told = {}
     before = Trainer.__init__
@@ -95,6 +109,27 @@ def rank(words):
     told["cuda"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     print(json.dumps(told), file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def compute_in_float64(trainer):
+    """Make a class of trainers compute losses and gradients in float64, from the same first weights and the same batches."""
+    import torch
+    from torch import nn
+
+    def cast(layer, inputs):
+        return tuple(x.to(layer.weight.dtype) if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs)
+
+    before = trainer.__init__
+
+    def init(self, task, *args, **options):
+        task.model.double()
+        for module in task.model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+                module.register_forward_pre_hook(cast)
+        before(self, task, *args, **options)
+
+    trainer.__init__ = init
+    torch.Tensor.float = torch.Tensor.double
 
 
 def held(trainer):
@@ -188,7 +223,7 @@ def main():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["rank"]:
-        rank(sys.argv[2:])
+    if sys.argv[1:2] in (["rank"], ["exact"]):
+        rank(sys.argv[2:], exact=sys.argv[1] == "exact")
     else:
         main()

@@ -12,22 +12,24 @@ import json
 import mmap
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from kvtools.artifact import blob
-from kvtools.artifact.files import sync
+from kvtools.artifact.files import naming, sync
 from kvtools.errors import READABLE, CannotCreate, Corrupt, Missing, unreadable, unwritable
 
 SINGLE = "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
+_METADATA = {"format": "pt"}  # readers of this layout refuse a file without the name of a framework
 _MAX_SMALL_BYTES = 128 << 20  # of a JSON or text file
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SMALL = (".json", ".txt", ".jinja")  # that travel with the weights
@@ -117,6 +119,19 @@ def refuse_existing_directory(dst: str, *, force: bool) -> None:
         raise CannotCreate(f"{dst}: this is not a model's directory, and it is not overwritten. Name another output.")
 
 
+class Writers(Protocol):
+    """Ranks that fill a directory together, each with some of the files of tensors; rank 0 writes the small files, too."""
+
+    rank: int
+    size: int
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the tensor of that name has to be gathered; the others are at hand on all ranks."""
+
+    def whole(self, name: str, to: int) -> np.ndarray | None:
+        """A tensor of any shape, gathered on the rank `to` alone, None elsewhere; a collective."""
+
+
 def fill_directory(
     folder: Path,
     tensors: Mapping[str, np.ndarray],
@@ -124,12 +139,17 @@ def fill_directory(
     config: Mapping[str, Any],
     files: Mapping[str, bytes],
     shard_bytes: int = SHARD_BYTES,
+    writers: Writers | None = None,
 ) -> None:
     """Write a model's files into a folder.
 
     tensors: by name, in shards of at most shard_bytes each; a larger tensor is a shard of its own. config: config.json. files:
-    other small ones, by name.
+    other small ones, by name. writers: ranks that write shards, about as many as there are ranks or more; of the tensors that
+    they gather, `tensors` has only to tell dtypes and shapes. Then a collective.
     """
+    rank, n_writers = (0, 1) if writers is None else (writers.rank, writers.size)
+    total = sum(array.nbytes for array in tensors.values())
+    shard_bytes = min(shard_bytes, -(-total // n_writers))
     shards: list[list[str]] = [[]]
     n_bytes = 0
     for name in sorted(tensors):
@@ -139,12 +159,22 @@ def fill_directory(
         shards[-1].append(name)
         n_bytes += tensors[name].nbytes
     names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    for name, members in zip(names, shards, strict=True):
-        write_tensors(folder / name, {member: tensors[member] for member in members})
+    for number, (name, members) in enumerate(zip(names, shards, strict=True)):
+        owner = number % n_writers
+        specs = {member: (tensors[member].dtype, tensors[member].shape) for member in members}
+        head, order = blob.header(specs, {}, metadata=_METADATA)
+        gathered = (
+            writers.whole(member, owner) if writers is not None and member in writers else tensors[member] for member in order
+        )
+        if owner == rank:
+            _write(folder / name, head, gathered)
+        else:
+            deque(gathered, maxlen=0)  # this rank gives its part of each
+    if rank:
+        return
     small: dict[str, bytes] = {"config.json": _pretty(config), **files}
     if len(shards) > 1:
         where = {member: name for name, members in zip(names, shards, strict=True) for member in members}
-        total = sum(array.nbytes for array in tensors.values())
         small[INDEX] = _pretty({"metadata": {"total_size": total}, "weight_map": where})
     for name, data in small.items():
         (folder / name).write_bytes(data)
@@ -208,11 +238,18 @@ def read_small(path: Path, *, is_object: bool = False) -> bytes:
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a safetensors file."""
-    # readers of this layout refuse a file without the name of a framework
-    head, order = blob.header({name: (a.dtype, a.shape) for name, a in tensors.items()}, {}, metadata={"format": "pt"})
-    with open(path, "wb") as file:
+    head, order = blob.header({name: (a.dtype, a.shape) for name, a in tensors.items()}, {}, metadata=_METADATA)
+    _write(path, head, (tensors[name] for name in order))
+
+
+def _write(path: Path, head: bytes, arrays: Iterable[np.ndarray | None]) -> None:
+    with naming(str(path)), open(path, "wb") as file:
         file.write(head)
-        file.writelines(blob.bytes_of(np.ascontiguousarray(tensors[name])) for name in order)
+        for array in arrays:
+            assert array is not None, "it was gathered here"
+            file.write(blob.bytes_of(np.ascontiguousarray(array)))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _pretty(value: Mapping[str, Any]) -> bytes:

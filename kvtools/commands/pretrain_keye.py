@@ -67,7 +67,8 @@ def main(
     """Train a vision-language model on conversations about pictures and videos, one stage at a time.
 
     Only the assistant's text carries the loss. Conversations that cannot be read are reported and left out; the exit code is
-    then 65. Run a stopped command again to resume it. The ranks of mpiexec or srun share each step.
+    then 65. Run a stopped command again to resume it. The ranks of mpiexec or srun share each step. An output that ends in /
+    is a Hugging Face directory.
     """
     from contextlib import ExitStack, closing
     from functools import partial
@@ -111,7 +112,8 @@ def main(
     )
     require_tensorboard(tensorboard)
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
-    run.refuse_existing(is_directory=lora is not None)
+    is_directory = run.output.endswith("/")
+    run.refuse_existing(is_directory=is_directory or lora is not None)
     folder = state or state_folder(run.output)
     limit_threads(world)
     is_sharded = shard_model and world.size > 1
@@ -129,7 +131,10 @@ def main(
         config = {**recipe.to_json(), "start": start.digest, "input": opened.digest, "dtype": precision}
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
         cut = task.cut if is_sharded else None
-        trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak, cut=cut)
+        trainer = Trainer(
+            task, plan, train_state(folder, config), world, device=torch_device, peak=peak, cut=cut,
+            keeps_parts=is_directory and lora is None,
+        )  # fmt: skip
         about = f"{recipe.objective.summary}: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary=about if run.verbose else "")
         report()
@@ -139,7 +144,8 @@ def main(
             tensorboard=tensorboard, stage=stage,
         )  # fmt: skip
         code: int = world.max(report())
-    if not world.is_root:
+    writers = trainer.writers
+    if not world.is_root and writers is None:
         return 0
     done = trainer.progress
     figures = {"stage": stage, "step": done.step, "loss": done.loss, "validation": done.best_score}
@@ -152,9 +158,15 @@ def main(
                 history=history, fields=fields,
             )  # fmt: skip
     else:
-        checkpoint.save(
-            run.sink(), trainer.model.cpu(), tokenizer_json=start.template.to_bytes(), source=start.like,
-            files=start.files, history=history, fields={"recipe": recipe.to_json()} | fields,
+        save = partial(
+            checkpoint.save, model=trainer.model, tokenizer_json=start.template.to_bytes(), source=start.like,
+            files=start.files, history=history, fields={"recipe": recipe.to_json()} | fields, writers=writers,
         )  # fmt: skip
-    trainer.forget()
+        if is_directory:
+            with (new_directory if writers is None else writers.directory)(run.output, force=run.force) as model_folder:
+                save(model_folder)
+        else:
+            save(run.sink())
+    if world.is_root:
+        trainer.forget()
     return code

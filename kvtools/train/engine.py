@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kvtools.artifact.blob import Tensors
 from kvtools.artifact.casts import to_numpy
+from kvtools.artifact.state import RunState
+from kvtools.train.parts import ModelWriters
 from kvtools.train.process_group import close_process_group, open_process_group
 from kvtools.world import World
 
@@ -69,14 +70,18 @@ class Engine:
         answer: Figures | None = self._world.broadcast(figures() if self._world.is_root else None)
         return answer
 
-    def on_root(self, tensors: Mapping[str, Tensor], use: Callable[[Tensors], None]) -> None:
-        """Call `use` on rank 0 with whole tensors as arrays, of the same shapes; a collective."""
+    def save(self, state: RunState, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Write the state of the run, tensors by name; a collective."""
         if self._world.is_root:
-            use({name: to_numpy(x) for name, x in tensors.items()})
+            state.save({name: to_numpy(x) for name, x in tensors.items()}, progress=progress)
 
     def close(self) -> nn.Module:
         """End the exchange; a collective. Returns the model, whole on rank 0."""
         return self.model
+
+    def writers(self) -> ModelWriters | None:
+        """Who writes a model that is in parts, in place of `close`; None where rank 0 has the whole of it."""
+        return None
 
 
 class Replicas(Engine):

@@ -27,6 +27,7 @@ from kvtools.errors import Fault, Stopped
 from kvtools.progress import Ticker
 from kvtools.train.board import Board
 from kvtools.train.lr_schedule import LrSchedule
+from kvtools.train.parts import ModelWriters
 from kvtools.train.peak_flops import measured_peak
 from kvtools.train.resume import Progress, changing_tensors, restore, state_tensors
 from kvtools.train.sharded import Cut, open_engine
@@ -116,13 +117,15 @@ class Trainer:
     """A run over a task; iterate `run` for its steps. Afterwards `model` has the best weights found, on rank 0 all of them.
 
     peak: FLOP/s of the device, for mfu; None: measured here; 0: no mfu. cut: how the model is cut into parts, one a rank; None:
-    every rank has the whole model.
+    every rank has the whole model. keeps_parts: whether a model in parts remains so in the end, for `writers` to write.
     """
 
     def __init__(
         self, task: Task[Any], plan: Plan, state: RunState, world: World, *, device: str = "cpu", peak: float | None = 0.0,
-        cut: Cut | None = None,
+        cut: Cut | None = None, keeps_parts: bool = False,
     ) -> None:  # fmt: skip
+        self._keeps_parts = keeps_parts
+        self.writers: ModelWriters | None = None
         self.task, self.plan, self.is_root, self._state, self._world, self._device = (
             task, plan, world.is_root, state, world, device,
         )  # fmt: skip
@@ -141,7 +144,7 @@ class Trainer:
         """Continue from the saved state, if there is one; whether there was. Raises Usage and Corrupt as RunState.load does."""
         bag = self._state.load(start_over=start_over)
         if bag is not None:
-            self.progress, self.best = restore(bag, self.task.model, self._optimizer)
+            self.progress, self.best = restore(bag, self._state.parts_of(bag), self.task.model, self._optimizer)
             if self.progress.threads:  # sums over another number of threads would have other rounding
                 torch.set_num_threads(self.progress.threads)
         self.is_resumed = bag is not None
@@ -186,7 +189,9 @@ class Trainer:
             self.task.model.load_state_dict(self.best, strict=False)
         self._engine.clear_gradients()
         self._optimizer.state.clear()
-        self.model = self._engine.close()
+        self.writers = self._engine.writers() if self._keeps_parts else None
+        if self.writers is None:
+            self.model = self._engine.close()
 
     def forget(self) -> None:
         """Remove the saved state: the weights are where they belong."""
@@ -276,7 +281,7 @@ class Trainer:
     def _save(self) -> None:
         if self._state.path is not None:
             tensors = state_tensors(self.task.model, self.best, self._optimizer)
-            self._engine.on_root(tensors, lambda arrays: self._state.save(arrays, progress=vars(self.progress)))
+            self._engine.save(self._state, tensors, vars(self.progress))
 
     def _stopped(self) -> Stopped:
         self._save()

@@ -6,6 +6,7 @@ file, whose it is, and the refusal of a run with other options (artifact/state.p
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from kvtools.artifact import Bag
 from kvtools.artifact.casts import to_torch
 from kvtools.artifact.state import RunState
 from kvtools.train.engine import own_part
+from kvtools.train.parts import names_in_parts, read_parts
 
-_ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
+_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def train_state(folder: str | None, config: Mapping[str, Any]) -> RunState:
@@ -65,26 +67,28 @@ def state_tensors(
 
 
 @torch.no_grad()
-def restore(bag: Bag, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, torch.Tensor]]:
+def restore(
+    bag: Bag, parts: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, torch.Tensor]]:
     """Load a saved state into the model and its optimiser; returns where the run stood and the best weights so far.
 
-    Tensors are read one by one, and of a model in parts each rank keeps its own.
+    parts: the folder of a state that ranks wrote in parts, however many. Tensors are read one by one, and of a model in parts
+    each rank keeps its own.
     """
-
-    def part(name: str, like: torch.Tensor) -> torch.Tensor:
-        return own_part(to_torch(bag.tensors[name]), like)
-
     changing = changing_tensors(model)
-    for name, x in changing.items():
-        x.copy_(part(f"model.{name}", x))
-    best = {name: part(f"best.{name}", x) for name, x in changing.items() if f"best.{name}" in bag.tensors}
+    places = {f"model.{name}": x for name, x in changing.items()}
+    saved = set(bag.tensors) if parts is None else names_in_parts(parts)
+    best = {name: torch.empty_like(x) for name, x in changing.items() if f"best.{name}" in saved}
+    places |= {f"best.{name}": x for name, x in best.items()}
     for name, parameter in model.named_parameters():
-        slots = {slot: f"optimizer.{slot}.{name}" for slot in _ADAM_SLOTS}
-        found = {
-            slot: (to_torch(bag.tensors[key]) if slot == "step" else part(key, parameter)).to(parameter.device)
-            for slot, key in slots.items()
-            if key in bag.tensors
-        }
-        if found:
-            optimizer.state[parameter] = found
+        if f"optimizer.step.{name}" in saved:
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            slots = {"step": step, **{slot: torch.empty_like(parameter) for slot in _ADAM_MOMENTS}}
+            optimizer.state[parameter] = slots
+            places |= {f"optimizer.{slot}.{name}": x for slot, x in slots.items()}
+    if parts is not None:
+        read_parts(parts, places)
+    else:
+        for name, x in places.items():
+            x.copy_(own_part(to_torch(bag.tensors[name]), x))
     return Progress(**bag.fields["progress"]), best

@@ -8,17 +8,17 @@ run (resume.py), which a run of any number of ranks takes up, in parts or not.
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from kvtools.artifact.blob import Tensors
-from kvtools.artifact.casts import to_numpy
-from kvtools.train.engine import Engine, Figures, InRankOrder, Replicas, whole
+from kvtools.artifact.state import RunState
+from kvtools.train.engine import Engine, Figures, InRankOrder, Replicas
+from kvtools.train.parts import ModelWriters, gathered, write_parts
 from kvtools.train.process_group import close_process_group, open_process_group
 from kvtools.world import World
 
@@ -83,51 +83,28 @@ class Shards(Engine):
             part.reshard()
         return answer
 
-    def on_root(self, tensors: Mapping[str, Tensor], use: Callable[[Tensors], None]) -> None:
-        """As Engine.on_root; tensors are gathered one by one, when they are used."""
+    def save(self, state: RunState, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """As Engine.save; each rank writes what it holds."""
+        folder = Path(self._world.broadcast(str(state.new_parts()) if self._world.is_root else ""))
+        files = write_parts(folder, tensors, self._world)
         if self._world.is_root:
-            use(_Gathered(tensors, self._ask))
-            self._ask(-1)
-            return
-        in_order = list(tensors.values())
-        while (index := self._ask(-1)) >= 0:
-            whole(in_order[index])
+            state.save({}, parts=folder, files=files, progress=progress)
 
     def close(self) -> nn.Module:
         """As Engine.close."""
-        gathered: dict[str, Tensor] = {}
+        whole: dict[str, Tensor] = {}
         for name, x in self.model.state_dict().items():
-            on_all = whole(x)
-            if self._world.is_root:
-                gathered[name] = on_all.cpu()
+            on_root = gathered(x, 0)
+            if on_root is not None and self._world.is_root:
+                whole[name] = on_root.cpu()
         if self._world.is_root:
-            self._skeleton.load_state_dict(gathered, assign=True)
+            self._skeleton.load_state_dict(whole, assign=True)
         close_process_group()
         return self._skeleton
 
-    def _ask(self, index: int) -> int:
-        """Rank 0's index, on all ranks."""
-        asked = torch.tensor([index], device=self._device)
-        dist.broadcast(asked, 0)
-        return int(asked)
-
-
-class _Gathered(Mapping[str, np.ndarray]):
-    """Whole tensors by name, on rank 0, each gathered when it is asked for. ask: tells the other ranks which one."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], ask: Callable[[int], int]) -> None:
-        self._tensors, self._ask = tensors, ask
-        self._index = {name: index for index, name in enumerate(tensors)}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        self._ask(self._index[name])
-        return to_numpy(whole(self._tensors[name]))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    def writers(self) -> ModelWriters | None:
+        """As Engine.writers."""
+        return ModelWriters(self.model.state_dict(), self._world)
 
 
 def _without_data(parameter: nn.Parameter) -> nn.Parameter:

@@ -1,6 +1,7 @@
 """A model in parts, one a rank, is trained, stopped, resumed on other numbers of ranks, and written as a whole one is."""
 
 import json
+import shutil
 import time
 
 import cinema
@@ -8,14 +9,18 @@ import numpy as np
 import pytest
 import shop
 from conftest import BIN, on_ranks, shell, unsaid
+from safetensors.numpy import load_file
 
 from kvtools.artifact.open import open_bag
+from kvtools.keye.checkpoint.weights import open_weights
+
+transformers = pytest.importorskip("transformers")
 
 pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not (BIN / "mpiexec").exists(), reason="no mpiexec; install the mpich extra")]
 
 # microbatches, experts, neighbours, features, layers computed twice; and rows of text alone beside those of clips
 ONEREC = f"{shop.TRAIN} --near 3 --users users.csv --training dropout=0 --training accumulate=3 --training checkpoint=yes"
-KEYE = f"{cinema.TRAIN} --batch-tokens 1536 --valid held.jsonl"
+KEYE = f"{cinema.TRAIN} --batch-tokens 1536 --valid held.jsonl --training checkpoint=yes"
 
 
 COMMANDS = {
@@ -56,8 +61,10 @@ def layout(path):
     return shapes, {name: bag.fields[name] for name in ("kind", "config", "history", "architecture")}
 
 
+@pytest.mark.usefixtures("modules_of_transformers")
 def test_a_model_in_parts_is_trained_and_written_as_a_whole_one(here):
     lines = [f"{line} --shard-model --log {name}.2.log -o {name}.2" for name, line in COMMANDS.items()]
+    lines += [f"{COMMANDS['keye']} --shard-model -o parts/"]
     done = shell(here)(on_ranks(2, lines, here))
     assert (done.code, unsaid(done.err)) == (0, "")
     for name in COMMANDS:
@@ -66,12 +73,37 @@ def test_a_model_in_parts_is_trained_and_written_as_a_whole_one(here):
     assert layout(here / "onerec.2") == layout(here / "onerec")
     assert layout(here / "keye.2") == layout(here / "keye")
     assert (here / "onerec.2").read_bytes() != (here / "onerec").read_bytes(), "it was in parts"
+    a_directory_is_the_same_model(here)
 
 
-def test_what_was_stopped_in_parts_on_four_ranks_goes_on_on_two(here):
-    line = f"{COMMANDS['onerec']} --shard-model --log stopped.log -o stopped"
+def a_directory_is_the_same_model(here):
+    """Ranks wrote the files of `parts`, each some of them, and what opens such directories has the weights of `keye.2`."""
+    written = open_weights(str(here / "keye.2")).tensors
+    files = sorted(file.name for file in (here / "parts").glob("*.safetensors"))
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    assert len(files) >= 2
+    assert list((here / "parts").parent.glob(".parts*")) == [], "nothing is left beside it"
+    found = open_weights(str(here / "parts"))
+    assert {name: x.tobytes() for name, x in found.tensors.items()} == {name: x.tobytes() for name, x in written.items()}
+    model = transformers.AutoModelForImageTextToText.from_pretrained(here / "parts", trust_remote_code=True)
+    read = {x.numpy().tobytes() for x in model.state_dict().values()}  # it names some otherwise, and has what it ties twice
+    assert {x.tobytes() for x in written.values()} <= read
+
+
+def test_what_was_stopped_in_parts_on_four_ranks_goes_on_on_two_and_on_one(here):
+    line = f"{COMMANDS['onerec']} --log stopped.log -o stopped"
     run = shell(here)
-    assert run(f"mpiexec -n 4 {line}", SLURM_JOB_END_TIME=str(int(time.time()))).code == 75
-    done = run(f"mpiexec -n 2 {line}")
-    assert (done.code, done.err.count("resumes after step 1.")) == (0, 1), done.err
-    np.testing.assert_allclose(figures(here / "stopped.log"), figures(here / "onerec.log"), rtol=1e-4)
+    assert run(f"mpiexec -n 4 {line} --shard-model", SLURM_JOB_END_TIME=str(int(time.time()))).code == 75
+    (parts,) = (here / ".stopped.state").glob("parts-*")
+    held = [{name: x.nbytes for name, x in load_file(file).items()} for file in sorted(parts.iterdir())]
+    assert len(held) == 4, "each rank wrote what it holds"
+    assert max(sum(one.values()) for one in held) < 0.4 * sum(sum(one.values()) for one in held)
+    shutil.copytree(here / ".stopped.state", here / ".alone.state")
+    shutil.copy(here / "stopped.log", here / "alone.log")
+    for resumed, log in (
+        (f"mpiexec -n 2 {line} --shard-model", "stopped.log"),
+        (line.replace("stopped", "alone"), "alone.log"),
+    ):
+        done = run(resumed)
+        assert (done.code, done.err.count("resumes after step 1.")) == (0, 1), done.err
+        np.testing.assert_allclose(figures(here / log), figures(here / "onerec.log"), rtol=1e-4)

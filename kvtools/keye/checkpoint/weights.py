@@ -20,7 +20,7 @@ import torch
 from kvtools.artifact.bag import write_bag
 from kvtools.artifact.blob import NAMES
 from kvtools.artifact.casts import to_numpy, to_torch
-from kvtools.artifact.directory import SHARD_BYTES, fill_directory, read_directory
+from kvtools.artifact.directory import SHARD_BYTES, Writers, fill_directory, read_directory
 from kvtools.artifact.files import Sink
 from kvtools.artifact.open import open_bag, source_name
 from kvtools.errors import Corrupt, raising
@@ -31,6 +31,7 @@ from kvtools.keye.data.tokenizer import FILE as TOKENIZER
 from kvtools.keye.model.keye import Keye
 from kvtools.keye.model.siglip import Siglip
 from kvtools.train.meta_init import meta_init
+from kvtools.train.parts import ModelWriters
 
 SYSTEM = "keye"
 _BAD_CONFIG, _UNFIT = "Repair its config, or give another model.", "Give the tensors and the config of one model."
@@ -67,8 +68,14 @@ def open_weights(src: str) -> Weights:
     return _of_directory(src) if src != "-" and Path(src).is_dir() else _of_bag(src)
 
 
-def write(weights: Weights, dst: Sink | Path, *, history: list[dict[str, Any]], shard_bytes: int = SHARD_BYTES) -> None:
-    """Write weights as a bag, or as the files of a directory into that folder (artifact.directory.new_directory)."""
+def write(
+    weights: Weights, dst: Sink | Path, *, history: list[dict[str, Any]], shard_bytes: int = SHARD_BYTES,
+    writers: Writers | None = None,
+) -> None:  # fmt: skip
+    """Write weights as a bag, or as the files of a directory into that folder (artifact.directory.new_directory).
+
+    writers: ranks that fill the directory together, which have some of the weights in parts.
+    """
     tensors = {**weights.tensors, **weights.unused}
     if isinstance(dst, Sink):
         files = {name: np.frombuffer(data, np.uint8) for name, data in weights.files.items()}
@@ -92,7 +99,7 @@ def write(weights: Weights, dst: Sink | Path, *, history: list[dict[str, Any]], 
     if weights.format.config is not None and _PACKING not in tensors:
         bias = weights.tensors["visual.vision_model.post_layernorm.bias"]
         tensors[_PACKING] = np.zeros((_PACKING_ROWS, *bias.shape), bias.dtype)
-    fill_directory(dst, tensors, config=config, files=small, shard_bytes=shard_bytes)
+    fill_directory(dst, tensors, config=config, files=small, shard_bytes=shard_bytes, writers=writers)
 
 
 def save(
@@ -104,12 +111,13 @@ def save(
     history: list[dict[str, Any]],
     source: Weights | None = None,
     files: Mapping[str, bytes] | None = None,
+    writers: ModelWriters | None = None,
 ) -> None:
     """Write a model: a bag, or the files of a directory into a folder.
 
     fields: stage, step and such for the artifact's JSON; `recipe` among them becomes the artifact's. source: the weights that
     the model was built from; where the layout is the same, their unused tensors, small files and config.json are kept. files:
-    further small ones, such as a chat template.
+    further small ones, such as a chat template. writers: ranks that have the model in parts and fill a directory together.
     """
     checkpoint = CheckpointFormat.of_model(model)
     if source is None or source.format.layout != checkpoint.layout:
@@ -117,10 +125,10 @@ def save(
     tokenizer = {} if tokenizer_json is None else {TOKENIZER: tokenizer_json}
     rest = dict(fields)
     recipe = rest.pop("recipe", {})
-    tensors = {name: to_numpy(x) for name, x in model.state_dict().items()}
+    tensors = writers.like() if writers is not None else {name: to_numpy(x) for name, x in model.state_dict().items()}
     small = {**source.files, **(files or {}), **tokenizer}
     weights = Weights("", checkpoint, tensors, source.unused, small, source.huggingface, rest, recipe)
-    write(weights, dst, history=history)
+    write(weights, dst, history=history, writers=writers)
 
 
 def load(src: str, *, dtype: torch.dtype | None = None) -> tuple[Keye | Siglip, Weights]:

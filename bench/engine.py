@@ -1,13 +1,16 @@
 """Training on several ranks: losses against those of one rank, and memory a rank; Markdown tables on stdout.
 
-Usage: engine.py [losses] [memory] [cuda] [NAME=VALUE]...      losses and memory by default, some twenty minutes on two cores
+Usage: engine.py [losses] [exact] [memory] [cuda] [NAME=VALUE]...  losses and memory by default, twenty minutes on two cores
 Names: ranks (1,2,4), steps (50 of losses; memory takes 3), sizes (tiny,small), batch (2048 tokens a step of Keye, and targets
-of OneRec)
+of OneRec), systems (keye,onerec)
 
 losses: `pretrain keye` on LLaMA-Factory's pictures and texts in $KVTOOLS_DATA and `pretrain onerec` on ML-100k, no dropout and
 no experts, which rounding would choose otherwise. On each number of ranks, every rank with the whole model and, by
 --shard-model, with a part of it. Told is the largest relative difference of a step's loss from that of one rank. Expected:
 rounding, below 1e-3 after so many steps of AdamW.
+
+exact: the same in float64, OneRec with its experts. Expected: below 1e-9. So what float32 differs by is rounding, and what
+ranks compute is the same.
 
 memory: what a rank holds between two steps, counted: its weights, gradients and optimiser; and the most that its process held
 (ru_maxrss), torch, the data and the activations included. Expected with --shard-model: what is counted, divided by the ranks.
@@ -40,10 +43,7 @@ KEYE = (
     f"pretrain keye {FACTORY}/mllm_demo.json {FACTORY}/alpaca_en_demo.json --media {FACTORY} --ratio 1,1 "
     f"--tokenizer {TOKENIZER} --stage sft --length 256 --frame-tokens 4:64 --max-tokens 64"
 )
-ONEREC = (
-    f"pretrain onerec {CLICKS['ml-100k']} --items items.ids --near 0 "
-    "--training dropout=0 --training valid_users=0 --architecture experts=0"
-)
+ONEREC = f"pretrain onerec {CLICKS['ml-100k']} --items items.ids --near 0 --training dropout=0 --training valid_users=0"
 SIZES = {"keye": {"tiny": "tiny", "small": "small"}, "onerec": {"tiny": "tiny", "small": "0.015b"}}
 MODES = {"whole": "", "in parts": "--shard-model"}
 
@@ -146,24 +146,27 @@ def held(trainer):
     }
 
 
-def losses(folder, ranks, sizes, steps, batch):
-    print(f"\n### Losses of {steps} steps against one rank\n\n| | ranks | model | largest difference | last loss |")
+def losses(folder, ranks, systems, sizes, steps, batch, *, exact):
+    dtype = "float64" if exact else "float32"
+    print(f"\n### Losses of {steps} steps against one rank, {dtype}\n\n| | ranks | model | largest difference | last loss |")
     print("|---|---|---|---|---|")
-    for system in SIZES:
+    for system in systems:
         for size in sizes:
             words = f"{command(system, size, batch)} --steps {steps}"
-            one = [step["loss"] for step in run(folder, words, 1)[1]]
+            if system == "onerec" and not exact:
+                words += " --architecture experts=0"
+            one = [step["loss"] for step in run(folder, words, 1, exact=exact)[1]]
             for n in (n for n in ranks if n > 1):
                 for mode, option in MODES.items():
-                    found = [step["loss"] for step in run(folder, f"{words} {option}", n)[1]]
+                    found = [step["loss"] for step in run(folder, f"{words} {option}", n, exact=exact)[1]]
                     worst = max(abs(x - y) / abs(x) for x, y in zip(one, found, strict=True))
                     print(f"| {system} {size} | {n} | {mode} | {worst:.1e} | {found[-1]:.5f} |", flush=True)
 
 
-def memory(folder, ranks, sizes, batch):
+def memory(folder, ranks, systems, sizes, batch):
     print("\n### Memory a rank, MiB: the most of any rank\n")
     print("| | ranks | model | weights | gradients | optimiser | these | process |\n|---|---|---|---|---|---|---|---|")
-    for system in SIZES:
+    for system in systems:
         for size in sizes:
             for n in ranks:
                 for mode, option in MODES.items():
@@ -204,6 +207,7 @@ def main():
     given = dict(word.split("=") for word in sys.argv[1:] if "=" in word)
     ranks = [int(n) for n in given.pop("ranks", "1,2,4").split(",")]
     sizes = given.pop("sizes", "tiny,small").split(",")
+    systems = given.pop("systems", ",".join(SIZES)).split(",")
     steps, batch = int(given.pop("steps", 50)), int(given.pop("batch", 2048))
     assert not given, given
     chosen = [word for word in sys.argv[1:] if "=" not in word] or ["losses", "memory"]
@@ -214,10 +218,11 @@ def main():
             "semid-build -q items.kvs --codes 64 -o items.ids",
         ):
             subprocess.run([KVTOOLS, *words.split()], cwd=folder, check=True)
-        if "losses" in chosen:
-            losses(folder, ranks, sizes, steps, batch)
+        for table in ("losses", "exact"):
+            if table in chosen:
+                losses(folder, ranks, systems, sizes, steps, batch, exact=table == "exact")
         if "memory" in chosen:
-            memory(folder, ranks, sizes, batch)
+            memory(folder, ranks, systems, sizes, batch)
         if "cuda" in chosen:
             cuda(folder, batch)
 

@@ -1,13 +1,17 @@
 """Does learning from rewards help? Tiny Keye-VLs on questions that they half know, three seeds; figures for bench/README.md.
 
-    python bench/alignment.py FOLDER [--mpo] [--seeds 3] [--steps 40]
+    python bench/alignment.py FOLDER [--seeds 0,1,2] [--steps 400] [--tune]
+    python bench/alignment.py FOLDER --mpo
 
-One start model learns to count letters and to find the largest digit, in two modes, from one pass over some questions. Each
-seed of `rl grpo` then takes prompts that the model never saw, both modes mixed, and rewards correctness and format. Accuracy
-is that of greedy answers to held-out prompts, in each mode, before and after; the interval is a bootstrap over questions and
-seeds of the difference. With --mpo: the start model is first taught to say most thoughts three times; each seed samples its
-answers, pairs the best with the worst (`rl pairs`), trains on them (`rl mpo`), and tells repetition and accuracy before and
-after.
+One start model learns counting, comparing and adding in two modes from one pass over some questions. Each seed of `rl grpo` then
+takes prompts that the model never saw, both modes mixed, rewards correctness and format, and keeps the weights that are best on
+validation prompts. Its test prompts are asked once, of the start model and of the kept one, in each mode: one greedy answer, and
+the mean of eight at temperature 1. Intervals are of the difference for the same questions, a bootstrap over questions and seeds.
+With --tune the validation prompts are asked in place of the test prompts.
+
+With --mpo the start model is first taught to say most thoughts three times; each seed samples its answers, pairs the best with
+the worst (`rl pairs`), trains on them (`rl mpo`), and tells repetition and accuracy before and after. Nothing that is there
+already is made again.
 """
 
 import argparse
@@ -15,31 +19,49 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
 KVTOOLS = [str(Path(sys.executable).parent / "kvtools")]
 SIZE = ["--architecture", "vision.layers=1", "--architecture", "language.layers=3"]
+MODES = ("no_think", "think")
+N_SAMPLED = 8
+MAX_NEW = 64
 
 
 def kvtools(*words):
     subprocess.run([*KVTOOLS, *map(str, words)], check=True)
 
 
-def question(rng):
-    """A question, its answer, and the thought that leads to it."""
-    if rng.random() < 0.5:
-        digits = "".join(rng.choice("0123456789") for _ in range(3))
-        return f"Largest digit of {digits}?", max(digits), f"The digits are {', '.join(digits)}. {max(digits)} is the largest."
-    word = "".join(rng.choice("aaabcd") for _ in range(rng.randint(3, 7)))
-    return f"How many a in {word}?", str(word.count("a")), f"The letters are {', '.join(word)}. I count {word.count('a')}."
+def count(rng):
+    word = "".join(rng.choice("aaabcd") for _ in range(rng.randint(4, 8)))
+    so_far = [f"{letter}{word[: n + 1].count('a')}" for n, letter in enumerate(word)]
+    return f"How many a in {word}?", str(word.count("a")), " ".join(so_far)
+
+
+def compare(rng):
+    digits = [rng.choice("0123456789") for _ in range(5)]
+    most = [max(digits[: n + 1]) for n in range(5)]
+    return f"Largest digit of {''.join(digits)}?", max(digits), " ".join(map("".join, zip(digits, most, strict=True)))
+
+
+def add(rng):
+    a, b = rng.randint(10, 79), rng.randint(10, 79)
+    units = a % 10 + b % 10
+    tens = f"{a // 10}+{b // 10}+{units // 10}={a // 10 + b // 10 + units // 10}"
+    return f"{a}+{b}?", str(a + b), f"{a % 10}+{b % 10}={units} {tens}"
+
+
+KINDS = (count, compare, add)
 
 
 def questions(n, seed, seen=()):
+    """{question: (answer, thought)}, n of them, as many of each kind, none of which was seen."""
     rng, found = random.Random(seed), {}
     while len(found) < n:
-        text, answer, thought = question(rng)
+        text, answer, thought = KINDS[len(found) % len(KINDS)](rng)
         if text not in seen:
             found[text] = (answer, thought)
     return found
@@ -47,11 +69,12 @@ def questions(n, seed, seen=()):
 
 def write(path, lines):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
 
 
 def talks(asked):
     for text, (answer, thought) in asked.items():
-        reply = f"<think>{thought}</think><answer>\\boxed{{{answer}}}</answer>"
+        reply = f"<think>{thought}</think><answer>{answer}</answer>"
         for mode, said in (("no_think", answer), ("think", reply)):
             messages = [{"role": "user", "content": text}, {"role": "assistant", "content": said}]
             yield {"id": f"{text} {mode}", "mode": mode, "messages": messages}
@@ -61,122 +84,147 @@ def prompts(asked):
     return [{"id": text, "prompt": text, "answer": answer} for text, (answer, _) in asked.items()]
 
 
-def is_right(model, held, mode, folder, name):
-    """0 or 1 for each held-out question, greedily, and the mean repetition."""
-    out = folder / f"{name}-{mode}.kvs"
-    kvtools(
-        "rl", "sample", "-q", held, "--model", model, "--group", 1, "--temperature", 0, "--max-new", 96, "--modes", mode,
-        "--reward", "correct", "--reward", "repetition:0", "--overlong", "keep", "-o", out, "--force",
-    )  # fmt: skip
-    lines = subprocess.run([*KVTOOLS, "cat", "--json", str(out)], check=True, capture_output=True, text=True).stdout
-    rows = [json.loads(line) for line in lines.splitlines()]
-    right = {row["prompt"]: row["rewards"]["correct"] for row in rows}
-    return [right[key] for key in sorted(right)], float(np.mean([row["rewards"]["repetition"] for row in rows]))
+def asked_of(model, held, mode, out, *, n=1, max_new=MAX_NEW):
+    """Each held-out question's share of right answers, in one order, and the answers' mean repetition, length and share of cut
+    ones. n: answers a question; one is greedy."""
+    if not out.exists():
+        kvtools(
+            "rl", "sample", "-q", held, "--model", model, "--group", n, "--temperature", 1 if n > 1 else 0, "--max-new", max_new,
+            "--modes", mode, "--reward", "correct", "--reward", "repetition:0", "--overlong", "keep", "-o", out,
+        )  # fmt: skip
+    told = subprocess.run([*KVTOOLS, "cat", "--json", str(out)], check=True, capture_output=True, text=True).stdout
+    rows = [json.loads(line) for line in told.splitlines()]
+    right = {}
+    for row in rows:
+        right.setdefault(row["prompt"], []).append(row["rewards"]["correct"])
+    means = {
+        "repetition": np.mean([row["rewards"]["repetition"] for row in rows]),
+        "words": np.mean([len(row["text"].split()) for row in rows]),
+        "cut": np.mean([row["ended"] == "length" for row in rows]),
+    }
+    return np.array([np.mean(right[key]) for key in sorted(right)]), {name: round(float(x), 3) for name, x in means.items()}
 
 
 def interval(differences):
     """The mean and the 95 % interval of a difference, drawn over questions and seeds together."""
     values = np.array(differences, float)
     rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(2000, len(values)))].mean(1)
+    means = values[rng.integers(len(values), size=(5000, len(values)))].mean(1)
     return values.mean(), *np.quantile(means, [0.025, 0.975])
 
 
+def told_of(before, after):
+    mean, low, high = interval(after - before)
+    return f"{before.mean():.3f} -> {after.mean():.3f}, difference {mean:+.3f} (95 % {low:+.3f} to {high:+.3f})"
+
+
 def start_model(folder, arguments):
-    """The model that all seeds start from, the questions that it has seen, and the same model after it was taught to repeat."""
+    """The model that all seeds start from, and the questions that it has seen."""
     folder.mkdir(parents=True, exist_ok=True)
     learnt = questions(arguments.learnt, 0)
-    start, repeating = folder / "start.model", folder / "repeating.model"
-    write(folder / "talks.jsonl", talks(learnt))
-    rng = random.Random(0)
-    again = {
-        text: (answer, " ".join([thought] * (3 if rng.random() < 0.7 else 1))) for text, (answer, thought) in learnt.items()
-    }
-    write(folder / "repeating.jsonl", [talk for talk in talks(again) if talk["mode"] == "think"])
-    common = ["--batch-tokens", 2048, "--length", 1024, "--stage", "cold-start"]
+    start = folder / "start.model"
     if not start.exists():
-        kvtools("pretrain", "keye", "-q", folder / "talks.jsonl", "--lr", 2e-3, "--steps", "1ep", *common, *SIZE, "-o", start)
-    if arguments.mpo and not repeating.exists():
-        kvtools(
-            "pretrain", "keye", "-q", folder / "repeating.jsonl", "--init", start, "--lr", 1e-3, "--steps", 60, *common,
-            "-o", repeating,
-        )  # fmt: skip
-    return start, repeating, learnt
+        learn(write(folder / "talks.jsonl", talks(learnt)), start, "--lr", 2e-3, "--steps", arguments.start_steps, *SIZE)
+    return start, learnt
+
+
+def learn(data, dst, *words):
+    kvtools("pretrain", "keye", "-q", data, "--batch-tokens", 2048, "--length", 1024, "--stage", "cold-start", *words, "-o", dst)
+
+
+def repeating_model(folder, start, learnt):
+    """The start model after it was taught to say most thoughts three times."""
+    dst, rng = folder / "repeating.model", random.Random(0)
+    if not dst.exists():
+        again = {
+            text: (answer, " ".join([thought] * (3 if rng.random() < 0.7 else 1))) for text, (answer, thought) in learnt.items()
+        }
+        data = write(folder / "repeating.jsonl", [talk for talk in talks(again) if talk["mode"] == "think"])
+        learn(data, dst, "--init", start, "--lr", 1e-3, "--steps", 100)
+    return dst
+
+
+def prompts_of(folder, seed, arguments, learnt):
+    """Files of prompts to learn from, to choose by and to test on, none of which stands in another or was learnt before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files, seen = {}, dict(learnt)
+    for number, (name, n) in enumerate((("valid", arguments.valid), ("test", arguments.test), ("train", arguments.asked))):
+        asked = questions(n, 100 * seed + number + 1, seen)
+        seen |= asked
+        files[name] = write(folder / f"{name}.jsonl", prompts(asked))
+    return files
 
 
 def grpo(folder, seed, arguments, start, learnt):
-    """0 or 1 for each held-out question before and after, by mode."""
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = questions(arguments.asked, 100 * seed + 1, learnt)
-    held = questions(arguments.held, 100 * seed + 2, {**learnt, **asked})
-    write(folder / "prompts.jsonl", prompts(asked))
-    write(folder / "held.jsonl", prompts(held))
-    after = folder / "grpo.model"
+    """{(mode, figure): each held-out question's share of right answers, before and after}."""
+    files, after = prompts_of(folder, seed, arguments, learnt), folder / "grpo.model"
+    begun = time.process_time(), time.monotonic()
     if not after.exists():
         kvtools(
-            "rl", "grpo", "-q", folder / "prompts.jsonl", "--model", start, "--modes", "think:1,no_think:1",
-            "--reward", "correct", "--reward", "format:0.2", "--batch", 16, "--group", 8, "--max-new", 96,
-            "--steps", arguments.steps, "--lr", arguments.lr, "--seed", seed, "--log", folder / "grpo.jsonl", "-o", after,
+            "rl", "grpo", "-q", files["train"], "--model", start, "--modes", ",".join(f"{mode}:1" for mode in MODES),
+            "--reward", "correct", "--reward", "format:0.2", "--max-new", MAX_NEW, "--valid", files["valid"],
+            "--steps", arguments.steps, "--seed", seed, "--log", folder / "grpo.jsonl", *arguments.more, "-o", after,
         )  # fmt: skip
-    rows = {}
-    for mode in ("no_think", "think"):
-        before, _ = is_right(start, folder / "held.jsonl", mode, folder, "before")
-        then, _ = is_right(after, folder / "held.jsonl", mode, folder, "after")
-        rows[mode] = (before, then)
-        print(json.dumps({"seed": seed, "mode": mode, "before": np.mean(before), "after": np.mean(then)}), flush=True)
+        print(json.dumps({"seed": seed, "seconds": round(time.monotonic() - begun[1])}), flush=True)
+    held, rows = files["valid" if arguments.tune else "test"], {}
+    for mode in MODES:
+        for figure, n in (("greedy", 1), (f"avg@{N_SAMPLED}", N_SAMPLED)):
+            outs = [folder / f"{held.stem}-{name}-{mode}-{n}.kvs" for name in ("before", "after")]
+            sides = [asked_of(model, held, mode, out, n=n) for model, out in zip((start, after), outs, strict=True)]
+            rows[mode, figure] = [right for right, _ in sides]
+            print(f"seed {seed}, {mode}, {figure}: {told_of(*rows[mode, figure])} {sides[0][1]} {sides[1][1]}", flush=True)
     return rows
 
 
 def mpo(folder, seed, arguments, repeating, learnt):
     """Repetition and correctness of held-out answers before and after one round of sampling, pairs and MPO."""
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = questions(arguments.asked, 100 * seed + 1, learnt)
-    held = questions(arguments.held, 100 * seed + 2, {**learnt, **asked})
-    write(folder / "prompts.jsonl", prompts(asked))
-    write(folder / "held.jsonl", prompts(held))
-    pairs, after = folder / "pairs.kvs", folder / "mpo.model"
+    files = prompts_of(folder, seed, arguments, learnt)
+    rollouts, pairs, after = (folder / name for name in ("rollouts.kvs", "pairs.kvs", "mpo.model"))
     if not after.exists():
         kvtools(
-            "rl", "sample", "-q", folder / "prompts.jsonl", "--model", repeating, "--modes", "think", "--group", 8,
-            "--max-new", 200, "--overlong", "keep", "--reward", "correct", "--reward", "repetition:-1", "--seed", seed,
-            "--force", "-o", folder / "rollouts.kvs",
+            "rl", "sample", "-q", files["train"], "--model", repeating, "--modes", "think", "--group", 8, "--max-new", 256,
+            "--overlong", "keep", "--reward", "correct", "--reward", "repetition:-1", "--seed", seed, "--force", "-o", rollouts,
         )  # fmt: skip
-        kvtools("rl", "pairs", "-q", "--force", folder / "rollouts.kvs", "-o", pairs)
+        kvtools("rl", "pairs", "-q", "--force", rollouts, "-o", pairs)
         kvtools(
             "rl", "mpo", "-q", pairs, "--model", repeating, "--steps", "2ep", "--batch", 16, "--seed", seed,
-            "--log", folder / "mpo.jsonl", "-o", after,
+            "--log", folder / "mpo.jsonl", *arguments.more, "-o", after,
         )  # fmt: skip
-    figures = [
-        is_right(model, folder / "held.jsonl", "think", folder, name) for model, name in ((repeating, "r"), (after, "m"))
-    ]
-    (right, repetition), (right_after, repetition_after) = ((np.mean(x), y) for x, y in figures)
-    told = {"seed": seed, "repetition": [repetition, repetition_after], "right": [right, right_after]}
-    print(json.dumps(told), flush=True)
-    return repetition, repetition_after, right, right_after
+    held = files["valid" if arguments.tune else "test"]
+    outs = [folder / f"{held.stem}-{name}.kvs" for name in ("before", "after")]
+    sides = [asked_of(model, held, "think", out, max_new=256) for model, out in zip((repeating, after), outs, strict=True)]
+    (right, means), (right_after, means_after) = sides
+    print(f"seed {seed}: right {told_of(right, right_after)}; {means} {means_after}", flush=True)
+    return right, right_after, means["repetition"], means_after["repetition"]
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", default="400")
     parser.add_argument("--mpo", action="store_true")
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--learnt", type=int, default=1500)
-    parser.add_argument("--asked", type=int, default=400)
-    parser.add_argument("--held", type=int, default=200)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--start-steps", default="1ep")
+    parser.add_argument("--learnt", type=int, default=2100)
+    parser.add_argument("--asked", type=int, default=1600)
+    parser.add_argument("--valid", type=int, default=150)
+    parser.add_argument("--test", type=int, default=300)
+    parser.add_argument("--more", type=str.split, default=[], help="further words of rl grpo, or of rl mpo")
     arguments = parser.parse_args()
-    start, repeating, learnt = start_model(arguments.folder, arguments)
-    seeds = range(arguments.seeds)
+    start, learnt = start_model(arguments.folder, arguments)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
     if arguments.mpo:
-        rows = [mpo(arguments.folder / f"mpo-{seed}", seed, arguments, repeating, learnt) for seed in seeds]
-        print("repetition before and after, right before and after:", np.mean(rows, 0).round(3).tolist())
+        repeating = repeating_model(arguments.folder, start, learnt)
+        results = [mpo(arguments.folder / f"mpo-{seed}", seed, arguments, repeating, learnt) for seed in seeds]
+        before, after = (np.concatenate([row[side] for row in results]) for side in (0, 1))
+        repeated = np.mean([row[2:] for row in results], 0).round(3).tolist()
+        print(f"right: {told_of(before, after)}; repetition before and after {repeated}")
         return
     results = [grpo(arguments.folder / f"grpo-{seed}", seed, arguments, start, learnt) for seed in seeds]
-    for mode in ("no_think", "think"):
-        before, after = (np.concatenate([rows[mode][side] for rows in results]) for side in (0, 1))
-        mean, low, high = interval(after - before)
-        print(f"{mode}: {before.mean():.3f} -> {after.mean():.3f}, difference {mean:+.3f} (95 % {low:+.3f} to {high:+.3f})")
+    for key in results[0]:
+        before, after = (np.concatenate([rows[key][side] for rows in results]) for side in (0, 1))
+        print(f"{', '.join(key)}, {len(before)} questions: {told_of(before, after)}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,10 @@ class Case:
         self.context = self.model.context(asked(self.batcher, N_ITEMS, np.arange(n_users)))
 
 
-VARIANTS = [{}, {"decoder": "lazy"}, EXPERTS, NEAR["evidence"], NEAR["tokens"], NEAR["some scores"], {"attention": "full"}]
+SHARED = NEAR["evidence"] | {"near_share": 0.3}
+VARIANTS = [
+    {}, {"decoder": "lazy"}, EXPERTS, NEAR["evidence"], SHARED, NEAR["tokens"], NEAR["some scores"], {"attention": "full"},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=str)
@@ -62,6 +65,30 @@ def test_path_log_probabilities_are_those_of_the_exact_ranking():
     logp_BUS, entropy_B = rollouts.path_log_probs(case.model, case.context, codes)
     torch.testing.assert_close(logp_BUS.sum(2), exact_BU.clone(), atol=1e-5, rtol=0)
     assert ((entropy_B > 0) & (entropy_B < np.log(6))).all()
+
+
+def test_gradients_are_those_of_the_mixture_where_neighbours_have_a_share():
+    case = Case(**SHARED)
+    batch = asked(case.batcher, N_ITEMS, np.arange(8))
+    weights = [p for p in case.model.parameters() if p.requires_grad]
+    codes_BGS = rollouts.free_beams(case.model, case.context, case.trie, 12).codes_BGS  # many that no neighbour has
+
+    def value():
+        return rollouts.path_log_probs(case.model, case.model.context(batch), codes_BGS)[0].mean()
+
+    gradients = torch.autograd.grad(value(), weights, allow_unused=True)
+    moved = [(weight, gradient) for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None]
+    length = sum(float(gradient.square().sum()) for _, gradient in moved) ** 0.5
+    assert length > 0
+
+    def value_at(step):
+        with torch.no_grad():
+            for weight, gradient in moved:
+                weight.add_(gradient, alpha=step / length)
+            return float(value())
+
+    above, below = value_at(0.01), value_at(-0.02)
+    assert (above - below) / 0.02 == pytest.approx(length, rel=0.02)
 
 
 def test_draws_within_the_catalogue_are_as_frequent_as_they_are_probable():

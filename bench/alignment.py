@@ -36,22 +36,21 @@ def kvtools(*words):
 
 
 def count(rng):
-    word = "".join(rng.choice("aaabcd") for _ in range(rng.randint(4, 8)))
+    word = "".join(rng.choice("abcd") for _ in range(rng.randint(4, 6)))
     so_far = [f"{letter}{word[: n + 1].count('a')}" for n, letter in enumerate(word)]
     return f"How many a in {word}?", str(word.count("a")), " ".join(so_far)
 
 
 def compare(rng):
-    digits = [rng.choice("0123456789") for _ in range(5)]
-    most = [max(digits[: n + 1]) for n in range(5)]
-    return f"Largest digit of {''.join(digits)}?", max(digits), " ".join(map("".join, zip(digits, most, strict=True)))
+    digits = [rng.choice("0123456789") for _ in range(4)]
+    most = [max(digits[: n + 1]) for n in range(4)]
+    return f"Largest of {' '.join(digits)}?", max(digits), " ".join(map("".join, zip(digits, most, strict=True)))
 
 
 def add(rng):
-    a, b = rng.randint(10, 79), rng.randint(10, 79)
-    units = a % 10 + b % 10
-    tens = f"{a // 10}+{b // 10}+{units // 10}={a // 10 + b // 10 + units // 10}"
-    return f"{a}+{b}?", str(a + b), f"{a % 10}+{b % 10}={units} {tens}"
+    numbers = [rng.randint(1, 9) for _ in range(4)]
+    sums = [f"{numbers[n]}={sum(numbers[: n + 1])}" for n in range(4)]
+    return f"{'+'.join(map(str, numbers))}?", str(sum(numbers)), " ".join(sums)
 
 
 KINDS = (count, compare, add)
@@ -206,7 +205,7 @@ def main():
     parser.add_argument("--mpo", action="store_true")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--start-steps", default="1ep")
-    parser.add_argument("--learnt", type=int, default=2100)
+    parser.add_argument("--learnt", type=int, default=4500)
     parser.add_argument("--asked", type=int, default=1600)
     parser.add_argument("--valid", type=int, default=150)
     parser.add_argument("--test", type=int, default=300)

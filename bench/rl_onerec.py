@@ -24,8 +24,8 @@ from ours import CLICKS, DATA, HERE, KVTOOLS
 
 USERS = {"beauty": None, "ml-100k": DATA / "ml-100k" / "ml-100k.user"}
 OBJECTIVES = {"beauty": ["hit"], "ml-100k": ["hit", "column:rating"]}
-LIFT = ["--lr", "2e-4", "--training", "next_token=4"]
-HARD = ["--lr", "2e-3", "--batch", "16", "--training", "next_token=0", "--training", "valid_users=400"]
+LIFT = ["--lr", "2e-4", "--training", "next_token=4", "--training", "valid_users=6000"]
+HARD = ["--lr", "2e-3", "--batch", "16", "--training", "next_token=0", "--training", "valid_users=400", "--training", "valid=25%"]
 RUNS = {
     "lift": {"ecpo": LIFT},
     "legality": {"alone": HARD, "random 5 of 40": [*HARD, "--reward", "format:1"]},
@@ -58,7 +58,7 @@ def main(data, model, *words):
                 begun = time.monotonic()
                 kvtools(
                     "rl", "ecpo", *common, *table_of_users, "--reward", f"pscore:{ranker}", "--seed", seed, "--batch", "32",
-                    "--steps", chosen.get("steps", "60"), "--training", "valid_users=1000", "--training", "valid=25%", *options,
+                    "--steps", chosen.get("steps", "48"), "--training", "valid=50%", *options,
                     "--log", out.with_suffix(".jsonl"), "-o", out,
                 )  # fmt: skip
                 line = {"what": what, "name": name, "seed": int(seed), "seconds": round(time.monotonic() - begun, 1)}

@@ -204,35 +204,43 @@ def test_what_was_read_is_told(here, kv):
     assert re.search(r"p\.kvs: (\d) pairs of \d+ tokens, and \1 held out\.", err)
 
 
-WORDS = "rl sample -q words.jsonl --model start.model --group 4 --max-new 8 --reward correct --overlong keep --judge"
+ASK = "-q words.jsonl --model start.model --group 4 --max-new 8 --reward correct --overlong keep --judge"
+WORDS = f"rl sample {ASK}"
+KILLED = {
+    "sample": f"{WORDS} URL -o NAME.kvs",
+    "grpo": f"rl grpo --batch 4 --lr 0.01 --steps 3 --training save=1 {ASK} URL --rollouts NAME.kvs -o NAME.model",
+}
 
 
-def test_a_run_that_was_killed_goes_on_and_asks_no_judge_for_what_it_has_said(here, kv):
+@pytest.mark.parametrize("command", KILLED)
+def test_a_run_that_was_killed_goes_on_and_asks_no_judge_for_what_it_has_said(here, kv, command):
     words = [{"id": f"w{n}", "prompt": f"{n}?", "answer": f"word {n}"} for n in range(12)]
     (here / "words.jsonl").write_text("".join(json.dumps(line) + "\n" for line in words))
     with ChatServer(lambda body: json.dumps({"Correctness": len(text_of(body)) % 2}), delay_s=0.02) as server:
-        line = f"{WORDS} {server.url}"
-        assert kv(f"{line} -o whole.kvs") == (0, "")
+        line = KILLED[command].replace("URL", server.url)
+        assert kv(line.replace("NAME", "whole")) == (0, "")
         n_whole = server.n_calls
-        run = subprocess.Popen([BIN / "kvtools", *shlex.split(f"{line} -o parts.kvs")], cwd=here)
+        run = subprocess.Popen([BIN / "kvtools", *shlex.split(line.replace("NAME", "parts"))], cwd=here)
         while server.n_calls < n_whole + 16:
             assert run.poll() is None, "it was to be killed while it asks"
             time.sleep(0.005)
         run.kill()
         run.wait()
-        assert kv(f"{line} -o parts.kvs") == (0, "")
+        assert kv(line.replace("NAME", "parts")) == (0, "")
         asked = Counter(server.texts)
     assert contents("whole.kvs") == contents("parts.kvs")
+    if command == "grpo":
+        assert not differ(weights("whole.model"), weights("parts.model"))
     assert all(n >= 2 for n in asked.values())
     assert sum(n - 2 for n in asked.values()) <= 8, "no more are asked again than were on their way"
 
 
-@pytest.mark.parametrize("fault", ["rubbish", 500])
+@pytest.mark.parametrize("fault", ["rubbish", 500, "hang"])
 def test_a_judge_without_a_verdict_is_never_a_zero(here, kv, fault):
     words = [{"id": "w", "prompt": "Which?", "answer": "word"}]
     (here / "words.jsonl").write_text("".join(json.dumps(line) + "\n" for line in words))
     with ChatServer(lambda body: "yes", fault=lambda n: fault) as server:
-        code, err = kv(f"{WORDS} {server.url} --timeout 1 -o r.kvs --report report.json")
+        code, err = kv(f"{WORDS} {server.url} --timeout 0.5 -o r.kvs --report report.json")
     assert code == 65
     assert "4 of 4 answers have no reward and were set aside" in err
     assert {row.fields["rewards"]["correct"] for row in records("r.kvs")} <= {None}

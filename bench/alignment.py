@@ -35,19 +35,19 @@ def kvtools(*words):
     subprocess.run([*KVTOOLS, *map(str, words)], check=True)
 
 
-def count(rng):
-    word = "".join(rng.choice("abcd") for _ in range(rng.randint(4, 6)))
+def count(rng, is_long):
+    word = "".join(rng.choice("abcd") for _ in range(rng.randint(7, 8) if is_long else rng.randint(4, 6)))
     so_far = [f"{letter}{word[: n + 1].count('a')}" for n, letter in enumerate(word)]
     return f"How many a in {word}?", str(word.count("a")), " ".join(so_far)
 
 
-def compare(rng):
-    digits = [rng.choice("0123456789") for _ in range(4)]
-    most = [max(digits[: n + 1]) for n in range(4)]
+def compare(rng, is_long):
+    digits = [rng.choice("0123456789") for _ in range(rng.randint(5, 7) if is_long else 4)]
+    most = [max(digits[: n + 1]) for n in range(len(digits))]
     return f"Largest of {' '.join(digits)}?", max(digits), " ".join(map("".join, zip(digits, most, strict=True)))
 
 
-def add(rng):
+def add(rng, _is_long):
     numbers = [rng.randint(1, 9) for _ in range(4)]
     sums = [f"{numbers[n]}={sum(numbers[: n + 1])}" for n in range(4)]
     return f"{'+'.join(map(str, numbers))}?", str(sum(numbers)), " ".join(sums)
@@ -56,11 +56,12 @@ def add(rng):
 KINDS = (count, compare, add)
 
 
-def questions(n, seed, seen=()):
-    """{question: (answer, thought)}, n of them, as many of each kind, none of which was seen."""
+def questions(n, seed, seen=(), *, is_long=False):
+    """{question: (answer, thought)}, n of them, as many of each kind, none of which was seen. is_long: of longer words and more
+    digits than the start model learns from."""
     rng, found = random.Random(seed), {}
     while len(found) < n:
-        text, answer, thought = KINDS[len(found) % len(KINDS)](rng)
+        text, answer, thought = KINDS[len(found) % len(KINDS)](rng, is_long)
         if text not in seen:
             found[text] = (answer, thought)
     return found
@@ -148,7 +149,7 @@ def prompts_of(folder, seed, arguments, learnt):
     folder.mkdir(parents=True, exist_ok=True)
     files, seen = {}, dict(learnt)
     for number, (name, n) in enumerate((("valid", arguments.valid), ("test", arguments.test), ("train", arguments.asked))):
-        asked = questions(n, 100 * seed + number + 1, seen)
+        asked = questions(n, 100 * seed + number + 1, seen, is_long=True)
         seen |= asked
         files[name] = write(folder / f"{name}.jsonl", prompts(asked))
     return files

@@ -1,5 +1,7 @@
 """Replies of the five modes: what the report's figures show is taken, and each near miss is refused by its own reason."""
 
+import random
+
 import pytest
 from near_misses import AGENTIC, EASY, HARD, NEAR_MISSES, SANDBOX, THINK
 
@@ -83,6 +85,20 @@ def test_a_switch_ends_the_question(question, found):
 def test_a_switch_elsewhere_is_refused(question):
     with pytest.raises(FormatError):
         switch_of(question)
+
+
+def test_whatever_a_model_writes_is_a_reply_or_a_format_error():
+    words = [f"<{slash}{tag}>" for tag in ("think", "answer", "analysis", "code", "sandbox_output") for slash in ("", "/")]
+    words += ["7", " ", "\\boxed{", "}", "```python\n1\n```", "Therefore, /think mode is more appropriate."]
+    rng, n_good = random.Random(0), 0
+    for _ in range(20_000):
+        text = "".join(rng.choices(words, k=rng.randint(1, 8)))
+        try:
+            parse(text, rng.choice(MODES))
+        except FormatError:
+            continue
+        n_good += 1
+    assert n_good > 50
 
 
 def test_an_unknown_mode_is_named():

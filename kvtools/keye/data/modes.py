@@ -255,9 +255,10 @@ def _require_order(blocks: Sequence[_Block]) -> None:
     for tag in ("analysis", "code", "sandbox_output"):
         if tag in tags:
             raise FormatError(f"<{tag}> stands outside of <think>")
-    if "answer" not in tags:
-        inside = next(block.inside for block in blocks if block.tag == "think")
-        raise FormatError("<answer> stands inside <think>" if "<answer>" in inside else "<answer> is missing")
+    for tag, other in (("answer", "think"), ("think", "answer")):
+        if tag not in tags:
+            inside = next((block.inside for block in blocks if block.tag == other), "")
+            raise FormatError(f"<{tag}> stands inside <{other}>" if f"<{tag}>" in inside else f"<{tag}> is missing")
     thinking_at, answer_at = tags.index("think"), tags.index("answer")
     if answer_at < thinking_at:
         raise FormatError("<answer> stands before <think>")

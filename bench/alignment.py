@@ -129,7 +129,9 @@ def start_model(folder, arguments):
 
 
 def learn(data, dst, *words):
-    kvtools("pretrain", "keye", "-q", data, "--batch-tokens", 2048, "--length", 1024, "--stage", "cold-start", *words, "-o", dst)
+    kvtools(
+        "pretrain", "keye", "-q", data, "--batch-tokens", 2048, "--length", 1024, "--stage", "cold-start", *words, "-o", dst
+    )
 
 
 def repeating_model(folder, start, learnt):

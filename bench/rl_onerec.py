@@ -25,7 +25,18 @@ from ours import CLICKS, DATA, HERE, KVTOOLS
 USERS = {"beauty": None, "ml-100k": DATA / "ml-100k" / "ml-100k.user"}
 OBJECTIVES = {"beauty": ["hit"], "ml-100k": ["hit", "column:rating"]}
 LIFT = ["--lr", "2e-4", "--training", "next_token=4", "--training", "valid_users=6000"]
-HARD = ["--lr", "2e-3", "--batch", "16", "--training", "next_token=0", "--training", "valid_users=400", "--training", "valid=25%"]
+HARD = [
+    "--lr",
+    "2e-3",
+    "--batch",
+    "16",
+    "--training",
+    "next_token=0",
+    "--training",
+    "valid_users=400",
+    "--training",
+    "valid=25%",
+]
 RUNS = {
     "lift": {"ecpo": LIFT},
     "legality": {"alone": HARD, "random 5 of 40": [*HARD, "--reward", "format:1"]},

@@ -1,13 +1,13 @@
 """Does learning from rewards help? Tiny Keye-VLs on questions that they half know, three seeds; figures for bench/README.md.
 
-    python bench/alignment.py FOLDER [--seeds 0,1,2] [--steps 400] [--tune]
+    python bench/alignment.py FOLDER [--seeds 0,1,2] [--steps 100] [--tune]
     python bench/alignment.py FOLDER --mpo
 
-One start model learns counting, comparing and adding in two modes from one pass over some questions. Each seed of `rl grpo` then
-takes prompts that the model never saw, both modes mixed, rewards correctness and format, and keeps the weights that are best on
-validation prompts. Its test prompts are asked once, of the start model and of the kept one, in each mode: one greedy answer, and
-the mean of eight at temperature 1. Intervals are of the difference for the same questions, a bootstrap over questions and seeds.
-With --tune the validation prompts are asked in place of the test prompts.
+One start model learns counting, comparing and adding in two modes, in one pass over some questions. Each seed of `rl grpo`
+then takes prompts that the model never saw, of longer words and more digits, both modes mixed; correctness and format are
+rewarded, and the weights that are best on validation prompts are kept. Test prompts are asked once, of the start model and of
+the kept one, in each mode: one greedy answer, and the mean of eight at temperature 1. Intervals are of the difference for the
+same questions, a bootstrap over questions and seeds. With --tune the validation prompts are asked, not the test prompts.
 
 With --mpo the start model is first taught to say most thoughts three times; each seed samples its answers, pairs the best with
 the worst (`rl pairs`), trains on them (`rl mpo`), and tells repetition and accuracy before and after. Nothing that is there
@@ -89,8 +89,8 @@ def asked_of(model, held, mode, out, *, n=1, max_new=MAX_NEW):
     ones. n: answers a question; one is greedy."""
     if not out.exists():
         kvtools(
-            "rl", "sample", "-q", held, "--model", model, "--group", n, "--temperature", 1 if n > 1 else 0, "--max-new", max_new,
-            "--modes", mode, "--reward", "correct", "--reward", "repetition:0", "--overlong", "keep", "-o", out,
+            "rl", "sample", "-q", held, "--model", model, "--group", n, "--temperature", 1 if n > 1 else 0, "--max-new",
+            max_new, "--modes", mode, "--reward", "correct", "--reward", "repetition:0", "--overlong", "keep", "-o", out,
         )  # fmt: skip
     told = subprocess.run([*KVTOOLS, "cat", "--json", str(out)], check=True, capture_output=True, text=True).stdout
     rows = [json.loads(line) for line in told.splitlines()]

@@ -101,11 +101,12 @@ class Invocation:
         if os.path.realpath(report) == os.path.realpath(self.output):
             raise Usage(f"{report}: this is both the output and the report. Name another report.")
 
-    def sink(self, *, is_text: bool = False) -> "Sink":
-        """The output, to be written. is_text: it may go to a terminal. Raises CannotCreate as `refuse_existing` does."""
+    def sink(self, *, is_text: bool = False, keep_partial: bool = False) -> "Sink":
+        """The output, to be written. is_text: it may go to a terminal. keep_partial: for a run that goes on with what a stopped
+        one wrote. Raises CannotCreate as `refuse_existing` does."""
         from kvtools.artifact.files import Sink
 
-        return Sink(self.output, force=self.force, is_text=is_text)
+        return Sink(self.output, force=self.force, is_text=is_text, keep_partial=keep_partial)
 
     def history(self, before: Iterable[list["Step"]] = (), inputs: Iterable[str] = ()) -> list["Step"]:
         """The histories of the inputs, and the step of this command. inputs: digests of the bags among them."""
@@ -113,11 +114,18 @@ class Invocation:
 
         return extend(self.command, self.argv, before=before, inputs=inputs, stamp=self.stamp)
 
-    def writer(self, kind: str, config: dict[str, Any] | None = None, *, before: Iterable[list["Step"]] = ()) -> "Writer":
-        """A stream of that kind into the output. before: the histories of the inputs."""
+    def writer(
+        self,
+        kind: str,
+        config: dict[str, Any] | None = None,
+        *,
+        before: Iterable[list["Step"]] = (),
+        keep_partial: bool = False,
+    ) -> "Writer":
+        """A stream of that kind into the output. before: the histories of the inputs. keep_partial: as of `sink`."""
         from kvtools.artifact.stream import Head, Writer
 
-        return Writer(self.sink(), Head(kind, self.history(before), config or {}), level=self.compress)
+        return Writer(self.sink(keep_partial=keep_partial), Head(kind, self.history(before), config or {}), level=self.compress)
 
     def write_report(self, dst: str | None, report: Mapping[str, Any]) -> None:
         """Write a report as one line of JSON into the file of --report, if one is given."""

@@ -1,9 +1,12 @@
 """`kvtools cat`: join streams."""
 
 from itertools import chain
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from kvtools import options as opt
+
+if TYPE_CHECKING:
+    from kvtools.artifact.stream import Record
 
 EXAMPLES = [
     "kvtools cat part-*.kvs -o all.kvs",
@@ -11,7 +14,7 @@ EXAMPLES = [
     "kvtools cat --tar clips.kvs -o clips.tar",
     "kvtools cat --key yoga.mp4 clips.kvs | kvtools info --records -",
 ]
-EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
+EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools info", "kvtools sum", "kvtools-stream(5)")
 COMMON = ("compress", "force", "strict", "stamp")
 
@@ -36,16 +39,19 @@ def main(
     the document of a record that holds one. With --tar, they are written as WebDataset reads them, for other trainers. The
     records of a damaged file are copied up to the damage, the file is named, and the exit code is 65. Parts that --shard made
     are refused where one is missing or there twice, unless --partial is given; of one part alone a note says so. A damaged
-    stdin ends the command, so that no reader takes a part for the whole.
+    stdin ends the command, so that no reader takes a part for the whole. From files into a file, a run that was stopped goes on
+    when the same command is run again.
     """
     from kvtools.artifact.concat import Concat, distinct_names
     from kvtools.artifact.history import missing_parts
+    from kvtools.artifact.resumable import stop_between, write_all
     from kvtools.artifact.summary import record_json
     from kvtools.artifact.webdataset import write_tar
     from kvtools.errors import Corrupt
 
     opt.refuse_if((as_json and as_tar, "--json and --tar cannot be used together. Give one of them."))
     sources = inputs or ["-"]
+    stop = None if as_json or as_tar else stop_between(sources, run.output)
     run.refuse_own_input(*sources)
     prefixes = {src: f"{name}/" for src, name in distinct_names(sources).items()} if prefix else {}
     records = Concat(sources, keys=keys, prefixes=prefixes, limit=limit, strict=run.strict, log=run.log)
@@ -67,12 +73,18 @@ def main(
         return records.code
     configs = [head.config for head in records.heads if head.config]
     config = configs[0] if configs and all(config == configs[0] for config in configs) else {}
-    with run.writer(records.heads[0].kind, config, before=[head.history for head in records.heads]) as writer:
-        while record is not None:
-            if prefix:
-                fields = {name: value for name, value in record.fields.items() if name not in ("kind", "key")}
-                writer.write(record.key, record.tensors, **fields)
-            else:
-                writer.write_pieces(record.key, [record.raw])
-            record = next(remaining, None)
+    before = [head.history for head in records.heads]
+    with run.writer(records.heads[0].kind, config, before=before, keep_partial=stop is not None) as writer:
+        write_all(writer, map(_encoded if prefix else _unchanged, chain([record] if record else [], remaining)), stop)
     return records.code
+
+
+def _unchanged(record: "Record") -> tuple[str, list[memoryview]]:
+    return record.key, [record.raw]
+
+
+def _encoded(record: "Record") -> tuple[str, list[memoryview]]:
+    """A record under another key than the one that its fields still have."""
+    from kvtools.artifact import blob
+
+    return record.key, list(blob.encode(record.tensors, {**record.fields, "key": record.key}))

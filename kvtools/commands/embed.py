@@ -1,5 +1,6 @@
 """`kvtools embed`: items in, a stream of vectors out."""
 
+from collections.abc import Iterator
 from itertools import repeat
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ EXAMPLES = [
     "kvtools embed --dim 16 keywords.json -o words.kvs",
     "kvtools embed --dim 8 films.item | kvtools info --records -",
 ]
-EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
+EXIT_CODES = (0, 2, 65, 66, 73, 74, 75, 141)
 SEE_ALSO = ("kvtools pairs", "kvtools info", "kvtools-stream(5)")
 COMMON = ("output", "compress", "force", "strict", "stamp")
 
@@ -39,9 +40,12 @@ def main(
     Terms and text become TF-IDF, then a truncated SVD, then unit norm. Vectors in an .npy with --keys, in an `embedding`
     stream or in `video` records are checked, put into batches and made unit norm. Items without text, and vectors that are
     zero, NaN or infinite, are reported and left out; the exit code is then 65.
+    From a file into a file, a run that was stopped while it wrote goes on when the same command is run again.
     """
     from kvtools.artifact import source_name
+    from kvtools.artifact.blob import encode
     from kvtools.artifact.files import open_source
+    from kvtools.artifact.resumable import stop_between, write_all
     from kvtools.artifact.strings import pack
     from kvtools.errors import Corrupt, Usage, raising
     from kvtools.onerec.items import lsa, vectors
@@ -122,14 +126,21 @@ def main(
             )
         blocks = iter([([catalogue.keys[row] for row in embedded.kept], embedded.vectors)])
         skipped.report(name, lambda _: None, strict=run.strict)
-    n_items = width = 0
     parts = basis.parts(vectors.n_batches(*embedded.vectors.shape)) if basis else repeat({})
-    with run.writer("embedding", config, before=[history]) as writer:
-        for (batch, x_nD), part in zip(vectors.batches(blocks), parts, strict=False):
-            writer.write(f"{writer.n_records:08d}", {"vectors": x_nD, **pack("keys", batch), **part})
-            n_items, width = n_items + len(batch), x_nD.shape[1]
+    shapes = []
+
+    def encoded() -> Iterator[tuple[str, list[memoryview]]]:
+        for number, ((batch, x_nD), part) in enumerate(zip(vectors.batches(blocks), parts, strict=False)):
+            shapes.append(x_nD.shape)
+            word = f"{number:08d}"
+            yield word, encode({"vectors": x_nD, **pack("keys", batch), **part}, {"kind": "embedding", "key": word})
+
+    stop = stop_between([items], run.output)
+    with run.writer("embedding", config, before=[history], keep_partial=stop is not None) as writer:
+        write_all(writer, encoded(), stop)
         code = skipped.report(name, run.log, strict=run.strict)
-        if not n_items:
+        if not shapes:
             raise Corrupt(f"{name}: there is no item left to write. Look at the input.")
+    n_items, width = sum(n for n, _ in shapes), shapes[-1][1]
     run.write_report(report, {"items": n_items, "dim": width, **figures, "findings": skipped.to_json()})
     return code

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+
+from kvtools.world import Stop
 
 
 @pytest.fixture
@@ -232,6 +235,31 @@ def test_sigterm_leaves_no_temporary_file(sh, stream, tmp_path):
                 continue
     assert reader.returncode in (143, -15)  # -15: before Python could take the signal over
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".out")]
+
+
+@pytest.mark.parametrize(
+    "line", ["cat parts.kvs parts.kvs", "cat --prefix parts.kvs ab.kvs", "embed --no-normalize --keys keys rows.npy"]
+)
+def test_what_a_stopped_or_killed_run_wrote_is_continued(kv, tmp_path, monkeypatch, line):
+    np.save(tmp_path / "rows.npy", np.arange(9000 * 2, dtype=np.float32).reshape(-1, 2) + 1)
+    (tmp_path / "keys").write_text("".join(f"{i}\n" for i in range(9000)))
+    assert kv("embed --keys keys rows.npy -o parts.kvs", "cat parts.kvs -o ab.kvs", f"{line} -o whole.kvs")[0] == 0
+    asked = iter([False, False, False, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "__bool__", lambda _: next(asked))
+        code, err = kv(f"{line} -o made.kvs")
+    assert (code, err.partition(": ")[2]) == (75, "stopped after record 1. Run again to continue.\n")
+    assert not (tmp_path / "made.kvs").exists()
+    whole, partial = (tmp_path / "whole.kvs").read_bytes(), tmp_path / ".made.kvs.part"
+    assert 0 < partial.stat().st_size < len(whole)
+    for kept in (partial.read_bytes(), whole[: len(whole) // 2], whole[:-1], whole[:7], b"of another run"):
+        partial.write_bytes(kept)
+        assert kv(f"{line} --force -o made.kvs")[0] == 0
+        assert (tmp_path / "made.kvs").read_bytes() == whole
+    partial.write_bytes(whole[:-1])  # of other rows
+    np.save(tmp_path / "rows.npy", np.ones((9000, 2), np.float32))
+    assert kv("embed --keys keys rows.npy --force -o parts.kvs", f"{line} -o other.kvs", f"{line} --force -o made.kvs")[0] == 0
+    assert (tmp_path / "made.kvs").read_bytes() == (tmp_path / "other.kvs").read_bytes() != whole
 
 
 def test_sigterm_is_no_failure_that_a_library_may_take_for_its_own(kv, stream, monkeypatch):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from kvtools.artifact.files import Sink
+from kvtools.artifact.state import state_folder
 from kvtools.artifact.stream import Head, Writer
 from kvtools.onerec.recommend.recgen import RecgenRun, UserRecommendations
 from kvtools.world import Stop, World
@@ -16,7 +17,7 @@ def write_stream(
 
     Raises Stopped where a rank was asked to stop and dst is a file.
     """
-    run.stop = Stop() if dst != "-" else False
+    run.stop = Stop() if state_folder(dst) is not None else False
     if not world.is_root:
         run.n_done = world.broadcast(None)
         for _ in recommendations:

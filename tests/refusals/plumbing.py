@@ -214,6 +214,7 @@ def logs():
 
 
 CASES = """
+SLURM_JOB_END_TIME=1 kvtools cat good.kvs -o stopped.kvs
 kvtools check nothing.kvs
 kvtools check folder
 kvtools check empty

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nf
 
+from kvtools.onerec.model.cpu_training import Table, sum_of_rows
+
 _KEY_WIDTH = 32
 
 
@@ -61,8 +63,8 @@ class CopyHead(nn.Module):
 
     def __init__(self, width: int, n_items: int, n_codes: tuple[int, ...]) -> None:
         super().__init__()
-        self.codes = nn.ModuleList(nn.Embedding(n, _KEY_WIDTH) for n in n_codes)
-        self.items = nn.Embedding(n_items, _KEY_WIDTH)
+        self.codes = nn.ModuleList(Table(n, _KEY_WIDTH) for n in n_codes)
+        self.items = Table(n_items, _KEY_WIDTH)
         self.queries = nn.ModuleList(nn.Linear(width, _KEY_WIDTH, bias=False) for _ in n_codes)
         self.trust = nn.ModuleList(nn.Linear(width, 1) for _ in n_codes)
         self.power = nn.Parameter(torch.ones(len(n_codes)))
@@ -73,9 +75,7 @@ class CopyHead(nn.Module):
     def sources(self, items_RN: Tensor, similarity_RN: Tensor, codes_RNS: Tensor, dropout: float) -> CopySources:
         """The neighbours as sources. items_RN: int64, negative where there is none; similarity_RN: float32; codes_RNS: int64.
         dropout: the fraction of rows whose neighbours are left out."""
-        keys_RNX = self.items(items_RN.clamp(min=0))
-        for level, table in enumerate(self.codes):
-            keys_RNX = keys_RNX + table(codes_RNS[:, :, level])
+        keys_RNX = sum_of_rows([self.items, *self.codes], [items_RN.clamp(min=0), *codes_RNS.unbind(2)])
         is_there = items_RN >= 0
         if dropout:
             is_there = is_there & (torch.rand(len(items_RN), 1, device=items_RN.device) >= dropout)

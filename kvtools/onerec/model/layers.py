@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nf
 
 from kvtools.onerec.model.config import ModelConfig
+from kvtools.onerec.model.cpu_training import add_dropped
 from kvtools.onerec.model.moe import Experts
 
 N_QFORMER_BLOCKS = 2  # the report's
@@ -89,8 +90,9 @@ class _Layer(nn.Module):
         super().__init__()
         self.n_heads, self.dropout = config.heads, config.dropout
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return nf.dropout(x, self.dropout, self.training)
+    def _add(self, x: Tensor, of_sublayer: Tensor) -> Tensor:
+        """Their sum, of one shape; in training of the second some numbers are dropped."""
+        return add_dropped(x, of_sublayer, self.dropout if self.training else 0.0)
 
     def again(self) -> AbstractContextManager[None]:
         """What surrounds a second computation of the same tokens: they are no load to balance then."""
@@ -117,8 +119,8 @@ class EncoderLayer(_Layer):
         """(B, C, D) -> (B, C, D). mask_B1CC: bool, what each token may see. is_token_BC: bool, False for padding."""
         q, k, v = (split_heads(x, self.n_heads) for x in self.qkv(self.attention_norm(z_BCD)).chunk(3, dim=2))
         attended = attention(q, k, v, mask_B1CC)
-        z_BCD = z_BCD + self._drop(self.out(attended.transpose(1, 2).flatten(2)))
-        return z_BCD + self._drop(feed_forward(self.feed, self.feed_norm(z_BCD), is_token_BC))
+        z_BCD = self._add(z_BCD, self.out(attended.transpose(1, 2).flatten(2)))
+        return self._add(z_BCD, feed_forward(self.feed, self.feed_norm(z_BCD), is_token_BC))
 
 
 class DecoderLayer(_Layer):
@@ -149,13 +151,13 @@ class DecoderLayer(_Layer):
         q_MPD, k_MPD, v_MPD = self.qkv(self.self_norm(x_MPD)).chunk(3, dim=2)
         k_MJD = k_MPD if cache is None else torch.cat([cache[0], k_MPD], dim=1)
         v_MJD = v_MPD if cache is None else torch.cat([cache[1], v_MPD], dim=1)
-        x_MPD = x_MPD + self._drop(self.self_out(few_token_attention(q_MPD, k_MJD, v_MJD, self.n_heads)))
+        x_MPD = self._add(x_MPD, self.self_out(few_token_attention(q_MPD, k_MJD, v_MJD, self.n_heads)))
         if not self.is_lazy:
             x_MPD = self._cross(x_MPD, attend)
-        return x_MPD + self._drop(feed_forward(self.feed, self.feed_norm(x_MPD), is_token_M)), (k_MJD, v_MJD)
+        return self._add(x_MPD, feed_forward(self.feed, self.feed_norm(x_MPD), is_token_M)), (k_MJD, v_MJD)
 
     def _cross(self, x_MPD: Tensor, attend: "ContextAttention") -> Tensor:
-        return x_MPD + self._drop(self.cross_out(attend(self.cross_query(self.cross_norm(x_MPD)))))
+        return self._add(x_MPD, self.cross_out(attend(self.cross_query(self.cross_norm(x_MPD)))))
 
 
 class ContextAttention:

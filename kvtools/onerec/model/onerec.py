@@ -21,6 +21,7 @@ from torch.nn import functional as nf
 from kvtools.onerec.model.batching import ALWAYS_VISIBLE, Batch, PathwayTokens
 from kvtools.onerec.model.config import ModelConfig
 from kvtools.onerec.model.copy_logits import CopyHead, CopySources
+from kvtools.onerec.model.cpu_training import Table, dropout, sum_of_rows
 from kvtools.onerec.model.evidence import Evidence
 from kvtools.onerec.model.item_scores import ItemScores
 from kvtools.onerec.model.layers import ContextAttention, DecoderLayer, EncoderLayer, KVCache, QFormer, rms_norm, split_heads
@@ -73,7 +74,7 @@ class Pathway(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary: VocabularySizes) -> None:
         super().__init__()
         widths = {name: config.author_width if name == "author" else config.feature_width for name in vocabulary.features}
-        self.features = nn.ModuleList(nn.Embedding(n, widths[name]) for name, n in vocabulary.features.items())
+        self.features = nn.ModuleList(Table(n, widths[name]) for name, n in vocabulary.features.items())
         for table in self.features:
             nn.init.normal_(cast("nn.Embedding", table).weight, std=0.02)
         self.dense = _dense(config.width + sum(widths.values()), config.width)
@@ -97,11 +98,11 @@ class OneRec(nn.Module):
         self.n_levels = len(vocabulary.codes)
         width, short = config.width, config.short
         self.register_buffer("codes_IS", codes_IS.long(), persistent=False)
-        self.codes = nn.ModuleList(nn.Embedding(n, width) for n in vocabulary.codes)
+        self.codes = nn.ModuleList(Table(n, width) for n in vocabulary.codes)
         if config.item_table:
-            self.items = nn.Embedding(vocabulary.items, width)
+            self.items = Table(vocabulary.items, width)
             nn.init.zeros_(self.items.weight)
-        self.static = nn.ModuleList(nn.Embedding(n, config.static_width) for n in vocabulary.static)
+        self.static = nn.ModuleList(Table(n, config.static_width) for n in vocabulary.static)
         self.static_empty = nn.Parameter(torch.zeros(config.static_width))
         self.static_dense = _dense(max(1, len(vocabulary.static)) * config.static_width, width)
         names = [name for name, n in (("short", short), ("positive", config.positive), ("lifelong", config.lifelong)) if n]
@@ -154,8 +155,8 @@ class OneRec(nn.Module):
         """Items int64 (…,) -> (…, D): the sum of an item's code embeddings, and its own; padding counts as item 0."""
         safe = items.clamp(min=0)
         codes = self.codes_IS[safe]
-        vectors = cast("Tensor", sum(table(codes[..., level]) for level, table in enumerate(self.codes)))
-        return vectors + self.items(safe) if self.config.item_table else vectors
+        tables, indices = list(self.codes), list(codes.unbind(-1))
+        return sum_of_rows([*tables, self.items], [*indices, safe]) if self.config.item_table else sum_of_rows(tables, indices)
 
     def context(self, batch: Batch) -> Context:
         """The context of a batch, computed once for all targets and beams of a row."""
@@ -164,7 +165,7 @@ class OneRec(nn.Module):
     def _context(self, batch: Batch) -> Context:
         # no entry of a computation calls another: a training of a model in parts gathers weights at each
         z_BCD, position_BC, is_token_BC = self._tokens(batch)
-        z_BCD = nf.dropout(z_BCD, self.config.dropout, self.training)
+        z_BCD = self._drop(z_BCD)
         mask_BCC = is_token_BC[:, None, :]
         if self.config.attention == "causal":
             mask_BCC = mask_BCC & (position_BC[:, None, :] <= position_BC[:, :, None])
@@ -231,7 +232,7 @@ class OneRec(nn.Module):
         x = self.item_vectors(items_BTN)
         x = torch.cat([x, similarity_BTN.unsqueeze(3).log1p().to(x.dtype)], dim=3)
         x = self.near_dense(x) + rank_ND
-        x = self.context_norm(nf.dropout(x, self.config.dropout, self.training))
+        x = self.context_norm(self._drop(x))
         keys, values = (
             self._for_all_layers([y.view(*y.shape[:3], self.config.heads, -1).transpose(2, 3) for y in part])
             for part in self._project(x)
@@ -243,6 +244,9 @@ class OneRec(nn.Module):
         codes_RNS = self.codes_IS[items_RN.clamp(min=0)]
         dropout = self.config.dropout if self.training else 0.0
         return self.neighbours.sources(items_RN, similarity_BTN.flatten(0, 1), codes_RNS, dropout)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return dropout(x, self.config.dropout) if self.training else x
 
     def _run(self, layer: nn.Module, *inputs: object) -> Any:
         """A layer of the encoder or decoder, checkpointed where the model is."""
@@ -313,7 +317,7 @@ class OneRec(nn.Module):
         is_target = batch.targets.flatten() >= 0
         codes_MS = self.codes_IS[batch.targets.flatten().clamp(min=0)]
         tokens = [self.begin_token(context), *(self.code_token(n, codes_MS[:, n]) for n in range(self.n_levels - 1))]
-        x_MSD = nf.dropout(torch.cat(tokens, dim=1), self.config.dropout, self.training)
+        x_MSD = self._drop(torch.cat(tokens, dim=1))
         h_MSD = self._decode_targets(x_MSD, context.attentions(), is_target)
         codes_JS, evidence = codes_MS[is_target], self.evidence(context)
         shares = self._target_shares(h_MSD[:, 0][is_target], codes_JS)

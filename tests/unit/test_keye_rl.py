@@ -6,10 +6,12 @@ import pytest
 
 from kvtools.errors import Fault, Usage
 from kvtools.keye.data.conversations import Conversations, normalise
+from kvtools.keye.model.config import SIZES
 from kvtools.keye.rl.correct import expected_answer, is_correct
 from kvtools.keye.rl.pairs import best_and_worst, pairs_of
 from kvtools.keye.rl.program import Program
 from kvtools.keye.rl.prompts import deal_modes, parse_modes, prompts_of
+from kvtools.keye.rl.recipe import GrpoRecipe, MpoRecipe
 from kvtools.keye.rl.records import RolloutRecord
 from kvtools.keye.rl.rewards import RULES, Reply, Rewards, RewardSpec, Rule, repetition
 from kvtools.keye.rl.setup import parse_rewards
@@ -211,3 +213,14 @@ def test_the_shift_is_the_mean_of_all_rewards_before():
     mean.add(3.0, 2)
     mean.add(1.0, 2)
     assert mean.value == 1.0
+
+
+@pytest.mark.parametrize(("recipe", "tiny", "wide"), [(GrpoRecipe, 3e-4, 1e-6), (MpoRecipe, 1.6e-4, 5e-6)])
+def test_rates_are_those_of_tiny_models_and_published_ones_of_wide_models(recipe, tiny, wide):
+    def rate(size, lr=None):
+        common = {"steps": "1ep", "batch": 1, "row_tokens": 64, "training": [], "lora": None, "seed": 0}
+        return recipe(lr=lr, **common).lr_for(SIZES[size])
+
+    assert rate("tiny") == tiny
+    assert rate("8b") == pytest.approx(wide, rel=0.05)
+    assert rate("8b", 0.5) == 0.5

@@ -158,7 +158,7 @@ def tarred(folder):
 
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
-        for name in ("llava.json", "clicks.csv"):
+        for name in ("llava.json", "clicks.csv", "pictures/0.png"):
             tar.add(folder / name, name)
     return file.getvalue()
 
@@ -184,6 +184,7 @@ def targets(folder):
         "samples": (labelled_of, ".csv", [text["digits.csv"]]),
         "samples-npz": (labelled_of, ".npz", [npz()]),
         "samples-leaf": (labelled_of, ".json", [LEAF]),
+        "samples-tar": (labelled_of, ".tar", [tarred(folder)]),
         "tar": (tar_of, ".tar", [tarred(folder)]),
     }  # fmt: skip
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvtools.artifact.tar_entries import tar_entries
 from kvtools.video.formats import VIDEO_SUFFIXES
 
 _MOST_JSON_BYTES = 16 << 20
@@ -47,11 +48,10 @@ def members(path: str) -> tuple[list[Member], str | None]:
     found: list[Member] = []
     fault = None
     try:
-        with tarfile.open(path, "r:") as tar:
-            for entry in tar:
-                # the last of a tar that is cut short is named before its end is looked for
-                if entry.isreg() and entry.offset_data + entry.size <= os.path.getsize(path):
-                    found.append(Member(entry.name, entry.offset_data, entry.size))  # noqa: PERF401 an error may come
+        for _, entry in tar_entries(path, "r:"):
+            # the last of a tar that is cut short is named before its end is looked for
+            if entry.isreg() and entry.offset_data + entry.size <= os.path.getsize(path):
+                found.append(Member(entry.name, entry.offset_data, entry.size))
     except tarfile.TarError as error:
         fault = f"it cannot be read as a tar ({str(error).lower()})"
     fields: dict[str, dict[str, Any]] = {}

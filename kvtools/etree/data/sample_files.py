@@ -5,9 +5,9 @@ ValueError for contents that are not of its format. Not here: which files belong
 """
 
 import gzip
+import io
 import math
 import os
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,11 +18,13 @@ import numpy as np
 
 from kvtools.artifact.arrays import load_array, plain_arrays
 from kvtools.artifact.delimited import Rows, is_number, read_rows
+from kvtools.artifact.tar_entries import tar_entries
 from kvtools.errors import Missing
 from kvtools.etree.data.partition import load_json
 
 IMAGES = (".jpg", ".jpeg", ".png")
 _CHANNELS = (1, 3, 4)
+_MOST_PICTURE_BYTES = 256 << 20  # whatever a header says
 _KERAS = (("x_train", "y_train"), ("x_test", "y_test"))
 
 
@@ -147,10 +149,12 @@ def _read_table(file: BinaryIO, path: str) -> Samples:
 
 def _read_tar(file: BinaryIO) -> Samples:
     """Images in folders, a folder a class."""
-    with tarfile.open(fileobj=file) as tar:
-        members = sorted(tar.getmembers(), key=lambda member: member.name)
-        pictures = [member for member in members if member.isfile() and member.name.lower().endswith(IMAGES)]
-        return read_images((member.name, cast(BinaryIO, tar.extractfile(member))) for member in pictures)
+    pictures = [
+        (entry.name, io.BytesIO(cast(BinaryIO, tar.extractfile(entry)).read(_MOST_PICTURE_BYTES)))
+        for tar, entry in tar_entries(file)
+        if entry.isfile() and entry.name.lower().endswith(IMAGES)
+    ]
+    return read_images(sorted(pictures, key=lambda picture: picture[0]))
 
 
 def _read_npz(file: BinaryIO, *, is_test: bool) -> Iterator[tuple[bool, Samples]]:

@@ -5,15 +5,16 @@ Names: ranks (1,2,4), steps (50 of losses; memory takes 3), sizes (tiny,small), 
 of OneRec), systems (keye,onerec)
 
 losses: `pretrain keye` on LLaMA-Factory's pictures and texts in $KVTOOLS_DATA and `pretrain onerec` on ML-100k, no dropout and
-no experts, which rounding would choose otherwise. On each number of ranks, every rank with the whole model and, by
---shard-model, with a part of it. Told is the largest relative difference of a step's loss from that of one rank. Expected:
-rounding, below 1e-3 after so many steps of AdamW.
+no experts, which rounding would choose otherwise. On each number of ranks, every rank with the whole model, by --shard-optimizer
+with a part of the optimiser's state and, by --shard-model, with a part of all. Told is the largest relative difference of a
+step's loss from that of one rank. Expected: rounding, below 1e-3 after so many steps of AdamW.
 
 exact: the same in float64, OneRec with its experts. Expected: below 1e-9. So what float32 differs by is rounding, and what
 ranks compute is the same.
 
 memory: what a rank holds between two steps, counted: its weights, gradients and optimiser; and the most that its process held
-(ru_maxrss), torch, the data and the activations included. Expected with --shard-model: what is counted, divided by the ranks.
+(ru_maxrss), torch, the data and the activations included. Expected with --shard-model: what is counted, divided by the ranks;
+with --shard-optimizer: the optimiser divided by the ranks, as evenly as whole matrices can be.
 
 cuda, on a machine with GPUs, a rank on each: `pretrain keye --size 0.6b --dtype bfloat16` on every rank count that there are
 GPUs for, whole and in parts, ten steps. It must show: (1) the first ten losses within 1 % of those of one GPU, as bfloat16's
@@ -45,7 +46,7 @@ KEYE = (
 )
 ONEREC = f"pretrain onerec {CLICKS['ml-100k']} --items items.ids --near 0 --training dropout=0 --training valid_users=0"
 SIZES = {"keye": {"tiny": "tiny", "small": "small"}, "onerec": {"tiny": "tiny", "small": "0.015b"}}
-MODES = {"whole": "", "in parts": "--shard-model"}
+MODES = {"whole": "", "whole, optimiser in parts": "--shard-optimizer", "in parts": "--shard-model"}
 
 
 def command(system, size, batch):

@@ -68,6 +68,10 @@ ShardModel = Annotated[
     bool,
     option("Give each rank a part of every weight, not the whole model: for models that do not fit.", "--shard-model"),
 ]
+ShardOptimizer = Annotated[
+    bool, option("Give each rank the optimizer's state of a part of the weights only: the same weights.", "--shard-optimizer")
+]
+TWICE_SHARDED = "--shard-model shards the optimizer, too. Leave --shard-optimizer out."
 Tokenizer = Annotated[
     str | None, value("FILE", "tokenizer.json, or a folder with one. Default: the model's, or bytes.", "--tokenizer")
 ]

@@ -29,7 +29,8 @@ _SHOWN = 80  # characters of an option's value in a message
 _SILENT = {
     "-o": True, "--output": True, "--jobs": True, "--timeout": True, "--state": True, "--log": True, "--report": True,
     "--list": True, "--list0": True, "--root": True, "--rejects": True,
-    "--memory": True, "--device": True, "--shard-model": False, "--peak": True, "--chunk": True, "--json": False,
+    "--memory": True, "--device": True, "--shard-model": False, "--shard-optimizer": False, "--peak": True, "--chunk": True,
+    "--json": False,
     "--force": False, "-q": False, "--quiet": False, "-v": False, "--verbose": False, "--stamp": False, "--strict": False,
 }  # fmt: skip
 

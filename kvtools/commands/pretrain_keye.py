@@ -13,7 +13,7 @@ SEE_ALSO = ("kvtools quiz", "kvtools convert", "kvtools merge", "kvtools chat", 
 COMMON = ("output", "force", "config", "print_config", "strict", "stamp")
 GROUPS = {
     "Data": ("--valid-every", "--ratio", "--length", "--max-tokens"),
-    "Architecture and training": ("--architecture", "--lora", "--training", "--shard-model"),
+    "Architecture and training": ("--architecture", "--lora", "--training", "--shard-model", "--shard-optimizer"),
 }
 
 
@@ -62,6 +62,7 @@ def main(
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     shard_model: opt.ShardModel = False,
+    shard_optimizer: opt.ShardOptimizer = False,
     seed: opt.Seed = 0,
 ) -> int:
     """Train a vision-language model on conversations about pictures and videos, one stage at a time.
@@ -108,6 +109,7 @@ def main(
             shard_model and stage == "matching",
             "--shard-model is not for --stage matching, whose towers are small. Leave it out.",
         ),
+        (shard_model and shard_optimizer, opt.TWICE_SHARDED),
         (lora is not None and run.output == "-", "--lora writes a folder, and none is named. Give -o FOLDER."),
     )
     require_tensorboard(tensorboard)
@@ -133,7 +135,7 @@ def main(
         cut = task.cut if is_sharded else None
         trainer = Trainer(
             task, plan, train_state(folder, config), world, device=torch_device, peak=peak, cut=cut,
-            keeps_parts=is_directory and lora is None,
+            keeps_parts=is_directory and lora is None, shards_optimizer=shard_optimizer,
         )  # fmt: skip
         about = f"{recipe.objective.summary}: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary=about if run.verbose else "")

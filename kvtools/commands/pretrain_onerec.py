@@ -15,8 +15,10 @@ SEE_ALSO = ("kvtools recgen", "kvtools semid-build", "kvtools pairs", "kvtools c
 COMMON = ("output", "force", "config", "print_config", "strict", "stamp")
 GROUPS = {
     "Data": ("--column", "--split"),
-    "Architecture and training": ("--decoder", "--without", "--architecture", "--training", "--shard-model"),
-}
+    "Architecture and training": (
+        "--decoder", "--without", "--architecture", "--training", "--shard-model", "--shard-optimizer",
+    ),
+}  # fmt: skip
 
 
 def main(
@@ -61,6 +63,7 @@ def main(
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     shard_model: opt.ShardModel = False,
+    shard_optimizer: opt.ShardOptimizer = False,
     seed: opt.Seed = 0,
 ) -> int:
     """Train a model that predicts a user's next item, code by code.
@@ -101,7 +104,10 @@ def main(
     if run.print_config:
         return run.print_recipe(recipe.to_json())
     world = run.world
-    opt.refuse_if((items is None, "--items is missing. Give semantic IDs, from kvtools semid-build."))
+    opt.refuse_if(
+        (items is None, "--items is missing. Give semantic IDs, from kvtools semid-build."),
+        (shard_model and shard_optimizer, opt.TWICE_SHARDED),
+    )
     parse_split(split)
     run.refuse_shared_stdin(interactions, items, users)
     torch_device, precision = resolve_device(device, dtype, rank=world.rank)
@@ -144,7 +150,10 @@ def main(
     plan = recipe.plan(task.n_steps(), task.n_tokens(), precision)
     config = {**recipe.to_json(), "items": ids.digest, "input": data.digest, "dtype": precision}
     cut = task.cut if is_sharded else None
-    trainer = Trainer(task, plan, train_state(folder, config), world, device=torch_device, peak=peak, cut=cut)
+    trainer = Trainer(
+        task, plan, train_state(folder, config), world, device=torch_device, peak=peak, cut=cut,
+        shards_optimizer=shard_optimizer,
+    )  # fmt: skip
     n_parameters = sum(p.numel() for p in model.parameters())
     summary = f"{n_parameters:,} parameters, {plan.n_steps} steps; {data.pathways}." if run.verbose else ""
     outlook = Outlook("NDCG@10")

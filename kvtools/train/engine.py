@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kvtools.artifact.casts import to_numpy
 from kvtools.artifact.state import RunState
-from kvtools.train.parts import ModelWriters
+from kvtools.train.parts import ModelWriters, save_in_parts
 from kvtools.train.process_group import close_process_group, open_process_group
 from kvtools.world import World
 
@@ -27,7 +27,7 @@ Figures = dict[str, float]
 class Engine:
     """One rank alone, and what all engines do.
 
-    model: what is trained. parameters: those that learn, as the optimiser is to have them.
+    model: what is trained. parameters: those that learn. updated: those of them that this rank's optimiser updates.
     """
 
     is_lockstep = False  # whether all ranks must compute whenever one does, because weights come from all of them
@@ -35,6 +35,7 @@ class Engine:
     def __init__(self, model: nn.Module, world: World) -> None:
         self.model, self._world = model, world
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.updated = set(self.parameters)
 
     def clear_gradients(self) -> None:
         """Begin a step: no parameter has a gradient."""
@@ -65,6 +66,9 @@ class Engine:
         nn.utils.clip_grads_with_norm_(self.parameters, largest, norm)
         return float(norm)
 
+    def share_weights(self) -> None:
+        """Give all ranks the weights that each has updated; a collective, once a step, after its update."""
+
     def validate(self, figures: Callable[[], Figures | None]) -> Figures | None:
         """The figures of a validation, of rank 0 on all ranks."""
         answer: Figures | None = self._world.broadcast(figures() if self._world.is_root else None)
@@ -90,11 +94,18 @@ class Replicas(Engine):
     The gradients of a bucket's parameters are views of one array, so that nothing is copied. All ranks send the same buckets in
     the same order, whatever each has computed: a rank without a microbatch, and a parameter without a gradient, count as zeros.
     All ranks get the same bits, and as many ranks the same ones every time: the order of a sum depends on their number alone.
+
+    shards_optimizer: each rank's optimiser updates some of the weights, and sends them to all (ZeRO's first stage, Rajbhandari
+    et al. 2020, arXiv 1910.02054): the same bits, half as many bytes more a step, and its memory divided by the ranks, but for
+    one weight that is larger than a rank's part.
     """
 
-    def __init__(self, model: nn.Module, world: World, device: str) -> None:
+    def __init__(self, model: nn.Module, world: World, device: str, *, shards_optimizer: bool = False) -> None:
         super().__init__(model, world)
         open_process_group(world, device)
+        self._owners = _owners(self.parameters, world.size) if shards_optimizer else {}
+        if shards_optimizer:
+            self.updated = {parameter for parameter, owner in self._owners.items() if owner == world.rank}
         self._buckets = _buckets(self.parameters)
         self._bucket_of = {parameter: bucket for bucket in self._buckets for parameter in bucket.parameters}
         self._hooks: list[Any] = []
@@ -121,6 +132,18 @@ class Replicas(Engine):
         for work in self._sent:
             work.wait()
         self._sent = []
+
+    def share_weights(self) -> None:
+        """As Engine.share_weights."""
+        for work in [dist.broadcast(parameter.data, owner, async_op=True) for parameter, owner in self._owners.items()]:
+            work.wait()
+
+    def save(self, state: RunState, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """As Engine.save; where ranks have parts of the optimiser, each writes its own."""
+        if self._owners:
+            save_in_parts(state, tensors, progress, self._world)
+        else:
+            super().save(state, tensors, progress)
 
     def close(self) -> nn.Module:
         """As Engine.close."""
@@ -190,6 +213,15 @@ class _Bucket:
         parts = torch.split(self.flat, [x.numel() for x in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
+
+
+def _owners(parameters: list[nn.Parameter], size: int) -> dict[nn.Parameter, int]:
+    """The rank that updates each parameter: the largest first, each to the rank with the least so far."""
+    owners, loads = {}, [0] * size
+    for parameter in sorted(parameters, key=lambda x: -x.numel()):
+        owners[parameter] = loads.index(min(loads))
+        loads[owners[parameter]] += parameter.numel()
+    return owners
 
 
 def _buckets(parameters: list[nn.Parameter]) -> list[_Bucket]:

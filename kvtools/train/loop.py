@@ -118,11 +118,12 @@ class Trainer:
 
     peak: FLOP/s of the device, for mfu; None: measured here; 0: no mfu. cut: how the model is cut into parts, one a rank; None:
     every rank has the whole model. keeps_parts: whether a model in parts remains so in the end, for `writers` to write.
+    shards_optimizer: whether each rank updates a part of the weights, and has the optimiser's state of these only.
     """
 
     def __init__(
         self, task: Task[Any], plan: Plan, state: RunState, world: World, *, device: str = "cpu", peak: float | None = 0.0,
-        cut: Cut | None = None, keeps_parts: bool = False,
+        cut: Cut | None = None, keeps_parts: bool = False, shards_optimizer: bool = False,
     ) -> None:  # fmt: skip
         self._keeps_parts = keeps_parts
         self.writers: ModelWriters | None = None
@@ -135,8 +136,10 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.model: Any = task.model  # the task says what it is
         # before the optimiser, which takes the parts of weights
-        self._engine = open_engine(task.model, world, device, in_order=plan.adds_in_order, cut=cut)
-        groups = _parameter_groups(task.model, plan)
+        self._engine = open_engine(
+            task.model, world, device, in_order=plan.adds_in_order, cut=cut, shards_optimizer=shards_optimizer
+        )
+        groups = _parameter_groups(task.model, plan, self._engine.updated)
         self._optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=True)
         self._schedule = LrSchedule(plan.lr, plan.n_steps, plan.warmup, plan.lr_schedule)
 
@@ -254,6 +257,7 @@ class Trainer:
         # a finite loss can have a gradient that is not, and an update by it would leave no weight whole
         self._require_finite("gradient", [metrics["grad_norm"]], batch)
         self._optimizer.step()
+        self._engine.share_weights()
         return metrics | self.task.after_step(self._world)
 
     def _require_finite(self, what: str, values: Iterable[float], batch: Any) -> None:
@@ -326,9 +330,9 @@ def log_run(
             curve.write({**fields, "step": step.step, "epoch": step.epoch, **step.metrics, **(step.validation or {})})
 
 
-def _parameter_groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-    """The parameters to train, by factor of the learning rate and by whether they decay. Raises ValueError for a prefix that no
-    name has."""
+def _parameter_groups(model: nn.Module, plan: Plan, updated: set[nn.Parameter]) -> list[dict[str, Any]]:
+    """The parameters to update here, by factor of the learning rate and by whether they decay. Raises ValueError for a prefix
+    that no name has."""
     named = list(model.named_parameters())
     for prefix in plan.lr_factors:
         if not any(name.startswith(prefix) for name, _ in named):
@@ -338,7 +342,7 @@ def _parameter_groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
         if parameter.requires_grad:
             fitting = [prefix for prefix in plan.lr_factors if name.startswith(prefix)]
             factor = plan.lr_factors[max(fitting, key=len)] if fitting else 1.0
-            groups.setdefault((factor, parameter.ndim >= 2), []).append(parameter)
+            groups.setdefault((factor, parameter.ndim >= 2), []).extend({parameter} & updated)
     return [
         {"params": parameters, "factor": factor, "weight_decay": plan.weight_decay if decays else 0.0}
         for (factor, decays), parameters in groups.items()

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +23,20 @@ from torch import Tensor
 from kvtools.artifact.casts import to_numpy
 from kvtools.artifact.directory import new_directory
 from kvtools.artifact.files import naming
-from kvtools.artifact.state import content
+from kvtools.artifact.state import RunState, content
 from kvtools.errors import Fault
 from kvtools.train.process_group import close_process_group
 from kvtools.world import World
 
 _FILE_BYTES = 256 << 20  # torch makes up a file in memory
+
+
+def save_in_parts(state: RunState, tensors: Mapping[str, Tensor], progress: Mapping[str, Any], world: World) -> None:
+    """Write the state of a run, tensors of any shapes by name, of which each rank writes what it holds; a collective."""
+    folder = Path(world.broadcast(str(state.new_parts()) if world.is_root else ""))
+    files = write_parts(folder, tensors, world)
+    if world.is_root:
+        state.save({}, parts=folder, files=files, progress=progress)
 
 
 def write_parts(folder: Path, tensors: Mapping[str, Tensor], world: World) -> dict[str, list[int]]:
@@ -37,7 +46,8 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor], world: World) -> di
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = HuggingFaceStorageWriter(str(folder), _file_numbers(tensors), save_distributed=True)
+    sizes = _united({name: x.nbytes for name, x in tensors.items()}, world)
+    writer = HuggingFaceStorageWriter(str(folder), _file_numbers(sizes), save_distributed=True)
     try:
         with warnings.catch_warnings(action="ignore"):
             save(dict(tensors), storage_writer=writer)
@@ -48,11 +58,10 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor], world: World) -> di
             with naming(str(folder)):
                 raise error from None
         world.any(True)  # never returns: the rank that failed ends all
-    own = {file.name: content(file) for file in folder.glob(f"shard-{world.rank + 1:05}-*")}
-    lines = world.gather_array(np.frombuffer(f"{json.dumps(own)}\n".encode(), np.uint8)).tobytes().splitlines()
-    files = {name: noted for line in lines for name, noted in json.loads(line).items()}
-    if world.any(files.keys() != {file.name for file in folder.iterdir()}):
-        raise Fault(f"{folder}: the ranks do not see one another's files. Give --state a folder that all machines share.")
+    files = _united({file.name: content(file) for file in folder.glob(f"shard-{world.rank + 1:05}-*")}, world)
+    if world.any(files.keys() != {file.name for file in folder.glob("*")}):
+        told = f"{folder}: the ranks do not see one another's files. Give --state a folder that all machines share."
+        raise Fault(told if world.is_root else "")
     return files
 
 
@@ -121,12 +130,18 @@ def gathered(x: Tensor, to: int) -> Tensor | None:
     return all_rows[: len(x)]
 
 
-def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """For each tensor the number, from 1, of the file that a rank's part of it goes to."""
+def _united(own: Mapping[str, Any], world: World) -> dict[str, Any]:
+    """The entries of all ranks, plain JSON, on every rank; a collective."""
+    lines = world.gather_array(np.frombuffer(f"{json.dumps(own)}\n".encode(), np.uint8)).tobytes().splitlines()
+    return {name: value for line in lines for name, value in json.loads(line).items()}
+
+
+def _file_numbers(sizes: Mapping[str, int]) -> dict[str, int]:
+    """For each tensor, of so many bytes, the number, from 1, of the file that a rank's part of it goes to."""
     numbers, number, n_bytes = {}, 1, 0
-    for name, x in tensors.items():
+    for name, size in sizes.items():
         if n_bytes > _FILE_BYTES:
             number, n_bytes = number + 1, 0
         numbers[name] = number
-        n_bytes += x.nbytes
+        n_bytes += size
     return numbers

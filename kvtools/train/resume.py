@@ -80,8 +80,9 @@ def restore(
     saved = set(bag.tensors) if parts is None else names_in_parts(parts)
     best = {name: torch.empty_like(x) for name, x in changing.items() if f"best.{name}" in saved}
     places |= {f"best.{name}": x for name, x in best.items()}
+    updated = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
-        if f"optimizer.step.{name}" in saved:
+        if parameter in updated and f"optimizer.step.{name}" in saved:
             step = torch.zeros((), dtype=torch.float32, device=parameter.device)
             slots = {"step": step, **{slot: torch.empty_like(parameter) for slot in _ADAM_MOMENTS}}
             optimizer.state[parameter] = slots

@@ -10,7 +10,6 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,20 +17,22 @@ from torch import Tensor, nn
 
 from kvtools.artifact.state import RunState
 from kvtools.train.engine import Engine, Figures, InRankOrder, Replicas
-from kvtools.train.parts import ModelWriters, gathered, write_parts
+from kvtools.train.parts import ModelWriters, gathered, save_in_parts
 from kvtools.train.process_group import close_process_group, open_process_group
 from kvtools.world import World
 
 
-def open_engine(model: nn.Module, world: World, device: str, *, in_order: bool, cut: "Cut | None") -> Engine:
+def open_engine(
+    model: nn.Module, world: World, device: str, *, in_order: bool, cut: "Cut | None", shards_optimizer: bool
+) -> Engine:
     """The engine for a world; a collective. in_order: whether gradients are to be added as one rank would. cut: how to cut the
-    model into parts, which one rank alone does not do; None: every rank has the whole of it. Raises Fault where the ranks do
-    not reach one another."""
+    model into parts, which one rank alone does not do; None: every rank has the whole of it. shards_optimizer: whether each
+    rank then updates a part of the weights only. Raises Fault where the ranks do not reach one another."""
     if world.size == 1:
         return Engine(model, world)
     if cut is not None:
         return Shards(model, world, device, cut)
-    return InRankOrder(model, world) if in_order else Replicas(model, world, device)
+    return InRankOrder(model, world) if in_order else Replicas(model, world, device, shards_optimizer=shards_optimizer)
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,7 @@ class Shards(Engine):
 
     def save(self, state: RunState, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """As Engine.save; each rank writes what it holds."""
-        folder = Path(self._world.broadcast(str(state.new_parts()) if self._world.is_root else ""))
-        files = write_parts(folder, tensors, self._world)
-        if self._world.is_root:
-            state.save({}, parts=folder, files=files, progress=progress)
+        save_in_parts(state, tensors, progress, self._world)
 
     def close(self) -> nn.Module:
         """As Engine.close."""

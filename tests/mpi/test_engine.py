@@ -65,6 +65,7 @@ def layout(path):
 def test_a_model_in_parts_is_trained_and_written_as_a_whole_one(here):
     lines = [f"{line} --shard-model --log {name}.2.log -o {name}.2" for name, line in COMMANDS.items()]
     lines += [f"{COMMANDS['keye']} --shard-model -o parts/"]
+    lines += [f"{COMMANDS['lora']} -o replicas", f"{COMMANDS['lora']} --shard-optimizer -o shared"]
     done = shell(here)(on_ranks(2, lines, here))
     assert (done.code, unsaid(done.err)) == (0, "")
     for name in COMMANDS:
@@ -74,6 +75,8 @@ def test_a_model_in_parts_is_trained_and_written_as_a_whole_one(here):
     assert layout(here / "keye.2") == layout(here / "keye")
     assert (here / "onerec.2").read_bytes() != (here / "onerec").read_bytes(), "it was in parts"
     a_directory_is_the_same_model(here)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (here / "shared" / name).read_bytes() == (here / "replicas" / name).read_bytes(), "the optimiser was in parts"
 
 
 def a_directory_is_the_same_model(here):
@@ -98,12 +101,14 @@ def test_what_was_stopped_in_parts_on_four_ranks_goes_on_on_two_and_on_one(here)
     held = [{name: x.nbytes for name, x in load_file(file).items()} for file in sorted(parts.iterdir())]
     assert len(held) == 4, "each rank wrote what it holds"
     assert max(sum(one.values()) for one in held) < 0.4 * sum(sum(one.values()) for one in held)
-    shutil.copytree(here / ".stopped.state", here / ".alone.state")
-    shutil.copy(here / "stopped.log", here / "alone.log")
-    for resumed, log in (
-        (f"mpiexec -n 2 {line} --shard-model", "stopped.log"),
-        (line.replace("stopped", "alone"), "alone.log"),
+    for name in ("updated", "alone"):
+        shutil.copytree(here / ".stopped.state", here / f".{name}.state")
+        shutil.copy(here / "stopped.log", here / f"{name}.log")
+    for resumed, name in (
+        (f"mpiexec -n 2 {line} --shard-model", "stopped"),
+        (f"mpiexec -n 2 {line.replace('stopped', 'updated')} --shard-optimizer", "updated"),
+        (line.replace("stopped", "alone"), "alone"),
     ):
         done = run(resumed)
         assert (done.code, done.err.count("resumes after step 1.")) == (0, 1), done.err
-        np.testing.assert_allclose(figures(here / log), figures(here / "onerec.log"), rtol=1e-4)
+        np.testing.assert_allclose(figures(here / f"{name}.log"), figures(here / "onerec.log"), rtol=1e-4)

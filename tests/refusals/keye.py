@@ -259,6 +259,7 @@ kvtools convert cut.parquet
 kvtools {TRAIN} mute.jsonl
 kvtools {TRAIN} good.jsonl --stage matching
 kvtools {TRAIN} good.jsonl --stage matching --shard-model
+kvtools {TRAIN} good.jsonl --shard-model --shard-optimizer
 kvtools {TRAIN} good.jsonl --stage alignment -q
 kvtools {TRAIN} row.kvs --stage alignment
 kvtools {TRAIN} good.jsonl --valid list.jsonl
@@ -426,6 +427,6 @@ template().encode({{"mode": None, "messages": [{{"role": "user", "content": "Why
 processor().prompt({{"messages": [{{"role": "user", "content": [{{"type": "image", "image": "0.png"}}]}}]}})
 kvtools.train.cross_entropy.linear_cross_entropy(torch.zeros(2, 3), torch.zeros(5, 3), torch.tensor([1, 7]))
 kvtools.train.packing.pack([3, 9], 8)
-kvtools.train.loop._parameter_groups(torch.nn.Linear(2, 2), kvtools.train.loop.Plan(1, 1, 0.1, lr_factors={{"tower": 0.1}}))
+kvtools.train.loop._parameter_groups(torch.nn.Linear(2, 2), kvtools.train.loop.Plan(1, 1, 0.1, lr_factors={{"tower": 0.1}}), set())
 """
 )

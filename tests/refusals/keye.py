@@ -427,6 +427,6 @@ template().encode({{"mode": None, "messages": [{{"role": "user", "content": "Why
 processor().prompt({{"messages": [{{"role": "user", "content": [{{"type": "image", "image": "0.png"}}]}}]}})
 kvtools.train.cross_entropy.linear_cross_entropy(torch.zeros(2, 3), torch.zeros(5, 3), torch.tensor([1, 7]))
 kvtools.train.packing.pack([3, 9], 8)
-kvtools.train.loop._parameter_groups(torch.nn.Linear(2, 2), kvtools.train.loop.Plan(1, 1, 0.1, lr_factors={{"tower": 0.1}}), set())
+kvtools.train.loop._parameter_groups(torch.nn.Linear(2, 2), kvtools.train.loop.Plan(1, 1, lr_factors={{"tower": 0.1}}), set())
 """
 )

@@ -5,9 +5,9 @@ Names: ranks (1,2,4), steps (50 of losses; memory takes 3), sizes (tiny,small), 
 of OneRec), systems (keye,onerec)
 
 losses: `pretrain keye` on LLaMA-Factory's pictures and texts in $KVTOOLS_DATA and `pretrain onerec` on ML-100k, no dropout and
-no experts, which rounding would choose otherwise. On each number of ranks, every rank with the whole model, then, by
---shard-optimizer, with a part of the optimiser's state and, by --shard-model, with a part of all. Told is the largest relative difference of a
-step's loss from that of one rank. Expected: rounding, below 1e-3 after so many steps of AdamW.
+no experts, which rounding would choose otherwise. On each number of ranks: each with the whole model; by --shard-optimizer
+with a part of the optimiser's state; by --shard-model with a part of all. Told is the largest relative difference of a step's
+loss from that of one rank. Expected: rounding, below 1e-3 after so many steps of AdamW.
 
 exact: the same in float64, OneRec with its experts. Expected: below 1e-9. So what float32 differs by is rounding, and what
 ranks compute is the same.
@@ -229,7 +229,7 @@ def main():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["rank"], ["exact"]):
-        rank(sys.argv[2:], exact=sys.argv[1] == "exact")
+    if sys.argv[1:2] == ["rank"]:
+        rank(sys.argv[3:], exact=sys.argv[2] == "float64")
     else:
         main()

@@ -17,6 +17,7 @@ _ALIGNED = 4  # codes are padded to whole words of eight bytes
 _COLUMNS = 64  # groups, at least: torch reduces shorter rows ten times slower
 _EXTRA = 8  # columns: bias and threshold in two parts each, two bounds, two of padding for the kernels' sake
 SIGNED = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # integers with the sign bit of the scores
+_UNSIGNED = {torch.bfloat16: torch.uint16, torch.float32: torch.uint32}
 
 
 class Buffers:
@@ -37,35 +38,47 @@ class Buffers:
 class CentredCodes:
     """The codes less one centre, in the backend's precision, with a bound on the rounding error of each."""
 
-    def __init__(self, codes_KD: torch.Tensor, centre_D: torch.Tensor, dtype: torch.dtype, buffers: Buffers) -> None:
+    def __init__(
+        self, codes_KD: torch.Tensor, centre_D: torch.Tensor, dtype: torch.dtype, buffers: Buffers, compiled: Kernels | None
+    ) -> None:
         n_codes, n_width = codes_KD.shape
         self._dtype = dtype
         self._buffers = buffers
         self._centre_D = centre_D
-        self._centred_KD = codes_KD - centre_D
-        exact_KD = self._centred_KD.double()
-        rounded_KD = exact_KD.to(dtype)
-        self._norm_K = exact_KD.norm(dim=1)
-        bias_K = -exact_KD.square().sum(1) / 2
-        self._bias_K = bias_K.float()
         self._sums = (n_width + 16) * 2.0**-22  # running sums in float32, relative to the terms' sizes, fourfold
         self._parts = 2.0**-14 if dtype == torch.bfloat16 else 2.0**-22  # what two parts leave of a number, fourfold
-        error_K = (exact_KD - rounded_KD.double()).norm(dim=1) + self._sums * self._norm_K
-        most_K = bias_K + (self._parts + self._sums) * bias_K.abs()
         self._group = max(1, min(_GROUP, n_codes // _COLUMNS))
         n_padded = _ALIGNED * self._group * -(-n_codes // (_ALIGNED * self._group))
         self._rounded_KE = torch.zeros((n_padded, n_width + _EXTRA), dtype=dtype, device=codes_KD.device)
-        self._rounded_KE[:n_codes, :n_width] = rounded_KD
+        if compiled is not None and dtype == torch.bfloat16:
+            bits_KE = self._rounded_KE.view(torch.uint16).numpy()
+            written = compiled.write_codes(codes_KD.numpy(), centre_D.numpy(), bits_KE[:n_codes])
+            self._centred_KD, square_K, lost_K = map(torch.from_numpy, written)
+        else:
+            self._centred_KD = codes_KD - centre_D
+            exact_KD = self._centred_KD.double()
+            self._rounded_KE[:n_codes, :n_width] = self._centred_KD
+            square_K = exact_KD.square().sum(1)
+            lost_K = (exact_KD - self._rounded_KE[:n_codes, :n_width].double()).square().sum(1)
+        self._norm_K = square_K.sqrt()
+        bias_K = -square_K / 2
+        self._bias_K = bias_K.float()
+        error_K = lost_K.sqrt() + self._sums * self._norm_K
+        most_K = bias_K + (self._parts + self._sums) * bias_K.abs()
         ones_K = torch.ones_like(bias_K)
         extra = [*_two_parts(most_K, dtype), ones_K, ones_K, _up(self._norm_K), _up(error_K)]
         for column, values in enumerate(extra, start=n_width):
             self._rounded_KE[:n_codes, column] = values.to(dtype)
         self._rounded_KE[n_codes:, n_width] = -torch.finfo(dtype).max / 4  # the codes of the padding never win
+        if not codes_KD.is_cuda:
+            self._arrays = centre_D.numpy(), (self._centred_KD.numpy(), self._bias_K.numpy(), self._norm_K.numpy())
         self.n_block = max(64, BLOCK_BYTES // (n_padded * self._rounded_KE.element_size()))
 
     def guess(self, x_BD: torch.Tensor) -> torch.Tensor:
         """int64 (B,): a good code for each row, most often the nearest."""
-        scores_BK = self._multiply(x_BD - self._centre_D, torch.zeros(len(x_BD), dtype=torch.float64, device=x_BD.device))
+        rows_BE = self._rows(x_BD - self._centre_D)
+        rows_BE[:, x_BD.shape[1] + 2 :] = 0
+        scores_BK = self._product(rows_BE)
         n_codes = len(self._norm_K)
         if scores_BK.is_cuda:
             return scores_BK.argmax(1).clamp_(max=n_codes - 1)
@@ -89,49 +102,45 @@ class CentredCodes:
         return rows[pairs], members * n_columns + columns[pairs]
 
     def settle(
-        self, compiled: Kernels, x_BD: torch.Tensor, nearest_B: np.ndarray, codes_KD: np.ndarray
-    ) -> tuple[int, np.ndarray]:  # fmt: skip
-        """`Kernels.settle` of a block. nearest_B: int32 (B,), the guesses, which are replaced."""
+        self, compiled: Kernels, x_ND: np.ndarray, rows_B: np.ndarray, nearest_N: np.ndarray, codes_KD: np.ndarray
+    ) -> tuple[int, np.ndarray]:
+        """`Kernels.settle` of a block, the rows rows_B. nearest_N: int32, the guesses, which are replaced."""
         if self._dtype == torch.bfloat16:
-            rows_BE = self._buffers.get("rows", len(x_BD), self._rounded_KE.shape[1], self._dtype)
-            arrays = self._centred_KD.numpy(), self._bias_K.numpy(), self._norm_K.numpy()
+            rows_BE = self._buffers.get("rows", len(rows_B), self._rounded_KE.shape[1], self._dtype)
             bits_BE = rows_BE.view(torch.uint16).numpy()
-            compiled.write_rows(
-                x_BD.numpy(), nearest_B, self._centre_D.numpy(), arrays, (self._sums, self._parts), bits_BE
-            )  # fmt: skip
+            compiled.write_rows(x_ND, rows_B, nearest_N, *self._arrays, (self._sums, self._parts), bits_BE)
             scores_BK = self._product(rows_BE)
         else:
-            guess_B = torch.from_numpy(nearest_B).long()
-            scores_BK = self._scores(x_BD, guess_B)
-        return compiled.settle(scores_BK.view(SIGNED[self._dtype]).numpy(), x_BD.numpy(), codes_KD, nearest_B)
+            guess_B = torch.from_numpy(nearest_N[rows_B]).long()
+            scores_BK = self._scores(torch.from_numpy(x_ND[rows_B]), guess_B)
+        return compiled.settle(scores_BK.view(_UNSIGNED[self._dtype]).numpy(), x_ND, rows_B, codes_KD, nearest_N)
 
     def _scores(self, x_BD: torch.Tensor, guess_B: torch.Tensor) -> torch.Tensor:
         """(B, K): by how much, at most, each code's score exceeds that of the row's guess."""
-        centred_BD = x_BD - self._centre_D
+        centred_BD, n_width = x_BD - self._centre_D, x_BD.shape[1]
+        rows_BE = self._rows(centred_BD)
         products_B = (centred_BD * self._centred_KD.index_select(0, guess_B)).sum(1)
         score_B = (products_B + self._bias_K.index_select(0, guess_B)).double()
-        return self._multiply(centred_BD, score_B, self._norm_K.index_select(0, guess_B))
+        norm_B = centred_BD.norm(dim=1).double() * (1 + self._sums)
+        error_B = (centred_BD - rows_BE[:, :n_width]).norm(dim=1).double() * (1 + self._sums)
+        least_B = score_B - (self._parts + self._sums) * score_B.abs() - 1e-30
+        # the error of the score itself: a product and a bias, in float32
+        guess_norm_B = self._norm_K.index_select(0, guess_B)
+        least_B -= 2 * self._sums * guess_norm_B * (norm_B + guess_norm_B)
+        for column, values in enumerate([*_two_parts(-least_B, self._dtype), _up(error_B), _up(norm_B)], start=n_width + 2):
+            rows_BE[:, column] = values
+        return self._product(rows_BE)
 
     def _product(self, rows_BE: torch.Tensor) -> torch.Tensor:
         scores_BK = self._buffers.get("scores", len(rows_BE), len(self._rounded_KE), self._dtype)
         return torch.mm(rows_BE, self._rounded_KE.T, out=scores_BK)
 
-    def _multiply(
-        self, centred_BD: torch.Tensor, score_B: torch.Tensor, guess_norm_B: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """(B, K), rounded: by how much, at most, each code's score exceeds the given one, that of a code of the given norm."""
-        n_width = centred_BD.shape[1]
-        rows_BE = self._buffers.get("rows", len(centred_BD), n_width + _EXTRA, self._dtype)
-        rows_BE[:, :n_width] = centred_BD
-        rows_BE[:, n_width : n_width + 2] = 1
-        norm_B = centred_BD.norm(dim=1).double() * (1 + self._sums)
-        error_B = (centred_BD - rows_BE[:, :n_width]).norm(dim=1).double() * (1 + self._sums)
-        least_B = score_B - (self._parts + self._sums) * score_B.abs() - 1e-30
-        if guess_norm_B is not None:  # the error of the score itself: a product and a bias, in float32
-            least_B -= 2 * self._sums * guess_norm_B * (norm_B + guess_norm_B)
-        for column, values in enumerate([*_two_parts(-least_B, self._dtype), _up(error_B), _up(norm_B)], start=n_width + 2):
-            rows_BE[:, column] = values
-        return self._product(rows_BE)
+    def _rows(self, centred_BD: torch.Tensor) -> torch.Tensor:
+        """(B, E): the rows of a product, the columns of their bounds as they were left."""
+        rows_BE = self._buffers.get("rows", len(centred_BD), self._rounded_KE.shape[1], self._dtype)
+        rows_BE[:, : centred_BD.shape[1]] = centred_BD
+        rows_BE[:, centred_BD.shape[1] : centred_BD.shape[1] + 2] = 1
+        return rows_BE
 
 
 def _two_parts(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,8 @@
 """What kernels.py runs, for numba to compile: loops over rows, without Python in them.
 
 numba keeps the machine code beside this file, or in the user's cache folder where that cannot be written.
-Legend: B rows of a block, K codes, D width, E width with the bounds' columns, W words of eight bytes of a row's scores.
+Legend: N rows, B rows of a block, by number, K codes, D width, E width with the bounds' columns, W words of eight bytes of a
+row's scores.
 """
 
 import numpy as np
@@ -28,17 +29,35 @@ def _value(bits: np.uint16) -> np.float32:
 
 
 @njit(nogil=True, cache=True, fastmath=_IN_ANY_ORDER)
+def write_codes(
+    codes_KD: np.ndarray, centre_D: np.ndarray, centred_KD: np.ndarray, bits_KE: np.ndarray, square_K: np.ndarray,
+    lost_K: np.ndarray,
+) -> None:  # fmt: skip
+    """The codes less the centre, and their bits; the squared norms of these, and of what the bits lose."""
+    for k in range(len(codes_KD)):
+        square = lost = 0.0
+        for d in range(codes_KD.shape[1]):
+            x = codes_KD[k, d] - centre_D[d]
+            bits = _bits(x)
+            rest = x - _value(bits)
+            centred_KD[k, d], bits_KE[k, d] = x, bits
+            square += np.float64(x) * np.float64(x)
+            lost += np.float64(rest) * np.float64(rest)
+        square_K[k], lost_K[k] = square, lost
+
+
+@njit(nogil=True, cache=True, fastmath=_IN_ANY_ORDER)
 def write_rows(
-    x_BD: np.ndarray, guess_B: np.ndarray, centre_D: np.ndarray, centred_KD: np.ndarray, bias_K: np.ndarray,
-    norm_K: np.ndarray, sums: float, parts: float, rows_BE: np.ndarray,
+    x_ND: np.ndarray, rows_B: np.ndarray, guess_N: np.ndarray, centre_D: np.ndarray, centred_KD: np.ndarray,
+    bias_K: np.ndarray, norm_K: np.ndarray, sums: float, parts: float, rows_BE: np.ndarray,
 ) -> None:  # fmt: skip
     """The rows of a product, less the centre, with the columns of their bounds: those of centred_codes.py."""
-    n_width = x_BD.shape[1]
-    for b in range(len(x_BD)):
-        code = guess_B[b]
+    n_width = x_ND.shape[1]
+    for b, row in enumerate(rows_B):
+        code = guess_N[row]
         product = square = lost = np.float32(0)
         for d in range(n_width):
-            x = x_BD[b, d] - centre_D[d]
+            x = x_ND[row, d] - centre_D[d]
             bits = _bits(x)
             rest = x - _value(bits)
             rows_BE[b, d] = bits
@@ -58,29 +77,40 @@ def write_rows(
 
 @njit(nogil=True, cache=True)
 def settle(
-    words_BW: np.ndarray, signs: int, scores_BK: np.ndarray, x_BD: np.ndarray, codes_KD: np.ndarray, nearest_B: np.ndarray,
-    is_left_B: np.ndarray,
+    words_BW: np.ndarray, signs: int, scores_BK: np.ndarray, x_ND: np.ndarray, rows_B: np.ndarray, codes_KD: np.ndarray,
+    nearest_N: np.ndarray, is_left_B: np.ndarray,
 ) -> int:  # fmt: skip
-    """Read each row's scores once, for codes that may be nearer than its guess, and take the nearest of these; returns how many
-    there were. Rows with too many of them, or with two at nearly one distance, are left as they are, and marked.
+    """Read each row's scores for codes that may be nearer than its guess, and take the nearest of these; returns how many there
+    were. Rows with too many of them, or with two at nearly one distance, are left as they are, and marked.
 
-    words_BW: the scores as int64, and signs: the sign bits of those in a word; whole words are three times as fast as scores.
+    scores_BK: the bits of the scores as unsigned integers, words_BW: the same as int64, and signs: the sign bits of those in a
+    word; whole words are three times as fast as scores.
     """
-    n_all = 0
-    found = np.empty(N_MOST, np.int32)
-    for b in range(len(x_BD)):
-        scores_BK[b, nearest_B[b]] = -1
+    n_all, found = 0, np.empty(N_MOST, np.int32)
+    for b, row in enumerate(rows_B):
+        guess = nearest_N[row]
+        scores_BK[b, guess] = ~scores_BK.dtype.type(0)
+        if _least(scores_BK[b]) & signs:
+            continue
         n_found = _candidates(words_BW[b], signs, scores_BK[b], len(codes_KD), found)
         n_all += n_found
-        if n_found > N_MOST:
+        nearest = _nearest(x_ND[row], codes_KD, guess, found[:n_found]) if n_found <= N_MOST else -1
+        if nearest < 0:
             is_left_B[b] = True
-        elif n_found:
-            nearest = _nearest(x_BD[b], codes_KD, nearest_B[b], found[:n_found])
-            if nearest < 0:
-                is_left_B[b] = True
-            else:
-                nearest_B[b] = nearest
+        else:
+            nearest_N[row] = nearest
     return n_all
+
+
+@njit(nogil=True, cache=True)
+def _least(bits_K: np.ndarray) -> int:
+    """The bits of a positive number where there is one, else of the largest negative one."""
+    least: int = bits_K[0]
+    for k in range(len(bits_K)):  # of the forms of this loop that were tried, the one that becomes vector instructions
+        bits = bits_K[k]
+        if bits < least:  # noqa: PLR1730
+            least = bits
+    return least
 
 
 @njit(nogil=True, cache=True)
@@ -94,7 +124,7 @@ def _candidates(words_W: np.ndarray, signs: int, scores_K: np.ndarray, n_codes: 
         if common & signs == signs:
             continue
         for k in range(group * n_lanes, min((group + 1) * n_lanes, n_codes)):
-            if scores_K[k] >= 0:
+            if not scores_K[k] & signs:
                 if n_found < len(found):
                     found[n_found] = k
                 n_found += 1

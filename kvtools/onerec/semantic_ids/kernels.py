@@ -4,7 +4,7 @@ A block is passed twice, once to write the rows of the product and once to settl
 passes. What is decided here is proved as there; who is too close for float64 is left to the caller. So codes are the same with
 this module and without. Threads share the rows, since compiled code does not hold Python's lock.
 
-Legend: B rows of a block, K codes, D width, E width with the bounds' columns.
+Legend: N rows, B rows of a block, by number, K codes, D width, E width with the bounds' columns.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 _T = TypeVar("_T")
+_SIGNS = {2: np.int64(-0x7FFF7FFF7FFF8000), 4: np.int64(-0x7FFFFFFF80000000)}  # of a word's scores, by bytes of each
 _ROWS_A_THREAD = 128  # at least: handing them out takes as long as settling a few
 
 
@@ -39,43 +40,59 @@ class Kernels:
 
         self._compiled: ModuleType = compiled
 
-    def write_rows(
-        self, x_BD: np.ndarray, guess_B: np.ndarray, centre_D: np.ndarray, codes: tuple[np.ndarray, np.ndarray, np.ndarray],
-        errors: tuple[float, float], rows_BE: np.ndarray,
-    ) -> None:  # fmt: skip
-        """Rows uint16 (B, E), the bits of bfloat16, of float32 x_BD less a centre, with the columns of bounds.
+    def write_codes(
+        self, codes_KD: np.ndarray, centre_D: np.ndarray, bits_KE: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Codes less a centre, float32 (K, D), and the squared norms, float64 (K,), of these and of what rounding takes away.
 
-        guess_B: int32, each row's code. codes: centred float32 (K, D), their bias float32 (K,) and norms float64 (K,). errors:
+        bits_KE: uint16, the bits of bfloat16 of them, in the first D columns; written.
+        """
+        n_codes = len(codes_KD)
+        written = np.empty_like(codes_KD), np.empty(n_codes), np.empty(n_codes)
+        centred_KD, square_K, lost_K = written
+        write = self._compiled.write_codes
+        _share(
+            lambda part: write(codes_KD[part], centre_D, centred_KD[part], bits_KE[part], square_K[part], lost_K[part]), n_codes
+        )
+        return written
+
+    def write_rows(
+        self, x_ND: np.ndarray, rows_B: np.ndarray, guess_N: np.ndarray, centre_D: np.ndarray,
+        codes: tuple[np.ndarray, np.ndarray, np.ndarray], errors: tuple[float, float], bits_BE: np.ndarray,
+    ) -> None:  # fmt: skip
+        """bits_BE: uint16, the bits of bfloat16 of the rows rows_B of float32 x_ND less a centre, with the columns of bounds.
+
+        guess_N: int32, each row's code. codes: centred float32 (K, D), their bias float32 (K,) and norms float64 (K,). errors:
         of sums and of two parts, relative.
         """
-        _share(
-            lambda part: self._compiled.write_rows(x_BD[part], guess_B[part], centre_D, *codes, *errors, rows_BE[part]),
-            len(x_BD),
-        )
+        write = self._compiled.write_rows
+        _share(lambda part: write(x_ND, rows_B[part], guess_N, centre_D, *codes, *errors, bits_BE[part]), len(rows_B))
 
     def settle(
-        self, scores_BK: np.ndarray, x_BD: np.ndarray, codes_KD: np.ndarray, nearest_B: np.ndarray
+        self, scores_BK: np.ndarray, x_ND: np.ndarray, rows_B: np.ndarray, codes_KD: np.ndarray, nearest_N: np.ndarray
     ) -> tuple[int, np.ndarray]:  # fmt: skip
-        """Replace guesses, int32 (B,), by the nearest codes where that is certain; returns the number of candidates and bool
-        (B,), which rows are left. scores_BK: integers with the sign bits of the scores, whole words of eight bytes a row."""
-        is_left_B = np.zeros(len(x_BD), bool)
-        words_BW = scores_BK.view(np.int64)
-        signs = np.array([np.iinfo(scores_BK.dtype).min] * (8 // scores_BK.itemsize), scores_BK.dtype).view(np.int64)[0]
+        """Replace guesses, int32 (N,), of the rows rows_B by the nearest codes where that is certain; returns the number of
+        candidates and bool (B,), which rows are left.
+
+        scores_BK: unsigned integers with the bits of the scores, whole words of eight bytes a row.
+        """
+        is_left_B = np.zeros(len(rows_B), bool)
+        words_BW, signs = scores_BK.view(np.int64), _SIGNS[scores_BK.itemsize]
 
         def part_of(part: slice) -> int:
-            rows = scores_BK[part], x_BD[part], codes_KD, nearest_B[part], is_left_B[part]
-            return int(self._compiled.settle(words_BW[part], signs, *rows))
+            rows = x_ND, rows_B[part], codes_KD, nearest_N, is_left_B[part]
+            return int(self._compiled.settle(words_BW[part], signs, scores_BK[part], *rows))
 
-        counts = _share(part_of, len(x_BD))
-        return sum(counts), is_left_B
+        return sum(_share(part_of, len(rows_B))), is_left_B
 
 
 def _share(work: Callable[[slice], _T], n_rows: int) -> list[_T]:
-    """The results of work on the rows, in parts of a thread each."""
+    """The results of work on the rows, in parts of a thread each, the last of them this one."""
     n_parts = max(1, min(torch.get_num_threads(), n_rows // _ROWS_A_THREAD))
     ends = [n_rows * part // n_parts for part in range(n_parts + 1)]
-    parts = [slice(begin, end) for begin, end in pairwise(ends)]
-    return [work(parts[0])] if n_parts == 1 else list(_pool(torch.get_num_threads()).map(work, parts))
+    *others, last = (slice(begin, end) for begin, end in pairwise(ends))
+    running = [_pool(torch.get_num_threads()).submit(work, part) for part in others]
+    return [work(last), *(each.result() for each in running)]
 
 
 @cache

@@ -87,7 +87,7 @@ class CodebookIndex:
         self._buffers = Buffers(backend.device)
         self._kernels = kernels.Kernels() if backend.is_compiled else None
         mean_D = self._codes_KD.double().mean(0).float()
-        self._whole = CentredCodes(self._codes_KD, mean_D, backend.dtype, self._buffers)
+        self._whole = CentredCodes(self._codes_KD, mean_D, backend.dtype, self._buffers, self._kernels)
         self._centred = [self._whole]
         self._centre_of_K = np.zeros(len(self._distinct_KD), np.int64)
         self._n_rows = self._n_candidates = 0  # so far on this stage
@@ -116,11 +116,11 @@ class CodebookIndex:
     def _correct(self, x_ND: np.ndarray, nearest_N: np.ndarray) -> bool:
         """Replace each row's guess by its nearest code; False as soon as the candidates are too many for this stage."""
         for centred, rows in self._blocks(nearest_N):
-            x_BD = self._on_device(x_ND[rows])
             if self._kernels is not None:
-                if not self._settle(self._kernels, centred, x_BD, nearest_N, rows):
+                if not self._settle(self._kernels, centred, x_ND, nearest_N, np.arange(len(x_ND))[rows]):
                     return False
                 continue
+            x_BD = self._on_device(x_ND[rows])
             guess_B = torch.from_numpy(nearest_N[rows]).long().to(x_BD.device)
             row_P, code_P = centred.candidates(x_BD, guess_B)
             if len(row_P) > _MANY * len(x_BD):
@@ -134,24 +134,19 @@ class CodebookIndex:
         return True
 
     def _settle(
-        self, compiled: kernels.Kernels, centred: CentredCodes, x_BD: torch.Tensor, nearest_N: np.ndarray,
-        rows: "slice | np.ndarray",
-    ) -> bool:  # fmt: skip
+        self, compiled: kernels.Kernels, centred: CentredCodes, x_ND: np.ndarray, nearest_N: np.ndarray, rows_B: np.ndarray
+    ) -> bool:
         """What `_correct` does with a block, by compiled passes."""
-        nearest_B: np.ndarray = nearest_N[rows].copy()
-        n_candidates, is_left_B = centred.settle(compiled, x_BD, nearest_B, self._distinct_KD)
-        if n_candidates > _MANY * len(x_BD):
-            nearest_B = self._whole.guess(x_BD).numpy().astype(np.int32)
-            n_candidates, is_left_B = centred.settle(compiled, x_BD, nearest_B, self._distinct_KD)
-        nearest_N[rows] = nearest_B
-        if self._are_too_many(len(x_BD), n_candidates):
+        n_candidates, is_left_B = centred.settle(compiled, x_ND, rows_B, nearest_N, self._distinct_KD)
+        if n_candidates > _MANY * len(rows_B):
+            nearest_N[rows_B] = self._whole.guess(torch.from_numpy(x_ND[rows_B])).numpy()
+            n_candidates, is_left_B = centred.settle(compiled, x_ND, rows_B, nearest_N, self._distinct_KD)
+        if self._are_too_many(len(rows_B), n_candidates):
             return False
-        left = torch.from_numpy(is_left_B.nonzero()[0])
-        if len(left):
-            x_BD, guess_B = x_BD[left], torch.from_numpy(nearest_B).long()[left]
-            row_P, code_P = centred.candidates(x_BD, guess_B)
-            nearest_B[is_left_B] = self._decide(x_BD, guess_B, row_P, code_P)
-            nearest_N[rows] = nearest_B
+        if is_left_B.any():
+            left = rows_B[is_left_B]
+            x_BD, guess_B = torch.from_numpy(x_ND[left]), torch.from_numpy(nearest_N[left]).long()
+            nearest_N[left] = self._decide(x_BD, guess_B, *centred.candidates(x_BD, guess_B))
         return True
 
     def _are_too_many(self, n_rows: int, n_candidates: int) -> bool:
@@ -186,7 +181,7 @@ class CodebookIndex:
             for g in range(n_centres):
                 if bool((centre_of_K == g).any()):
                     centres_GD[g] = self._codes_KD[centre_of_K == g].mean(0)
-        self._centred = [CentredCodes(self._codes_KD, centre_D, dtype, self._buffers) for centre_D in centres_GD]
+        self._centred = [CentredCodes(self._codes_KD, centre_D, dtype, self._buffers, self._kernels) for centre_D in centres_GD]
         self._centre_of_K = centre_of_K.cpu().numpy()
         self._n_rows = self._n_candidates = 0
 

@@ -153,7 +153,8 @@ class RqKMeans(ResidualFit):
             iteration, codebook_KD = self.begun
             index = CodebookIndex(codebook_KD, backend, stage=stage)
             before_N, codes_N = codes_N, assign_codes(vectors, index, distinct, codes_N, cells)
-            stage = max(0, index.stage - 1)  # what was hard may have become easier; to find out costs a few rows
+            # what was hard may have become easier; to find out costs a few rows, so it is done ever more seldom
+            stage = max(0, index.stage - (iteration & (iteration + 1) == 0))
             is_moved = np.ones(len(vectors), bool) if before_N is None else codes_N != before_N
             n_changed = int(ranks.sum_array(np.array([is_moved.sum()]))[0])
             sums_KD, counts_K = ranks.sum_array(cells.sums_KD), ranks.sum_array(cells.counts_K)

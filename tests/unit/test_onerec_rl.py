@@ -39,7 +39,8 @@ class Case:
 
 SHARED = NEAR["evidence"] | {"near_share": 0.3}
 VARIANTS = [
-    {}, {"decoder": "lazy"}, EXPERTS, NEAR["evidence"], SHARED, NEAR["tokens"], NEAR["some scores"], {"attention": "full"},
+    {}, {"decoder": "lazy"}, EXPERTS, NEAR["evidence"], SHARED, NEAR["tokens"], NEAR["some scores"],
+    NEAR["some scores"] | {"near_share": 0.3}, {"attention": "full"},
 ]  # fmt: skip
 
 

@@ -90,21 +90,39 @@ def last_line(log):
 
 def table(folder):
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    titles = ["run", "seed", "reward", "gain (95 % interval)", "HR@10", "legal without the trie", "test HR@10", "s"]
+    titles = ["run", "seed", "reward", "gain (95 % interval)", "HR@10", "gain (95 % interval)", "legal without the trie"]
+    titles += ["test HR@10", "s"]
     print(f"| {' | '.join(titles)} |")
     print("|---" * len(titles) + "|")
     for line in lines:
-        low, high = line["gain_ci95"]
-        pair = [
+        reward, hits, legal = (
             f"{line[f'valid_{name}_before']:.4f} → {line[f'valid_{name}']:.4f}" for name in ("reward", "hr@10", "legal_share")
-        ]
+        )
         test = f"{line['test_hr@10_before']:.4f} → {line['test_hr@10']:.4f}" if "test_hr@10" in line else ""
-        gain = f"{line['gain']:+.4f} ({low:+.4f} to {high:+.4f})"
-        cells = [f"{line['what']}: {line['name']}", line["seed"], pair[0], gain, *pair[1:], test, line["seconds"]]
+        run = f"{line['what']}: {line['name']}"
+        cells = [
+            run,
+            line["seed"],
+            reward,
+            gain_of(line, "gain"),
+            hits,
+            gain_of(line, "hr@10_gain"),
+            legal,
+            test,
+            line["seconds"],
+        ]
         print(f"| {' | '.join(map(str, cells))} |")
-    lifts = [line["gain"] for line in lines if line["what"] == "lift"]
+    lifts = [line for line in lines if line["what"] == "lift"]
     if len(lifts) > 1:
-        print(f"\nGain over {len(lifts)} seeds: {statistics.mean(lifts):+.4f} ± {statistics.stdev(lifts):.4f}.")
+        gains = [line["gain"] for line in lifts]
+        hits, before = (sum(line[name] for line in lifts) for name in ("hr@10_gain", "valid_hr@10_before"))
+        told = f"{statistics.mean(gains):+.4f} ± {statistics.stdev(gains):.4f}, HR@10 {hits / before:+.2%}"
+        print(f"\nGain over {len(lifts)} seeds: {told}.")
+
+
+def gain_of(line, name):
+    low, high = line[f"{name}_ci95"]
+    return f"{line[name]:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 def rate(data, model):

@@ -292,12 +292,14 @@ def test_prompts_take_every_user_once_a_pass_and_do_not_depend_on_where_they_beg
 
 # ── held out, and the ranker ─────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_gain_is_of_the_same_users_with_its_interval():
-    def measured(reward):
-        return Measured(np.array(reward), {}, np.zeros(4, np.int64), np.ones(4))
-
-    mean, (low, high) = gain(measured([1.0, 2, 3, np.nan]), measured([2.0, 3, 5, 1]))
+    mean, (low, high) = gain(np.array([1.0, 2, 3, np.nan]), np.array([2.0, 3, 5, 1]))
     assert mean == pytest.approx(4 / 3)
     assert (high - low) / 2 == pytest.approx(1.959964 * np.std([1, 1, 2], ddof=1) / np.sqrt(3))
+
+
+def test_a_hit_is_among_the_ten_best():
+    ranks = np.array([-1, 0, 9, 10])
+    assert Measured(np.zeros(4), {}, ranks, np.ones(4)).hit_R.tolist() == [0, 1, 1, 0]
 
 
 def test_held_out_users_are_measured_as_by_hand():

@@ -25,6 +25,7 @@ from kvtools.onerec.rl.rewards import FORMAT, Rewards
 _ROWS = 128  # users at a time
 _N_LEGALITY = 4  # of so many parts of the users the free beams are looked at where they are not rewarded
 _LIST = 20  # beams of the hit rate, at least
+_HIT = 10  # items of the hit rate
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Measured:
     terms_R: Mapping[str, np.ndarray]
     rank_R: np.ndarray  # int64: of the ID of the item that came, -1 where it is not in the list
     legal_R: np.ndarray  # float64: the share of legal IDs among free beams; NaN where they were not looked at
+
+    @property
+    def hit_R(self) -> np.ndarray:
+        """Whether the item that came is among the ten best, float64 (R,)."""
+        return ((self.rank_R >= 0) & (self.rank_R < _HIT)).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class HeldOut:
         figures |= {
             f"valid_reward_{name}": mean_of(term) for name, term in measured.terms_R.items() if len(measured.terms_R) > 1
         }
-        figures |= {f"valid_{name}": value for name, value in metrics.summary(measured.rank_R, (10,)).items()}
+        figures |= {f"valid_{name}": value for name, value in metrics.summary(measured.rank_R, (_HIT,)).items()}
         return {**figures, "valid_legal_share": mean_of(measured.legal_R), "valid_users": float(len(self.prompts))}
 
 
@@ -102,10 +108,10 @@ def mean_of(values: np.ndarray) -> float:
     return float(values[is_known].mean()) if is_known.any() else 0.0
 
 
-def gain(before: Measured, after: Measured) -> tuple[float, tuple[float, float]]:
-    """The mean difference of the rewards of the same users, and its 95 % interval over draws of users, by the normal
-    approximation."""
-    difference = after.reward_R - before.reward_R
+def gain(before_R: np.ndarray, after_R: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """The mean difference of a figure of the same users, float64 (R,), and its 95 % interval over draws of users, by the normal
+    approximation; users whose figure is not finite are left out."""
+    difference = after_R - before_R
     difference = difference[np.isfinite(difference)]
     if not len(difference):
         return 0.0, (0.0, 0.0)

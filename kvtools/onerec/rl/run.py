@@ -231,12 +231,13 @@ class _PolicyRun:
     def _conclude(self, held_out: HeldOut, before: Measured, after: Measured, trainer: Trainer) -> dict[str, Any]:
         """Log the figures before and after; returns them."""
         first, last = held_out.figures(before), held_out.figures(after)
-        mean, interval = gain(before, after)
+        mean, interval = gain(before.reward_R, after.reward_R)
+        hits, interval_of_hits = gain(before.hit_R, after.hit_R)
         figures: dict[str, Any] = {
             **last,
             **{f"{name}_before": value for name, value in first.items() if name != "valid_users"},
         }
-        figures |= {"gain": mean, "gain_ci95": list(interval)}
+        figures |= {"gain": mean, "gain_ci95": list(interval), "hr@10_gain": hits, "hr@10_gain_ci95": list(interval_of_hits)}
         with TrainingLog(self._options.log_file, at=trainer.progress.step) as curve:
             curve.write({"step": trainer.progress.step, **figures})
         named = ("valid_reward", "valid_hr@10", "valid_ndcg@10", "valid_legal_share")

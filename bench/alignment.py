@@ -1,6 +1,6 @@
 """Does learning from rewards help? Tiny Keye-VLs on questions that they half know, three seeds; figures for bench/README.md.
 
-    python bench/alignment.py FOLDER [--seeds 0,1,2] [--steps 100] [--tune]
+    python bench/alignment.py FOLDER [--seeds 0,1,2] [--steps 120] [--tune]
     python bench/alignment.py FOLDER --mpo
 
 One start model learns counting, comparing and adding in two modes, in one pass over some questions. Each seed of `rl grpo`
@@ -89,8 +89,9 @@ def asked_of(model, held, mode, out, *, n=1, max_new=MAX_NEW):
     ones. n: answers a question; one is greedy."""
     if not out.exists():
         kvtools(
-            "rl", "sample", "-q", held, "--model", model, "--group", n, "--temperature", 1 if n > 1 else 0, "--max-new",
-            max_new, "--modes", mode, "--reward", "correct", "--reward", "repetition:0", "--overlong", "keep", "-o", out,
+            "rl", "sample", "-q", held, "--model", model, "--modes", mode, "--group", n, "--temperature", int(n > 1),
+            "--max-new", max_new, "--overlong", "keep", "--reward", "correct", "--reward", "format:0",
+            "--reward", "repetition:0", "-o", out,
         )  # fmt: skip
     told = subprocess.run([*KVTOOLS, "cat", "--json", str(out)], check=True, capture_output=True, text=True).stdout
     rows = [json.loads(line) for line in told.splitlines()]
@@ -98,6 +99,7 @@ def asked_of(model, held, mode, out, *, n=1, max_new=MAX_NEW):
     for row in rows:
         right.setdefault(row["prompt"], []).append(row["rewards"]["correct"])
     means = {
+        "format": np.mean([row["rewards"]["format"] for row in rows]),
         "repetition": np.mean([row["rewards"]["repetition"] for row in rows]),
         "words": np.mean([len(row["text"].split()) for row in rows]),
         "cut": np.mean([row["ended"] == "length" for row in rows]),
@@ -164,8 +166,9 @@ def grpo(folder, seed, arguments, start, learnt):
     if not after.exists():
         kvtools(
             "rl", "grpo", "-q", files["train"], "--model", start, "--modes", ",".join(f"{mode}:1" for mode in MODES),
-            "--reward", "correct", "--reward", "format:0.2", "--max-new", MAX_NEW, "--valid", files["valid"],
-            "--steps", arguments.steps, "--seed", seed, "--log", folder / "grpo.jsonl", *arguments.more, "-o", after,
+            "--reward", "correct", "--reward", f"format:{arguments.format}", "--group", 16, "--training", "chunk=256",
+            "--max-new", MAX_NEW, "--valid", files["valid"], "--steps", arguments.steps, "--seed", seed,
+            "--log", folder / "grpo.jsonl", *arguments.more, "-o", after,
         )  # fmt: skip
         print(json.dumps({"seed": seed, "seconds": round(time.monotonic() - begun[1])}), flush=True)
     held, rows = files["valid" if arguments.tune else "test"], {}
@@ -204,7 +207,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", default="400")
+    parser.add_argument("--steps", default="120")
+    parser.add_argument("--format", type=float, default=1.0, help="weight of the format; a small one is soon given up")
     parser.add_argument("--mpo", action="store_true")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--start-steps", default="1ep")

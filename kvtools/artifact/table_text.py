@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from kvtools.artifact.delimited import split_rows
@@ -140,7 +141,7 @@ class _Parser:
     """What pyarrow is told about one table, and how many rows it has read."""
 
     def __init__(self, name: str, columns: Sequence[int], mark: str, n_columns: int, *, is_quoted: bool) -> None:
-        self._name, self._mark, self.n_rows = name, mark, 0
+        self._name, self._mark, self.n_rows, self._decoder = name, mark, 0, _Decoder()
         self._ragged: list[tuple[int, int]] = []
         self._open_at: int | None = None  # the row in which a quote is open at the end
         # pyarrow takes an open quote for one long cell; a row of our own at the end is then missing from what it gives
@@ -165,6 +166,7 @@ class _Parser:
             block = block.replace(b"::", _SEPARATOR.encode())
         elif self._mark == " ":
             block = b"\n".join(_BLANKS.sub(_SEPARATOR.encode(), line.strip()) for line in block.splitlines())
+        block = self._decoder.mended(block, is_last=True)
         self._begin = self.n_rows
         options = csv.ReadOptions(block_size=len(block) + 1, **self._read)
         try:
@@ -176,6 +178,7 @@ class _Parser:
     def quoted(self, text: "_Chained") -> Iterator[Parsed]:
         """Text with quotes, to its end, which is `last_row`."""
         self._begin, before = self.n_rows, None
+        text.decoder = self._decoder
         try:
             batches = csv.open_csv(text, csv.ReadOptions(block_size=_BLOCK_BYTES, **self._read), self._parse, self._convert)
             for batch in batches:
@@ -207,13 +210,9 @@ class _Parser:
 
     def _leave_out(self, row: Any) -> str:
         number = self._begin + row.number - 1
-        try:
-            text = row.text
-        except UnicodeDecodeError:
-            text = UNDECODED
-        if _SEPARATOR in text and self._mark == self._parse.delimiter:
+        if _SEPARATOR in row.text and self._mark == self._parse.delimiter:
             self._open_at = number
-        self._ragged.append((number, row.actual_columns if text.strip() else 0))
+        self._ragged.append((number, row.actual_columns if row.text.strip() else 0))
         return "skip"
 
     def _parsed(self, columns: Sequence[Any]) -> Parsed:
@@ -227,40 +226,51 @@ class _Parser:
         ragged, self._ragged = self._ragged[:n_ragged], self._ragged[n_ragged:]
         self.n_rows = end
         undecoded = np.zeros(n_rows, bool)
-        cells = [_decoded(column, undecoded) for column in whole]
+        cells = [column.cast(pa.string()) for column in whole]
+        for column in cells if self._decoder.has_mended else ():
+            undecoded |= pc.match_substring(column, UNDECODED).fill_null(False).to_numpy(zero_copy_only=False)
         return Parsed(cells, ragged, np.flatnonzero(undecoded))
 
 
-def _decoded(cells: Any, undecoded: np.ndarray) -> Any:
-    """Bytes as strings; marks the rows in which they are no UTF-8."""
-    try:
-        return cells.cast(pa.string())
-    except pa.ArrowInvalid:
-        pass
-    texts = []
-    for row, cell in enumerate(cells.to_pylist()):
-        text = None if cell is None else cell.decode("utf-8", "replace")
-        undecoded[row] |= text is not None and UNDECODED in text
-        texts.append(text)
-    return pa.array(texts, pa.string())
+class _Decoder:
+    """Bytes that are not UTF-8, replaced by U+FFFD before pyarrow sees them: of a row with cells too many it decodes the text
+    itself, and gives up the file where it cannot. has_mended: whether there were any."""
+
+    def __init__(self) -> None:
+        self.has_mended = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_between = True  # two characters
+
+    def mended(self, piece: bytes, *, is_last: bool = False) -> bytes:
+        """The next bytes in UTF-8; those of a character that is not whole yet wait for the next piece. is_last: none waits."""
+        if self._is_between and piece.isascii():
+            return piece
+        text = self._decoder.decode(piece, final=is_last)
+        self._is_between = not self._decoder.getstate()[0]
+        self.has_mended |= UNDECODED in text
+        return text.encode()
 
 
 class _Chained(io.RawIOBase):
-    """Some bytes, then a file, then some bytes. Closing it leaves the file open. n_lines: those that were read."""
+    """Some bytes, then a file, then some bytes, through a decoder if there is one. Closing it leaves the file open. n_lines:
+    those that were read."""
 
     def __init__(self, first: bytes, file: BinaryIO, last: bytes = b"") -> None:
         self._parts = [io.BytesIO(first), file, io.BytesIO(last)]
+        self.decoder: _Decoder | None = None
+        self._ahead = b""
         self.n_lines = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while self._parts:
+        while self._parts and not self._ahead:
             piece = self._parts[0].read(len(buffer))
-            if piece:
-                buffer[: len(piece)] = piece
-                self.n_lines += piece.count(b"\n")
-                return len(piece)
-            self._parts.pop(0)
-        return 0
+            if not piece:
+                self._parts.pop(0)
+            self._ahead = self.decoder.mended(piece, is_last=not self._parts) if self.decoder else piece
+        piece, self._ahead = self._ahead[: len(buffer)], self._ahead[len(buffer) :]
+        buffer[: len(piece)] = piece
+        self.n_lines += piece.count(b"\n")
+        return len(piece)

@@ -126,6 +126,16 @@ def test_a_damaged_byte_loses_its_row_only():
     assert items(read("user,item\n\xe9,\xfc\n".encode("latin-1"), encoding="latin-1")[0]) == {"é": ["ü"]}
 
 
+@pytest.mark.parametrize("quote", [b"", b'"'])
+def test_a_row_with_a_cell_too_many_and_bytes_that_are_no_text_is_left_out_and_the_others_are_read(capfd, quote):
+    cells = (b"u", b"\xff"), (b"u", b"\xff", b"\xc3"), (b"\xc3\xa9", b"\xe4\xb8\xad"), (b"v", b"j")
+    rows = [b"user,item", *(b",".join(quote + cell + quote for cell in row) for row in cells)]
+    found, skipped, *_ = read(b"\n".join(rows) + b"\n")
+    assert items(found) == {"é": ["中"], "v": ["j"]}
+    assert len(skipped.lines()) == 2
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(("row", "line"), [(0, '"u,i,1'), (40, 'u,"i,1'), (99, 'u,i,"1')])
 def test_a_quote_left_open_is_refused_with_its_row(row, line):
     rows = [f"u{n},i{n},{n}" for n in range(100)]

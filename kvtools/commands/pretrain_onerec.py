@@ -46,7 +46,7 @@ def main(
         str | None,
         opt.value(
             "DURATION",
-            "Training length: 500 (steps), 3ep (epochs) or 1e9tok (tokens). Default: 8ep, and 20ep without neighbours.",
+            "Training length: 500 (steps), 3ep (epochs) or 1e9tok (tokens). Default: 4ep.",
         ),
     ] = None,
     lr: Annotated[float, opt.value("X", "Peak learning rate.", least=0)] = 3e-3,
@@ -91,6 +91,7 @@ def main(
     from kvtools.onerec.run.dataset import build_training_set
     from kvtools.onerec.run.objectives import NextItemTask
     from kvtools.onerec.run.recipe import OneRecRecipe
+    from kvtools.onerec.run.warm_start import begin_with_counts
     from kvtools.onerec.semantic_ids.ids import SemanticIds
     from kvtools.skipped import SkippedRows
     from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device, return_freed_memory
@@ -143,6 +144,8 @@ def main(
     model.checkpointing = recipe.settings["checkpoint"]
     if data.config.item_scores:
         model.item_scores.score_popular(data.counts.popularity)
+        if recipe.settings["warm_start"]:
+            begin_with_counts(model, data.counts, world, seed)
     task = NextItemTask(
         model, data.batcher, data.rows, validation=data.validation, n_targets=recipe.batch or 1,
         smoothing=recipe.settings["smoothing"], device=torch_device,

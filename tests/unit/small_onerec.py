@@ -22,7 +22,7 @@ NEAR = {  # what stands beside the codes
     "": {},
     "evidence": {"near": 4, "near_tokens": False},
     "tokens": {"near": 4, "near_tokens": True},
-    "some scores": {"item_scores": 11, "near": 4},  # and the other items share one
+    "some scores": {"item_scores": 11, "near": 4, "recent": True},  # and the other items share one
 }
 ALL_SCORED = {"scores": {"item_scores": 1 << 20}}
 

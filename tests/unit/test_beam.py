@@ -95,12 +95,22 @@ def copied_logits(model, level, codes, normed_D, items, similarities):
     return trust * np.log1p(np.exp(float(part.log_scale[level])) * sums)
 
 
-def shares_by_hand(model, level, codes, first_D):
+def recent_by_hand(model, batch):
+    """What the latest items of the only user say of the next one, one item at a time: recent.py's definition."""
+    part, total_D = model.recent, 0
+    for item, position in zip(batch.short.items[0], batch.short.positions[0], strict=True):
+        if item >= 0:
+            distance = int(batch.target_positions[0, 0] - position) - 1
+            total_D = total_D + part.log_weights[min(distance, len(part.log_weights) - 1)].exp() * model.item_vectors(item)
+    return part.norm(part.turn(total_D))
+
+
+def shares_by_hand(model, level, codes, first_D, recent_D):
     """What the scores of items add to the logit of every code of a level, one item at a time: item_scores.py's definition."""
     part = model.item_scores
-    normed_D, score_of = part.norm(first_D), dict.fromkeys(range(len(model.codes_IS)), float(part.rest))
+    query_D, score_of = part.norm(first_D) + recent_D, dict.fromkeys(range(len(model.codes_IS)), float(part.rest))
     for item, bias in zip(part.scored.tolist(), part.bias, strict=True):
-        score_of[item] = float(normed_D @ model.item_vectors(torch.tensor(item)) + bias)
+        score_of[item] = float(query_D @ model.item_vectors(torch.tensor(item)) + bias)
     sums = np.zeros(model.vocabulary.codes[level])
     for item, own in enumerate(model.codes_IS.tolist()):
         if own[:level] == codes[:level]:
@@ -133,7 +143,8 @@ def slow_scores(case, user, ids_US):
                     items, similarities = (x.flatten().tolist() for x in batch.neighbours)
                     logits += copied_logits(model, level, codes, normed_D, items, similarities)
                 if model.config.item_scores:
-                    logits += shares_by_hand(model, level, codes, h_1SD[0, 0])
+                    recent_D = recent_by_hand(model, batch) if model.config.recent else 0
+                    logits += shares_by_hand(model, level, codes, h_1SD[0, 0], recent_D)
                 total += logits[code] - np.log(np.exp(logits).sum())
             if (share := model.config.near_share) and max(items) >= 0:
                 total = np.log((1 - share) * np.exp(total) + share * near_by_hand(model, codes, items, similarities))

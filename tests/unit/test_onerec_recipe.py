@@ -9,17 +9,16 @@ def recipe(near=50, without=(), steps=None, batch=None, training=()):
     return OneRecRecipe("tiny", "cross", near, list(without), [], steps, 3e-3, batch=batch, training=list(training), seed=0)
 
 
+@pytest.mark.parametrize("steps", [None, "3ep"])
+def test_a_recipe_that_is_printed_says_how_long_it_trains(steps):
+    assert recipe(steps=steps).to_json()["steps"] == recipe(steps=steps).length == (steps or "4ep")
+
+
 @pytest.mark.parametrize(
-    ("options", "length"),
-    [({}, "8ep"), ({"near": 0}, "20ep"), ({"without": ["near"]}, "20ep"), ({"near": 0, "steps": "3ep"}, "3ep")],
+    ("training", "rate"), [([], 3.0), (["warm_start=no"], 15.0), (["embedding_rate=2"], 2.0), (["embedding_rate=1"], 1.0)]
 )
-def test_a_training_is_longer_without_neighbours_unless_steps_are_given(options, length):
-    assert recipe(**options).length == length
-    assert recipe(**options).to_json()["steps"] == length, "a recipe that is printed says it"
-
-
-def test_items_are_scored_where_there_are_no_neighbours():
-    assert [bool(recipe(near=n).config.item_scores) for n in (0, 50)] == [True, False]
+def test_embeddings_that_know_nothing_yet_learn_faster(training, rate):
+    assert recipe(training=training).plan(10, 100, "float32").lr_factors == {"codes.": rate, "items.": rate}
 
 
 @pytest.mark.parametrize(("n_targets", "size"), [(100, 32), (127_598, 510), (10_000_000, 1024)])

@@ -40,6 +40,7 @@ class ModelConfig:
     static_width: int = 64
     item_table: bool = False  # an embedding an item beside that of its codes
     item_scores: int = 0  # items that are scored beside the codes, the most popular ones at most; 0: off
+    recent: bool = False  # whether the latest items take part in scoring items directly, beside the decoder's first state
     dropout: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -52,6 +53,7 @@ SIZES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         width=64, hidden=128, experts=8, expert_hidden=64, positive=32, lifelong=64, queries=16, feature_width=16,
         author_width=32, static_width=16, item_table=True, item_scores=16384,
+        recent=True,
     ),
     "0.015b": ModelConfig(),
     "0.121b": _WIDE,

@@ -130,10 +130,17 @@ class ItemScores(nn.Module):
                 self._catalogue = _Catalogue(codes_IS, self.scored, self.n_codes)
         return self._catalogue
 
-    def shares(self, catalogue: _Catalogue, h_BD: Tensor, vectors_ND: Tensor) -> Shares:
-        """The shares for search, at the empty prefix. h_BD: the decoder's first states. vectors_ND: of catalogue.items_N."""
+    def _query(self, h_JD: Tensor, recent_JD: Tensor | None) -> Tensor:
+        """What items are scored by, (J, D)."""
+        normed_JD: Tensor = self.norm(h_JD)
+        return normed_JD if recent_JD is None else normed_JD + recent_JD
+
+    def shares(self, catalogue: _Catalogue, h_BD: Tensor, vectors_ND: Tensor, recent_BD: Tensor | None = None) -> Shares:
+        """The shares for search, at the empty prefix. h_BD: the decoder's first states. vectors_ND: of catalogue.items_N.
+        recent_BD: what the latest items say, as RecentItems tells it."""
         trie = catalogue.trie
-        scores_NB = vectors_ND.float() @ self.norm(h_BD).float().T + self.bias[catalogue.order_N].float().unsqueeze(1)
+        query_BD, bias_N = self._query(h_BD, recent_BD).float(), self.bias[catalogue.order_N].float()
+        scores_NB = vectors_ND.float() @ query_BD.T + bias_N.unsqueeze(1)
         top_B = scores_NB.detach().amax(0)
         if catalogue.has_rest:
             top_B = torch.maximum(top_B, self.rest.detach().float())
@@ -150,7 +157,9 @@ class ItemScores(nn.Module):
             mass_PB = above_PB
         return Shares(catalogue, log_share, torch.zeros(len(h_BD), dtype=torch.long, device=h_BD.device))
 
-    def of_targets(self, catalogue: _Catalogue, h_JD: Tensor, vectors_ND: Tensor, codes_JS: Tensor) -> list[Tensor]:
+    def of_targets(
+        self, catalogue: _Catalogue, h_JD: Tensor, vectors_ND: Tensor, codes_JS: Tensor, recent_JD: Tensor | None = None
+    ) -> list[Tensor]:
         """What is added to each level's logits of targets whose IDs, int64 (J, S), are known: float32 (J, K) a level.
 
         As `shares`, but below the first level only what lies below each target's first code is looked at.
@@ -163,7 +172,7 @@ class ItemScores(nn.Module):
         bias_N = self.bias[catalogue.order_N]
         log_JK, own_JW, top_J1 = cast(
             "tuple[Tensor, Tensor, Tensor]",
-            _FirstMasses.apply(self.norm(h_JD), vectors_ND, bias_N, at_JW, first_J, catalogue),  # type: ignore[no-untyped-call]
+            _FirstMasses.apply(self._query(h_JD, recent_JD), vectors_ND, bias_N, at_JW, first_J, catalogue),  # type: ignore[no-untyped-call]
         )
         most_J1 = log_JK.detach().amax(1, keepdim=True)
         if catalogue.has_rest:

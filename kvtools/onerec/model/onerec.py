@@ -26,7 +26,9 @@ from kvtools.onerec.model.evidence import Evidence
 from kvtools.onerec.model.item_scores import ItemScores
 from kvtools.onerec.model.layers import ContextAttention, DecoderLayer, EncoderLayer, KVCache, QFormer, rms_norm, split_heads
 from kvtools.onerec.model.moe import Experts
+from kvtools.onerec.model.pathway import Pathway, dense
 from kvtools.onerec.model.pointer import Pointer
+from kvtools.onerec.model.recent import RecentItems
 from kvtools.train.checkpointing import run_layer
 
 _N_NEIGHBOUR_RANKS = 64
@@ -56,34 +58,13 @@ class Context:
     target_kv: list[tuple[Tensor, Tensor, Tensor]] | None
     slots_BT: Tensor  # int64
     copy_sources: CopySources | None = None  # a row a target
+    recent_MD: Tensor | None = None  # what the latest items of each target say of the next one
 
     def attentions(self) -> list[ContextAttention]:
         """The cross-attention of each layer."""
         own = self.target_kv
         layers = enumerate(zip(self.keys, self.values, strict=True))
         return [ContextAttention(k, v, self.mask_BTC, own[n] if own else None) for n, (k, v) in layers]
-
-
-def _dense(n_in: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(n_in, width), nn.LeakyReLU(), nn.Linear(width, width))
-
-
-class Pathway(nn.Module):
-    """Items with their features to tokens: Dense(LeakyReLU(Dense(concat)))."""
-
-    def __init__(self, config: ModelConfig, vocabulary: VocabularySizes) -> None:
-        super().__init__()
-        widths = {name: config.author_width if name == "author" else config.feature_width for name in vocabulary.features}
-        self.features = nn.ModuleList(Table(n, widths[name]) for name, n in vocabulary.features.items())
-        for table in self.features:
-            nn.init.normal_(cast("nn.Embedding", table).weight, std=0.02)
-        self.dense = _dense(config.width + sum(widths.values()), config.width)
-
-    def forward(self, item_BPD: Tensor, features_BPF: Tensor) -> Tensor:
-        """Item vectors (B, P, D) and features int64 (B, P, F) to tokens (B, P, D)."""
-        parts = [item_BPD, *(table(features_BPF[..., f]) for f, table in enumerate(self.features))]
-        out: Tensor = self.dense(torch.cat(parts, dim=-1))
-        return out
 
 
 class OneRec(nn.Module):
@@ -104,9 +85,9 @@ class OneRec(nn.Module):
             nn.init.zeros_(self.items.weight)
         self.static = nn.ModuleList(Table(n, config.static_width) for n in vocabulary.static)
         self.static_empty = nn.Parameter(torch.zeros(config.static_width))
-        self.static_dense = _dense(max(1, len(vocabulary.static)) * config.static_width, width)
+        self.static_dense = dense(max(1, len(vocabulary.static)) * config.static_width, width)
         names = [name for name, n in (("short", short), ("positive", config.positive), ("lifelong", config.lifelong)) if n]
-        self.pathways = nn.ModuleDict({name: Pathway(config, vocabulary) for name in names})
+        self.pathways = nn.ModuleDict({name: Pathway(config, vocabulary.features) for name in names})
         n_slots = {"short": 2 * short, "positive": config.positive + short, "lifelong": config.queries}
         self.slots = nn.ParameterDict({name: 0.02 * torch.randn(n_slots[name], width) for name in names})
         if config.lifelong:
@@ -123,11 +104,13 @@ class OneRec(nn.Module):
         if config.near:
             self.neighbours = CopyHead(width, vocabulary.items, vocabulary.codes)
         if config.near and config.near_tokens:
-            self.near_dense = _dense(width + 1, width)
+            self.near_dense = dense(width + 1, width)
             self.near_ranks = nn.Parameter(0.02 * torch.randn(_N_NEIGHBOUR_RANKS, width))
         if config.item_scores:
             n_scored = min(config.item_scores, vocabulary.items)
             self.item_scores = ItemScores(width, vocabulary.codes, n_scored)
+            if config.recent:
+                self.recent = RecentItems(width, 2 * short)
         self.begin = nn.Parameter(0.02 * torch.randn(width))
         self.levels = nn.Parameter(0.02 * torch.randn(self.n_levels, width))
         self.when = nn.Parameter(0.02 * torch.randn(2 * short + 1, width))
@@ -149,6 +132,9 @@ class OneRec(nn.Module):
         for table in self.codes:
             # shared with the output, whose input has a mean square of 1: logits begin with a deviation of 1
             nn.init.normal_(cast("nn.Embedding", table).weight, std=self.config.width**-0.5)
+        if self.config.item_scores and self.config.recent:
+            nn.init.eye_(self.recent.turn.weight)
+            nn.init.zeros_(self.item_scores.norm.weight)  # the decoder's part begins at nothing
 
     # ── context ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def item_vectors(self, items: Tensor) -> Tensor:
@@ -182,7 +168,14 @@ class OneRec(nn.Module):
         if batch.neighbours is not None and self.config.near:
             target_kv = self._neighbour_kv(*batch.neighbours) if self.config.near_tokens else None
             sources = self._copy_sources(*batch.neighbours)
-        return Context(keys, values, mask_BTC, target_kv, batch.target_slots, sources)
+        return Context(keys, values, mask_BTC, target_kv, batch.target_slots, sources, self._recent(batch))
+
+    def _recent(self, batch: Batch) -> Tensor | None:
+        if not (self.config.item_scores and self.config.recent):
+            return None
+        short, rate = batch.short, self.config.dropout if self.training else 0.0
+        vectors_BCD = self.item_vectors(short.items)
+        return cast("Tensor", self.recent(vectors_BCD, short.positions, batch.target_positions, rate)).flatten(0, 1)
 
     def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens of all pathways (B, C, D), their positions int64 (B, C), and which are no padding, bool (B, C)."""
@@ -293,7 +286,8 @@ class OneRec(nn.Module):
         shares, sources = None, context.copy_sources
         if self.config.item_scores and first_MD is not None:
             catalogue = self.item_scores.catalogue(self.codes_IS)
-            shares = self.item_scores.shares(catalogue, first_MD, self.item_vectors(catalogue.items_N))
+            vectors_ND = self.item_vectors(catalogue.items_N)
+            shares = self.item_scores.shares(catalogue, first_MD, vectors_ND, context.recent_MD)
         if sources is None:
             return Evidence(None, None, shares)
         share = 0.0 if first_MD is None else self.config.near_share
@@ -320,7 +314,8 @@ class OneRec(nn.Module):
         x_MSD = self._drop(torch.cat(tokens, dim=1))
         h_MSD = self._decode_targets(x_MSD, context.attentions(), is_target)
         codes_JS, evidence = codes_MS[is_target], self.evidence(context)
-        shares = self._target_shares(h_MSD[:, 0][is_target], codes_JS)
+        recent_JD = None if context.recent_MD is None else context.recent_MD[is_target]
+        shares = self._target_shares(h_MSD[:, 0][is_target], codes_JS, recent_JD)
         total, per_level = h_MSD.new_zeros((), dtype=torch.float32), []
         for level in range(self.n_levels):
             logits = self.logits(level, h_MSD[:, level], evidence)[is_target]
@@ -334,14 +329,14 @@ class OneRec(nn.Module):
             total = total + plain / self.n_levels
         return total, torch.stack(per_level)
 
-    def _target_shares(self, first_JD: Tensor, codes_JS: Tensor) -> list[Tensor]:
+    def _target_shares(self, first_JD: Tensor, codes_JS: Tensor, recent_JD: Tensor | None) -> list[Tensor]:
         """What the items' scores add to each level's logits of targets, (J, K) a level; nothing where there are none."""
         if not self.config.item_scores:
             return []
         catalogue = self.item_scores.catalogue(self.codes_IS)
         with torch.autocast(first_JD.device.type, enabled=False):
             vectors_ND = self.item_vectors(catalogue.items_N)
-            return self.item_scores.of_targets(catalogue, first_JD.to(vectors_ND.dtype), vectors_ND, codes_JS)
+            return self.item_scores.of_targets(catalogue, first_JD.to(vectors_ND.dtype), vectors_ND, codes_JS, recent_JD)
 
     def expert_layers(self) -> list[Experts]:
         """All layers of experts, encoder first."""

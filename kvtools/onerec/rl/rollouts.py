@@ -128,4 +128,5 @@ def first_users(context: Context, n: int) -> Context:
         None if context.target_kv is None else [(k[:n], v[:n], there[:n]) for k, v, there in context.target_kv],
         context.slots_BT[:n],
         None if sources is None else type(sources)(*(x[: n * n_targets] for x in vars(sources).values())),
+        None if context.recent_MD is None else context.recent_MD[: n * n_targets],
     )

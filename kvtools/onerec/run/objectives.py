@@ -99,8 +99,9 @@ class NextItemTask:
         return {"load_max_over_mean": worst}
 
     def validate(self) -> dict[str, float] | None:
-        """HR@10 and NDCG@10 of the next item's ID, by beam search; seen items are not left out. Of a few gains of the items'
-        scores about the present one the best is kept."""
+        """HR@10 and NDCG@10 of the next item's ID, by beam search; seen items are left out, as recommendations leave them out:
+        the decoder spends much of its probability on them. Of a few gains of the items' scores about the present one the best
+        is kept."""
         if self._validation is None:
             return None
         if not self.model.config.item_scores:
@@ -114,28 +115,25 @@ class NextItemTask:
         return figures | {"gain": chosen}
 
     def choose_near_share(self) -> float:
-        """The share of the probability for neighbours that is best on the validation set, the least of equals; 0 without it.
-
-        Seen items are left out, as recommendations leave them out: the decoder spends much of its probability on them.
-        """
+        """The share of the probability for neighbours that is best on the validation set, the least of equals; 0 without it."""
         model, held = self.model.eval(), self._validation
         if held is None or not model.config.near:
             return 0.0
         best, config = (-1.0, 0.0), model.config
         for share in _SHARES:
             model.config = replace(config, near_share=share)
-            best = max(best, (self._figures(held, leave_out_seen=True)["score"], share), key=lambda pair: pair[0])
+            best = max(best, (self._figures(held)["score"], share), key=lambda pair: pair[0])
         model.config = config
         return best[1]
 
     @torch.inference_mode()
-    def _figures(self, held: ValidationSet, *, leave_out_seen: bool = False) -> dict[str, float]:
+    def _figures(self, held: ValidationSet) -> dict[str, float]:
         trie = held.trie.to(self._device)
         ranks = np.full(len(held.rows), -1, np.int64)
         for rows in held.batcher.by_length(held.rows, _VALID_ROWS):
             neighbours = held.neighbours and (held.neighbours[0][rows], held.neighbours[1][rows])
             asked = held.rows.take(rows)
-            barred_BU = torch.from_numpy(held.seen_ids(asked)).to(self._device) if leave_out_seen else None
+            barred_BU = torch.from_numpy(held.seen_ids(asked)).to(self._device)
             context = self.model.context(held.batcher.batch(asked, neighbours).to(self._device))
             beams = search(self.model, context, trie, held.beam, barred_BU=barred_BU)
             ranks[rows] = metrics.rank_of(beams.ids.cpu().numpy(), trie.id_of_item[held.targets[rows]])
@@ -167,6 +165,7 @@ class ForwardCost:
         self.target = model.config.width * sum(model.vocabulary.codes)
         if model.config.item_scores:
             self.target += model.config.width * len(model.item_scores.scored)
+            self.target += _active_parameters(model.recent) if model.config.recent else 0
         self.neighbour = self.copied = 0  # per neighbour as a token, and as a source to copy from at one level
         if model.config.near:
             copying = model.neighbours
@@ -191,6 +190,8 @@ class ForwardCost:
         products += sum(self.pathways[name] * int(n_B.sum()) for name, n_B in items.items())
         products += self.context * int(context_B.sum()) + self.code * n_targets * self._n_levels
         products += self.target * n_targets + (self.neighbour + self.copied * self._n_levels) * n_neighbours
+        if config.recent and config.item_scores:
+            products += config.width * int((targets_B * items["short"]).sum())
         pairs = self._n_encoder * int((context_B**2).sum()) + config.decoder_layers * int((codes_B * context_B).sum())
         pairs += N_QFORMER_BLOCKS * config.queries * int(lifelong_B.sum())
         pairs += config.decoder_layers * self._n_levels * n_neighbours if self.neighbour else 0

@@ -18,6 +18,7 @@ _TRAINING: dict[str, Any] = {
     "dropout": 0.2,
     "smoothing": 0.0,  # of labels
     "near_share": "auto",  # of the probability, straight to neighbours; auto: by the validation set at the end
+    "warm_start": True,  # whether embeddings begin with what the training part counts, where items have scores
     "embedding_rate": 0.0,  # of codes and items, as a factor of the others' rate; 0: as below
     "weight_decay": 0.1,
     "warmup": "5%",
@@ -30,8 +31,8 @@ _TRAINING: dict[str, Any] = {
     "valid_users": 2000,
     "positive_from": "",  # the rating from which an interaction is positive; empty: the median
 }
-_EMBEDDING_RATE = 15.0  # where items have scores, else 1
-_LENGTH, _LENGTH_NEAR = "20ep", "8ep"  # of a training without and with neighbours, by which a model learns sooner
+_EMBEDDING_RATE, _EMBEDDING_RATE_COLD = 3.0, 15.0  # where items have scores, with and without a warm start; else 1
+_LENGTH = "4ep"
 _STEPS_AN_EPOCH = 250  # about: the size of a step follows the data
 _STEP = (32, 1024)  # targets of such a step, least and most
 
@@ -63,7 +64,7 @@ class OneRecRecipe:
     near: int
     without: list[str]
     architecture: list[str]
-    steps: str | None  # None: as many as suit the model
+    steps: str | None  # None: four epochs
     lr: float
     batch: int | None  # targets of a step; None: as many as suit the data
     training: list[str]
@@ -97,9 +98,6 @@ class OneRecRecipe:
     def config(self) -> ModelConfig:
         """The model's size with its changes; pathways that the data lacks are still on."""
         config = replace(SIZES[self.size], decoder=self.decoder, near=self.near, dropout=self.settings["dropout"])
-        if self._has_neighbours:
-            # beside neighbours, scores of items cost more than they bring (bench/README.md)
-            config = replace(config, item_scores=0)
         defaults = vars(config)
         values = parse_overrides(self.architecture, "--architecture", defaults)
         if values["experts"] == 0 and "experts=0" in self.architecture:
@@ -107,13 +105,9 @@ class OneRecRecipe:
         return replace(config, **{name: value for name, value in values.items() if value != defaults[name]})
 
     @property
-    def _has_neighbours(self) -> bool:
-        return self.near > 0 and "near" not in self.without
-
-    @property
     def length(self) -> str:
         """How long to train, a duration."""
-        return self.steps or (_LENGTH_NEAR if self._has_neighbours else _LENGTH)
+        return self.steps or _LENGTH
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -140,7 +134,8 @@ class OneRecRecipe:
     @property
     def _lr_factors(self) -> dict[str, float]:
         """Factors of the rates of the embeddings, by the beginnings of their names."""
-        factor = float(self.settings["embedding_rate"]) or (_EMBEDDING_RATE if self.config.item_scores else 1.0)
+        with_scores = _EMBEDDING_RATE if self.settings["warm_start"] else _EMBEDDING_RATE_COLD
+        factor = float(self.settings["embedding_rate"]) or (with_scores if self.config.item_scores else 1.0)
         return dict.fromkeys(("codes.", "items.") if self.config.item_table else ("codes.",), factor)
 
     def to_json(self) -> dict[str, Any]:

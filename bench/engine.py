@@ -57,18 +57,9 @@ def command(system, size, batch):
 def run(folder, words, n, *, exact=False, **environment):
     """What the ranks of a command held, one dict a rank, and its log of steps. exact: whether it computes in float64."""
     (folder / "log").unlink(missing_ok=True)
-    line = [
-        sys.executable,
-        __file__,
-        "exact" if exact else "rank",
-        *shlex.split(words),
-        "-q",
-        "--force",
-        "--log",
-        "log",
-        "-o",
-        "model",
-    ]
+    mode = "float64" if exact else "as given"
+    words = [*shlex.split(words), "-q", "--force", "--log", "log", "-o", "model"]
+    line = [sys.executable, __file__, "rank", mode, *words]
     if n > 1:
         line = [str(KVTOOLS.with_name("mpiexec")), "-n", str(n), *line]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment

@@ -60,6 +60,8 @@ RECIPES = {
     "generator+near-without-share": {"pretrain": ["--training", "near_share=0"]},
     "without-item-scores": {"pretrain": ["--architecture", "item_scores=0"], "ablation": True},
     "2048-items-scored": {"pretrain": ["--architecture", "item_scores=2048"], "ablation": True},
+    "without-warm-start": {"pretrain": ["--training", "warm_start=no"], "ablation": True},
+    "without-recent-items": {"pretrain": ["--architecture", "recent=0"], "ablation": True},
     "one-rate": {"pretrain": ["--training", "embedding_rate=1"], "ablation": True},
     "without-static": {"pretrain": ["--without", "static"], "ablation": True, "only": "ml-100k"},
     "without-positive": {"pretrain": ["--without", "positive"], "ablation": True, "only": "ml-100k"},

@@ -22,9 +22,10 @@ def counts_of(n_items=N_ITEMS, n_groups=3, n_unknown=2):
     return ItemCounts(popularity(items, n_items), np.zeros(n_items), fit(offsets, items, n_items, Settings()))
 
 
-@pytest.mark.parametrize("dense", [0, 512])
-def test_items_that_people_take_together_are_near(dense, monkeypatch):
+@pytest.mark.parametrize(("dense", "most"), [(0, 1 << 16), (512, 1 << 16), (512, 20)])
+def test_items_that_people_take_together_are_near(dense, most, monkeypatch):
     monkeypatch.setattr(warm_start, "_DENSE", dense)
+    monkeypatch.setattr(warm_start, "_MOST", most)
     vectors_ID = warm_start.item_vectors(counts_of(), 8, seed=0)
     cosine_II = np.corrcoef(vectors_ID[:28])
     together_II = np.equal.outer(np.arange(28) % 3, np.arange(28) % 3)

@@ -27,6 +27,7 @@ _SHARPNESS = 100.0  # of the logarithm: how much more a count weighs than the ne
 _LENGTH = 1.5  # of a vector, root mean square: scores of items then begin with a deviation of about 1
 _EVENNESS = 0.5  # 1: all vectors are equally long; 0: as the counts have them, long for those that have many neighbours
 _DIMENSIONS = 128  # at most, whatever the width
+_MOST = 1 << 16  # items whose eigenvectors are computed, the most popular ones
 _DENSE = 512  # items, up to which all eigenvectors are computed
 
 
@@ -58,20 +59,23 @@ def begin_with_counts(model: OneRec, counts: ItemCounts, world: World, seed: int
 
 
 def item_vectors(counts: ItemCounts, width: int, seed: int) -> np.ndarray:
-    """float32 (I, width), 0 for items that nothing stood beside. 12,101 items of Beauty took 0.3 s on one core."""
+    """float32 (I, width), 0 for items that nothing stood beside. 12,101 items of Beauty took 0.3 s on one core.
+
+    Of a large catalogue eigenvectors are those of the most popular items, and the others are put where their neighbours among
+    these are (Nystroem's extension).
+    """
     damped_II, smoothing = counts.cooccurrence.damped_II, counts.cooccurrence.settings.smoothing
     near_II = sparse.csr_array(sparse.diags_array(1 / np.sqrt(counts.popularity + smoothing)) @ damped_II)
     near_II = ((near_II + near_II.T) / 2).tocsr()
     near_II.data = np.log1p(_SHARPNESS * near_II.data)
-    n_items, n_dims, rng = near_II.shape[0], min(width, _DIMENSIONS), rng_for(seed, "warm start")
-    if not near_II.nnz:
+    n_items, rng = near_II.shape[0], rng_for(seed, "warm start")
+    known = np.sort(np.argsort(-counts.popularity, kind="stable")[:_MOST])
+    to_known_IN = near_II[:, known]
+    if not to_known_IN[known].nnz:
         return np.zeros((n_items, width), np.float32)
     with threadpool_limits(1):  # the bytes do not depend on how many there are
-        if n_items <= max(_DENSE, 2 * n_dims):
-            value_D, vector_ID = (x[..., -n_dims:] for x in np.linalg.eigh(near_II.toarray()))
-        else:
-            value_D, vector_ID = eigsh(near_II, k=n_dims, which="LA", v0=rng.standard_normal(n_items))
-        vector_ID = vector_ID * np.sqrt(value_D.clip(min=0))
+        value_D, vector_ND = _eigenvectors(to_known_IN[known], min(width, _DIMENSIONS), rng)
+        vector_ID = to_known_IN @ (vector_ND / np.sqrt(value_D))
         length_I1 = np.linalg.norm(vector_ID, axis=1, keepdims=True)
         is_known_I1 = length_I1 > 1e-6 * length_I1.max()
         vector_ID = np.where(is_known_I1, vector_ID / np.where(is_known_I1, length_I1, 1) ** _EVENNESS, 0)
@@ -79,3 +83,14 @@ def item_vectors(counts: ItemCounts, width: int, seed: int) -> np.ndarray:
         # turned at random into all dimensions, so that none is like another
         turn_DD, _ = np.linalg.qr(rng.standard_normal((width, width)))
         return np.asarray(vector_ID @ turn_DD[: vector_ID.shape[1]], np.float32)
+
+
+def _eigenvectors(near_NN: sparse.csr_array, n_dims: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues, those above 0 alone, float64 (D,), and their vectors, float64 (N, D), of a symmetric matrix."""
+    n_items = near_NN.shape[0]
+    if n_items <= max(_DENSE, 2 * n_dims):
+        value_D, vector_ND = (x[..., -n_dims:] for x in np.linalg.eigh(near_NN.toarray()))
+    else:
+        value_D, vector_ND = eigsh(near_NN, k=n_dims, which="LA", v0=rng.standard_normal(n_items))
+    is_useful_D = value_D > 1e-9 * value_D.max()
+    return value_D[is_useful_D], vector_ND[:, is_useful_D]

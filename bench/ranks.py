@@ -141,18 +141,23 @@ def n_bytes_of(buffer):
 
 
 def count_gradients(received):
-    """Count what torch.distributed sums, as its rings move it."""
+    """Count the gradients that torch.distributed sums, as its rings move them, and the weights that it sends."""
     import torch.distributed as dist
 
-    before = dist.all_reduce
+    summed, sent = dist.all_reduce, dist.broadcast
 
     def all_reduce(tensor, *args, **options):
         p = dist.get_world_size()
         received["gradients"] += 2 * tensor.nbytes * (p - 1) // p
         received["messages"] += 1
-        return before(tensor, *args, **options)
+        return summed(tensor, *args, **options)
 
-    dist.all_reduce = all_reduce
+    def broadcast(tensor, src, *args, **options):
+        received["weights"] += tensor.nbytes if src != dist.get_rank() else 0
+        received["messages"] += 1
+        return sent(tensor, src, *args, **options)
+
+    dist.all_reduce, dist.broadcast = all_reduce, broadcast
 
 
 def rank(words):

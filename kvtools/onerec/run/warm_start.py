@@ -93,4 +93,6 @@ def _eigenvectors(near_NN: sparse.csr_array, n_dims: int, rng: np.random.Generat
     else:
         value_D, vector_ND = eigsh(near_NN, k=n_dims, which="LA", v0=rng.standard_normal(n_items))
     is_useful_D = value_D > 1e-9 * value_D.max()
-    return value_D[is_useful_D], vector_ND[:, is_useful_D]
+    value_D, vector_ND = value_D[is_useful_D], vector_ND[:, is_useful_D]
+    # the sign of an eigenvector is any library's choice
+    return value_D, vector_ND * np.sign(vector_ND[np.abs(vector_ND).argmax(0), np.arange(len(value_D))])

@@ -30,20 +30,20 @@ THREADS = 2
 HERE = Path(__file__).parent
 
 
-def patches():
-    """N patches of real clips, centred, on their first D principal components, float32."""
+def all_patches(width, n=None):
+    """Patches of real clips, n of them or all, centred, on their first principal components, float32 (n, width)."""
     clips = Path(os.environ["KVTOOLS_DATA"]) / "video" / "clips"
     with tempfile.NamedTemporaryFile(suffix=".kvs") as file:
         subprocess.run(["kvtools", "tokenize-video", "-q", "--force", "--compress", "0", clips, "-o", file.name], check=True)
         pixels = [record.tensors["pixels"].reshape(-1, 588) for record in open_artifact(file.name)]
     n_all = sum(map(len, pixels))
-    chosen = np.sort(rng_for(SEED, "patches").choice(n_all, N, replace=False))
+    chosen = np.sort(rng_for(SEED, "patches").choice(n_all, n or n_all, replace=False))
     starts = np.cumsum([0, *map(len, pixels)])
     parts = [p[chosen[(chosen >= a) & (chosen < b)] - a] for p, a, b in zip(pixels, starts, starts[1:], strict=False)]
     x = np.concatenate(parts).astype(np.float32) / 255
     x -= x.mean(axis=0)
     _, axes = np.linalg.eigh(x.T @ x)
-    return np.ascontiguousarray(x @ axes[:, ::-1][:, :D])
+    return np.ascontiguousarray(x @ axes[:, ::-1][:, :width])
 
 
 def noise():
@@ -140,10 +140,11 @@ def main():
     torch.set_num_threads(THREADS)
     python, n_rounds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 3
     everyone = ("command", "faiss.Kmeans", "faiss.ResidualQuantizer", "MiniBatchKMeans")
-    real = patches()
+    real = all_patches(D, N)
     measure("Patches of real clips", real, python, 1024, LEVELS, everyone, n_rounds)
     measure("Gaussian noise", noise(), python, 1024, LEVELS, everyone[:2], n_rounds)
     measure("Patches of real clips, one level of 8192", real, python, 8192, 1, ("faiss.Kmeans",), 1)
 
 
-main()
+if __name__ == "__main__":
+    main()

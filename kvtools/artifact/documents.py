@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from kvtools.artifact.containers import is_parquet, peek, uncompressed, without_utf16
+from kvtools.artifact.json_text import read_json
 
 __all__ = ["column_names", "first_letter", "is_parquet", "parsed", "read_documents"]
 
@@ -99,7 +100,7 @@ def _is_lines(begins: bytes) -> bool:
     if not newline:
         return True
     try:
-        json.loads(line)
+        read_json(line)
     except ValueError:
         return line.strip() != b"{" and not line.rstrip().endswith((b",", b"{", b"["))
     return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvtools.artifact.files import open_source
+from kvtools.artifact.json_text import read_json
 from kvtools.errors import Missing, Usage
 from kvtools.video.inputs import own
 
@@ -63,7 +64,7 @@ def _lines(data: bytes) -> list[bytes]:
 def _is_object(lines: list[bytes]) -> bool:
     first = next((line for line in lines if line.strip()), b"")
     try:
-        return first.lstrip().startswith(b"{") and "path" in json.loads(first)
+        return first.lstrip().startswith(b"{") and "path" in read_json(first)
     except ValueError:
         return False
 

@@ -42,6 +42,7 @@ def test_a_tar_of_a_length_that_no_file_has_is_refused(tmp_path, n_bytes):
     ("name", "data"),
     [
         ("predictions", b'{"user":' + b'{"a":' * 3000),
+        ("catalogue", b'{"a":' * 3000 + b"\n"),
         ("delays", b"a\n"),
         ("delays", b"\x93NUMPY\x01\x00\x10\x00{'descr': ('<f8'  "),
         ("coordinates", b"\x93NUMPY\x01\x00\x10\x00{'descr': ('<f8'  "),

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kvtools.artifact.json_text import read_json
 from kvtools.errors import Corrupt
 from kvtools.keye.checkpoint.formats import CheckpointFormat
 from kvtools.keye.data.chat_template import JINJA, ChatTemplate
@@ -126,7 +127,7 @@ def _template(given: Mapping[str, bytes]) -> ChatTemplate | None:
 def _read(data: bytes | None) -> dict[str, Any]:
     """A JSON object; nothing where it is absent or none."""
     try:
-        value = json.loads(data or b"{}")
+        value = read_json(data or b"{}")
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

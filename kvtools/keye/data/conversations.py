@@ -23,6 +23,7 @@ from kvtools.artifact.blob import canonical
 from kvtools.artifact.documents import parsed
 from kvtools.artifact.files import open_source
 from kvtools.artifact.history import Step
+from kvtools.artifact.json_text import read_json
 from kvtools.artifact.open import open_stream, source_name
 from kvtools.artifact.stream import Reader, Writer
 from kvtools.errors import Corrupt, reason_of
@@ -290,7 +291,7 @@ def _require_json(text: str) -> None:
 
 def _add_tools(messages: list[dict[str, Any]], tools: Any) -> None:
     """Describe the tools where the template does: at the end of the system message."""
-    listed = json.loads(tools) if isinstance(tools, str) else tools
+    listed = read_json(tools) if isinstance(tools, str) else tools
     text = TOOLS.format("\n".join(json.dumps(tool, ensure_ascii=False) for tool in listed))
     if messages[0]["role"] == "system":
         messages[0]["content"].append(_text(f"\n\n{text}"))

@@ -75,7 +75,7 @@ class AnswerCache:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            with suppress(ValueError, TypeError, KeyError):
+            with suppress(ValueError, TypeError, KeyError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry["text"], str):
                     self._entries[entry.pop("key")] = entry

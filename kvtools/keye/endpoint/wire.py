@@ -98,7 +98,7 @@ class Server:
             raise Failed(f"{self.url}: no answer within {self._timeout_s:g} s") from None
         except openai.APIConnectionError as error:
             raise Failed(f"{self.url}: the connection failed{self._quoted(error.__cause__)}") from None
-        except (openai.OpenAIError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (openai.OpenAIError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise Failed(f"{self.url}: what came back is no chat completion{self._quoted(error)}") from None
 
     def first_model(self) -> str:
@@ -107,7 +107,7 @@ class Server:
 
         try:
             return next((model.id for model in self._client().models.list()), "default")
-        except (openai.OpenAIError, ValueError, KeyError, TypeError, AttributeError):
+        except (openai.OpenAIError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return "default"
 
     def close(self) -> None:

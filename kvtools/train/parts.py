@@ -28,7 +28,7 @@ from kvtools.errors import Fault
 from kvtools.train.process_group import close_process_group
 from kvtools.world import World
 
-_FILE_BYTES = 256 << 20  # torch makes up a file in memory
+_FILE_BYTES = 64 << 20  # of a rank's part: torch makes up a file in memory
 
 
 def save_in_parts(state: RunState, tensors: Mapping[str, Tensor], progress: Mapping[str, Any], world: World) -> None:
@@ -46,7 +46,7 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor], world: World) -> di
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    sizes = _united({name: x.nbytes for name, x in tensors.items()}, world)
+    sizes = _united({name: (x.to_local() if hasattr(x, "to_local") else x).nbytes for name, x in tensors.items()}, world)
     writer = HuggingFaceStorageWriter(str(folder), _file_numbers(sizes), save_distributed=True)
     try:
         with warnings.catch_warnings(action="ignore"):

@@ -296,4 +296,5 @@ def main():
         measure_wide(Work(**{**vars(work), "beam": wide}), n_rounds, n_threads)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -267,4 +267,5 @@ def main():
         measure_memory(151_936, 2048, 1024)
 
 
-main()
+if __name__ == "__main__":
+    main()

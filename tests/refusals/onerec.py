@@ -155,6 +155,8 @@ kvtools convert clicks.csv --column nonsense
 kvtools convert clicks.csv --column colour=red
 kvtools convert clicks.kvs --column time=timestamp
 kvtools convert lists.txt --column time=timestamp
+kvtools pairs clicks.csv --all --split time:0.8,0.1
+kvtools convert clicks.csv --split soon
 kvtools pairs items.kvs
 kvtools pairs no-clicks.kvs
 kvtools pairs bad-offsets.kvs

@@ -37,7 +37,7 @@ from ours import CLICKS, DATA, KVTOOLS
 
 CLIPS, MNIST = DATA.parent / "video" / "clips", DATA.parent / "fl" / "mnist"
 GRAPH = DATA.parent / "net" / "etree_authors" / "data100.in"
-N_ROWS, WIDTH, N_CODES = 200_000, 64, 512
+N_ROWS, WIDTH, N_CODES = 200_000, 64, 1024
 N_GROUPS, N_WEIGHTS = 10, 7850  # of softmax regression of MNIST; a round sums them five times
 MIB = 1 << 20
 
@@ -58,11 +58,11 @@ WORKS = {
     "tokenise": Work("tokenize-video {} --jobs 1", "few", "many", "clip", 24),
     "semid-build": Work(
         f"semid-build items.npy --keys keys --levels 1 --codes {N_CODES} --init random --iterations {{}}",
-        "2", "12", "iteration", 10, N_CODES * (8 * WIDTH + 8),
+        "2", "52", "iteration", 50, N_CODES * (8 * WIDTH + 8),
     ),
     "recgen": Work("recgen --model shop.model --beam 128 --users {} clicks.inter", "few.txt", "many.txt", "user", 400),
     "etree-train": Work(
-        f"etree-train --tree fleet.tree --data {MNIST} fleet.devices --rounds {{}}", "2", "12", "round", 10,
+        f"etree-train --tree fleet.tree --data {MNIST} fleet.devices --rounds {{}}", "2", "102", "round", 100,
         5 * 8 * N_GROUPS * N_WEIGHTS,
     ),
     "pretrain-keye": Work(f"{KEYE} --size small --batch-tokens 1024 --steps {{}}", "2", "7", "step", 5),

@@ -24,7 +24,8 @@ from kvtools.errors import Fault, Usage
 from kvtools.liveness import KILLED, LAUNCHER_GONE, Liveness
 
 _T = TypeVar("_T")
-_POLL_S = 0.002  # MPICH's blocking calls spin on a core that a decoder could use; we poll this often instead
+# MPICH's blocking calls spin on a core that a decoder could use; we poll instead, at first often and then ever more seldom
+_FIRST_POLL_S, _POLL_S = 50e-6, 0.002
 _NUMBER_BYTES = 64
 _BLOCK_BYTES = 1 << 20
 _SLICE_BYTES = 1 << 21  # of a sum over ranks, in one message
@@ -198,9 +199,11 @@ class World:
             raise
 
     def _finish(self, request: Any) -> None:
+        pause_s = _FIRST_POLL_S
         while not request.Test():
             self._end_if_others_died()
-            time.sleep(_POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _POLL_S)
 
     def _end_if_others_died(self) -> None:
         """Raise Fault, with its exit code, where another rank has died."""

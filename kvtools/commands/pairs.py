@@ -11,6 +11,7 @@ EXAMPLES = [
 EXIT_CODES = (0, 2, 65, 66, 73, 74, 141)
 SEE_ALSO = ("kvtools embed", "kvtools info", "kvtools-stream(5)")
 COMMON = ("output", "compress", "force", "strict", "stamp")
+GROUPS = {"Data": ("--column", "--split", "--all")}
 
 _BATCH = 65_536  # pairs a record
 

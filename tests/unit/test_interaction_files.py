@@ -157,7 +157,7 @@ TABLE = "user_id,item_id,timestamp\nu,b,2\nu,a,1\nv,a,5\n"
 @pytest.mark.parametrize(
     "data",
     [
-        gzip.compress(TABLE.encode()),
+        gzip.compress(TABLE.encode(), mtime=0),
         bz2.compress(TABLE.encode()),
         zstandard.compress(TABLE[:30].encode()) + zstandard.compress(TABLE[30:].encode()),
         TABLE.encode("utf-16"),

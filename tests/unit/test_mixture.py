@@ -84,8 +84,8 @@ def zstd(data):
     ("data", "places"),
     [
         (TEXT, ["line 1", "line 2", "line 3"]),
-        (gzip.compress(TEXT), ["line 1", "line 2", "line 3"]),
-        (gzip.compress(TEXT[:9]) + gzip.compress(TEXT[9:]), ["line 1", "line 2", "line 3"]),
+        (gzip.compress(TEXT, mtime=0), ["line 1", "line 2", "line 3"]),
+        (gzip.compress(TEXT[:9], mtime=0) + gzip.compress(TEXT[9:], mtime=0), ["line 1", "line 2", "line 3"]),
         (zstd(TEXT[:9]) + zstd(TEXT[9:]), ["line 1", "line 2", "line 3"]),
         (TEXT.decode().encode("utf-16"), ["line 1", "line 2", "line 3"]),
         (b"\xef\xbb\xbf" + TEXT, ["line 1", "line 2", "line 3"]),

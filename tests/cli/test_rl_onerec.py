@@ -153,6 +153,19 @@ def test_listed_items_and_play_time_are_rewards_too(shop):
     assert all(0 <= line["listed_share"] <= 1 and -1 <= line["reward_duration"] <= 1 for line in steps)
 
 
+def test_a_run_with_another_list_is_another_run(shop, capfd, monkeypatch):
+    (shop / "farm.txt").write_text("i0\ni5\n")
+    (shop / "other.txt").write_text("i1\n")
+    line = f"{RL} --reward hit --steps 2 -o b.safetensors"
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
+    assert say(f"{line} --listed farm.txt", capfd).code == 75
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    for more in ("", " --listed other.txt"):
+        done = say(line + more, capfd)
+        assert (done.code, "listed" in done.err) == (2, True), done.err
+    assert say(f"{line} --listed farm.txt", capfd).code == 0
+
+
 def test_a_ranker_says_how_far_it_can_be_trusted(shop, capfd):
     told = json.loads(say("kvtools info --json ranker.safetensors", capfd).out)
     names = {f"{start}_{name}" for start in ("auc", "pscore_auc") for name in ("hit", "column:rating")}

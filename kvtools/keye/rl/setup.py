@@ -108,11 +108,13 @@ class PairData:
 
     @property
     def digest(self) -> str:
-        """Of all pairs, held-out ones included, in order."""
+        """Of all pairs in order, learnt or held out."""
         digest = hashlib.blake2b(digest_size=8)
-        for _, pairs in [*self.inputs, *([self.held_out] if self.held_out else [])]:
-            for pair in pairs:
-                digest.update(canonical([pair.key, pair.chosen, pair.rejected]))
+        for role, sources in (("learnt", self.inputs), ("held out", [self.held_out] if self.held_out else [])):
+            digest.update(role.encode())
+            for _, pairs in sources:
+                for pair in pairs:
+                    digest.update(canonical([pair.key, pair.chosen, pair.rejected]))
         return digest.hexdigest()
 
     def read(

@@ -200,8 +200,10 @@ class _PolicyRun:
         for module in (policy, *rankers):
             for weight in module.state_dict().values():
                 digest.update(weight.detach().cpu().numpy().tobytes())
+        share = self._rewards.share
+        listed = {} if share is None else {"listed": hashlib.blake2b(share.is_listed_U.tobytes(), digest_size=8).hexdigest()}
         return {
-            "objective": self._recipe.objective, **self._recipe.to_json(), "items": self._checkpoint.ids.digest,
+            **listed, "objective": self._recipe.objective, **self._recipe.to_json(), "items": self._checkpoint.ids.digest,
             "model": digest.hexdigest(), "input": self._source.digest, "valid": self._valid.digest, "dtype": self._precision,
         }  # fmt: skip
 

@@ -29,6 +29,7 @@ from kvtools import __version__, help_text
 from kvtools.commands.registry import COMMANDS, Entry, commands_below, find
 from kvtools.errors import Died, Fault, Missing, Terminated, Usage, os_reason
 from kvtools.invocation import Invocation
+from kvtools.option_values import refuse_one_target
 from kvtools.options import COMMON
 from kvtools.train.device import let_waiting_threads_sleep
 from kvtools.world import World, is_stdin_limited, launched_rank
@@ -48,6 +49,7 @@ class Command(TyperCommand):
         if "-" in ctx.obj.argv and ctx.obj.world.size > 1 and is_stdin_limited():
             ctx.obj.warn("mpiexec of MPICH aborts where stdin comes faster than rank 0 reads it. Give a file where it does.")
         self._refuse_infinite(ctx)
+        self._refuse_one_target(ctx)
         try:
             code = super().invoke(ctx) or 0
             sys.stdout.flush()
@@ -63,6 +65,12 @@ class Command(TyperCommand):
             value = ctx.params.get(option.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise Usage(f"{option.opts[-1]} {value} is not finite. Give a finite number.")
+
+    def _refuse_one_target(self, ctx: Any) -> None:
+        """No two outputs go to one place, the output named first."""
+        names = {option.opts[-1]: ctx.params.get(option.name) for option in self.params}
+        written = {name: names[name] for name in (*_STREAMED, *_FILED) if names.get(name) is not None}
+        refuse_one_target({name[2:]: dst for name, dst in written.items() if dst != "-" or name in _STREAMED})
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write `--help`."""
@@ -193,6 +201,9 @@ def main() -> NoReturn:
 
 
 _ROOT_FIRST_S = 3.0
+# options that name what a command writes: those of which - is stdout, and the others
+_STREAMED = ("--output", "--report", "--rejects", "--rollouts")
+_FILED = ("--log", "--tensorboard", "--state", "--details", "--cache", "--prompts", "--judge-cache")
 _TAGLINE = "Composable tools for Keye-VL, OneRec and E-Tree learning: each does one job, and they pipe into one another."
 _EPILOG = "kvtools COMMAND --help explains a command; --describe prints that as JSON; kvtools --version -v lists the libraries."
 

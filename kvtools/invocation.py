@@ -4,7 +4,6 @@ Imports nothing heavy: every `--help` loads it.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -96,10 +95,6 @@ class Invocation:
                 raise Usage(f"{src}: this is both an input and the output. Name another output.")
             if report is not None and is_same_file(src, report):
                 raise Usage(f"{src}: this is both an input and the report. Name another report.")
-        if report is None or "-" in (report, self.output):
-            return
-        if os.path.realpath(report) == os.path.realpath(self.output):
-            raise Usage(f"{report}: this is both the output and the report. Name another report.")
 
     def sink(self, *, is_text: bool = False, keep_partial: bool = False) -> "Sink":
         """The output, to be written. is_text: it may go to a terminal. keep_partial: for a run that goes on with what a stopped

@@ -3,7 +3,9 @@
 Not here: the options themselves (options.py), durations (train/durations.py).
 """
 
+import os
 import re
+from collections.abc import Mapping
 
 from kvtools.errors import Usage
 
@@ -32,3 +34,18 @@ def refuse_if(*rules: tuple[object, str]) -> None:
     for is_wrong, sentence in rules:
         if is_wrong:
             raise Usage(sentence)
+
+
+def refuse_one_target(targets: Mapping[str, str]) -> None:
+    """Raise Usage where two outputs, {what it is: path or `-`}, would be written to one place. Devices and pipes given by path
+    take both."""
+    taken: dict[str, str] = {}
+    for what, dst in targets.items():
+        place = dst if dst == "-" else os.path.realpath(dst)
+        if place in taken and dst == "-":
+            raise Usage(
+                f"both the {taken[place]} and the {what} are -, and stdout takes one of them. Give a file for the other."
+            )
+        if place in taken and (os.path.isfile(place) or os.path.isdir(place) or not os.path.exists(place)):
+            raise Usage(f"{dst}: this is both the {taken[place]} and the {what}. Name another file for the {what}.")
+        taken[place] = what

@@ -104,6 +104,11 @@ kvtools rl mpo pairs.jsonl
 kvtools rl grpo sums.jsonl --reward correct
 {GRPO}
 {GRPO} --reward correct --column user=a
+{GRPO} --reward correct --rollouts both.kvs -o both.kvs
+{GRPO} --reward correct --rollouts - > stdout.bin
+{GRPO} --reward correct --rollouts sums.jsonl -o new.model
+{GRPO} --reward length:
+kvtools rl mpo pairs.jsonl --model keye.safetensors --log both.model -o ./both.model --force
 kvtools rl grpo clicks.csv --model shop.model --reward hit --kl 1
 {GRPO} --reward correct --group 1
 {GRPO} --reward correct --updates 3

@@ -59,3 +59,25 @@ def test_stdin_is_refused_twice_and_on_several_ranks():
         opt.Invocation().refuse_shared_stdin("-", "a", "-")
     with pytest.raises(Usage, match=r"^an input is -, and 2 ranks cannot share stdin\. Give a file\.$"):
         opt.Invocation(world=Rank(0, 2)).refuse_shared_stdin("-")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "pairs in.csv -o here/../a.kvs --report a.kvs",
+            "a.kvs: this is both the output and the report. Name another file for the report.",
+        ),
+        (
+            "rl gbpo in.csv --log a --rollouts b --state a",
+            "a: this is both the log and the state. Name another file for the state.",
+        ),
+        ("rl grpo in.jsonl --rollouts -", "both the output and the rollouts are -, and stdout takes one of them. Give a file"),
+    ],
+)
+def test_no_two_outputs_go_to_one_place(words, sentence, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert cli.run(words.split()) == Usage.code
+    assert sentence in capfd.readouterr().err
+    assert cli.run(["pairs", "in.csv", "-o", "/dev/null", "--report", "/dev/null"]) != Usage.code, "what takes both"

@@ -117,6 +117,8 @@ def test_the_words_of_rewards():
     assert names == ["cmd:a.sh", "cmd:a.sh-2", "cmd:awk"]
     with pytest.raises(Usage, match="no reward joy"):
         RewardSpec.parse("joy")
+    with pytest.raises(Usage, match="'' is no weight"):
+        RewardSpec.parse("length:")
 
 
 def test_a_program_scores_in_any_order_and_sets_aside(tmp_path):

@@ -73,16 +73,18 @@ class RewardSpec:
             head, _, tail = rest.rpartition(":")
             last = f" {head}".rpartition(" ")[2]  # of a number or an option, what follows the colon is a part
             has_weight = bool(head) and _is_number(tail) and not _is_number(last) and not last.startswith("-")
-            program, weight = (head, tail) if has_weight else (rest, "")
+            program, weight = (head, tail) if has_weight else (rest, "1")
             if not program.strip():
                 raise Usage(f"--reward {text}: the program is missing. Give cmd:PROGRAM, as cmd:./score.py.")
             files = [word.rpartition("/")[2] for word in program.split() if not word.startswith("-")]
             name = f"cmd:{next((file for file in files if '.' in file), files[0] if files else program.split()[0])}"
         elif name not in NAMES:
             raise Usage(f"--reward {text}: there is no reward {name}. The rewards are {', '.join(NAMES)} and cmd:PROGRAM.")
-        if weight and not _is_number(weight):
-            raise Usage(f"--reward {text}: {weight} is no weight. Give NAME:WEIGHT with a finite number, as format:0.5.")
-        return RewardSpec(name, float(weight or "1"), program)
+        elif ":" not in text:
+            weight = "1"
+        if not _is_number(weight):
+            raise Usage(f"--reward {text}: {weight!r} is no weight. Give NAME:WEIGHT with a finite number, as format:0.5.")
+        return RewardSpec(name, float(weight), program)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def train_policy(run: "Invocation", recipe: GrpoRecipe, options: GrpoOptions, *,
     world = run.world
     run.refuse_shared_stdin(options.prompts, options.valid, options.model)
     device, precision = resolve_device(options.device, options.dtype, rank=world.rank)
-    run.refuse_existing()
+    run.refuse_existing(options.rollouts)
     folder = options.state or state_folder(run.output)
     limit_threads(world)
     keep_freed_memory()

@@ -64,7 +64,7 @@ def test_round_trips_and_seconds_become_ms_one_way(sh, top):
 
 
 def test_pings_gml_and_coordinates_are_networks_too(sh, top):
-    (top / "pings.csv").write_text("source,target,ms\na,b,4\nb,c,6\na,c,8\n")
+    (top / "pings.csv").write_text("source,target,ms\na,b,4\nb,a,4\nb,c,6\nc,b,6\na,c,8\nc,a,8\n")
     (top / "n.gml").write_text(
         'graph [ node [ id 0 label "x" ] node [ id 1 label "y" ] edge [ source 0 target 1 latency 3.5 ] ]'
     )
@@ -174,6 +174,10 @@ BAD = {
     "a matrix with gaps": (
         "--delay m.txt", {"m.txt": "0 nan\nnan 0\n"}, 65,
         f"m.txt: 2 delays are missing, the first from site 0 to site 1. {SYMMETRIZE}",
+    ),
+    "a ping one way": (
+        "--delay p.csv", {"p.csv": "source,target,ms\na,b,5\n"}, 65,
+        f"p.csv: 1 delays are missing, the first from site 1 to site 0. {SYMMETRIZE}",
     ),
     "a ragged matrix": (
         "--delay m.txt", {"m.txt": "0 1\n9\n"}, 65, "m.txt: line 2 has 1 fields, and the first row has 2. Correct the line.",

@@ -94,7 +94,7 @@ def make_items(top):
     samples = [f"{n % 4 + 0.1 * (n % 7):.1f},{n % 3},{n % 4}\n" for n in range(200)]
     (top / "digits.csv").write_text("a,b,label\n" + "".join(samples))
     (top / "edges.txt").write_text("".join(f"{n} {n % 10 + 1} {5 + n}\n{n} {(n + 3) % 10 + 1} {9}\n" for n in range(1, 11)))
-    pings = [f"city {a},city {b},{10 + 3 * a + b}\n" for a in range(8) for b in range(a)]
+    pings = [f"city {a},city {b},{10 + abs(a - b)}\n" for a in range(8) for b in range(8) if a != b]
     (top / "pings.csv").write_text("source,target,ms\n" + "".join(pings))
     for name, mark, title in (
         ("clicks.csv", ",", "user_id,item_id,timestamp,rating"),

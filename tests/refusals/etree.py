@@ -98,6 +98,7 @@ def networks():
         "names.csv": ",a,b\na,0,1\nc,1,0\n",
         "twice.csv": ",a,a\na,0,1\nb,1,0\n",
         "two-ways.txt": "a b 3\nb a 9\n",
+        "one-way.gml": "graph [ directed 1 node [ id 0 ] node [ id 1 ] edge [ source 0 target 1 delay 5 ] ]",
         "unplaced.gml": "graph [\n node [ id 0 Latitude 1 Longitude 2 ]\n node [ id 1 ]\n edge [ source 0 target 1 ]\n]\n",
         "hole.csv": "0,1,\n1,0,2\n,2,0\n",
         "apart.csv": "source,target,ms\na,b,3\nc,d,3\n",
@@ -256,6 +257,7 @@ kvtools devices --graph broken.gml
 kvtools devices --data blobs --last-mile 5:2
 kvtools devices --graph no-edges.gml
 kvtools devices --graph two-ways.txt
+kvtools devices --graph one-way.gml
 kvtools devices --graph unplaced.gml
 kvtools devices --graph word.gml
 kvtools devices --coordinates where.csv

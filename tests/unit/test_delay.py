@@ -153,6 +153,39 @@ def test_edges_with_two_directions_are_refused_or_averaged(text):
     assert delays.matrix[0, 1] == 7
 
 
+ONE_WAY = "graph [ directed {} node [ id 0 ] node [ id 1 ] edge [ source 0 target 1 {} ] ]"
+
+
+def test_directed_edges_without_one_back_are_refused_or_count_both_ways():
+    text = ONE_WAY.format(1, "delay 5")
+    with pytest.raises(graphs.AsymmetricDelays, match="1 directed edges have none back.* the first from 1 to 0"):
+        graphs.read_graph(buffered(text), "g.gml")
+    told = []
+    delays, _ = graphs.read_graph(buffered(text), "g.gml", is_repaired=True, log=told.append)
+    assert (delays.matrix[1, 0], told) == (5, ["1 edges have none back, and count both ways"])
+    for link in (ONE_WAY.format(0, "delay 1"), ONE_WAY.format(1, "")):  # undirected, or a link and no delay
+        assert graphs.read_graph(buffered(link), "g.gml")[0].matrix[1, 0] == 1
+
+
+def test_pings_one_way_are_taken_for_the_way_back_where_asked():
+    told = []
+    text = "source,target,ms\nx,y,10\n"
+    delays = network.read_matrix(buffered(text), "p.csv", is_repaired=True, log=told.append)
+    assert (delays.matrix[1, 0], told) == (
+        10,
+        ["0 pairs averaged, 0 filled by the shortest detour, 1 by the delay of the way back"],
+    )
+
+
+def test_delays_of_a_site_to_itself_are_told():
+    told = []
+    for text in ("0 5\n5 7\n", "source,target,ms\na,b,5\nb,a,5\nb,b,7\n"):
+        assert network.read_matrix(buffered(text), "m", log=told.append).matrix.tolist() == [[0, 5], [5, 0]]
+    graphs.read_graph(buffered("a b 5\nb b 7\n"), "e.txt", log=told.append)
+    own = "1 delays of a site to itself are left out, such as 7 ms"
+    assert told == [own, own, "1 edges lead from a node to itself, and are left out"]
+
+
 def test_a_node_without_a_position_does_not_make_all_edges_alike():
     placed = "node [ id {} Latitude {} Longitude 3 ]"
     nodes = f"{placed.format(0, 50.5)}\n{placed.format(1, 51.5)}\nnode [ id 2 ]"

@@ -1,9 +1,9 @@
 """Delays from graphs: a list of edges, GML or GraphML; checked, and converted to ms.
 
-Delays are symmetric here: an edge whose two directions differ is refused unless `is_repaired`, and is then averaged. Of a graph
-with up to 4,096 nodes all shortest paths are computed once, of a larger one only those that are needed. Latitudes and
-longitudes become positions on a sphere, at 200 km/ms, the speed of light in glass: no cable is straight, so real delays are
-longer.
+Delays are symmetric here: an edge whose two directions differ, or a directed edge without one back, is refused unless
+`is_repaired`, and is then averaged, or counts both ways. Of a graph with up to 4,096 nodes all shortest paths are computed
+once, of a larger one only those that are needed. Latitudes and longitudes become positions on a sphere, at 200 km/ms, the
+speed of light in glass: no cable is straight, so real delays are longer.
 
 Legend: E edges. Functions that read raise ValueError for contents that make no network, and Corrupt for text that cannot be
 read. `log` takes a message about what was assumed or repaired.
@@ -11,6 +11,7 @@ read. `log` takes a message about what was assumed or repaired.
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -40,21 +41,27 @@ def read_graph(
 
     Edges of GML and GraphML carry `delay`, `latency`, `weight`, `distance` …, or their nodes Latitude and Longitude; where
     neither is there, each edge has one unit, which is logged. Nodes are numbered in the order of their names, numbers by value.
-    Of parallel edges the shortest counts, which is logged. Raises ValueError where the graph is not connected or an edge is
-    negative; AsymmetricDelays, unless is_repaired, where the two directions between nodes differ.
+    Of parallel edges the shortest counts, and loops do not, which is logged. Raises ValueError where the graph is not connected
+    or an edge is negative; AsymmetricDelays, unless is_repaired, where the two directions between nodes differ, or a directed
+    graph has only one of them.
     """
     from scipy.sparse.csgraph import dijkstra
 
     head = _COMMENTS.sub(b"", bytes(file.peek(4096)[:4096]))  # type: ignore[attr-defined]
     is_marked_up = head.lstrip().startswith((b"<", b"graph", b"Creator", b"Version"))
-    nodes, ends, weights = _networkx(file, scale, log) if is_marked_up else _edge_lines(file, name, scale)
-    if not len(ends):
-        raise ValueError("it holds no edges")
+    read = _networkx(file, scale, log) if is_marked_up else _edge_lines(file, name, scale)
+    nodes, ends, weights = read.nodes, read.ends, read.weights
     is_bad = (weights < 0) | ~np.isfinite(weights)
     if is_bad.any():
         edge = int(np.argmax(is_bad))
         raise ValueError(f"edge {edge + 1} has a delay of {weights[edge]:g} ms, which is negative or not finite")
-    pairs, weights = _merged(ends, weights, nodes, is_repaired=is_repaired, log=log)
+    is_loop = ends[:, 0] == ends[:, 1]
+    if weights[is_loop].any():
+        log(f"{np.count_nonzero(weights[is_loop])} edges lead from a node to itself, and are left out")
+    if is_loop.all():
+        raise ValueError("it holds no edges")
+    read = replace(read, ends=ends[~is_loop], weights=weights[~is_loop])
+    pairs, weights = _merged(read, is_repaired=is_repaired, log=log)
     graph = graph_of(pairs, weights, len(nodes))
     _require_connected(graph, nodes)
     edges = (pairs.astype(np.int32), weights.astype(np.float32))
@@ -65,16 +72,30 @@ def read_graph(
     return checked(Delays("matrix", site, none, matrix=np.minimum(matrix, matrix.T))), edges
 
 
-def _merged(
-    ends: np.ndarray, weights: np.ndarray, nodes: list[str], *, is_repaired: bool, log: Log
-) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Read:
+    """A graph as its file has it."""
+
+    nodes: list[str]  # their names
+    ends: np.ndarray  # int64 (E, 2), indices into `nodes`
+    weights: np.ndarray  # float64 (E,), ms
+    is_directed: bool = False  # whether its delays are of one direction each
+
+
+def _merged(read: _Read, *, is_repaired: bool, log: Log) -> tuple[np.ndarray, np.ndarray]:
     """One edge between two nodes: the lower first, int64 (E, 2), and its weight, float64 (E,): the shortest of each direction,
     and the mean of both."""
-    shortest: dict[tuple[int, int], float] = {}
-    for (u, v), weight in zip(ends.tolist(), weights.tolist(), strict=True):
+    nodes, shortest = read.nodes, dict[tuple[int, int], float]()
+    for (u, v), weight in zip(read.ends.tolist(), read.weights.tolist(), strict=True):
         shortest[u, v] = min(weight, shortest.get((u, v), weight))
-    if len(shortest) < len(ends):
-        log(f"{len(ends) - len(shortest)} edges are parallel to others; the shortest counts")
+    if len(shortest) < len(read.ends):
+        log(f"{len(read.ends) - len(shortest)} edges are parallel to others; the shortest counts")
+    one_way = [(u, v) for u, v in shortest if (v, u) not in shortest] if read.is_directed else []
+    if one_way and not is_repaired:
+        u, v = one_way[0]
+        raise AsymmetricDelays(
+            f"{len(one_way)} directed edges have none back, so that delays are missing, the first from {nodes[v]} to {nodes[u]}"
+        )
     merged: dict[tuple[int, int], float] = {}
     n_averaged = 0
     for (u, v), weight in shortest.items():
@@ -86,6 +107,8 @@ def _merged(
         merged[min(u, v), max(u, v)] = (weight + back) / 2
     if n_averaged:
         log(f"{n_averaged} pairs averaged")
+    if one_way:
+        log(f"{len(one_way)} edges have none back, and count both ways")
     order = sorted(merged)
     return np.array(order, np.int64), np.array([merged[pair] for pair in order])
 
@@ -106,8 +129,8 @@ def _require_connected(graph: Any, nodes: list[str]) -> None:
         raise ValueError(f"the graph has {n_parts} parts that no edge connects; {nodes[0]} and {other} are in two of them")
 
 
-def _edge_lines(file: BinaryIO, name: str, scale: float) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of nodes, ends of edges int64 (E, 2) and weights float64 (E,) from lines `node node ms`."""
+def _edge_lines(file: BinaryIO, name: str, scale: float) -> _Read:
+    """The graph of lines `node node ms`, which is undirected."""
     rows = read_rows(file, name, delimiters="", has_header=False, comment="#", is_ragged=True)
     for line, fields in rows:
         if len(fields) != 3 or not is_number(fields[2]):
@@ -117,8 +140,8 @@ def _edge_lines(file: BinaryIO, name: str, scale: float) -> tuple[list[str], np.
     return _numbered(nodes, ends, [float(fields[2]) * scale for fields in rows.fields])
 
 
-def _networkx(file: BinaryIO, scale: float, log: Log) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """As _edge_lines, from GML or GraphML."""
+def _networkx(file: BinaryIO, scale: float, log: Log) -> _Read:
+    """The graph of GML or GraphML."""
     import networkx as nx
 
     text, n_bare = file.read(), 0
@@ -133,10 +156,12 @@ def _networkx(file: BinaryIO, scale: float, log: Log) -> tuple[list[str], np.nda
         raise ValueError("this is neither GML nor GraphML") from None
     placed = {node for node, fields in graph.nodes(data=True) if {"Latitude", "Longitude"} <= set(fields)}
     weights: list[float] = []
+    n_delays = 0
     for u, v, fields in graph.edges(data=True):
         name = next((name for name in _WEIGHTS if name in fields), None)
         if name is not None:
             weights.append(_number(fields[name], f"{name} of the edge from {u} to {v}") * scale)
+            n_delays += 1
         elif {u, v} <= placed:
             weights.append(_distance_ms(graph.nodes[u], graph.nodes[v]))
         elif placed:
@@ -148,7 +173,9 @@ def _networkx(file: BinaryIO, scale: float, log: Log) -> tuple[list[str], np.nda
     if n_bare:
         log(f"{n_bare} edges have no delay and their nodes no position: {scale:g} ms each")
     nodes = sorted((str(node) for node in graph.nodes), key=_by_value)
-    return _numbered(nodes, [(str(u), str(v)) for u, v in graph.edges()], weights)
+    read = _numbered(nodes, [(str(u), str(v)) for u, v in graph.edges()], weights)
+    # editors write `directed` for links, too: it counts where a file has delays, and not only links or positions
+    return replace(read, is_directed=graph.is_directed() and n_delays > 0)
 
 
 def _number(value: Any, name: str) -> float:
@@ -165,12 +192,11 @@ def _distance_ms(u: Any, v: Any) -> float:
     return float(diameter * np.arcsin(min(1.0, float(np.sqrt(np.square(a - b).sum())) / diameter)))
 
 
-def _numbered(nodes: list[str], ends: list[tuple[str, str]], weights: list[float]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The edges with nodes as indices into `nodes`, without loops."""
+def _numbered(nodes: list[str], ends: list[tuple[str, str]], weights: list[float]) -> _Read:
+    """The edges with nodes as indices into `nodes`."""
     index = {node: number for number, node in enumerate(nodes)}
     pairs = np.array([(index[u], index[v]) for u, v in ends], np.int64).reshape(-1, 2)
-    is_loop = pairs[:, 0] == pairs[:, 1]
-    return nodes, pairs[~is_loop], np.array(weights, np.float64)[~is_loop]
+    return _Read(nodes, pairs, np.array(weights, np.float64))
 
 
 def _by_value(node: str) -> tuple[int, float, str]:

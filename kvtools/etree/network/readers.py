@@ -1,7 +1,8 @@
 """Delays from files: a matrix, pings, or positions; checked, and converted to ms. Graphs: see graphs.py.
 
 Delays are symmetric here. A matrix that is not is refused unless `is_repaired`: then both directions are averaged, and a
-missing delay becomes that of the shortest detour. Rows and columns that have names are matched by them.
+missing delay becomes that of the way back, or else of the shortest detour. Rows and columns are matched by
+their names.
 
 Not here: measurements. Delays of more devices than there are sites are extrapolated (`spread`), and the command says so.
 
@@ -46,6 +47,9 @@ def read_matrix(
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"{' x '.join(map(str, matrix.shape))} numbers are not a square matrix")
     matrix = matrix * scale
+    own = np.nan_to_num(matrix.diagonal())
+    if own.any():
+        log(f"{np.count_nonzero(own)} delays of a site to itself are left out, such as {own[own != 0][0]:g} ms")
     np.fill_diagonal(matrix, 0)
     if (matrix < 0).any():
         row, column = np.argwhere(matrix < 0)[0].tolist()
@@ -203,8 +207,8 @@ def _pings_of_city(rows: Rows) -> list[tuple[str, float]]:
 
 
 def _square(pings: Iterable[tuple[str, str, float]], log: Log, names: list[str] | None = None) -> np.ndarray:
-    """The matrix of pings, NaN where there is none either way, float64 (S, S); sites in the order of `names`, or as they occur.
-    Several pings of one direction are averaged."""
+    """The matrix of pings, NaN where there is none, float64 (S, S); sites in the order of `names`, or as they occur. Several
+    pings of one direction are averaged."""
     pings = list(pings)
     order = names or [name for source, target, _ in pings for name in (source, target)]
     index = {name: number for number, name in enumerate(dict.fromkeys(order))}
@@ -215,8 +219,6 @@ def _square(pings: Iterable[tuple[str, str, float]], log: Log, names: list[str] 
     matrix = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     if (n_repeated := int((count > 1).sum())) > 0:
         log(f"{n_repeated} pairs of sites have several pings in one direction, which are averaged")
-    is_one_way = np.isnan(matrix) & ~np.isnan(matrix.T)  # few networks are measured both ways
-    matrix[is_one_way] = matrix.T[is_one_way]
     return matrix
 
 
@@ -246,5 +248,7 @@ def _symmetric(matrix: np.ndarray, *, is_repaired: bool, log: Log) -> np.ndarray
             row, column = gaps[int(np.argmin(np.isfinite(detours)))].tolist()
             raise ValueError(f"there is no delay and no detour between site {row} and site {column}")
         whole[gaps[:, 0], gaps[:, 1]] = detours
-    log(f"{int(is_odd.sum()) // 2} pairs averaged, {len(gaps) // 2} filled by the shortest detour")
+    n_one_way = int((is_missing & ~is_missing.T).sum())
+    from_back = f", {n_one_way} by the delay of the way back" if n_one_way else ""
+    log(f"{int(is_odd.sum()) // 2} pairs averaged, {len(gaps) // 2} filled by the shortest detour{from_back}")
     return whole

@@ -1,12 +1,14 @@
 """Records of many streams of one kind, one stream after the other, as `kvtools cat` reads them.
 
 A damaged file is reported and the others are still read; a damaged stdin ends everything with its fault, because the stage that
-writes it has failed. So do two different clips of one key. Every file is opened once before the first record, for its head.
+writes it has failed. So do two different clips of one key. Every input is opened before the first record, for its head. Files
+are closed until their turn comes, since there may be more of them than a process may have open; pipes cannot be opened again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from kvtools.artifact.equal_keys import KeysSoFar, is_looked_up
 from kvtools.artifact.files import open_source
@@ -51,7 +53,7 @@ class Concat:
         self._log = log
         self._n_records = 0
         self._codes: list[int] = []
-        self._readers = [(src, reader) for src in sources if (reader := self._open(src)) is not None]
+        self._opened = [(src, *opened) for src in sources if (opened := self._open(src)) is not None]
 
     @property
     def code(self) -> int:
@@ -62,8 +64,8 @@ class Concat:
 
     def __iter__(self) -> Iterator[Record]:
         read: set[str] = set()
-        for src, reader in self._readers:
-            records = self._records(src, reader)
+        for src, file, reader in self._opened:
+            records = self._records(src, file, reader)
             while self._n_records != self._limit:
                 try:
                     record = next(records, None)
@@ -82,7 +84,7 @@ class Concat:
             if key not in read:
                 self._report("", Missing(f"--key {key}: no input has it. See kvtools info --records."))
 
-    def _open(self, src: str) -> Reader | None:
+    def _open(self, src: str) -> tuple[BinaryIO, Reader] | None:
         try:
             file = open_source(src)
             reader = Reader(file, source_name(src))
@@ -96,16 +98,17 @@ class Concat:
             self._report(src, fault)
             return None
         self.heads.append(reader.head)
-        if src != "-":
+        if src != "-" and file.seekable():
             file.close()
-        return reader
+        return file, reader
 
-    def _records(self, src: str, reader: Reader) -> Iterator[Record]:
-        if src == "-":
-            yield from self._selected(reader)
+    def _records(self, src: str, opened: BinaryIO, reader: Reader) -> Iterator[Record]:
+        if not opened.closed:
+            with opened:
+                yield from self._selected(reader)
             return
         with open_source(src) as file:
-            if self._keys is None or not file.seekable():
+            if self._keys is None:
                 yield from self._selected(Reader(file, src))
             else:
                 index = Index(file, src)

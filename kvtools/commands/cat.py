@@ -66,7 +66,7 @@ def main(
         return records.code
     remaining = iter(records)
     record = next(remaining, None)  # before the sink is opened: without any record the output stays as it was
-    if not records.heads:
+    if not records.heads or (record is None and records.code):
         return records.code
     if as_tar:
         write_tar([] if record is None else chain([record], remaining), run.sink())

@@ -40,6 +40,16 @@ def test_concatenated_files_are_a_stream(sh, stream):
     )
 
 
+def test_cat_reads_pipes_by_name(sh, stream):
+    made = sh(
+        "mkfifo p; cat clip.kvs > p & kvtools cat p <(cat clip.kvs) clip.kvs -o a.kvs; cat clip.kvs | kvtools cat /dev/stdin"
+    )
+    assert made.code == 0, made.err
+    assert sh("kvtools info --json a.kvs").out.count(b'"records": 3') == 1
+    cut = sh("kvtools cat <(head -c 3000 clip.kvs) -o b.kvs", pipefail=False)
+    assert (cut.code, sh("test -e b.kvs").code) == (65, 1)
+
+
 def test_info_tells_form_kind_records_and_history(sh, stream):
     line = json.loads(sh("kvtools info --json clip.kvs").out)
     assert (line["form"], line["kind"], line["records"]) == ("stream", "video", 1)

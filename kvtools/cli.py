@@ -43,7 +43,7 @@ class Command(TyperCommand):
         entry: Entry = COMMANDS[self.name or ""]
         if ctx.obj is None:
             ctx.obj = Invocation()
-        ctx.obj.world = World.open()
+        ctx.obj.world = World.open(is_part=ctx.params.get("shard") is not None)
         if not entry.is_parallel and not ctx.obj.world.is_root:
             return 0
         if "-" in ctx.obj.argv and ctx.obj.world.size > 1 and is_stdin_limited():

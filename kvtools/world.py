@@ -56,11 +56,14 @@ class World:
             self._liveness = Liveness(self.rank, self.size, self.broadcast, self._end_now)
 
     @staticmethod
-    def open() -> "World":
-        """The world this process was launched into. Must be called once, before stdin or stdout are touched."""
+    def open(*, is_part: bool = False) -> "World":
+        """The world this process was launched into. Must be called once, before stdin or stdout are touched.
+
+        is_part: --shard is given, so that tasks of srun that cannot see each other are meant. Raises Usage for others."""
         n_launched = _launched()[1]
         if n_launched == 1:
-            _refuse_silent_copies()
+            if not is_part:
+                _refuse_silent_copies()
             return World()
         from mpi4py import MPI
 
@@ -319,5 +322,7 @@ def _local_size(size: int) -> int:
 
 def _refuse_silent_copies() -> None:
     n_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if "SLURM_STEP_ID" in os.environ and int(n_tasks) > 1 and not any(word.startswith("--shard") for word in sys.argv):
-        raise Usage(f"srun started {n_tasks} tasks that cannot see each other. Use srun --mpi=pmi2, or --shard I/N.")
+    if "SLURM_STEP_ID" in os.environ and int(n_tasks) > 1:
+        raise Usage(
+            f"srun started {n_tasks} tasks that cannot see each other. Use srun --mpi=pmi2, or --shard I/N where there is one."
+        )

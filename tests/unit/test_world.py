@@ -50,6 +50,16 @@ def test_rank_0_alone_prints_what_every_rank_meets(monkeypatch, capfd, launcher,
     assert capfd.readouterr().err == "kvtools check: disk on fire.\n"
 
 
+@pytest.mark.parametrize(("options", "code"), [("", 2), ("--shard-model", 2), ("--shard-optimizer", 2), ("--shard 3/4", 66)])
+def test_tasks_of_srun_that_cannot_see_each_other_are_refused_unless_each_takes_a_part(kv, monkeypatch, options, code):
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    command = "tokenize-video" if code == 66 else "pretrain onerec"
+    found, err = kv(f"{command} {options} nothing -o new")
+    assert found == code
+    assert err.startswith(f"kvtools {command}: " + ("nothing" if code == 66 else "srun started 4 tasks that cannot see each"))
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 9])
 def test_shards_one_after_the_other_are_the_whole_list(n):
     items = list(range(7))

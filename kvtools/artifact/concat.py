@@ -6,6 +6,7 @@ are closed until their turn comes, since there may be more of them than a proces
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +15,7 @@ from kvtools.artifact.equal_keys import KeysSoFar, is_looked_up
 from kvtools.artifact.files import open_source
 from kvtools.artifact.open import source_name
 from kvtools.artifact.stream import Head, Reader, Record
-from kvtools.artifact.stream_index import Index
+from kvtools.artifact.stream_index import Index, read_heads
 from kvtools.errors import Corrupt, Fault, Missing
 
 
@@ -30,7 +31,8 @@ def distinct_names(sources: Sequence[str]) -> dict[str, str]:
 
 
 class Concat:
-    """Iterate for the records. heads: of all inputs that can be read, known before the first record."""
+    """Iterate for the records. heads: of all parts of all inputs that can be read, before the first record; of a pipe the first
+    part's alone, and the others' once it is read. has_pipes: whether any of them is one."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Concat:
         """keys: only the records of these keys. limit: at most so many records. prefixes: of keys, by source. strict: raise the
         first fault. log: called with the others."""
         self.heads: list[Head] = []
+        self.has_pipes = False
         self._keys = keys
         self._limit = limit
         self._prefixes = prefixes or {}
@@ -97,15 +100,20 @@ class Concat:
         except Fault as fault:
             self._report(src, fault)
             return None
-        self.heads.append(reader.head)
-        if src != "-" and file.seekable():
-            file.close()
+        heads = [reader.head]
+        if src == "-" or not file.seekable():
+            self.has_pipes = True
+        else:
+            with file, suppress(Corrupt):  # it is refused when its records are read
+                heads = read_heads(file, src)
+        self.heads += heads
         return file, reader
 
     def _records(self, src: str, opened: BinaryIO, reader: Reader) -> Iterator[Record]:
         if not opened.closed:
             with opened:
                 yield from self._selected(reader)
+            self.heads += reader.heads[1:]
             return
         with open_source(src) as file:
             if self._keys is None:

@@ -13,7 +13,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from kvtools import __version__
@@ -22,7 +21,6 @@ from kvtools.errors import Usage
 
 Step = dict[str, Any]
 
-_NAMED = 8  # parts in a message
 _SHOWN = 80  # characters of an option's value in a message
 
 # options that do not change the result: name → whether a value follows
@@ -72,32 +70,6 @@ def extend(
     return [*steps, step]
 
 
-def missing_parts(histories: Iterable[Sequence[Step]]) -> list[str]:
-    """What is wrong with parts that --shard made, in words: those that are missing, and those that are there twice.
-
-    histories: of the parts; one that was not made with --shard is left out.
-    """
-    parts: dict[tuple[str, int], list[int]] = {}
-    for history in histories:
-        step = history[-1] if history else {"command": "", "argv": []}
-        argv = [word for argument in step["argv"] for word in argument.split("=", 1)]
-        spec = next((spec for name, spec in pairwise(argv) if name == "--shard"), "")
-        part, _, n_parts = spec.partition("/")
-        if part.isdigit() and n_parts.isdigit():
-            parts.setdefault((str(step["command"]), int(n_parts)), []).append(int(part))
-    faults = []
-    for (command, n), found in sorted(parts.items()):
-        lists = {"missing": sorted(set(range(n)) - set(found)), "there twice": sorted({i for i in found if found.count(i) > 1})}
-        for what, which in lists.items():
-            if which:
-                named = ", ".join(f"{i}/{n}" for i in which[:_NAMED]) + f" and {len(which) - _NAMED} more" * (
-                    len(which) > _NAMED
-                )
-                parts_are = f"part {named} of {command} is" if len(which) == 1 else f"parts {named} of {command} are"
-                faults.append(f"{parts_are} {what}")
-    return faults
-
-
 def portable(argv: Sequence[str]) -> list[str]:
     """The arguments without those that do not change the result; of an absolute path, its last part.
 
@@ -113,6 +85,8 @@ def portable(argv: Sequence[str]) -> list[str]:
             skip = _SILENT[name] and "=" not in argument
         elif argument.startswith("-o") and not argument.startswith("--"):
             pass  # -oDST in one argument
+        elif argument.startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+            kept.append("-")  # a pipe of the shell, whose number is chance
         else:
             kept.append(os.path.basename(argument.rstrip("/")) if argument.startswith("/") else argument)
     return [os.fsencode(argument).decode("utf-8", "backslashreplace") for argument in kept]

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 from kvtools import options as opt
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvtools.artifact.concat import Concat
     from kvtools.artifact.stream import Record
 
 EXAMPLES = [
@@ -38,16 +41,14 @@ def main(
     records of a file are fetched through its index. With --json, records are printed as text: JSON fields, tensor shapes, and
     the document of a record that holds one. With --tar, they are written as WebDataset reads them, for other trainers. The
     records of a damaged file are copied up to the damage, the file is named, and the exit code is 65. Parts that --shard made
-    are refused where one is missing or there twice, unless --partial is given; of one part alone a note says so. A damaged
-    stdin ends the command, so that no reader takes a part for the whole. From files into a file, a run that was stopped goes on
-    when the same command is run again.
+    are refused where one is missing or there twice, unless --partial is given; for one input alone a note says so. They are
+    known by their histories, also where cat has joined them before. A damaged stdin ends the command, so that no reader
+    takes a part for the whole. From files into a file, a run that was stopped goes on when the same command is run again.
     """
     from kvtools.artifact.concat import Concat, distinct_names
-    from kvtools.artifact.history import missing_parts
     from kvtools.artifact.resumable import stop_between, write_all
     from kvtools.artifact.summary import record_json
     from kvtools.artifact.webdataset import write_tar
-    from kvtools.errors import Corrupt
 
     opt.refuse_if((as_json and as_tar, "--json and --tar cannot be used together. Give one of them."))
     sources = inputs or ["-"]
@@ -55,16 +56,12 @@ def main(
     run.refuse_own_input(*sources)
     prefixes = {src: f"{name}/" for src, name in distinct_names(sources).items()} if prefix else {}
     records = Concat(sources, keys=keys, prefixes=prefixes, limit=limit, strict=run.strict, log=run.log)
-    faults = [] if keys or prefix or partial or records.code else missing_parts(head.history for head in records.heads)
-    if faults and len(sources) > 1:
-        raise Corrupt(f"{'; '.join(faults)}. Give each part once, or --partial.")
-    if faults:
-        run.info(f"{faults[0]}.")
+    is_whole = not (keys or prefix or partial or (limit is not None and records.has_pipes))
+    remaining = _parts_checked(run, records, len(sources)) if is_whole else iter(records)
     if as_json:
-        for each in records:
+        for each in remaining:
             run.print_json(record_json(each))
         return records.code
-    remaining = iter(records)
     record = next(remaining, None)  # before the sink is opened: without any record the output stays as it was
     if not records.heads or (record is None and records.code):
         return records.code
@@ -77,6 +74,26 @@ def main(
     with run.writer(records.heads[0].kind, config, before=before, keep_partial=stop is not None) as writer:
         write_all(writer, map(_encoded if prefix else _unchanged, chain([record] if record else [], remaining)), stop)
     return records.code
+
+
+def _parts_checked(run: opt.Invocation, records: "Concat", n_inputs: int) -> "Iterator[Record]":
+    """All records. Raises Corrupt for parts of --shard that are missing or there twice; for one input it tells them. Before the
+    first record, or after the last where a pipe is among the inputs, whose heads are known then."""
+    from kvtools.artifact.shards import missing_parts
+    from kvtools.errors import Corrupt
+
+    def refuse() -> None:
+        faults = [] if records.code else missing_parts(head.history for head in records.heads)
+        if faults and n_inputs > 1:
+            raise Corrupt(f"{'; '.join(faults)}. Give each part once, or --partial.")
+        if faults:
+            run.info(f"{'; '.join(faults)}.")
+
+    if not records.has_pipes:
+        refuse()
+    yield from records
+    if records.has_pipes:
+        refuse()
 
 
 def _unchanged(record: "Record") -> tuple[str, list[memoryview]]:

@@ -112,6 +112,34 @@ def test_parts_that_are_missing_or_there_twice_are_named(kv, tmp_path):
     assert kv("cat p-4.kvs p-0.kvs p-1.kvs p-2.kvs p-3.kvs -o all.kvs") == (0, "")
 
 
+def test_parts_are_those_of_one_step_and_are_followed_through_joined_streams(kv, sh, tmp_path):
+    for name in "abcd":
+        make_clip(tmp_path / f"{name}.mp4", n_frames=4)
+    lines = [f"tokenize-video {a}.mp4 {b}.mp4 --shard {i}/2 --jobs 1 -o {a}{i}.kvs" for a, b in ("ab", "cd") for i in (0, 1)]
+    lines += ["tokenize-video c.mp4 d.mp4 --fps 3 --shard 1/2 --jobs 1 -o other.kvs", "cat a0.kvs -q -o a0b.kvs"]
+    assert kv(*lines)[0] == 0
+    joined, both, two = tmp_path / "joined.kvs", tmp_path / "both.kvs", tmp_path / "two.kvs"
+    for path, names in ((joined, "a0 a1"), (both, "a0 c0"), (two, "a0 a0")):
+        path.write_bytes(b"".join((tmp_path / f"{name}.kvs").read_bytes() for name in names.split()))
+    assert kv("cat a0.kvs a1.kvs c0.kvs c1.kvs -o 1.kvs", "cat joined.kvs -o 2.kvs", "cat 2.kvs c0.kvs c1.kvs -o 3.kvs") == (
+        0,
+        "",
+    )
+    assert kv("cat 1.kvs 3.kvs --prefix -o 4.kvs", "cat 4.kvs a0.kvs a1.kvs -o 5.kvs") == (0, "")
+    of_a, of_c = (f"of tokenize-video {names}" for names in ("a.mp4 b.mp4", "c.mp4 d.mp4"))
+    told = f"part 1/2 {of_a} is missing; part 0/2 {of_c} is missing. Give each part once, or --partial.\n"
+    assert kv("cat a0.kvs c1.kvs -o 6.kvs") == (65, f"kvtools cat: {told}")
+    assert kv("cat c0.kvs other.kvs -o 6.kvs")[0] == 65
+    assert (
+        "part 1/2 of tokenize-video is missing" in kv("cat a0b.kvs 1.kvs --key a.mp4 -o 7.kvs", "cat 7.kvs a0b.kvs -o 6.kvs")[1]
+    )
+    assert "part 0/2 of tokenize-video is there twice" in kv("cat two.kvs a1.kvs -o 6.kvs")[1]
+    assert kv("cat both.kvs --partial -o 8.kvs", "cat 8.kvs a1.kvs -o 9.kvs") == (0, "")
+    piped = sh("cat a0.kvs a1.kvs | kvtools cat - c0.kvs c1.kvs -o p.kvs; kvtools cat p.kvs -o q.kvs")
+    assert (piped.code, piped.err) == (0, "")
+    assert sh("cat both.kvs | kvtools cat - a1.kvs -o r.kvs; test ! -e r.kvs", pipefail=False).code == 0
+
+
 def test_shards_put_together_are_the_whole(sh, tmp_path):
     for i in range(5):
         make_clip(tmp_path / f"c{i}.mp4", n_frames=2 + i)

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=.demo
-steps=${DEMO_STEPS:-2ep} # length of training; with neighbours, 6ep improve validation only a little
+steps=${DEMO_STEPS:-2ep} # length of training; the default, 4ep, improves a little more
 mkdir -p "$work"
 
 # fetch PACKAGE==VERSION PATTERN FOLDER: the files of a wheel whose names match, into a folder

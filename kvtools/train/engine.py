@@ -88,6 +88,13 @@ class Engine:
         return None
 
 
+def share_buffers(model: nn.Module) -> None:
+    """Give all ranks rank 0's buffers of real numbers, where a validation keeps what it chose; a collective."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            dist.broadcast(buffer, 0)
+
+
 class Replicas(Engine):
     """Every rank has the whole model. Gradients are summed in buckets, while the backward pass computes further ones.
 
@@ -132,6 +139,12 @@ class Replicas(Engine):
         for work in self._sent:
             work.wait()
         self._sent = []
+
+    def validate(self, figures: Callable[[], Figures | None]) -> Figures | None:
+        """As Engine.validate."""
+        answer = super().validate(figures)
+        share_buffers(self.model)
+        return answer
 
     def share_weights(self) -> None:
         """As Engine.share_weights."""

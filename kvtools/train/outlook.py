@@ -22,8 +22,8 @@ class Outlook:
             yield step
 
     def told(self) -> str:
-        """The last scores, and whether they still rise; empty where there are too few to tell."""
-        if len(self._scores) < _LAST:
+        """The last scores, and whether they still rise; empty where they are too few to tell, or all the same."""
+        if len(self._scores) < _LAST or len({score for _, score in self._scores}) == 1:
             return ""
         last = self._scores[-_LAST:]
         best_epoch, best = max(self._scores, key=lambda pair: pair[1])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtools.artifact.state import RunState
-from kvtools.train.engine import Engine, Figures, InRankOrder, Replicas
+from kvtools.train.engine import Engine, Figures, InRankOrder, Replicas, share_buffers
 from kvtools.train.parts import ModelWriters, gathered, save_in_parts
 from kvtools.train.process_group import close_process_group, open_process_group
 from kvtools.world import World
@@ -80,6 +80,7 @@ class Shards(Engine):
     def validate(self, figures: Callable[[], Figures | None]) -> Figures | None:
         """As Engine.validate; all ranks compute the same."""
         answer: Figures | None = self._world.broadcast(figures())
+        share_buffers(self.model)
         for part in self._parts:
             part.reshard()
         return answer

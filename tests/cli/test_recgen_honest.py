@@ -199,7 +199,9 @@ def test_figures_beyond_twenty_are_given_where_they_are_asked_for(shop, capfd):
     assert "hr@35" in done.out.decode().splitlines()[0]
 
 
-@pytest.mark.parametrize("options", ["", "--near 3", "--architecture item_scores=0 --architecture item_table=0"])
+@pytest.mark.parametrize(
+    "options", ["", "--near 3", "--architecture item_scores=40", "--architecture item_scores=0 --architecture item_table=0"]
+)
 def test_items_that_came_after_training_are_recommended_by_their_codes(shop, capfd, options):
     assert say(f"{TRAIN} --steps 20 --lr 1e-2 {options} -o m.safetensors").code == 0
     ids = SemanticIds.open("items.ids")

@@ -1,5 +1,7 @@
 """What a recipe of `pretrain onerec` makes of options that are not given."""
 
+from dataclasses import replace
+
 import pytest
 
 from kvtools.onerec.run.recipe import OneRecRecipe
@@ -12,6 +14,14 @@ def recipe(near=50, without=(), steps=None, batch=None, training=()):
 @pytest.mark.parametrize("steps", [None, "3ep"])
 def test_a_recipe_that_is_printed_says_how_long_it_trains(steps):
     assert recipe(steps=steps).to_json()["steps"] == recipe(steps=steps).length == (steps or "4ep")
+
+
+def test_a_model_that_is_told_less_trains_longer():
+    assert recipe(training=["warm_start=no"]).length == "8ep"
+    assert recipe(training=["warm_start=no"], near=0).length == "20ep"
+    assert replace(recipe(), size="0.015b").length == "8ep"
+    assert replace(recipe(near=0), size="0.015b").length == "20ep"
+    assert recipe(near=0).length == "4ep"
 
 
 @pytest.mark.parametrize(

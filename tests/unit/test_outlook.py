@@ -10,6 +10,8 @@ from kvtools.train.outlook import Outlook
     ("scores", "words"),
     [
         ([0.1, 0.2, 0.3], ""),
+        ([0.0, 0.0, 0.0, 0.0], ""),
+        ([0.4, 0.4, 0.4, 0.4, 0.4], ""),
         ([0.1, 0.2, 0.3, 0.4], "0.1000, 0.2000, 0.3000, 0.4000. It still rises by 25% an epoch: more --steps would help."),
         ([0.1, 0.4, 0.4, 0.39, 0.38], "0.4000, 0.4000, 0.3900, 0.3800. The best was 0.4000, after epoch 2: more --steps"),
         ([0.4, 0.4, 0.4, 0.401], "The best was 0.4010, after epoch 4: more --steps would help little."),

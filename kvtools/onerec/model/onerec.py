@@ -3,7 +3,8 @@
 Source: OneRec Technical Report (arXiv 2506.13695 v4) sections 2.2 and 2.3; the lazy decoder after OneRec-V2 (arXiv
 2508.20900) section 3. Our choices where they are silent: codes of an item are summed, embeddings are shared by input and
 output, the QFormer has residuals, everything is pre-normed. What the report does not have: rows whose targets share one
-causal pass (`attention="causal"`), neighbours as further context, and an item table beside the codes.
+causal pass (`attention="causal"`), neighbours as further context and with a share of the probability, an item table beside
+the codes, and scores of whole items, in which the latest items take part directly.
 
 Not here: which rows to make (batching.py), beams (beam.py), files. Legend: B rows, T targets a row, M = B * T items, S levels,
 C context tokens, P tokens of a pathway, F features, D width, K codes a level, H heads, X width of a head, N neighbours,

@@ -44,7 +44,10 @@ def with_later_items(checkpoint: Checkpoint, ids: SemanticIds, model: str, items
         weights["item_scores.scored"] = torch.cat([scored, torch.arange(n_old, n_old + n_more)])
         popularity = torch.from_numpy(counts.popularity)[scored]
         rare = torch.argsort(popularity, stable=True)[: max(1, int(_RARE_SHARE * len(scored)))]
-        weights["item_scores.bias"] = torch.cat([bias, bias[rare].mean().expand(n_more)])
+        later = bias[rare].mean()
+        weights["item_scores.bias"] = torch.cat([bias, later.expand(n_more)])
+        if len(scored) == n_old:  # in training there were no others, whose score would be known
+            weights["item_scores.rest"] = later.reshape(1)
     grown.load_state_dict(weights)
     grown.eval()
     return replace(checkpoint, model=grown, ids=ids, counts=counts)

@@ -32,7 +32,8 @@ _TRAINING: dict[str, Any] = {
     "positive_from": "",  # the rating from which an interaction is positive; empty: the median
 }
 _EMBEDDING_RATE, _EMBEDDING_RATE_COLD = 3.0, 15.0  # where items have scores, with and without a warm start; else 1
-_LENGTH = "4ep"
+# of a training that begins with counts, of one with neighbours, and of others: the more a model is told, the sooner it learns
+_LENGTH, _LENGTH_NEAR, _LENGTH_COLD = "4ep", "8ep", "20ep"
 _STEPS_AN_EPOCH = 250  # about: the size of a step follows the data
 _STEP = (32, 1024)  # targets of such a step, least and most
 
@@ -64,7 +65,7 @@ class OneRecRecipe:
     near: int
     without: list[str]
     architecture: list[str]
-    steps: str | None  # None: four epochs
+    steps: str | None  # None: as many epochs as suit the model
     lr: float
     batch: int | None  # targets of a step; None: as many as suit the data
     training: list[str]
@@ -107,7 +108,11 @@ class OneRecRecipe:
     @property
     def length(self) -> str:
         """How long to train, a duration."""
-        return self.steps or _LENGTH
+        if self.steps:
+            return self.steps
+        if self.config.item_scores and self.settings["warm_start"]:
+            return _LENGTH
+        return _LENGTH_NEAR if self.near and "near" not in self.without else _LENGTH_COLD
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -46,8 +46,8 @@ def main(
         str | None,
         opt.value(
             "DURATION",
-            "Training length: 500 (steps), 3ep (epochs) or 1e9tok (tokens). Default: 4ep, but 8ep without a warm start, and 20ep "
-            "without neighbours too.",
+            "Training length: 500 (steps), 3ep (epochs) or 1e9tok (tokens). Default: 4ep, but 8ep without a warm start, and "
+            "20ep without neighbours too.",
         ),
     ] = None,
     lr: Annotated[float, opt.value("X", "Peak learning rate.", least=0)] = 3e-3,

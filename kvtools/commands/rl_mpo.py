@@ -45,8 +45,8 @@ def main(
     """Train a model by mixed preference optimisation: better answers more probable than worse ones, and likely by themselves.
 
     The loss is that of a preference (DPO), of the quality of each answer (BCO), and of generation, weighted. With --valid the
-    weights of the least loss on the held-out pairs are kept, those of the start among them. Run a stopped command again to
-    resume it. The ranks of mpiexec or srun share each step.
+    weights of the highest reward on the held-out pairs are kept, those of the start among them. Run a stopped command again
+    to resume it. The ranks of mpiexec or srun share each step.
     """
     from contextlib import ExitStack
 
@@ -59,7 +59,7 @@ def main(
     from kvtools.keye.rl.mpo import MpoTask
     from kvtools.keye.rl.recipe import MpoRecipe
     from kvtools.keye.rl.setup import open_pairs, open_policy
-    from kvtools.keye.rl.train import frozen_start, has_gained, prepare, save, steps_of
+    from kvtools.keye.rl.train import frozen_start, prepare, save, steps_of, why_no_gain
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.durations import EpochLength
     from kvtools.train.loop import Trainer, log_run, resume_run
@@ -105,7 +105,10 @@ def main(
         )  # fmt: skip
     if not world.is_root:
         return 0
-    code = 1 if require_gain and not has_gained(trainer) else data.code
+    code = data.code
+    if require_gain and (sentence := why_no_gain(trainer)):
+        run.warn(sentence)
+        code = 1
     save(run.sink(), start, trainer, recipe, command="mpo", before=data.histories, history=run.history)
     trainer.forget()
     return code

@@ -271,11 +271,12 @@ class Trainer:
         """Metrics of the validation, the same on all ranks; keeps the weights where its score is the best so far."""
         self.task.model.eval()
         metrics = self._engine.validate(self.task.validate)
-        if metrics is None or "score" not in metrics:
-            return metrics
+        if metrics is None:
+            return None
         at = self.progress
-        if at.best_score is None:
-            at.first = metrics
+        at.first = at.first or metrics  # even where it has no score: a later one is not that of the first weights
+        if "score" not in metrics or math.isnan(metrics["score"]):
+            return metrics
         if at.best_score is None or metrics["score"] > at.best_score:
             at.best_score, at.best_epoch, at.best = metrics["score"], at.epoch, metrics
             self.best = {name: x.detach().clone() for name, x in changing_tensors(self.task.model).items()}

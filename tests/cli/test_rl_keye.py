@@ -95,6 +95,18 @@ def test_mpo_begins_at_the_loss_of_a_coin_and_keeps_what_is_best(here, kv):
     assert kept["valid_loss"] < first["valid_loss"]
 
 
+def test_mpo_keeps_the_start_where_the_held_out_reward_fell_though_the_loss_did(here, kv):
+    pairs = [{"id": f"p{n}", "prompt": f"{n}?", "chosen": "no", "rejected": "no no no no"} for n in range(5)]
+    (here / "longer.jsonl").write_text("".join(json.dumps(line) + "\n" for line in pairs))
+    line = "rl mpo -q longer.jsonl --model start.model --valid longer.jsonl --weights 0,0,1 --lr 0.01 --steps 3"
+    code, err = kv(f"{line} --require-gain --log mpo.jsonl -o aligned.model")
+    rows = [row for row in log(here / "mpo.jsonl") if "valid_loss" in row]
+    assert rows[-2]["valid_loss"] < rows[0]["valid_loss"]
+    assert rows[-2]["valid_reward"] < rows[0]["valid_reward"] == rows[-1]["valid_reward"] == 0
+    assert (code, err) == (1, "kvtools rl mpo: the held-out reward has not risen: 0 before, 0 with the best weights.\n")
+    assert not differ(weights("start.model"), weights("aligned.model"))
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -163,6 +175,20 @@ def test_equal_rewards_change_nothing_and_are_no_gain(here, kv):
     assert re.search(r"sums\.jsonl: (\d+) of \1 rewards are no finite numbers\.", err)
     assert [row["not_finite"] for row in log(here / "nan.jsonl")] == [1] * 4
     assert not differ(weights("start.model"), weights("nan.model"))
+
+
+def test_held_out_rewards_that_are_missing_are_told_and_no_later_one_stands_for_the_start(here, kv):
+    first, rest = "touch asked; while read line; do echo null; done", "read line; echo NaN; while read line; do echo 1; done"
+    (here / "score").write_text(f"#!/bin/sh\nif [ -e asked ]; then {rest}; else {first}; fi\n")
+    (here / "score").chmod(0o755)
+    code, err = kv(f"{GRPO} --valid sums.jsonl --reward cmd:./score --require-gain --log log.jsonl -o same.model")
+    assert code == 1
+    assert re.search(r"--valid sums\.jsonl: 6 of \d+ answers have no reward and were set aside; \d of \d+ rewards are no", err)
+    assert err.endswith("kvtools rl grpo: the held-out reward has not risen: none before, 1 with the best weights.\n")
+    rows = log(here / "log.jsonl")
+    assert ("valid_reward" in rows[0], rows[0]["valid_set_aside"]) == (False, 1)
+    means = [(row["reward"], row["reward_cmd:score"]) for row in rows if "loss" in row]
+    assert means == [(1, 1)] * 4, "over the answers whose reward is a number"
 
 
 def test_a_judge_that_fails_sets_answers_aside_and_none_is_asked_twice(here, kv):

@@ -324,6 +324,19 @@ def test_patience_ends_a_run_and_the_best_weights_are_given_back():
     assert_same(weights(task), task.seen[1])
 
 
+@pytest.mark.parametrize("unknown", [{}, {"score": math.nan}])
+def test_weights_without_a_score_are_no_candidates_and_stay_the_first(unknown):
+    class Unsure(Toy):
+        def validate(self):
+            score = super().validate()
+            return {"n": float(len(self.seen))} | (unknown if len(self.seen) == 1 else score)
+
+    task = Unsure(scores=[9, 0.3, 0.2])
+    run, _ = train(task, n_steps=2 * AN_EPOCH, validates_first=True)
+    assert (run.progress.first["n"], run.progress.best_score) == (1, 0.3)
+    assert_same(weights(task), task.seen[1])
+
+
 def test_without_patience_all_epochs_run_and_the_best_weights_are_given_back():
     task = Toy(scores=[0.1, 0.9, *[0.2] * 23])
     run, _ = train(task, n_steps=100)

@@ -60,7 +60,8 @@ class GrpoTask:
     """Steps of sampling and learning: a `train.loop.Task`. reference: the start model's log-probabilities of a row, for KL.
 
     chunk: prompts that grow together. keep: called with a name and the groups of each chunk of a step. `figures`: of the last
-    step, for its line in the log. `seen`: what all steps of this run sampled, over all ranks.
+    step, for its line in the log. `seen`: what all steps of this run sampled, over all ranks; `seen_held_out`: what its
+    validations did, on rank 0.
     """
 
     model: Keye
@@ -81,6 +82,7 @@ class GrpoTask:
     keep: Callable[[str, Sequence[Group]], None] | None = None
     figures: dict[str, float] = field(default_factory=dict)
     seen: Tally = field(default_factory=Tally)
+    seen_held_out: Tally = field(default_factory=Tally)
     is_between: bool = True
     _chunks: list[list[Group]] = field(default_factory=list)  # this rank's; as many on every rank, the last perhaps empty
 
@@ -153,6 +155,7 @@ class GrpoTask:
             return None
         with self.in_dtype():
             groups = list(self.held_out_sampler.groups(self.held_out, seed=seed_for(self.seed, "valid")))
+        self.seen_held_out.add_sums(tally_of(groups))
         names = self.held_out_sampler.rewards.names
         figures: dict[str, float] = {"valid_n": float(len(groups))}
         asked = sorted({group.prompt.mode for group in groups})

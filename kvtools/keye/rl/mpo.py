@@ -141,7 +141,7 @@ class MpoTask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float] | None:
-        """Loss, margin and accuracy on the held-out pairs; the score is the negative loss."""
+        """Loss, margin and accuracy on the held-out pairs; the score is the reward: the mean margin."""
         held_out = self._held_out
         if held_out is None or not len(held_out):
             return None
@@ -151,7 +151,7 @@ class MpoTask:
                 sums[name] = sums.get(name, 0.0) + float(total)
         means = {name: total / len(held_out) for name, total in sums.items()}
         figures = {f"valid_{name}": means[name] for name in ("loss", "accuracy", "preference", "quality", "generation")}
-        return {**figures, "valid_reward": means["margin"], "score": -means["loss"]}
+        return {**figures, "valid_reward": means["margin"], "score": means["margin"]}
 
     def describe(self, batch: Sequence[int]) -> str:
         """The keys of the first pairs of the batch."""

@@ -95,12 +95,13 @@ class Tally:
             self.sums[OVERLONG] += int(answer.ended == "length")
             if scored.reward is None:
                 self.sums[SET_ASIDE] += 1
-            else:
+            elif math.isfinite(scored.reward):
                 self.sums["rewarded"] += 1
                 self.sums["reward"] += scored.reward
-                self.sums["bad_rewards"] += int(not math.isfinite(scored.reward))
+            else:
+                self.sums["bad_rewards"] += 1
             for name, score in scored.scores.items():
-                if score is not None:
+                if score is not None and math.isfinite(score):
                     self.sums[f"n_{name}"] += 1
                     self.sums[f"reward_{name}"] += score
 
@@ -126,12 +127,12 @@ class Tally:
         return Corrupt.code if n_set_aside + n_bad == n_answers else 0
 
     def figures(self, names: Sequence[str]) -> dict[str, float]:
-        """Means for a log line, of the terms of these names; those of nothing, or that are not finite, are left out."""
+        """Means for a log line, of the terms of these names, over rewards that are finite; those of nothing are left out."""
         sums = self.sums
         n_answers, n_groups = max(1, sums["answers"]), max(1, sums["groups"])
         means = {"reward": (sums["reward"], sums["rewarded"])}
         means |= {f"reward_{name}": (sums[f"reward_{name}"], sums[f"n_{name}"]) for name in names}
-        figures = {name: total / n for name, (total, n) in means.items() if n and math.isfinite(total)}
+        figures = {name: total / n for name, (total, n) in means.items() if n}
         figures |= {
             "entropy": sums["neg_logprob"] / max(1, sums["tokens"]),
             "length": sums["tokens"] / n_answers,

@@ -19,7 +19,7 @@ from kvtools.keye.rl.records import KIND, to_records
 from kvtools.keye.rl.rollouts import Group, Sampler, SamplingPlan
 from kvtools.keye.rl.setup import Policy, judge_cache_of, open_policy, open_prompts, open_rewards, open_sandbox, parse_rewards
 from kvtools.keye.rl.spread import gather_records
-from kvtools.keye.rl.train import frozen_start, has_gained, in_dtype, prepare, save, steps_of
+from kvtools.keye.rl.train import frozen_start, in_dtype, prepare, save, steps_of, why_no_gain
 from kvtools.option_values import refuse_if
 from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device
 from kvtools.train.durations import EpochLength
@@ -90,9 +90,8 @@ def train_policy(run: "Invocation", recipe: GrpoRecipe, options: GrpoOptions, *,
         code = _report(run, opened)
     if not world.is_root:
         return code
-    if options.require_gain and not has_gained(trainer):
-        first, best = (figures.get("valid_reward") for figures in (trainer.progress.first, trainer.progress.best))
-        run.warn(f"the held-out reward has not risen: {_number(first)} before, {_number(best)} with the best weights.")
+    if options.require_gain and (sentence := why_no_gain(trainer)):
+        run.warn(sentence)
         code = 1
     save(run.sink(), start, trainer, recipe, command="grpo", before=[source.history], history=run.history)
     if opened.cache is not None and options.judge_cache is None:
@@ -182,16 +181,15 @@ def _report(run: "Invocation", opened: _Opened) -> int:
     for source in (opened.source, opened.held_out):
         if source is not None:
             code = max(code, source.skipped.report(source.name, run.warn, strict=run.strict))
-    for sampler in (opened.task.sampler, opened.task.held_out_sampler):
-        code = max(code, sampler.skipped.report(opened.source.name, run.log, strict=run.strict))
-    name, seen = opened.source.name, opened.task.seen
-    unrewarded = seen.report(name, opened.task.sampler.rewards, run.warn)
+    task, name = opened.task, opened.source.name
+    held_out = f"--valid {opened.held_out.name}" if opened.held_out is not None else ""
+    for sampler, src in ((task.sampler, name), (task.held_out_sampler, held_out)):
+        code = max(code, sampler.skipped.report(src, run.log, strict=run.strict))
+    seen, rewards = task.seen, task.sampler.rewards
+    code = max(code, task.seen_held_out.report(held_out, rewards, run.warn))
+    unrewarded = seen.report(name, rewards, run.warn)
     if seen.has_no_signal and not unrewarded:
         advice = "Give another reward, other prompts, or a higher --temperature"
         run.info(f"{name}: the answers to each prompt had equal rewards, so nothing was learnt. {advice}.")
     code = max(code, unrewarded)
     return int(run.world.max(code))
-
-
-def _number(x: float | None) -> str:
-    return "none" if x is None else f"{x:.4g}"

@@ -71,9 +71,14 @@ def kept_figures(trainer: Trainer) -> dict[str, float] | None:
     return {**best, "kept_epoch": float(trainer.progress.best_epoch)} if best else None
 
 
-def has_gained(trainer: Trainer) -> bool:
-    """Whether the weights that are kept score higher on the held-out data than those that the run started from."""
-    return bool(trainer.progress.best) and trainer.progress.best["score"] > trainer.progress.first["score"]
+def why_no_gain(trainer: Trainer) -> str | None:
+    """None where the weights that are kept have a higher held-out reward than those of the start, else a sentence that says so.
+    A reward that is unknown before training cannot have risen."""
+    first, best = (figures.get("score") for figures in (trainer.progress.first, trainer.progress.best))
+    if first is not None and best is not None and best > first:
+        return None
+    before, after = ("none" if x is None else f"{x:.4g}" for x in (first, best))
+    return f"the held-out reward has not risen: {before} before, {after} with the best weights."
 
 
 def save(

@@ -99,7 +99,7 @@ def main(
         delays, edges = _read_network(option, src, _SCALES[unit] / (2 if rtt else 1), log, is_repaired=symmetrize)
 
     fields: dict[str, Any] = {}
-    labelled = None if data is None else read_labelled(data)
+    labelled = None if data is None else read_labelled(data, lambda message: run.info(f"{data}: {message}."))
     n_sites = None if delays is None else delays.n_sites
     if labelled is None:
         n_devices = devices or n_sites or 0

@@ -62,6 +62,9 @@ def labelled():
         "bare-parts/train.csv": "1,2,0\n3,4,1\n",
         "bare-parts/test.csv": "1,2,3,0\n3,4,5,1\n",
         "no-label.csv": "a,b,label\n1,2,cat\n3,4,\n",
+        "na-label.csv": "a,b,label\n1,2,cat\n3,4,NA\n",
+        "untitled/train.csv": "a,b,label\n1,2,0\n3,4,1\n",
+        "untitled/test.csv": "1,2,0\n",
         "labels/train.csv": "a,b,label\n1,2,0\n3,4,1\n",
         "other.csv": "a,b,c,label\n" + "1,2,3,0\n3,4,5,1\n" * 9,
         "text.npz": "no archive\n",
@@ -220,6 +223,8 @@ kvtools devices --data parts --devices 1
 kvtools devices --data bare-shapes --devices 1
 kvtools devices --data bare-parts --devices 1
 kvtools devices --data no-label.csv --devices 1
+kvtools devices --data na-label.csv --devices 1
+kvtools devices --data untitled --devices 1
 kvtools devices --data labels --devices 1
 kvtools devices --data idx --devices 1
 kvtools devices --data idx-bad --devices 1

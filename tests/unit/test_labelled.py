@@ -102,6 +102,30 @@ def test_a_word_among_the_numbers_is_named_with_its_column(tmp_path):
         read_labelled(str(tmp_path / "a.csv"))
 
 
+@pytest.mark.parametrize("title", ["", "Unnamed: 0"])
+def test_an_index_is_left_out_and_told(tmp_path, title):
+    write_table(tmp_path / "a.csv", f"{title},age,mass,label", [f"{n},{n % 3},5,{n % 2}" for n in range(10)])
+    told = []
+    assert read_labelled(str(tmp_path / "a.csv"), told.append).shape == (2,)
+    assert told == ["the first column of a table has no title: it is an index, and left out"]
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "", "?"])
+def test_a_label_that_is_missing_is_refused_with_its_line_and_column(tmp_path, word):
+    for other in ("cat", "0"):
+        write_table(tmp_path / "a.csv", "a,b,class", [f"1,2,{other}", f"2,3,{word}", f"3,4,{other}"])
+        with pytest.raises(Corrupt, match=r"a\.csv: line 3 has no label in the column class"):
+            read_labelled(str(tmp_path))
+
+
+@pytest.mark.parametrize("bare", ["train", "test"])
+def test_a_table_without_titles_beside_one_with_them_is_refused(tmp_path, bare):
+    for part in ("train", "test"):
+        write_table(tmp_path / f"{part}.csv", "3,4,1" if part == bare else "a,b,label", ["1,2,0", "3,4,1"])
+    with pytest.raises(Corrupt, match=f"{bare}.csv: its first line holds no titles"):
+        read_labelled(str(tmp_path))
+
+
 def test_words_are_labels_without_a_header_too(tmp_path):
     (tmp_path / "iris.data").write_text(
         "5.1,3.5,setosa\n7.0,3.2,versicolor\n4.9,3.0,setosa\n6.4,3.1,versicolor\n5.0,3.1,setosa\n"

@@ -13,7 +13,7 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
@@ -57,8 +57,11 @@ class LabelledData:
         return state.hexdigest()
 
 
-def read_labelled(src: str) -> LabelledData:
-    """All samples of a file or folder. Raises Missing where there are none, Corrupt for damage, naming the file."""
+def read_labelled(src: str, log: Callable[[str], None] = lambda _: None) -> LabelledData:
+    """All samples of a file or folder. Raises Missing where there are none, Corrupt for damage, naming the file.
+
+    log: takes a message about what was left out.
+    """
     try:
         os.stat(src)  # a name without a known ending is not opened below
         parts = list(_read_all(src, _files_of(src)))
@@ -67,6 +70,8 @@ def read_labelled(src: str) -> LabelledData:
     if not parts:
         known = "idx images and labels, images in folders or a .tar, .csv, .npz or LEAF .json"
         raise Missing(f"{src}: there are no labelled data. Give {known}.")
+    if any(part.has_index for _, part in parts):
+        log("the first column of a table has no title: it is an index, and left out")
     parts = _with_classes_of_all(_with_columns_of_first(src, parts))
     train, test = (_join(src, [part for is_of_test, part in parts if is_of_test is is_test]) for is_test in (False, True))
     whole = train or test
@@ -184,6 +189,11 @@ def _with_columns_of_first(src: str, parts: list[tuple[bool, Samples]]) -> list[
         return parts
 
     def ordered(part: Samples) -> Samples:
+        if part.columns is None and part.table is not None:
+            raise Corrupt(
+                f"{part.table}: its first line holds no titles, by which its columns could be matched with those of other "
+                "tables. Add the titles."
+            )
         if part.columns is None or part.columns == first:
             return part
         alone = sorted(set(part.columns) ^ set(first))

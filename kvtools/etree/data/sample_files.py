@@ -25,6 +25,8 @@ from kvtools.etree.data.partition import load_json
 IMAGES = (".jpg", ".jpeg", ".png")
 _CHANNELS = (1, 3, 4)
 _MOST_PICTURE_BYTES = 256 << 20  # whatever a header says
+_MISSING = {"", "na", "n/a", "#n/a", "<na>", "nan", "null", "?"}  # labels that programs write where there is none
+_INDEX = {"", "unnamed: 0"}  # titles of the first column of a table of pandas, and of one that was read and written again
 _KERAS = (("x_train", "y_train"), ("x_test", "y_test"))
 
 
@@ -37,6 +39,8 @@ class Samples:
     users: np.ndarray | None = None  # strings (N,), who wrote the sample
     classes: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None  # (D,), the titles of a table
+    table: str | None = None  # the path of the table
+    has_index: bool = False  # whether the table begins with a column without a title, which is left out
 
     def take(self, rows: np.ndarray) -> "Samples":
         """The samples of these numbers, int (m,)."""
@@ -82,11 +86,11 @@ def read_images(paths: Iterable[tuple[str, BinaryIO]]) -> Samples:
     return named(np.array(x, np.float32) / 255, folders)
 
 
-def named(x: np.ndarray, names: list[str], **fields: "np.ndarray | tuple[str, ...] | None") -> Samples:
+def named(x: np.ndarray, names: list[str], users: np.ndarray | None = None) -> Samples:
     """Samples x (N, …) with the names of their classes (N,), which are numbered in the order of the names."""
     classes = in_order(set(names))
     number = {name: i for i, name in enumerate(classes)}
-    return Samples(x, np.array([number[name] for name in names], float), classes=classes, **fields)  # type: ignore[arg-type]
+    return Samples(x, np.array([number[name] for name in names], float), users, classes)
 
 
 def in_order(names: set[str]) -> tuple[str, ...]:
@@ -127,7 +131,7 @@ def _table(file: BinaryIO, path: str) -> Rows:
 
 def _read_table(file: BinaryIO, path: str) -> Samples:
     """Numbers between commas, semicolons, tabs or blanks. The label is in the column `label`, `class` or `target`, or in the
-    last, and may be a word; who wrote a sample is in `user`."""
+    last, and may be a word; who wrote a sample is in `user`. A first column without a title is an index, and left out."""
     rows = _table(file, path)
     if not len(rows):
         raise ValueError("it holds no samples")
@@ -135,16 +139,19 @@ def _read_table(file: BinaryIO, path: str) -> Samples:
     label = rows.index("label", "class", "target")
     label = width - 1 if label is None else label
     user = rows.index("user")
-    columns = [column for column in range(width) if column not in (label, user)]
+    has_index = bool(rows.header) and rows.header[0].strip().lower() in _INDEX and label > 0
+    columns = [column for column in range(int(has_index), width) if column not in (label, user)]
     users = None if user is None else np.array([fields[user] for fields in rows.fields])
     titles = tuple(rows.header[column].strip() for column in columns) if rows.header else None
     x = rows.numbers(columns).astype(np.float32)
     words = [fields[label].strip() for fields in rows.fields]
-    if all(is_number(word) for word in words if word):
-        return Samples(x, rows.numbers([label])[:, 0], users, columns=titles)
-    if "" in words:
-        raise ValueError(f"line {rows.lines[words.index('')]} has no label")
-    return named(x, words, users=users, columns=titles)
+    for line, word in zip(rows.lines, words, strict=True):
+        if word.lower() in _MISSING:
+            column = rows.header[label].strip() if rows.header else label + 1
+            raise ValueError(f"line {line} has no label in the column {column}" + (f", but {word!r}" if word else ""))
+    is_numeric = all(map(is_number, words))
+    samples = Samples(x, rows.numbers([label])[:, 0], users) if is_numeric else named(x, words, users=users)
+    return replace(samples, columns=titles, table=path, has_index=has_index)
 
 
 def _read_tar(file: BinaryIO) -> Samples:

@@ -1,8 +1,8 @@
 """Delays from files: a matrix, pings, or positions; checked, and converted to ms. Graphs: see graphs.py.
 
 Delays are symmetric here. A matrix that is not is refused unless `is_repaired`: then both directions are averaged, and a
-missing delay becomes that of the way back, or else of the shortest detour. Rows and columns are matched by
-their names.
+missing delay becomes that of the way back, or else of the shortest detour. Rows and columns are
+matched by their names.
 
 Not here: measurements. Delays of more devices than there are sites are extrapolated (`spread`), and the command says so.
 
@@ -47,7 +47,7 @@ def read_matrix(
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"{' x '.join(map(str, matrix.shape))} numbers are not a square matrix")
     matrix = matrix * scale
-    own = np.nan_to_num(matrix.diagonal())
+    own = np.nan_to_num(matrix.diagonal(), posinf=0, neginf=0)
     if own.any():
         log(f"{np.count_nonzero(own)} delays of a site to itself are left out, such as {own[own != 0][0]:g} ms")
     np.fill_diagonal(matrix, 0)

@@ -108,7 +108,7 @@ class World:
         if flat.nbytes <= _SMALL_BYTES:
             everyone = np.empty((self.size, len(flat)), flat.dtype)
             self._finish(self._comm.Iallgather([flat.view(np.uint8), self._byte()], [everyone.view(np.uint8), self._byte()]))
-            out[:] = everyone.sum(axis=0)
+            out[:] = _sum_in_order(everyone)
             return total
         slice_bytes = min(_SLICE_BYTES, _SUMMED_BYTES // self.size)
         step = self.size * min(-(-len(flat) // self.size), max(1, slice_bytes // flat.itemsize))
@@ -118,7 +118,7 @@ class World:
             mine.reshape(-1)[:n] = flat[begin : begin + n]
             slices, sums = np.empty_like(mine), np.empty_like(mine)
             self._finish(self._comm.Ialltoall([mine.view(np.uint8), self._byte()], [slices.view(np.uint8), self._byte()]))
-            own = slices.sum(axis=0, dtype=flat.dtype)
+            own = _sum_in_order(slices)
             self._finish(self._comm.Iallgather([own.view(np.uint8), self._byte()], [sums.view(np.uint8), self._byte()]))
             out[begin : begin + n] = sums.reshape(-1)[:n]
         return total
@@ -297,6 +297,14 @@ def _drain_stdin() -> None:
                 pass
 
     threading.Thread(target=drain, daemon=True, name="stdin").start()
+
+
+def _sum_in_order(rows: Any) -> Any:
+    """The sum of the rows of a numpy array, the first before the others: `sum(axis=0)` adds single columns in another order."""
+    total = rows[0].copy()
+    for row in rows[1:]:
+        total += row
+    return total
 
 
 def _record_signal(number: int, _frame: FrameType | None) -> None:

@@ -1,11 +1,12 @@
 """The world as the launcher's environment describes it, before any rank communicates."""
 
+import numpy as np
 import pytest
 
 from kvtools import cli
 from kvtools.errors import Fault, Missing, Stopped, Usage
 from kvtools.invocation import Invocation
-from kvtools.world import launched_rank, shard
+from kvtools.world import World, launched_rank, shard
 
 LAUNCHERS = {
     "mpiexec of MPICH, srun --mpi=pmi2": {"PMI_RANK": "3", "PMI_SIZE": "4"},
@@ -71,3 +72,28 @@ def test_a_shard_that_is_none_is_refused(spec):
     with pytest.raises(Usage) as found:
         shard([1], spec)
     assert str(found.value) == f"--shard {spec} is not a part of n. Give I/N with 0 <= I < N, as 0/16."
+
+
+class Gathered:
+    """The messages of rank 0 among ranks that send one number each."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def Iallgather(self, _mine, everyone):  # noqa: N802
+        everyone[0][:] = self.numbers.view(np.uint8).reshape(everyone[0].shape)
+        return self
+
+    def Test(self):  # noqa: N802
+        return True
+
+
+def test_one_number_of_many_ranks_is_added_in_rank_order():
+    for seed in range(20):
+        numbers = np.random.default_rng(seed).normal(size=16).astype(np.float32)
+        world = World()
+        world._comm, world.size = Gathered(numbers), len(numbers)
+        expected = np.float32(0)
+        for number in numbers:
+            expected = np.float32(expected + number)
+        assert world.sum_array(numbers[:1])[0] == expected

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from kvtools.errors import Usage
+from kvtools.names import naming, printable, printable_json
 from kvtools.option_values import refuse_if
 from kvtools.world import World
 
@@ -50,7 +51,7 @@ class Invocation:
         """Print one line on stderr, with the rank of several and the command's name before it."""
         rank = "" if self.world.size == 1 else f"[r{self.world.rank}/{self.world.size}] "
         name = f"kvtools {self.command}".rstrip()
-        typer.echo(f"{rank}{name}: {' '.join(message.splitlines())}", err=True)
+        typer.echo(f"{rank}{name}: {printable(' '.join(message.splitlines()))}", err=True)
 
     def warn(self, message: str) -> None:
         """Print one line on stderr, on rank 0 alone."""
@@ -62,13 +63,18 @@ class Invocation:
         if not self.is_silent:
             self.log(message)
 
+    def print(self, text: str, *, nl: bool = True) -> None:
+        """Print text on stdout, a line if `nl`. Raises OSError that names stdout."""
+        with naming("-"):
+            typer.echo(printable(text), nl=nl)
+
     def print_json(self, row: Mapping[str, Any]) -> None:
         """Print one line of JSON on stdout."""
-        typer.echo(json.dumps(row, ensure_ascii=False))
+        self.print(printable_json(json.dumps(row, ensure_ascii=False)))
 
     def print_recipe(self, recipe: Mapping[str, Any]) -> int:
         """Print what --print-config asks for, as TOML that --config takes; returns the exit code."""
-        typer.echo(to_toml(recipe), nl=False)
+        self.print(to_toml(recipe), nl=False)
         return 0
 
     def refuse_existing(self, *reports: str | None, is_directory: bool = False) -> None:
@@ -127,7 +133,7 @@ class Invocation:
         from kvtools.artifact.files import write_line
 
         if dst is not None:
-            write_line(dst, json.dumps(report, ensure_ascii=False), force=self.force)
+            write_line(dst, printable_json(json.dumps(report, ensure_ascii=False)), force=self.force)
 
     def refuse_shared_stdin(self, *sources: str | None, is_broadcast: bool = False) -> None:
         """Raise Usage if several of the inputs are -, or one is and there are several ranks.

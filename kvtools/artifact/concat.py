@@ -17,6 +17,7 @@ from kvtools.artifact.open import source_name
 from kvtools.artifact.stream import Head, Reader, Record
 from kvtools.artifact.stream_index import Index, read_heads
 from kvtools.errors import Corrupt, Fault, Missing
+from kvtools.names import printable
 
 
 def distinct_names(sources: Sequence[str]) -> dict[str, str]:
@@ -26,7 +27,7 @@ def distinct_names(sources: Sequence[str]) -> dict[str, str]:
     for src, parts in paths.items():
         others = {other for other in paths.values() if other[-1] == parts[-1]}
         depth = next(n for n in range(1, 1 + max(map(len, others))) if len({other[-n:] for other in others}) == len(others))
-        names[src] = "/".join(part for part in parts[-depth:] if part != "/")
+        names[src] = printable("/".join(part for part in parts[-depth:] if part != "/"))
     return names
 
 

@@ -22,8 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from kvtools.artifact import blob
-from kvtools.artifact.files import naming, sync
+from kvtools.artifact.files import sync
 from kvtools.errors import READABLE, CannotCreate, Corrupt, Missing, unreadable, unwritable
+from kvtools.names import naming
 
 SINGLE = "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them

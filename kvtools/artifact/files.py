@@ -15,11 +15,12 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
 from kvtools.errors import CannotCreate, Missing, Usage, unreadable, unwritable
+from kvtools.names import naming
 
 _IOV_MAX = 1024  # buffers a writev call takes on Linux
 _SPOOL_BYTES = 16 << 20
@@ -82,8 +83,12 @@ def refuse_existing(dst: str, *, force: bool) -> None:
 def write_line(dst: str, line: str, *, force: bool) -> None:
     """Write one line of text, such as a report, to a path: whole or absent. Raises CannotCreate as `refuse_existing` does."""
     sink = Sink(dst, force=force)
-    sink.write([line.encode() + b"\n"])
-    sink.commit()
+    try:
+        sink.write([line.encode() + b"\n"])
+        sink.commit()
+    except BaseException:
+        sink.abandon()
+        raise
 
 
 class Sink:
@@ -170,16 +175,6 @@ class Sink:
         if fd is None:
             raise CannotCreate(f"{path}: another run is writing it. Wait for it, or name another output.")
         return fd
-
-
-@contextmanager
-def naming(dst: str) -> Iterator[None]:
-    """Within it, a fault of the system that names no file, such as a full disk, names this one."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or ("stdout" if dst == "-" else dst)
-        raise
 
 
 def open_claimed(path: str | Path) -> int | None:

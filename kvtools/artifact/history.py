@@ -18,6 +18,7 @@ from typing import Any
 from kvtools import __version__
 from kvtools.artifact.blob import canonical
 from kvtools.errors import Usage
+from kvtools.names import printable
 
 Step = dict[str, Any]
 
@@ -63,8 +64,8 @@ def extend(
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "host": socket.gethostname(),
             "user": getpass.getuser(),
-            "directory": os.getcwd(),
-            "argv": sys.argv[1:],
+            "directory": printable(os.getcwd()),
+            "argv": [printable(argument) for argument in sys.argv[1:]],
         }
     step["id"] = hashlib.blake2b(canonical(step), digest_size=6).hexdigest()
     return [*steps, step]
@@ -89,7 +90,7 @@ def portable(argv: Sequence[str]) -> list[str]:
             kept.append("-")  # a pipe of the shell, whose number is chance
         else:
             kept.append(os.path.basename(argument.rstrip("/")) if argument.startswith("/") else argument)
-    return [os.fsencode(argument).decode("utf-8", "backslashreplace") for argument in kept]
+    return [printable(argument) for argument in kept]
 
 
 def describe(steps: Sequence[Step]) -> list[str]:

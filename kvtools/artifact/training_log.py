@@ -8,9 +8,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, Self
 
-from kvtools.artifact.files import naming
 from kvtools.artifact.json_text import read_json
 from kvtools.errors import unwritable
+from kvtools.names import naming
 
 _BLOCK_BYTES = 1 << 16
 

@@ -2,8 +2,6 @@
 
 from typing import Annotated, Any
 
-import typer
-
 from kvtools import options as opt
 from kvtools.invocation import to_toml
 
@@ -36,45 +34,45 @@ def main(
         try:
             for line in record_lines(src) if records else [summarize(src)]:
                 if config:
-                    typer.echo(to_toml(line.get("config", {})), nl=False)
+                    run.print(to_toml(line.get("config", {})), nl=False)
                 elif as_json:
                     run.print_json(line)
                 elif records:
-                    typer.echo(_row(line))
+                    run.print(_row(line))
                 else:
-                    _print_table(src, line, describe(line["history"]))
+                    _print_table(run, src, line, describe(line["history"]))
         except Fault as fault:
             run.log(str(fault))
             worst = max(worst, fault.code)
     return worst
 
 
-def _print_table(src: str, line: dict[str, Any], steps: list[str]) -> None:
+def _print_table(run: opt.Invocation, src: str, line: dict[str, Any], steps: list[str]) -> None:
     for title, value in (("file", src), ("form", line["form"]), ("kind", line["kind"] or "foreign")):
-        typer.echo(f"{title:<8} {value}")
-    typer.echo(f"{'records':<8} {line['records']}")
-    typer.echo(f"{'bytes':<8} {line['bytes']:,}")
+        run.print(f"{title:<8} {value}")
+    run.print(f"{'records':<8} {line['records']}")
+    run.print(f"{'bytes':<8} {line['bytes']:,}")
     tensors = list(line.get("tensors", {}).items())
     for name, (dtype, shape) in tensors[:_MOST_SHOWN]:
-        typer.echo(f"{'tensor':<8} {name} {dtype} {tuple(shape)}")
+        run.print(f"{'tensor':<8} {name} {dtype} {tuple(shape)}")
     if len(tensors) > _MOST_SHOWN:
-        typer.echo(f"{'tensor':<8} and {len(tensors) - _MOST_SHOWN} more; --json names them")
+        run.print(f"{'tensor':<8} and {len(tensors) - _MOST_SHOWN} more; --json names them")
     for name, value in {
         **line.get("quality", {}),
         **{name: line[name] for name in _TREE if line.get(name) is not None},
     }.items():
         if name not in line["config"]:
-            typer.echo(f"{'quality':<8} {name:<16} {_rounded(value)}")
+            run.print(f"{'quality':<8} {name:<16} {_rounded(value)}")
     for part in ("partition", "network"):
         for name, value in line[part].items() if isinstance(line.get(part), dict) else ():
-            typer.echo(f"{part:<9}{name:<16} {_rounded(value)}")
+            run.print(f"{part:<9}{name:<16} {_rounded(value)}")
     for name, state in line.get("pathways", {}).items():
-        typer.echo(f"{'pathway':<8} {name:<16} {state}")
+        run.print(f"{'pathway':<8} {name:<16} {state}")
     for name in ("parameters", "stage", "step", "loss", "validation"):
         if isinstance(line.get(name), int | float | str):
-            typer.echo(f"{'model':<8} {name:<16} {_rounded(line[name])}")
+            run.print(f"{'model':<8} {name:<16} {_rounded(line[name])}")
     for step in steps:
-        typer.echo(f"{'history':<8} {step}")
+        run.print(f"{'history':<8} {step}")
 
 
 def _rounded(value: Any) -> str:

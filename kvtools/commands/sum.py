@@ -1,7 +1,5 @@
 """`kvtools sum`: digests that do not depend on the order of records."""
 
-import typer
-
 from kvtools import options as opt
 
 EXAMPLES = ["kvtools sum clips.kvs", "kvtools cat part-*.kvs | kvtools sum -"]
@@ -41,5 +39,5 @@ def main(
         if as_json:
             run.print_json({"digest": str(digest), "records": n_records, "name": src})
         else:
-            typer.echo(f"{digest}  {src}")
+            run.print(f"{digest}  {src}")
     return worst

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from kvtools.artifact.casts import to_numpy
 from kvtools.artifact.directory import new_directory
-from kvtools.artifact.files import naming
 from kvtools.artifact.state import RunState, content
 from kvtools.errors import Fault
+from kvtools.names import naming
 from kvtools.train.process_group import close_process_group
 from kvtools.world import World
 

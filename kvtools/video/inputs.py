@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from kvtools.errors import Missing, os_reason
+from kvtools.names import printable
 from kvtools.video.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES, VIDEO_SUFFIXES, content_of, is_video
 from kvtools.video.tar import Member, is_tar, members
 
@@ -193,11 +194,6 @@ def nothing_found(inputs: Sequence[str]) -> Missing:
     """The refusal of inputs without a clip."""
     named = ", ".join(inputs[:3]) + (f" and {len(inputs) - 3} more" if len(inputs) > 3 else "")
     return Missing(f"{named}: no video and no picture lies there. Name another folder.")
-
-
-def printable(name: str) -> str:
-    r"""A name as text that can be stored: bytes that are not UTF-8 as \xNN."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

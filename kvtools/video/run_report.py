@@ -11,8 +11,9 @@ from typing import Any
 from kvtools.artifact.files import Sink
 from kvtools.artifact.stream import Record, Writer
 from kvtools.errors import Corrupt, Died, Missing, NothingDone, Stopped
+from kvtools.names import printable
 from kvtools.video.digest import digest_of
-from kvtools.video.inputs import Clip, Search, printable
+from kvtools.video.inputs import Clip, Search
 from kvtools.video.pool import Outcome
 
 REMEDIES = {

@@ -1,6 +1,7 @@
 """Items into vectors, as a user types it, with what is told of bad items."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -365,3 +366,15 @@ def test_a_stream_that_lost_a_part_of_its_fit_projects_nothing(kv, top, monkeypa
     code, said = kv("embed --like part.kvs keywords.json -o x.kvs")
     assert code == 65
     assert "a part of the fit" in said
+
+
+def test_a_name_that_is_not_utf8_is_told_and_kept_with_its_bytes_written_out(sh, tmp_path):
+    (tmp_path / os.fsdecode(b"q-\xfe.csv")).write_text("item,text\n1,red shoes\n2,red hat\n")
+    made = sh(r"kvtools embed $'q-\xfe.csv' --text text --dim 1 --stamp -o $'o-\xfe.kvs' && kvtools sum $'o-\xfe.kvs'")
+    assert (made.code, made.out.split()[-1]) == (0, rb"o-\xfe.kvs")
+    named = sh(r"kvtools cat $'o-\xfe.kvs' --prefix | kvtools info --json --records -")
+    assert json.loads(named.out.splitlines()[0])["key"] == r"o-\xfe/00000000"
+    missing = sh(r"kvtools check --json $'no-\xfe.kvs'")
+    assert json.loads(missing.out)["name"] == r"no-\xfe.kvs"
+    refused = sh(r"kvtools cat $'no-\xfe.kvs'")
+    assert refused.err.startswith(r"kvtools cat: no-\xfe.kvs: no such file")

@@ -92,7 +92,12 @@ def main(
         sandbox = stack.enter_context(open_sandbox(source.prompts, shares))
         sampler = Sampler(policy.model, processor, scoring, plan, sandbox)
         config = {**vars(plan), "rewards": [vars(spec) for spec in specs], "seed": seed, "dtype": precision}
-        config |= {"modes": modes, "model": policy.digest, "prompts": source.digest}
+        config |= {
+            "modes": modes,
+            "model": policy.digest,
+            "prompts": source.digest,
+            **({"judge": scoring.judge} if judge else {}),
+        }
         head = Head(KIND, run.history([source.history, policy.weights.history]), config)
         sampling = SampleRun(sampler, list(deal_modes(source.prompts, shares)), world, stop, seed=seed, quiet=run.is_silent)
         run.info(source.summary(shares))

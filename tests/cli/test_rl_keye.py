@@ -261,6 +261,20 @@ def test_a_run_that_was_killed_goes_on_and_asks_no_judge_for_what_it_has_said(he
     assert sum(n - 2 for n in asked.values()) <= 8, "no more are asked again than were on their way"
 
 
+def test_a_run_with_another_judge_is_another_run_wherever_it_answers(here, kv, monkeypatch):
+    (here / "words.jsonl").write_text(json.dumps({"id": "w", "prompt": "Which?", "answer": "word"}) + "\n")
+    line = f"rl grpo --batch 1 --steps 2 {ASK} URL -o judged.model"
+    codes = []
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1")
+    for model in ("tiny", "other", "tiny"):
+        with ChatServer(lambda body: '{"Correctness": 1}', models=(model,)) as server:
+            code, err = kv(line.replace("URL", server.url))
+        monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+        assert ("judge" in err) == (model == "other")
+        codes.append(code)
+    assert codes == [75, 2, 0]
+
+
 @pytest.mark.parametrize("fault", ["rubbish", 500, "hang"])
 def test_a_judge_without_a_verdict_is_never_a_zero(here, kv, fault):
     words = [{"id": "w", "prompt": "Which?", "answer": "word"}]

@@ -7,7 +7,7 @@ import pytest
 from kvtools.errors import Fault, Usage
 from kvtools.keye.data.conversations import Conversations, normalise
 from kvtools.keye.model.config import SIZES
-from kvtools.keye.rl.correct import expected_answer, is_correct
+from kvtools.keye.rl.correct import choice_letter, expected_answer, is_correct
 from kvtools.keye.rl.pairs import best_and_worst, pairs_of
 from kvtools.keye.rl.program import Program
 from kvtools.keye.rl.prompts import deal_modes, parse_modes, prompts_of
@@ -76,6 +76,20 @@ def test_a_choice_is_right_by_its_letter_or_its_words():
     for answer, said in (("cat", "B"), ("B", "cat"), ("B", "B: dog")):
         assert is_correct(expected_answer({"choices": ["dog", "cat"]}, answer), said) == (said != "dog")
     assert not is_correct(expected_answer({"choices": ["dog", "cat"]}, "B"), "dog")
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        *(
+            (said, "B")
+            for said in ("Answer: (b)", "Answer: (B)", "the answer is b.", "b) four", "b. four", "Option b is right")
+        ),
+        *((said, None) for said in ("the answer is a triangle", "i.e. four", "answer: because")),
+    ],
+)
+def test_letters_are_read_in_any_case_where_they_are_no_words(said, letter):
+    assert choice_letter(said, ()) == letter
 
 
 def test_terms_of_a_reply():

@@ -110,6 +110,10 @@ class Endpoint:
             server.close()
         self._cache.close()
 
+    def name_of_model(self) -> str:
+        """The model that is asked, as the first server names it where no name was given; "default" where that names none."""
+        return self._name_of_model(self._servers[0])
+
     def ask(self, request: Request) -> Reply:
         """The reply to one request."""
         return next(self.ask_all([request]))

@@ -27,8 +27,12 @@ _NUMBER = re.compile(
 )
 _WHOLE_NUMBER = re.compile(rf"\s*(?:{_NUMBER.pattern})\s*%?\s*")
 _LETTER = re.compile(r"\W*(?:option|choice)?\W*([A-Za-z])\W*", re.IGNORECASE)
-_LED_BY_LETTER = re.compile(r"\W*([A-Z])\s*[.):\uff1a、]")
-_NAMED_LETTER = re.compile(r"(?:answer|option|choice)(?:\s+is)?\s*[:\uff1a]?\s*[(\[*]*([A-Z])\b(?![a-z'])")
+_LED_BY_LETTER = re.compile(r"\W*([A-Z](?=\s*[.):\uff1a、])|[a-z](?=\s*[):\uff1a、]|\.(?:\s|$)))")
+# a small letter may be a word, as in "the answer is a triangle": it counts in brackets, at the end, and after "option"
+_NAMED_LETTER = re.compile(
+    r"(?i:answer|option|choice)(?:\s+is)?\s*[:\uff1a]?\s*"
+    r"(?:[(\[*]*([A-Z])\b(?![a-z'])|[(\[*]+([a-z])[)\]*]|([a-z])(?=\W*$)|(?i:(?<=option ))([b-z])\b(?!'))"
+)
 _LEAD = re.compile(r"^.*?\b(?:answer|result)\s*(?:is|:|=)\s*", re.IGNORECASE | re.DOTALL)
 _POLARITY = {"yes": "yes", "true": "yes", "是": "yes", "对": "yes", "no": "no", "false": "no", "否": "no", "不是": "no"}
 _MATHS = re.compile(r"\\[a-zA-Z]|[\^_{}$]|\bsqrt\b|\bpi\b|[a-zA-Z]\s*[=+*/]|\d\s*[+*]\s*\d")
@@ -119,8 +123,8 @@ def choice_letter(text: str, choices: Sequence[str]) -> str | None:
     if (alone := _LETTER.fullmatch(text)) is not None:
         return alone[1].upper()
     if (led := _LED_BY_LETTER.match(text)) is not None:
-        return led[1]
-    named = set(_NAMED_LETTER.findall(text))
+        return led[1].upper()
+    named = {match[match.lastindex].upper() for match in _NAMED_LETTER.finditer(text)}
     return named.pop() if len(named) == 1 else None
 
 

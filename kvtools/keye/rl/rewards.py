@@ -96,10 +96,10 @@ class Scored:
 
 
 class Rewards:
-    """The terms of a run's reward. Close it: slow terms have a thread of their own."""
+    """The terms of a run's reward. judge: the model that judges. Close it: slow terms have a thread of their own."""
 
-    def __init__(self, terms: Sequence[tuple[Scorer, float]]) -> None:
-        self.terms = list(terms)
+    def __init__(self, terms: Sequence[tuple[Scorer, float]], judge: str | None = None) -> None:
+        self.terms, self.judge = list(terms), judge
         self._pool = ThreadPoolExecutor(1) if any(scorer.is_slow for scorer, _ in terms) else None
 
     @property

@@ -76,6 +76,7 @@ def train_policy(run: "Invocation", recipe: GrpoRecipe, options: GrpoOptions, *,
         plan = recipe.plan(lengths, start.model.config, precision, is_judged=opened.held_out is not None)
         config = {**recipe.to_json(), "start": start.digest, "input": source.digest, "dtype": precision}
         config |= {"valid": opened.held_out.digest} if opened.held_out else {}
+        config |= {"judge": task.sampler.rewards.judge} if options.judges else {}
         trainer = Trainer(task, plan, train_state(folder, config), world, device=device, peak=options.peak)
         about = f"{len(source.prompts)} prompts: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary=about if run.verbose else "")

@@ -175,7 +175,8 @@ def open_rewards(
             raise Usage(f"--judge: {error}. Name the server of the judge.") from None
         except OSError as error:
             raise Usage(f"--judge: {cache}: {os_reason(error)}. Give a file for --judge-cache that can be written.") from None
-    rewards = Rewards([(_scorer(spec, judge, timeout_s), spec.weight) for spec in specs])
+    terms = [(_scorer(spec, judge, timeout_s), spec.weight) for spec in specs]
+    rewards = Rewards(terms, judge.name_of_model() if judge is not None else None)
     try:
         yield rewards
     finally:

@@ -124,7 +124,7 @@ def choice_letter(text: str, choices: Sequence[str]) -> str | None:
         return alone[1].upper()
     if (led := _LED_BY_LETTER.match(text)) is not None:
         return led[1].upper()
-    named = {match[match.lastindex].upper() for match in _NAMED_LETTER.finditer(text)}
+    named = {"".join(groups).upper() for groups in _NAMED_LETTER.findall(text)}
     return named.pop() if len(named) == 1 else None
 
 

@@ -39,13 +39,17 @@ def training(mode, n, p, given):
 
 
 def semid(p, given):
-    """Bytes that a rank receives an iteration, the efficiency of iterations, and that of the whole fit with its reading."""
+    """Bytes that a rank receives an iteration, the efficiency of iterations, and that of the whole fit with its serial parts.
+
+    Serial, one after the other: rank 0 reads the vectors, and sends others theirs; in the end all ranks sum the codes.
+    """
     n, d, k = given["vectors"] * GIGA, given["width"], given["codes"]
     compute_s = 2 * n * d * k / p / (given["core"] * GIGA)
     n_bytes = ring(k * (8 * d + 8), p)
     sent_s = n_bytes / (given["ethernet"] * GIGA)
     n_iterations = given["iterations"] * given["levels"]
-    serial_s = 4 * n * d / (given["disk"] * GIGA) + ring(4 * n * given["levels"], p) / (given["ethernet"] * GIGA)
+    sent_bytes = 4 * n * d * (p - 1) / p + ring(4 * n * given["levels"], p)
+    serial_s = 4 * n * d / (given["disk"] * GIGA) + sent_bytes / (given["ethernet"] * GIGA)
     whole_s = n_iterations * (compute_s + sent_s) + serial_s
     return n_bytes, compute_s / (compute_s + sent_s), n_iterations * compute_s / whole_s
 
@@ -59,7 +63,7 @@ def main():
             found = [training(mode, n, p, given) for p in RANKS]
             cells = " | ".join(f"{efficiency:.2f}" for _, efficiency in found)
             print(f"| {size} | {mode} | {found[-1][0] / GIGA:.1f} | {cells} |")
-    print("\n| semid-build | MB an iteration | iterations alone | with reading and codes |\n|---|---|---|---|")
+    print("\n| semid-build | MB an iteration | iterations alone | with reading, sending and codes |\n|---|---|---|---|")
     for p in RANKS:
         n_bytes, alone, whole = semid(p, given)
         print(f"| {p} ranks | {n_bytes / 1e6:.1f} | {alone:.3f} | {whole:.2f} |")

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
@@ -29,6 +29,7 @@ from kvtools import __version__, help_text
 from kvtools.commands.registry import COMMANDS, Entry, commands_below, find
 from kvtools.errors import Died, Fault, Missing, Terminated, Usage, os_reason
 from kvtools.invocation import Invocation
+from kvtools.names import naming
 from kvtools.option_values import refuse_one_target
 from kvtools.options import COMMON
 from kvtools.train.device import let_waiting_threads_sleep
@@ -52,7 +53,8 @@ class Command(TyperCommand):
         self._refuse_one_target(ctx)
         try:
             code = super().invoke(ctx) or 0
-            sys.stdout.flush()
+            with naming("-"):
+                sys.stdout.flush()
             return code
         except BrokenPipeError:
             raise Died(141) from None
@@ -149,14 +151,17 @@ def run(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if name in COMMANDS and "--describe" in words:
-            print(json.dumps(describe(name), indent=2, ensure_ascii=False), flush=True)
+            invocation.print(json.dumps(describe(name), indent=2, ensure_ascii=False))
             return 0
         if "--version" in words and name not in COMMANDS:
-            print(_version(detailed="-v" in words), flush=True)
+            invocation.print(_version(detailed="-v" in words))
             return 0
         _enable_completion()
-        code = build("").main(words or ["--help"], prog_name="kvtools", standalone_mode=False, obj=invocation)
-        sys.stdout.flush()
+        is_help = not words or not {"-h", "--help"}.isdisjoint(words)  # which typer prints
+        with naming("-") if is_help else nullcontext():
+            code = build("").main(words or ["--help"], prog_name="kvtools", standalone_mode=False, obj=invocation)
+        with naming("-"):
+            sys.stdout.flush()
         invocation.world.close()
         return int(code or 0)
     except TyperException as error:

@@ -82,13 +82,7 @@ def refuse_existing(dst: str, *, force: bool) -> None:
 
 def write_line(dst: str, line: str, *, force: bool) -> None:
     """Write one line of text, such as a report, to a path: whole or absent. Raises CannotCreate as `refuse_existing` does."""
-    sink = Sink(dst, force=force)
-    try:
-        sink.write([line.encode() + b"\n"])
-        sink.commit()
-    except BaseException:
-        sink.abandon()
-        raise
+    Sink(dst, force=force).write_whole([line.encode() + b"\n"])
 
 
 class Sink:
@@ -144,13 +138,26 @@ class Sink:
             if n_bytes:
                 pending[first] = pending[first][n_bytes:]
 
+    def write_whole(self, buffers: Sequence[memoryview | bytes]) -> None:
+        """Write all buffers and commit, or abandon where that fails."""
+        try:
+            self.write(buffers)
+        except BaseException:
+            self.abandon()
+            raise
+        self.commit()
+
     def commit(self) -> None:
-        """Make the output final. Raises OSError where the last bytes cannot be stored."""
+        """Make the output final, or abandon it and raise OSError where the last bytes cannot be stored."""
         if self._partial is not None:
             # the data must be on disk before the name points to it: after a crash a reader finds the old file or the new one
-            with naming(self.dst):
-                os.fsync(self._fd)
-            os.replace(self._partial, self.dst)
+            try:
+                with naming(self.dst):
+                    os.fsync(self._fd)
+                os.replace(self._partial, self.dst)
+            except BaseException:
+                self.abandon()
+                raise
             self._partial = None
             sync(Path(self.dst).parent)
         os.close(self._fd)
@@ -159,6 +166,7 @@ class Sink:
         """Leave the target as it was, and remove the partial file unless it is to be kept and is not empty."""
         if self._partial is not None and not (self._keep_partial and os.fstat(self._fd).st_size):
             self._partial.unlink(missing_ok=True)
+        self._partial = None
         os.close(self._fd)
 
     def _create(self, path: Path) -> int:

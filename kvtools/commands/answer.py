@@ -4,8 +4,6 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from kvtools import options as opt
 
 if TYPE_CHECKING:
@@ -139,7 +137,7 @@ def _score(
         tell_long_prompt(processor.longest, limits, keye.config.language.positions, run.warn)
         scores += [(name, task_score) for task_score in score(asked, answers)]
     for line in _lines(scores, as_json=as_json):
-        typer.echo(line)
+        run.print(line)
     return code
 
 

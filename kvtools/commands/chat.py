@@ -10,6 +10,7 @@ import typer
 
 from kvtools import options as opt
 from kvtools.errors import Corrupt, Missing, raising
+from kvtools.names import naming
 
 if TYPE_CHECKING:
     from kvtools.keye.run.session import Reply
@@ -115,7 +116,7 @@ def main(
                 with reading_progress(keye, quiet=run.is_silent):
                     reply = session.ask(messages, str(number), _ignore if as_json else _print)
                 tell_long_prompt(reply.n_prompt, limits, keye.config.language.positions, run.warn)
-                typer.echo(_as_json(text, reply, is_agentic=agentic) if as_json else "")
+                run.print(_as_json(text, reply, is_agentic=agentic) if as_json else "")
                 if reply.ended == "length" and not as_json:
                     run.info(f"cut after {reply.n_tokens} tokens; --max-new allows more.")
                 if reply.ended == "insertion" and not as_json:
@@ -175,5 +176,6 @@ def _ignore(_text: str) -> None:
 def _print(text: str) -> None:
     if sys.stdout.isatty():  # a terminal must not obey the control bytes that a model may generate
         text = "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
-    typer.echo(text, nl=False)
-    sys.stdout.flush()
+    with naming("-"):
+        typer.echo(text, nl=False)
+        sys.stdout.flush()

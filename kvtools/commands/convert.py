@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
-import typer
-
 from kvtools import options as opt
 
 EXAMPLES = [
@@ -165,11 +163,9 @@ def _convert_ids(run: opt.Invocation, src: str, file: BinaryIO, to: Literal["ind
         ids.save(run.sink(), history=run.history())
     elif run.output == "-":
         for line in written(ids, to):
-            typer.echo(line)
+            run.print(line)
     else:
-        sink = run.sink()
-        sink.write([f"{line}\n".encode() for line in written(ids, to)])
-        sink.commit()
+        run.sink().write_whole([f"{line}\n".encode() for line in written(ids, to)])
     return code
 
 

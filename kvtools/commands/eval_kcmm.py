@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from kvtools import options as opt
 
 if TYPE_CHECKING:
@@ -145,7 +143,7 @@ def _print(run: opt.Invocation, rows: "Sequence[Mapping[str, Any]]", lines: "Seq
     for row in rows if as_json else ():
         run.print_json(row)
     for line in () if as_json else lines:
-        typer.echo(line)
+        run.print(line)
 
 
 def _verdict(run: opt.Invocation, accuracy: float | None, require: float | None) -> int:

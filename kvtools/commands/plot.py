@@ -45,9 +45,7 @@ def main(
             raise Corrupt(f"{source_name(sources[0])}: it has no quality report. Make one with kvtools semid-build.")
         n_levels, n_codes, _ = bag.tensors["codebooks"].shape
         figure = draw_codes(bag.tensors["codes"], n_levels, n_codes, bag.fields["quality"])
-    sink = run.sink()
-    sink.write([image(figure, suffix)])
-    sink.commit()
+    run.sink().write_whole([image(figure, suffix)])
     return 0
 
 

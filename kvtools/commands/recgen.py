@@ -4,8 +4,6 @@ import time
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-import typer
-
 from kvtools import options as opt
 from kvtools.errors import Usage
 
@@ -158,7 +156,7 @@ def main(
             recgen.evaluate(model, baseline, evaluate, calibrate=is_auto, predictions=predictions) for model in models or [""]
         ]
         for line in report_lines(figures, as_json=as_json) if world.is_root else []:
-            typer.echo(line)
+            run.print(line)
         return recgen.code
     start = time.monotonic()
     names = recgen.titles(titles) if titles is not None and world.is_root else None

@@ -113,7 +113,7 @@ def main(
         run.refuse_shared_stdin(list_file, list0_file, is_broadcast=True)
         clips = take_shard(_find(run, videos or [], {list_file: False, list0_file: True}, root, report, run_report), shard)
     if run.dry_run:
-        return _show(clips, run.output) if world.is_root else 0
+        return _show(run, clips, run.output) if world.is_root else 0
     if encoder is not None:
         from kvtools.keye.run.video_embedder import VideoEmbedder
 
@@ -152,10 +152,10 @@ def main(
     return code
 
 
-def _show(clips: "Sequence[Clip]", dst: str) -> int:
+def _show(run: opt.Invocation, clips: "Sequence[Clip]", dst: str) -> int:
     """What --dry-run prints."""
     for clip in clips:
-        typer.echo(f"{clip.key}\t{clip.path}")
+        run.print(f"{clip.key}\t{clip.path}")
     typer.echo(f"{len(clips)} clips to {dst}", err=True)
     return 0
 

@@ -1,6 +1,7 @@
 """What a user types, and what comes back: stdout, stderr, exit code."""
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from kvtools.artifact.files import write_line
 from kvtools.world import Stop
 
 
@@ -140,7 +142,21 @@ def test_a_reader_that_leaves_ends_the_writer_with_141(sh, stream):
 )
 def test_a_full_disk_is_told(sh, stream, line):
     done = sh(f"{line} > /dev/full")
-    assert done.code == 74, done.err
+    assert (done.code, done.err.split(": ", 1)[1]) == (74, "stdout: no space left on device.\n")
+
+
+@pytest.mark.parametrize("failing", ["fsync", "writev"])
+def test_a_full_disk_leaves_no_temporary_file(tmp_path, monkeypatch, failing):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "report").write_text("before")
+    monkeypatch.setattr(os, failing, full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_line(str(tmp_path / "report"), "{}", force=True)
+    assert caught.value.filename == str(tmp_path / "report")
+    assert os.listdir(tmp_path) == ["report"]
+    assert (tmp_path / "report").read_text() == "before"
 
 
 def test_a_full_disk_by_name_is_told(sh, stream):

@@ -70,9 +70,7 @@ class Details:
             for question, prediction, more in rows
         ]
         if os.path.isfile(self.path):
-            sink = Sink(self.path, force=True)
-            sink.write([b"".join(line + b"\n" for line in lines)])
-            sink.commit()
+            Sink(self.path, force=True).write_whole([b"".join(line + b"\n" for line in lines)])
         else:  # a device, such as /dev/stderr
             os.write(self._fd, b"".join(line + b"\n" for line in lines))
 

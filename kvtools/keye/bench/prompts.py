@@ -24,8 +24,7 @@ def write_prompts(
         with Writer(sink, Head("conversation", history, {})) as writer:
             write(conversations, writer)
         return
-    sink.write([(json.dumps(each, ensure_ascii=False) + "\n").encode("utf-8", "replace") for each in conversations])
-    sink.commit()
+    sink.write_whole([(json.dumps(each, ensure_ascii=False) + "\n").encode("utf-8", "replace") for each in conversations])
 
 
 def _conversation(question: Question, mode: str, frames: int | None, folder: str) -> dict[str, Any]:

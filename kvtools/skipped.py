@@ -17,6 +17,11 @@ _TOLD_SHARE = 0.01
 _DONE = re.compile(r",? (left out|sorted|joined to it|merged with it|appended|taken as .*|read as .*)$")
 
 
+def counted(n: int, noun: str) -> str:
+    """A number with its noun, in the plural where there are more or none."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 @dataclass
 class SkippedRows:
     """Reasons in the order they were met: reason → how many rows, and the first few by name. What is not in `skipped` was

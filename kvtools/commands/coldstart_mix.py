@@ -179,8 +179,8 @@ def main(
 
 def _numbers(option: str, text: str | None, modes: tuple[str, ...]) -> tuple[Fraction, ...]:
     """The numbers of an option, one a mode; none where it is not given. Raises Usage."""
-    from kvtools.keye.mix.mixture import counted
     from kvtools.keye.mix.ratio import parse_numbers
+    from kvtools.skipped import counted
 
     if text is None:
         return ()

@@ -60,6 +60,7 @@ def main(
     from kvtools.keye.rl.recipe import MpoRecipe
     from kvtools.keye.rl.setup import open_pairs, open_policy
     from kvtools.keye.rl.train import frozen_start, prepare, save, steps_of, why_no_gain
+    from kvtools.skipped import counted
     from kvtools.train.device import keep_freed_memory, limit_threads, resolve_device
     from kvtools.train.durations import EpochLength
     from kvtools.train.loop import Trainer, log_run, resume_run
@@ -96,7 +97,9 @@ def main(
         config = {**recipe.to_json(), "start": start.digest, "input": data.digest, "dtype": precision}
         stack.enter_context(lock_folder(folder, is_root=world.is_root))
         trainer = Trainer(task, plan, train_state(folder, config), world, device=compute_on, peak=peak)
-        about = f"{len(learnt)} pairs: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
+        about = (
+            f"{counted(len(learnt), 'pair')}: {start.n_trained} parameters, {counted(plan.n_steps, 'step')}, lr {plan.lr:.3g}."
+        )
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary=about if run.verbose else "")
         task.memory = trainer.progress.task
         log_run(

@@ -30,7 +30,7 @@ def main(
     from kvtools.keye.data.conversations import write
     from kvtools.keye.rl.pairs import best_and_worst
     from kvtools.keye.rl.records import KIND, from_stream
-    from kvtools.skipped import SkippedRows
+    from kvtools.skipped import SkippedRows, counted
 
     sources = rollouts or ["-"]
     run.refuse_shared_stdin(*sources)
@@ -42,7 +42,9 @@ def main(
     with run.writer("conversation", config, before=[reader.head.history for _, reader in readers]) as writer:
         for (name, reader), rows in zip(readers, skipped, strict=True):
             write(best_and_worst(from_stream(reader, name), rows, margin=margin), writer)
-        run.info(f"{', '.join(name for name, _ in readers)}: {writer.n_records:,} pairs of a better and a worse answer.")
+        run.info(
+            f"{', '.join(name for name, _ in readers)}: {counted(writer.n_records, 'pair')} of a better and a worse answer."
+        )
         codes = [
             rows.report(name, run.info, strict=run.strict, verbose=True)
             for (name, _), rows in zip(readers, skipped, strict=True)

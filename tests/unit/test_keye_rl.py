@@ -169,6 +169,11 @@ def test_a_switch_at_the_end_of_a_question_is_its_mode_and_no_text():
     assert (prompt.mode, prompt.question) == ("no_think", "2+2?")
 
 
+def test_one_prompt_is_told_in_the_singular():
+    prompts = prompts_of(source({"prompt": "1+1=", "answer": 2}), needs_answers=True)
+    assert ": 1 prompt, 1 with an answer" in prompts.summary({})
+
+
 def test_prompts_without_an_answer_are_named():
     found = prompts_of(source({"prompt": "a", "answer": 1}, {"prompt": "b"}), needs_answers=True)
     assert [prompt.key for prompt in found.prompts] == ["0"]

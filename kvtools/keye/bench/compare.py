@@ -10,7 +10,8 @@ from kvtools.keye.bench.benchmark import Bench, Score
 from kvtools.keye.bench.evaluate import Evaluation
 from kvtools.keye.bench.predictions import read_predictions
 from kvtools.keye.bench.report import compare
-from kvtools.keye.bench.table import comparison_lines, counted
+from kvtools.keye.bench.table import comparison_lines
+from kvtools.skipped import counted
 
 Rights = dict[str, dict[str, bool]]  # task → index → whether right
 

@@ -12,7 +12,8 @@ from kvtools.keye.bench.benchmark import Bench, JudgeRequest, Key, Question, Que
 from kvtools.keye.bench.details import Details
 from kvtools.keye.bench.predictions import Prediction
 from kvtools.keye.bench.report import Scored, macro_row, task_row
-from kvtools.keye.bench.table import counted, published_lines, report_lines
+from kvtools.keye.bench.table import published_lines, report_lines
+from kvtools.skipped import counted
 
 _NO_VERDICT = Verdict(is_right=False, extracted=None)
 IO_ERROR = 74

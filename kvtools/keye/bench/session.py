@@ -14,8 +14,8 @@ from kvtools.keye.bench.benchmark import Generation, Question
 from kvtools.keye.bench.details import Details, run_digest, unanswered
 from kvtools.keye.bench.evaluate import Evaluation, drop_tasks_without_answers
 from kvtools.keye.bench.predictions import read_predictions
-from kvtools.keye.bench.table import counted
 from kvtools.progress import progress
+from kvtools.skipped import counted
 from kvtools.world import Stop
 
 if TYPE_CHECKING:

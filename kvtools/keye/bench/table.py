@@ -73,10 +73,5 @@ def _published(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
-def counted(n: int, noun: str) -> str:
-    """A number with its noun, in the plural where there are more or none."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"

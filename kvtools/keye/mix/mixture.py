@@ -12,6 +12,7 @@ from typing import Any
 from kvtools.keye.mix import ratio
 from kvtools.keye.mix.examine import END, Rejected, with_frames
 from kvtools.keye.mix.pool import Chosen, Pool, Sample
+from kvtools.skipped import counted
 
 
 @dataclass
@@ -162,8 +163,8 @@ def report(tally: Tally, pool: Pool, plan: Plan, fill: float | None) -> dict[str
     if "video" in by_mode:
         by_mode["video"]["thinking"] = n_thinking
     for mode, part in by_mode.items():
-        for name, counted in (("rejects", tally.rejects), ("repairs", tally.repairs)):
-            part[name] = _totals(counted, mode)
+        for name, counts in (("rejects", tally.rejects), ("repairs", tally.repairs)):
+            part[name] = _totals(counts, mode)
         part["duplicates"] = sum(n for (its, _), n in tally.duplicates.items() if its == mode)
         part["leaks"] = sum(_totals(tally.leaks, mode).values())
     return {
@@ -186,11 +187,6 @@ def summary(figures: Mapping[str, Any], tally: Tally) -> str:
         f"read {counted(sum(tally.read.values()), 'document')}{rejected}, {counted(figures['duplicates'], 'duplicate')}"
         f"{repaired}; wrote {counted(figures['n'], 'record')}: {mixed}."
     )
-
-
-def counted(n: int, noun: str) -> str:
-    """A number and what it is of, in the right number."""
-    return f"{n} {noun}{'s' if n != 1 else ''}"
 
 
 def _choose_videos(pool: Pool, n: int, request: Request, *, is_endless: bool) -> None:

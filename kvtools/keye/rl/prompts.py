@@ -17,7 +17,7 @@ from kvtools.errors import Usage, raising
 from kvtools.keye.data.chat_template import without_answer
 from kvtools.keye.data.conversations import Conversations
 from kvtools.keye.rl.correct import Expected, expected_answer
-from kvtools.skipped import SkippedRows
+from kvtools.skipped import SkippedRows, counted
 
 NO_ANSWER = "prompts without an answer to compare with left out"
 TWICE = "prompts whose id was there before left out"
@@ -67,7 +67,7 @@ class Prompts:
         """What was read, as one sentence. shares: of the modes that are dealt; empty where each prompt has its own."""
         kinds = Counter[str](prompt.expected.kind for prompt in self.prompts if prompt.expected is not None)
         modes = Counter(prompt.mode for prompt in self.prompts)
-        parts = [f"{len(self.prompts):,} prompts", f"{kinds.total():,} with an answer to compare with{_counts(kinds)}"]
+        parts = [counted(len(self.prompts), "prompt"), f"{kinds.total():,} with an answer to compare with{_counts(kinds)}"]
         parts += [] if shares else [f"modes{_counts(modes)}"]
         unused = f"; fields not used: {', '.join(sorted(self.unused))}" if self.unused else ""
         return f"{self.name}: {', '.join(parts)}{unused}."

@@ -21,6 +21,7 @@ from kvtools.keye.rl.setup import Policy, judge_cache_of, open_policy, open_prom
 from kvtools.keye.rl.spread import gather_records
 from kvtools.keye.rl.train import frozen_start, in_dtype, prepare, save, steps_of, why_no_gain
 from kvtools.option_values import refuse_if
+from kvtools.skipped import counted
 from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device
 from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Trainer, log_run, resume_run
@@ -78,7 +79,8 @@ def train_policy(run: "Invocation", recipe: GrpoRecipe, options: GrpoOptions, *,
         config |= {"valid": opened.held_out.digest} if opened.held_out else {}
         config |= {"judge": task.sampler.rewards.judge} if options.judges else {}
         trainer = Trainer(task, plan, train_state(folder, config), world, device=device, peak=options.peak)
-        about = f"{len(source.prompts)} prompts: {start.n_trained} parameters, {plan.n_steps} steps, lr {plan.lr:.3g}."
+        size = f"{start.n_trained} parameters, {counted(plan.n_steps, 'step')}"
+        about = f"{counted(len(source.prompts), 'prompt')}: {size}, lr {plan.lr:.3g}."
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary=about if run.verbose else "")
         if options.rollouts is not None:
             head = Head(KIND, run.history([source.history, start.weights.history]), config)

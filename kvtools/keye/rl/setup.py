@@ -24,6 +24,7 @@ from kvtools.keye.run.session import open_checkpoint
 from kvtools.keye.run.setup import weights_digest
 from kvtools.keye.sandbox.session import Sandbox
 from kvtools.option_values import refuse_if
+from kvtools.skipped import counted
 
 _JUDGE_CACHE = "judge.jsonl"
 _JUDGED = ("correct", "consistency")
@@ -104,7 +105,7 @@ class PairData:
         """What was read, as one sentence."""
         more = "" if held_out is None else f", and {len(held_out):,} held out"
         name = ", ".join(source.name for source, _ in self.inputs)
-        return f"{name}: {len(learnt):,} pairs of {sum(learnt.lengths):,} tokens{more}."
+        return f"{name}: {counted(len(learnt), 'pair')} of {counted(sum(learnt.lengths), 'token')}{more}."
 
     @property
     def digest(self) -> str:

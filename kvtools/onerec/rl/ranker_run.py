@@ -106,8 +106,8 @@ def train_ranker(run: "Invocation", options: RankerOptions, *, stop: object = Fa
     plan = _plan(options, task.n_steps(), precision)
     config = {**options.to_json(), "items": checkpoint.ids.digest, "input": source.digest, "dtype": precision}
     folder = options.state or state_folder(run.output)
-    trainer = Trainer(task, plan, train_state(folder, config), run.world, device=device, peak=options.peak)
     with lock_folder(folder, is_root=run.world.is_root):
+        trainer = Trainer(task, plan, train_state(folder, config), run.world, device=device, peak=options.peak)
         resume_run(trainer, folder, start_over=run.force, log=run.info, summary="")
         log_run(
             trainer, trainer.run(stop), label=run.command, log_file=options.log_file, log=run.info, quiet=run.quiet,

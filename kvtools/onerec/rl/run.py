@@ -30,7 +30,7 @@ from kvtools.onerec.rl.rollout_stream import Proposals, RolloutStream
 from kvtools.onerec.rl.task import PolicyTask
 from kvtools.onerec.run.checkpoint import Checkpoint
 from kvtools.option_values import refuse_if
-from kvtools.skipped import SkippedRows
+from kvtools.skipped import SkippedRows, counted
 from kvtools.train.device import add_in_one_order, keep_freed_memory, limit_threads, resolve_device
 from kvtools.train.loop import Trainer, log_run, resume_run
 from kvtools.train.resume import train_state
@@ -173,7 +173,11 @@ class _PolicyRun:
                 keep=keep,
             )  # fmt: skip
             trainer = Trainer(task, plan, train_state(self._folder, config), run.world, device=self._device, peak=options.peak)
-            summary = f"{plan.n_steps} steps of {options.batch} users, {options.group} items each." if run.verbose else ""
+            summary = (
+                f"{counted(plan.n_steps, 'step')} of {counted(options.batch, 'user')}, {options.group} items each."
+                if run.verbose
+                else ""
+            )
             resume_run(trainer, self._folder, start_over=run.force, log=run.info, summary=summary)
             # validations lie at other steps than ends of epochs
             steps = (replace(step, epoch=round(step.step / prompts.n_steps, 4)) for step in trainer.run(stop))
@@ -246,7 +250,9 @@ class _PolicyRun:
         told = ", ".join(f"{name.removeprefix('valid_')} {first[name]:.4g} → {last[name]:.4g}" for name in named)
         if self._run.verbose:
             spread = f"{interval[0]:.3g} to {interval[1]:.3g}"
-            self._run.info(f"{len(held_out.prompts)} held-out users: {told}; gain {mean:.3g}, 95 % interval {spread}.")
+            self._run.info(
+                f"{counted(len(held_out.prompts), 'held-out user')}: {told}; gain {mean:.3g}, 95 % interval {spread}."
+            )
         return figures
 
     def _trained_on(self) -> np.ndarray | None:

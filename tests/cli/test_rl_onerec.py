@@ -100,7 +100,7 @@ def test_stopped_and_run_again_it_ends_with_the_same_bytes_and_the_same_rollouts
 def test_rollouts_say_what_was_proposed_and_what_it_earned(shop, capfd):
     assert say(f"{RL} --reward hit --reward column:rating:0.1 --steps 2 --rollouts all.kvs -o b.safetensors").code == 0
     records = [json.loads(line) for line in say("kvtools cat --json all.kvs", capfd).out.splitlines()]
-    assert len(records) == 2 * 16 * 8
+    assert 2 * 16 * 7 < len(records) <= 2 * 16 * 8, "a beam may end at what its user has, and proposes nothing then"
     assert {record["step"] for record in records} == {1, 2}
     first = records[0]
     assert first["rewards"].keys() == {"hit", "column:rating"}

@@ -33,8 +33,10 @@ class Group:
 
 
 def beams(model: OneRec, context: Context, trie: Trie, n: int, *, barred_BU: Tensor | None = None) -> Group:
-    """The n best IDs of the catalogue; fewer where it is smaller, or where a beam has only barred IDs to end in. barred_BU: bool
-    (B, U), IDs that a user must not get."""
+    """The n best IDs of the catalogue; fewer where it is smaller, or where a beam has only barred IDs to end in.
+
+    barred_BU: bool (B, U), IDs that a user must not get.
+    """
     found = beam.search(model, context, trie, n, barred_BU=barred_BU)
     # clones, since tensors of inference mode can have no part in a gradient
     return Group(found.codes.clone(), found.scores.clone(), found.ids.clone())

@@ -59,7 +59,6 @@ class Shards(Engine):
         open_process_group(world, device)
         # torch warns of layers that return views, and tells not to change those in place: we do not
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
-        self._device = device
         # its weights are no copies, and have no memory; it becomes the whole model in the end
         self._skeleton = copy.deepcopy(model, {id(x): _without_data(x) for x in model.parameters()})
         mesh = init_device_mesh(torch.device(device).type, (world.size,))

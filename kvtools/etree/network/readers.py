@@ -1,8 +1,7 @@
 """Delays from files: a matrix, pings, or positions; checked, and converted to ms. Graphs: see graphs.py.
 
 Delays are symmetric here. A matrix that is not is refused unless `is_repaired`: then both directions are averaged, and a
-missing delay becomes that of the way back, or else of the shortest detour. Rows and columns are
-matched by their names.
+missing delay becomes that of the way back, or else of the shortest detour. Rows and columns are matched by their names.
 
 Not here: measurements. Delays of more devices than there are sites are extrapolated (`spread`), and the command says so.
 

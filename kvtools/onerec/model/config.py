@@ -52,8 +52,7 @@ _WIDE = ModelConfig(width=1024, encoder_layers=4, decoder_layers=4, heads=8, hid
 SIZES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         width=64, hidden=128, experts=8, expert_hidden=64, positive=32, lifelong=64, queries=16, feature_width=16,
-        author_width=32, static_width=16, item_table=True, item_scores=16384,
-        recent=True,
+        author_width=32, static_width=16, item_table=True, item_scores=16384, recent=True,
     ),
     "0.015b": ModelConfig(),
     "0.121b": _WIDE,

@@ -51,11 +51,11 @@ def missing_parts(histories: Iterable[Sequence[Step]]) -> list[str]:
         name = whole.command if commands[whole.command] == 1 else " ".join([whole.command, *whole.words])[:_SHOWN]
         missing = [i for i in range(whole.n) if i not in whole.found] if whole.is_sure else []
         twice = sorted(i for i, count in whole.found.items() if count > 1)
-        faults += [_told(which, whole.n, name, what) for which, what in ((missing, "missing"), (twice, "there twice")) if which]
+        faults += [_line(which, whole.n, name, what) for which, what in ((missing, "missing"), (twice, "there twice")) if which]
     return faults
 
 
-def _told(which: Sequence[int], n: int, name: str, what: str) -> str:
+def _line(which: Sequence[int], n: int, name: str, what: str) -> str:
     named = ", ".join(f"{i}/{n}" for i in which[:_NAMED]) + f" and {len(which) - _NAMED} more" * (len(which) > _NAMED)
     return f"part {named} of {name} is {what}" if len(which) == 1 else f"parts {named} of {name} are {what}"
 

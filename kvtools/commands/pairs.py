@@ -65,12 +65,8 @@ def main(
     log = with_split(read, split, name)
     code = skipped.report(name, run.log, strict=run.strict, verbose=run.verbose)
     tell(log.account, run.info)
-    opt.refuse_if(
-        (
-            min_rating is not None and log.ratings is None,
-            f"--min-rating needs ratings, and {name} has none. Name their column with --column rating=COL.",
-        ),
-    )
+    no_ratings = f"--min-rating needs ratings, and {name} has none. Name their column with --column rating=COL."
+    opt.refuse_if((min_rating is not None and log.ratings is None, no_ratings))
     is_used = np.ones(len(log.items), bool) if all_parts else parts_of(log) == TRAIN
     if min_rating is not None and log.ratings is not None:
         is_used &= log.ratings >= min_rating

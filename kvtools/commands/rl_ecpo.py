@@ -18,15 +18,15 @@ GROUPS = {
     "Proposals and training": ("--sampling", "--keep-seen", "--training"),
     "What is measured": ("--valid", "--require-gain", "--rollouts"),
 }
-HOW = """In each step users are proposed a group of items; the better ones of a group become more probable, the others less, and
-    the next item is trained jointly. Training reads the training part alone. Held-out users are measured before, on the way and
-    after; the best weights by their reward are kept, those of the start included. A run that was stopped continues when the
+_HOW = """In each step users are proposed a group of items; the better ones of a group become more probable, the others less,
+    and the next item is trained jointly. Training reads the training part alone. Held-out users are measured before, on the way
+    and after; the best weights by their reward are kept, those of the start included. A run that was stopped continues when the
     same command is run again. The ranks of mpiexec or srun share each step.
     """
 
 
 def policy_command(objective: Literal["ecpo", "gbpo"], summary: str) -> Callable[..., int]:
-    """The `main` of a command that trains a recommender by this objective; its help is the summary, and HOW."""
+    """The `main` of a command that trains a recommender by this objective; its help is the summary, and _HOW."""
 
     def main(
         run: opt.Invocation,
@@ -64,7 +64,7 @@ def policy_command(objective: Literal["ecpo", "gbpo"], summary: str) -> Callable
         )  # fmt: skip
         return train_policy(run, objective, options, stop=stop)
 
-    main.__doc__ = f"{summary}\n\n{HOW}"
+    main.__doc__ = f"{summary}\n\n{_HOW}"
     return main
 
 

@@ -25,19 +25,14 @@ from ours import CLICKS, DATA, HERE, KVTOOLS
 USERS = {"beauty": None, "ml-100k": DATA / "ml-100k" / "ml-100k.user"}
 OBJECTIVES = {"beauty": ["hit"], "ml-100k": ["hit", "column:rating"]}
 STEPS = {"beauty": 16, "ml-100k": 48}  # of a lift; longer runs on Beauty follow the ranker away from what users take next
-LIFT = ["--lr", "2e-4", "--training", "next_token=8", "--training", "valid_users=6000"]
-HARD = [
-    "--lr",
-    "2e-3",
-    "--batch",
-    "16",
-    "--training",
-    "next_token=0",
-    "--training",
-    "valid_users=400",
-    "--training",
-    "valid=25%",
-]
+
+
+def training(*words):
+    return [option for word in words for option in ("--training", word)]
+
+
+LIFT = ["--lr", "2e-4", *training("next_token=8", "valid_users=6000")]
+HARD = ["--lr", "2e-3", "--batch", "16", *training("next_token=0", "valid_users=400", "valid=25%")]
 RUNS = {
     "lift": {"ecpo": LIFT},
     "legality": {"alone": HARD, "random 5 of 40": [*HARD, "--reward", "format:1"]},
@@ -99,18 +94,8 @@ def table(folder):
             f"{line[f'valid_{name}_before']:.4f} → {line[f'valid_{name}']:.4f}" for name in ("reward", "hr@10", "legal_share")
         )
         test = f"{line['test_hr@10_before']:.4f} → {line['test_hr@10']:.4f}" if "test_hr@10" in line else ""
-        run = f"{line['what']}: {line['name']}"
-        cells = [
-            run,
-            line["seed"],
-            reward,
-            gain_of(line, "gain"),
-            hits,
-            gain_of(line, "hr@10_gain"),
-            legal,
-            test,
-            line["seconds"],
-        ]
+        gains = [gain_of(line, "gain"), hits, gain_of(line, "hr@10_gain"), legal, test]
+        cells = [f"{line['what']}: {line['name']}", line["seed"], reward, *gains, line["seconds"]]
         print(f"| {' | '.join(map(str, cells))} |")
     lifts = [line for line in lines if line["what"] == "lift"]
     if len(lifts) > 1:

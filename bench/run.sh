@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every figure of bench/README.md, as Markdown on stdout. Wants an otherwise idle machine. What onerec.py trains takes hours: it
-# is run by hand (see there), and only its tables are printed here.
+# The figures of bench/README.md that one idle machine makes in some hours, as Markdown on stdout; the other scripts are run by hand,
+# as README.md says. What onerec.py trains takes hours more: it is run by hand, and only its tables are printed here.
 # Usage: make bench            real clips are looked for in ../shared/data or $KVTOOLS_DATA
 set -euo pipefail
 cd "$(dirname "$0")/.."

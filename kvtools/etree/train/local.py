@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from kvtools.etree.train.models import Model
+from kvtools.etree.tree.ranks import Ranks
 
 # weights of a chunk on CPU; on an AMD EPYC four models of 0.6 MiB train a quarter faster than one, see bench/etree.py
 _CACHE_BYTES = 4 << 20
 _LARGEST_CHUNK = 256  # jobs of a chunk on CPU
 _GPU_BYTES = 1 << 30  # weights of a chunk on a GPU
-_TEST_SAMPLES, _TEST_MODELS = 2048, 16  # in one product of an evaluation
+_TEST_SAMPLES, _TEST_MODELS = 1024, 16  # in one product of an evaluation
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -114,20 +115,25 @@ class LocalTrainer:
                     step(x.view(*samples_Bb.shape, *x.shape[1:]), y.view(samples_Bb.shape), weight_Bb)
             return rows_BP
 
-    def evaluate(self, rows_MP: Tensor, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(self, rows_MP: Tensor, x: Tensor, y: Tensor, world: Ranks | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Accuracy and mean cross-entropy of each model on the same samples, float64 (M,) each.
 
-        rows_MP: float32 (M, P). x: float32 (N, ...). y: int64 (N,). All on the trainer's device.
+        rows_MP: float32 (M, P). x: float32 (N, ...). y: int64 (N,). All on the trainer's device, and the same on all ranks of
+        world, which share the samples; then a collective. The bits do not depend on ranks.
         """
-        n_right, loss = np.zeros(len(rows_MP)), np.zeros(len(rows_MP))
+        blocks = list(product(range(0, len(y), _TEST_SAMPLES), range(0, len(rows_MP), _TEST_MODELS)))
+        figures = np.zeros((-(-len(y) // _TEST_SAMPLES), 2, len(rows_MP)))  # right answers and losses of each block of samples
         with torch.inference_mode():
-            for sample, row in product(range(0, len(y), _TEST_SAMPLES), range(0, len(rows_MP), _TEST_MODELS)):
+            for sample, row in blocks if world is None else blocks[world.rank :: world.size]:
                 models, samples = slice(row, row + _TEST_MODELS), slice(sample, sample + _TEST_SAMPLES)
                 logits, labels = self.model.logits(rows_MP[models], x[samples]), y[samples]
-                n_right[models] += (logits.argmax(dim=2) == labels).sum(dim=1).cpu().numpy()
+                n_right, loss = figures[sample // _TEST_SAMPLES, :, models]
+                n_right[:] = (logits.argmax(dim=2) == labels).sum(dim=1).cpu().numpy()
                 logprob = torch.log_softmax(logits, dim=2).gather(2, labels.expand(len(logits), -1)[:, :, None])
-                loss[models] -= logprob.sum(dim=(1, 2), dtype=torch.float64).cpu().numpy()
-        return n_right / len(y), loss / len(y)
+                loss[:] = -logprob.sum(dim=(1, 2), dtype=torch.float64).cpu().numpy()
+        figures = figures if world is None else world.sum_array(figures)
+        right_M, loss_M = figures.sum(axis=0) / len(y)
+        return right_M, loss_M
 
     def local_accuracies(self, devices: np.ndarray, n_epochs: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Accuracy of each of these devices on these test samples after n_epochs alone, float64 (m,): KMA's acc_j.

@@ -69,8 +69,8 @@ class Run:
         queues: Queues | None = None,
     ) -> None:  # fmt: skip
         """test: x float32 (N, ...) and y int64 (N,). Raises ValueError where the models of all devices do not fit."""
-        self.plan, self._trainer = plan, trainer
-        self._test = tuple(torch.from_numpy(part).to(trainer.torch_device) for part in test)
+        self.plan, self._trainer, self._world = plan, trainer, world
+        self._test_x, self._test_y = (torch.from_numpy(part).to(trainer.torch_device) for part in test)
         self._baseline: Run | None = None
         if plan.is_compared:
             without = replace(plan, events=(), is_compared=False)
@@ -142,7 +142,7 @@ class Run:
         """What has been reached and what it cost, under the names that scripts rely on."""
         rows, weight = self.simulation.model()
         models = torch.from_numpy(rows).to(self._trainer.torch_device)
-        accuracy, loss = self._trainer.evaluate(models, *self._test)
+        accuracy, loss = self._trainer.evaluate(models, self._test_x, self._test_y, self._world)
         costs = self.simulation.costs
         return {
             "algorithm": self.plan.algorithm, "round": self.n_rounds,

@@ -159,7 +159,7 @@ class GrpoRecipe(AlignmentRecipe):
     clip: str = "0.2"
     updates: int = 1
 
-    base_lr = 3e-4  # the best of those tried, bench/README.md
+    base_lr = 3e-4  # the best of those tried, bench/honest.md
     lr_power = 1.65  # 1e-6 at the width of the 8b size, as published recipes have
     defaults = _SETTINGS | _ROLLOUT_SETTINGS
 

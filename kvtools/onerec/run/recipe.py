@@ -13,7 +13,7 @@ from kvtools.train.durations import EpochLength
 from kvtools.train.loop import Plan
 from kvtools.train.overrides import Allowed, parse_overrides, refuse_bad_values
 
-# what --training may change, with its defaults: chosen on validation of Amazon Beauty and ML-100k (bench/README.md)
+# what --training may change, with its defaults: chosen on validation of Amazon Beauty and ML-100k (bench/)
 _TRAINING: dict[str, Any] = {
     "dropout": 0.2,
     "smoothing": 0.0,  # of labels

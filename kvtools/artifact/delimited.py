@@ -29,6 +29,7 @@ class Rows:
     header: list[str]  # empty where the table has none
     lines: list[int]
     fields: list[list[str]]
+    header_line: int = 1  # the line where the header stands
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -45,21 +46,46 @@ class Rows:
         """float64 (n, len(columns)): the fields of these columns, NaN where one is empty. Raises Corrupt with the line of the
         first that is no number."""
         values = np.empty((len(self), len(columns)))
-        for row, (line, fields) in enumerate(self):
+        for row, fields in enumerate(self.fields):
             for i, column in enumerate(columns):
                 try:
                     values[row, i] = float(fields[column]) if fields[column].strip() else np.nan
                 except ValueError:
-                    where = f"{self.name}: line {line}:{f' column {self.header[column].strip()}:' if self.header else ''}"
-                    raise Corrupt(f"{where} {fields[column]!r} is not a number. Correct the line.") from None
+                    has_comma = is_number(_with_point(fields[column]))
+                    remedy = "Write its decimals after a point." if has_comma else "Correct the line."
+                    raise Corrupt(f"{self.cell(row, column)}: {fields[column]!r} is not a number. {remedy}") from None
         return values
+
+    def finite(self, columns: Sequence[int]) -> np.ndarray:
+        """float32 (n, len(columns)): as `numbers`, which raises Corrupt for a field that is empty, NaN or infinite, too."""
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in it
+            values = self.numbers(columns).astype(np.float32)
+        if not np.isfinite(values).all():
+            row, i = np.argwhere(~np.isfinite(values))[0].tolist()
+            field = self.fields[row][columns[i]].strip()
+            fault = f"{field!r} is not a finite number" if field else "there is no number"
+            raise Corrupt(f"{self.cell(row, columns[i])}: {fault}. Correct the line, or leave it out.")
+        return values
+
+    def require_fields(self) -> None:
+        """Raises Corrupt where each of several lines is one field, since another separator stands in it."""
+        if len(self) and len(self.fields[0]) == 1 and len(self) + len(self.header) > 1:
+            line, fields = (self.header_line, self.header) if self.header else (self.lines[0], self.fields[0])
+            raise Corrupt(
+                f"{self.name}: line {line} is {fields[0].strip()[:40]!r}, in which nothing separates fields. Separate them by "
+                "semicolons, commas, tabs, bars or blanks."
+            )
+
+    def cell(self, row: int, column: int) -> str:
+        """Where a field stands: `FILE: line 3: column age`, the column by its title, or else by its number from 1."""
+        return f"{self.name}: line {self.lines[row]}: column {self.header[column].strip() if self.header else column + 1}"
 
 
 def read_rows(
     file: BinaryIO,
     name: str,
     *,
-    delimiters: str = ",;\t",
+    delimiters: str = ";,\t|",
     has_header: bool | None = None,
     comment: str = "",
     is_ragged: bool = False,
@@ -69,8 +95,9 @@ def read_rows(
     """All rows of a small table. Blank lines are left out.
 
     delimiters: the first of these in the first line separates fields, in quotes or without; where none is there, runs of
-    blanks and tabs do, and quotes mean nothing. has_header: None where the first row is a header if one of its fields is no
-    number. comment: what follows this mark in a line is left out. is_ragged: rows may be shorter or longer than the first.
+    blanks and tabs do, and quotes mean nothing. By default semicolons come before commas, which may be of decimals.
+    has_header: None where the first row is a header if one of its fields is no number. comment: what follows this mark in a
+    line is left out. is_ragged: rows may be shorter or longer than the first.
     longest: letters of a field, by default 131,072, which tells a quote that is left open early.
 
     Raises Corrupt with the line for text that cannot be decoded, a quote left open and a row of another length; an empty file
@@ -90,9 +117,9 @@ def read_rows(
                 f"{name}: line {line} has {len(row)} fields, and the first row has {len(rows[0][1])}. Correct the line."
             )
     if has_header is None:
-        has_header = bool(rows) and any(field.strip() and not is_number(field) for field in rows[0][1])
-    header = rows.pop(0)[1] if has_header and rows else []
-    return Rows(name, header, [line for line, _ in rows], [row for _, row in rows])
+        has_header = bool(rows) and any(field.strip() and not is_number(_with_point(field)) for field in rows[0][1])
+    header_line, header = rows.pop(0) if has_header and rows else (1, [])
+    return Rows(name, header, [line for line, _ in rows], [row for _, row in rows], header_line)
 
 
 def read_lines(file: BinaryIO, name: str, *, encoding: str = "utf-8") -> list[str]:
@@ -139,6 +166,11 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _with_point(field: str) -> str:
+    """A number with a decimal comma, as many countries write it, with a point; it is no title, and refused by its line."""
+    return field.replace(",", ".", 1)
 
 
 @contextmanager

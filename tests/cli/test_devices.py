@@ -165,25 +165,25 @@ BAD = {
     ),
     "a negative delay": (
         "--delay m.txt", {"m.txt": "0 -1\n-1 0\n"}, 65,
-        "m.txt: the delay from 0 to 1 is -1 ms, and cannot be negative. Correct the file, or give another.",
+        f"m.txt: the delay from site 0 to site 1 (line 1, column 2) is -1 ms, and cannot be negative. {ANOTHER_FILE}",
     ),
     "an asymmetric matrix": (
         "--delay m.txt", {"m.txt": "0 1\n9 0\n"}, 65,
-        f"m.txt: 2 delays are asymmetric: from site 0 to site 1 it is 1 ms, and back 9 ms. {SYMMETRIZE}",
+        f"m.txt: 2 delays are asymmetric: from site 0 to site 1 (line 1, column 2) it is 1 ms, and back 9 ms. {SYMMETRIZE}",
     ),
     "a matrix with gaps": (
         "--delay m.txt", {"m.txt": "0 nan\nnan 0\n"}, 65,
-        f"m.txt: 2 delays are missing, the first from site 0 to site 1. {SYMMETRIZE}",
+        f"m.txt: 2 delays are missing, the first from site 0 to site 1 (line 1, column 2). {SYMMETRIZE}",
     ),
     "a ping one way": (
         "--delay p.csv", {"p.csv": "source,target,ms\na,b,5\n"}, 65,
-        f"p.csv: 1 delays are missing, the first from site 1 to site 0. {SYMMETRIZE}",
+        f"p.csv: 1 delays are missing, the first from 'b' to 'a'. {SYMMETRIZE}",
     ),
     "a ragged matrix": (
         "--delay m.txt", {"m.txt": "0 1\n9\n"}, 65, "m.txt: line 2 has 1 fields, and the first row has 2. Correct the line.",
     ),
     "a matrix with words": (
-        "--delay m.txt", {"m.txt": "0 1\na 0\n"}, 65, "m.txt: line 2: 'a' is not a number. Correct the line.",
+        "--delay m.txt", {"m.txt": "0 1\na 0\n"}, 65, "m.txt: line 2: column 1: 'a' is not a number. Correct the line.",
     ),
     "an open quote": (
         "--coordinates p.csv", {"p.csv": 'lat,lon\n"1,2\n'}, 65,

@@ -51,6 +51,8 @@ def labelled():
         "word.csv": "a,b,label\n1,x,0\n",
         "label.csv": "a,b,label\n1,2,0.5\n2,2,1\n",
         "nan.csv": "a,b,label\n1,nan,0\n2,2,1\n",
+        "bare-cell.csv": "a,b,label\n1,,0\n2,2,1\n",
+        "colons.csv": "a:b:label\n1:2:0\n2:2:1\n",
         "none.csv": "a,b,label\n",
         "one.csv": "a,b,label\n1,2,0\n",
         "shapes/a.csv": "a,b,label\n1,2,0\n3,4,1\n",
@@ -95,6 +97,9 @@ def networks():
         "empty.txt": "",
         "row.txt": "0 1\n1 0 5\n",
         "word.txt": "0 1\nx 0\n",
+        "decimals.csv": "0;1,5\n1,5;0\n",
+        "colons.txt": "ms:source:target\n5:a:b\n5:b:a\n",
+        "odd.csv": ",a,b\na,0,1\nb,5,0\n",
         "wide.txt": "0 1 2\n1 0 2\n",
         "negative.txt": "0 -1\n-1 0\n",
         "odd.txt": "0 1\n5 0\n",
@@ -127,6 +132,11 @@ def arrays():
     np.savez("other.npz", a=np.ones(3))
     np.savez("shapes.npz", x=np.ones((2, 3, 4, 5, 6)), y=np.ones(2))
     np.savez("users.npz", x=np.ones((6, 3), np.float32), y=np.arange(6) % 2)
+    np.savez("objects.npz", x=np.ones((2, 2)), y=np.array(["a", None], object))
+    np.savez("na.npz", x=np.ones((3, 2)), y=np.array(["a", "NA", "b"]))
+    np.savez("nan.npz", x=np.array([[1.0], [np.inf]]), y=np.arange(2))
+    np.savez("half.npz", x=np.ones((2, 1)), y=np.array([0, 0.5]))
+    np.save("objects.npy", np.array([[0, None], [1, 0]], object))
     np.save("text.npy", np.array([["a"]]))
     np.save("where-shape.npy", np.ones((2, 2, 2)))
     np.save("where-nan.npy", np.array([[0.0, np.nan], [1.0, 1.0]]))
@@ -216,6 +226,12 @@ kvtools devices --data short-row.csv --devices 1
 kvtools devices --data word.csv --devices 1
 kvtools devices --data label.csv --devices 1
 kvtools devices --data nan.csv --devices 1
+kvtools devices --data bare-cell.csv --devices 1
+kvtools devices --data colons.csv --devices 1
+kvtools devices --data objects.npz --devices 1
+kvtools devices --data na.npz --devices 1
+kvtools devices --data nan.npz --devices 1
+kvtools devices --data half.npz --devices 1
 kvtools devices --data none.csv --devices 1
 kvtools devices --data one.csv --devices 1
 kvtools devices --data shapes --devices 1
@@ -242,6 +258,10 @@ kvtools devices --data broken.tar --devices 1
 kvtools devices --delay empty.txt
 kvtools devices --delay row.txt
 kvtools devices --delay word.txt
+kvtools devices --delay decimals.csv
+kvtools devices --delay colons.txt
+kvtools devices --delay odd.csv
+kvtools devices --delay objects.npy
 kvtools devices --delay wide.txt
 kvtools devices --delay negative.txt
 kvtools devices --delay odd.txt

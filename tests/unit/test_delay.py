@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import coo_array
 
+from kvtools.errors import Corrupt
 from kvtools.etree.network import graphs
 from kvtools.etree.network import readers as network
 from kvtools.etree.network.delay import Delays
@@ -130,6 +131,46 @@ def test_matrices_as_pandas_and_people_write_them(text):
 def test_a_matrix_whose_names_do_not_match_is_refused(text, fault):
     with pytest.raises(ValueError, match=fault):
         network.read_matrix(buffered(text), "m.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ms;target;source\n5;Rome;New York\n5;New York;Rome\n",
+        "source\ttarget\tms\nNew York\tRome\t5\nRome\tNew York\t5\n",
+        ";New York;Rome\nNew York;0;5\nRome;5;0\n",
+        "\tNew York\tSan Juan\nNew York\t0\t5\nSan Juan\t5\t0\n",
+        "0|5\n5|0\n",
+        "0\t 5\n5\t0 \t\n",
+    ],
+)
+def test_semicolons_and_tabs_separate_names_with_blanks(text):
+    assert network.read_matrix(buffered(text), "m.csv").matrix.tolist() == [[0, 5], [5, 0]]
+
+
+@pytest.mark.parametrize("text", ["a;b;5\nb;c;4\n", "a,b,5\nb, c,4\n", "a\tb 5\nb c\t4\n"])
+def test_edges_too_may_have_any_separator(text):
+    assert graphs.read_graph(buffered(text), "edges.txt")[0].matrix.tolist() == [[0, 5, 9], [5, 0, 4], [9, 4, 0]]
+
+
+def test_a_delay_in_a_message_has_the_names_of_its_sites_and_the_place_of_its_cell():
+    def refusal(text, **options):
+        with pytest.raises((ValueError, Corrupt)) as caught:
+            network.read_matrix(buffered(text), "m.csv", **options)
+        return str(caught.value)
+
+    apart = "source;target;ms\nOslo;Rome;3\nBonn;Kyiv;3\n"
+    assert refusal(",Oslo,Rome\nRome,4,0\nOslo,0,7\n").startswith(
+        "2 delays are asymmetric: from 'Rome' to 'Oslo' (line 2, column 2) it is 4 ms, and back 7 ms"
+    )
+    assert refusal("Oslo,Rome\n0,\n7,0\n").endswith("from 'Oslo' to 'Rome' (line 2, column 2)")
+    assert refusal("Oslo,Rome\n0,-3\n7,0\n").startswith("the delay from 'Oslo' to 'Rome' (line 2, column 2) is -3 ms")
+    assert refusal(apart).endswith("the first from 'Oslo' to 'Bonn'")
+    assert refusal(apart, is_repaired=True).endswith("no detour between 'Oslo' and 'Bonn'")
+    assert "m.csv: line 1 is 'source:target:ms', in which nothing separates fields" in refusal(apart.replace(";", ":"))
+    for text in ("0;1,5\n1,5;0\n", "a;b\n0;1,5\n1,5;0\n"):
+        assert "column" in refusal(text)
+        assert refusal(text).endswith("'1,5' is not a number. Write its decimals after a point.")
 
 
 def test_repeated_pings_are_averaged_and_told():

@@ -102,6 +102,30 @@ def test_a_word_among_the_numbers_is_named_with_its_column(tmp_path):
         read_labelled(str(tmp_path / "a.csv"))
 
 
+@pytest.mark.parametrize("mark", [";", ",", "\t"])
+@pytest.mark.parametrize("word", ["nan", "-INF", "1e39", ""])
+@pytest.mark.parametrize("has_titles", [True, False])
+def test_a_cell_that_is_not_finite_is_named_with_its_line_and_column(tmp_path, mark, word, has_titles):
+    rows = [mark.join(row) for row in (["1", "2", "0"], ["3", word, "1"])]
+    write_table(
+        tmp_path / "a.csv", mark.join(["age", "mass", "label"]) if has_titles else "7.5\t8\t1".replace("\t", mark), rows
+    )
+    with pytest.raises(Corrupt, match=rf"a\.csv: line 3: column {'mass' if has_titles else 2}: "):
+        read_labelled(str(tmp_path / "a.csv"))
+
+
+def test_arrays_of_objects_and_labels_that_are_missing_are_refused_in_plain_words(tmp_path):
+    x, path = np.zeros((4, 2)), tmp_path / "set.npz"
+    for arrays in ({"x": x.astype(object), "y": np.arange(4)}, {"x": x, "y": np.array(["a", 1, None, "b"], object)}):
+        path.write_bytes(npz(**arrays))
+        with pytest.raises(Corrupt, match=r"set\.npz: an array of it holds Python objects, which are never read\. Save it as"):
+            read_labelled(str(path))
+    for word in ("NA", " nan", ""):
+        path.write_bytes(npz(x=x, y=np.array(["a", "b", word, "b"])))
+        with pytest.raises(Corrupt, match=rf"y\[2\] is '{word}', which is no label"):
+            read_labelled(str(path))
+
+
 @pytest.mark.parametrize("title", ["", "Unnamed: 0"])
 def test_an_index_is_left_out_and_told(tmp_path, title):
     write_table(tmp_path / "a.csv", f"{title},age,mass,label", [f"{n},{n % 3},5,{n % 2}" for n in range(10)])

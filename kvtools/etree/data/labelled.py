@@ -22,9 +22,8 @@ import numpy as np
 
 from kvtools.chance import rng_for
 from kvtools.errors import Corrupt, Missing, unreadable
-from kvtools.etree.data.sample_files import IMAGES, Samples, in_order, read_images, reader
+from kvtools.etree.data.sample_files import IMAGES, NO_LABEL, Samples, first_bad, in_order, read_images, reader
 
-_MAX_CLASSES = 65_536
 _HELD_OUT = 5  # one sample in so many
 _TEST_FOLDERS = {"test", "testing", "tests"}
 # what the readers of the formats raise for damaged files
@@ -172,13 +171,12 @@ def _checked(part: Samples) -> Samples:
         raise ValueError(f"there are {len(part.x)} samples and {len(part.y)} labels")
     if not len(part.x):
         raise ValueError("it holds no samples")
-    is_bad = ~np.isfinite(part.x).reshape(len(part.x), -1).all(axis=1)
-    if is_bad.any():
-        raise ValueError(f"sample {int(is_bad.argmax())} has a value that is NaN or infinite")
-    is_bad = ~((part.y >= 0) & (part.y < _MAX_CLASSES) & (part.y == np.floor(part.y)))
-    if is_bad.any():
-        row = int(is_bad.argmax())
-        raise ValueError(f"sample {row} has the label {part.y[row]:g}; labels are whole numbers from 0 to {_MAX_CLASSES - 1}")
+    if not (is_finite := np.isfinite(part.x)).all():
+        row, *index = np.argwhere(~is_finite)[0].tolist()
+        user = "" if part.users is None else f" of user {part.users[row]}"
+        raise ValueError(f"sample {row}{user} has {part.x[row, *index]:g} as value {index}, and must be finite")
+    if (row := first_bad(part.y)) is not None:
+        raise ValueError(f"sample {row}: {part.y[row]:g} {NO_LABEL}")
     return replace(part, x=part.x.astype(np.float32, copy=False), y=part.y.astype(np.int64))
 
 

@@ -1,7 +1,8 @@
 """The files that hold labelled samples, a reader each: MNIST idx, tables, .npz, LEAF JSON, and images in folders or a .tar.
 
 Legend: N samples, D features. Images are scaled to 0…1. Nothing is executed: .npz is read without pickles. A reader raises
-ValueError for contents that are not of its format. Not here: which files belong together, and the test part (labelled.py).
+ValueError, or Corrupt with the line, for contents that are not of its format. Not here: which files belong together, and the
+test part (labelled.py).
 """
 
 import gzip
@@ -19,14 +20,16 @@ import numpy as np
 from kvtools.artifact.arrays import load_array, plain_arrays
 from kvtools.artifact.delimited import Rows, is_number, read_rows
 from kvtools.artifact.tar_entries import tar_entries
-from kvtools.errors import Missing
+from kvtools.errors import Corrupt, Missing
 from kvtools.etree.data.partition import load_json
 
 IMAGES = (".jpg", ".jpeg", ".png")
 _CHANNELS = (1, 3, 4)
 _MOST_PICTURE_BYTES = 256 << 20  # whatever a header says
+MAX_CLASSES = 65_536
 _MISSING = {"", "na", "n/a", "#n/a", "<na>", "nan", "null", "?"}  # labels that programs write where there is none
 _INDEX = {"", "unnamed: 0"}  # titles of the first column of a table of pandas, and of one that was read and written again
+NO_LABEL = f"is no label. Labels are names, or whole numbers from 0 to {MAX_CLASSES - 1}."
 _KERAS = (("x_train", "y_train"), ("x_test", "y_test"))
 
 
@@ -54,7 +57,7 @@ def reader(path: str, paths: list[str], *, is_test: bool) -> Reader | None:
     """The reader of a file by its name; None where the name says nothing. Raises Missing for idx images without labels."""
     name = path.removesuffix(".gz")
     if name.endswith(".npz"):
-        return partial(_read_npz, is_test=is_test)
+        return partial(_read_npz, path=path, is_test=is_test)
     read: Callable[[BinaryIO], Samples] | None
     if name.endswith(("-images-idx3-ubyte", "-images.idx3-ubyte")):
         labels = path.replace("images", "labels").replace("idx3", "idx1")
@@ -126,7 +129,7 @@ def _table(file: BinaryIO, path: str) -> Rows:
     n_words = sum(not is_number(field) for field in rows.header if field.strip())
     if not rows.header or 2 * n_words > len(rows.header) or rows.index("label", "class", "target") is not None:
         return rows
-    return Rows(rows.name, [], [1, *rows.lines], [rows.header, *rows.fields])
+    return Rows(rows.name, [], [rows.header_line, *rows.lines], [rows.header, *rows.fields])
 
 
 def _read_table(file: BinaryIO, path: str) -> Samples:
@@ -135,6 +138,7 @@ def _read_table(file: BinaryIO, path: str) -> Samples:
     rows = _table(file, path)
     if not len(rows):
         raise ValueError("it holds no samples")
+    rows.require_fields()
     width = len(rows.fields[0])
     label = rows.index("label", "class", "target")
     label = width - 1 if label is None else label
@@ -143,15 +147,30 @@ def _read_table(file: BinaryIO, path: str) -> Samples:
     columns = [column for column in range(int(has_index), width) if column not in (label, user)]
     users = None if user is None else np.array([fields[user] for fields in rows.fields])
     titles = tuple(rows.header[column].strip() for column in columns) if rows.header else None
-    x = rows.numbers(columns).astype(np.float32)
+    x = rows.finite(columns)
     words = [fields[label].strip() for fields in rows.fields]
-    for line, word in zip(rows.lines, words, strict=True):
-        if word.lower() in _MISSING:
-            column = rows.header[label].strip() if rows.header else label + 1
-            raise ValueError(f"line {line} has no label in the column {column}" + (f", but {word!r}" if word else ""))
-    is_numeric = all(map(is_number, words))
-    samples = Samples(x, rows.numbers([label])[:, 0], users) if is_numeric else named(x, words, users=users)
+    if (row := first_missing(words)) is not None:
+        column = rows.header[label].strip() if rows.header else label + 1
+        but = f", but {words[row]!r}" if words[row] else ""
+        raise ValueError(f"line {rows.lines[row]} has no label in the column {column}{but}")
+    if not all(map(is_number, words)):
+        samples = named(x, words, users=users)
+    else:
+        samples = Samples(x, rows.numbers([label])[:, 0], users)
+        if (row := first_bad(samples.y)) is not None:
+            raise Corrupt(f"{rows.cell(row, label)}: {words[row]!r} {NO_LABEL} Correct the line, or leave it out.")
     return replace(samples, columns=titles, table=path, has_index=has_index)
+
+
+def first_missing(words: Iterable[str]) -> int | None:
+    """The first of these labels that says that there is none; None where all are labels."""
+    return next((row for row, word in enumerate(words) if word.strip().lower() in _MISSING), None)
+
+
+def first_bad(y_N: np.ndarray) -> int | None:
+    """The first of these numbers (N,) that is no label, which are whole and from 0; None where all are labels."""
+    is_bad_N = ~((y_N >= 0) & (y_N < MAX_CLASSES) & (y_N == np.floor(y_N)))
+    return int(is_bad_N.argmax()) if is_bad_N.any() else None
 
 
 def _read_tar(file: BinaryIO) -> Samples:
@@ -164,12 +183,12 @@ def _read_tar(file: BinaryIO) -> Samples:
     return read_images(sorted(pictures, key=lambda picture: picture[0]))
 
 
-def _read_npz(file: BinaryIO, *, is_test: bool) -> Iterator[tuple[bool, Samples]]:
+def _read_npz(file: BinaryIO, path: str, *, is_test: bool) -> Iterator[tuple[bool, Samples]]:
     """Arrays x and y, and user if it is there; or x_train, y_train, x_test and y_test, as Keras names them."""
     if not zipfile.is_zipfile(file):
         raise ValueError("this is not an .npz file of plain arrays")
     file.seek(0)
-    with plain_arrays(), load_array(file) as arrays:
+    with plain_arrays(path), load_array(file, path) as arrays:
         names = set(arrays.files)
         if names >= {name for pair in _KERAS for name in pair}:
             for is_of_test, (x, y) in zip((False, True), _KERAS, strict=True):
@@ -194,9 +213,15 @@ def _of_arrays(x: np.ndarray, y: np.ndarray, users: np.ndarray | None, names: tu
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in _CHANNELS and x.shape[1] not in _CHANNELS:
         x = x.transpose(0, 3, 1, 2)
-    x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
+    with np.errstate(over="ignore"):  # infinite ones are refused by their index
+        x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
     who = None if users is None else users.astype(str)
-    return named(x, labels.tolist(), users=who) if y.dtype.kind == "U" else Samples(x, labels, who)
+    if y.dtype.kind != "U":
+        return Samples(x, labels, who)
+    words = labels.tolist()
+    if (row := first_missing(words)) is not None:
+        raise ValueError(f"{names[1]}[{row}] is {words[row]!r}, which is no label")
+    return named(x, words, users=who)
 
 
 def _read_leaf(file: BinaryIO) -> Samples:
@@ -205,7 +230,8 @@ def _read_leaf(file: BinaryIO) -> Samples:
     try:
         samples = [(str(user), leaf["user_data"][user]["x"], leaf["user_data"][user]["y"]) for user in leaf["users"]]
         n_samples = [(user, len(x), len(y)) for user, x, y in samples]
-        images = np.array([row for _, x, _ in samples for row in x], np.float32)
+        with np.errstate(over="ignore"):  # as in _of_arrays
+            images = np.array([row for _, x, _ in samples for row in x], np.float32)
         labels = np.array([label for _, _, y in samples for label in y], float)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError):
         raise ValueError("this is not JSON as LEAF writes it, with users, and with x and y of each user in user_data") from None

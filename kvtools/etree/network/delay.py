@@ -240,7 +240,8 @@ def checked(delays: Delays) -> Delays:
         raise ValueError(f"site {int(delays.site.max())} is out of range: there are {delays.n_sites} sites, from 0")
     for name, array in (("delay", delays.matrix), ("coordinates", delays.points), ("last_mile", delays.last_mile)):
         if array is not None and not np.isfinite(array).all():
-            raise ValueError(f"{name} holds NaN or infinite values")
+            index = np.argwhere(~np.isfinite(array))[0].tolist()
+            raise ValueError(f"{name}{index} is {array[*index]:g}, and must be finite")
         if array is not None and name != "coordinates" and (array < 0).any():
             raise ValueError(f"{name} holds {array.min():g} ms, and delays cannot be negative")
     return delays

@@ -130,12 +130,12 @@ def _require_connected(graph: Any, nodes: list[str]) -> None:
 
 
 def _edge_lines(file: BinaryIO, name: str, scale: float) -> _Read:
-    """The graph of lines `node node ms`, which is undirected."""
-    rows = read_rows(file, name, delimiters="", has_header=False, comment="#", is_ragged=True)
+    """The graph of lines `node node ms`, which is undirected; between them are blanks, tabs, commas, bars or semicolons."""
+    rows = read_rows(file, name, delimiters=";,|", has_header=False, comment="#", is_ragged=True)
     for line, fields in rows:
         if len(fields) != 3 or not is_number(fields[2]):
             raise ValueError(f"line {line} is {' '.join(fields)[:40]!r}, and `node node ms` is needed")
-    ends = [(fields[0], fields[1]) for fields in rows.fields]
+    ends = [(fields[0].strip(), fields[1].strip()) for fields in rows.fields]
     nodes = sorted({node for edge in ends for node in edge}, key=_by_value)
     return _numbered(nodes, ends, [float(fields[2]) * scale for fields in rows.fields])
 

@@ -12,7 +12,7 @@ text that cannot be read. `log` takes a message about what was assumed or repair
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -20,12 +20,30 @@ from typing import BinaryIO
 import numpy as np
 
 from kvtools.artifact.arrays import load_array
-from kvtools.artifact.delimited import Rows, is_number, read_rows
+from kvtools.artifact.delimited import Rows, is_number, read_rows, read_text
 from kvtools.chance import rng_for
 from kvtools.etree.network.delay import Delays, checked
 from kvtools.etree.network.graphs import ASYMMETRIC, AsymmetricDelays, Log, on_sphere
 
-_COMMENTS = re.compile(rb"(?m)^[ \t]*#.*$")
+_COMMENTS = re.compile("(?m)^[ \\t]*#.*$")
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Delays between sites as a file has them, and what messages call them."""
+
+    ms: np.ndarray  # float64 (S, S), NaN where there is none
+    names: list[str] | None = None  # of the sites
+    cells: tuple[list[int], list[int]] | None = None  # where a text has them: the line of each row, the column of each column
+
+    def site(self, number: int) -> str:
+        """A site by its name, or else by its number from 0."""
+        return f"site {number}" if self.names is None else repr(self.names[number])
+
+    def way(self, row: int, column: int) -> str:
+        """The way between two sites, and where the text has its delay."""
+        where = "" if self.cells is None else f" (line {self.cells[0][row]}, column {self.cells[1][column]})"
+        return f"from {self.site(row)} to {self.site(column)}{where}"
 
 
 def read_matrix(
@@ -33,41 +51,42 @@ def read_matrix(
 ) -> Delays:
     """Delays from a square matrix, from pings between sites, or from WonderNetwork's files of one city each.
 
-    file: numbers between blanks, tabs or commas, with names in the first row and column or without; an .npy; a table with the
-    columns source, target and ms, whose repeated pings are averaged; a file of WonderNetwork's, or the path of a folder of such
-    files. Lines that begin with # are left out. scale: ms a unit. Raises AsymmetricDelays unless is_repaired.
+    file: numbers between semicolons, commas, tabs, bars or blanks, with names in the first row and column or without; an
+    .npy; a table with the columns source, target and ms, whose repeated pings are averaged; a file of WonderNetwork's, or the
+    path of a folder of such files. Lines that begin with # are left out. scale: ms a unit. Raises AsymmetricDelays unless
+    is_repaired.
     """
     if isinstance(file, str):
-        matrix = _folder_of_pings(file, log)
+        read = _folder_of_pings(file, log)
     elif _is_npy(file):
-        matrix = _numbers_of(load_array(_seekable(file)))
+        read = _Matrix(_numbers_of(load_array(_seekable(file), name)))
     else:
-        matrix = _table(read_rows(BytesIO(_COMMENTS.sub(b"", file.read())), name, delimiters=","), name, log)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
-        raise ValueError(f"{' x '.join(map(str, matrix.shape))} numbers are not a square matrix")
-    matrix = matrix * scale
+        read = _table(_rows_of(_COMMENTS.sub("", read_text(file, name)), name), name, log)
+    if read.ms.ndim != 2 or read.ms.shape[0] != read.ms.shape[1] or not len(read.ms):
+        raise ValueError(f"{' x '.join(map(str, read.ms.shape))} numbers are not a square matrix")
+    matrix = read.ms * scale
     own = np.nan_to_num(matrix.diagonal(), posinf=0, neginf=0)
     if own.any():
         log(f"{np.count_nonzero(own)} delays of a site to itself are left out, such as {own[own != 0][0]:g} ms")
     np.fill_diagonal(matrix, 0)
     if (matrix < 0).any():
         row, column = np.argwhere(matrix < 0)[0].tolist()
-        raise ValueError(f"the delay from {row} to {column} is {matrix[row, column]:g} ms, and cannot be negative")
-    matrix = _symmetric(matrix, is_repaired=is_repaired, log=log)
+        raise ValueError(f"the delay {read.way(row, column)} is {matrix[row, column]:g} ms, and cannot be negative")
+    matrix = _symmetric(replace(read, ms=matrix), is_repaired=is_repaired, log=log)
     return checked(Delays("matrix", np.arange(len(matrix)), np.zeros(len(matrix)), matrix=matrix.astype(np.float32)))
 
 
 def read_coordinates(file: BinaryIO, name: str, *, scale: float = 1.0) -> Delays:
     """Delays by distance: CSV with latitude and longitude in degrees, or an .npy (S, d) of positions, `scale` ms a unit."""
     if _is_npy(file):
-        points = load_array(_seekable(file))
+        points = load_array(_seekable(file), name)
         if points.ndim != 2 or points.dtype.kind not in "fiu" or not len(points) or not 1 <= points.shape[1] <= 64:
             raise ValueError(
                 f"the array is {points.dtype} {points.shape}, and numbers of shape (devices, axes) with 1 to 64 axes are needed"
             )
         points = points.astype(np.float64) * scale
         return checked(Delays("euclidean", np.arange(len(points)), np.zeros(len(points)), points=points))
-    rows = read_rows(file, name, delimiters=",", has_header=True)
+    rows = read_rows(file, name, has_header=True)
     columns = rows.index("latitude", "lat"), rows.index("longitude", "long", "lon", "lng")
     if columns[0] is None or columns[1] is None:
         raise ValueError(f"the columns are {', '.join(rows.header) or 'none'}, and latitude and longitude are needed")
@@ -120,10 +139,18 @@ def _numbers_of(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _table(rows: Rows, name: str, log: Log) -> np.ndarray:
-    """The matrix of a text file: of pings, of one city's pings, or of numbers with names or without, float64 (S, S)."""
+def _rows_of(text: str, name: str) -> Rows:
+    """The rows of a text. Where tabs separate fields, these may hold blanks, unless all that there is are numbers."""
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    is_even = len({len(words) for words in lines}) == 1 and all(is_number(word) for words in lines for word in words)
+    return read_rows(BytesIO(text.encode()), name, delimiters="" if is_even else ";,\t|")
+
+
+def _table(rows: Rows, name: str, log: Log) -> _Matrix:
+    """The matrix of a text file: of pings, of one city's pings, or of numbers with names or without."""
     if not rows.header and not len(rows):
         raise ValueError("the file is empty, and a matrix of delays is needed")
+    rows.require_fields()
     pings = [rows.index(title) for title in ("source", "target", "ms")]
     if None not in pings:
         source, target, ms = (int(column) for column in pings if column is not None)
@@ -139,9 +166,12 @@ def _table(rows: Rows, name: str, log: Log) -> np.ndarray:
     if not rows.header and _has_corner(rows.fields):
         rows = Rows(rows.name, header, rows.lines[1:], rows.fields[1:])
     if not rows.header or len(rows) == len(rows.header):
-        return rows.numbers(range(len(header)))
-    matrix = rows.numbers(range(1, len(header)))
-    return matrix if len(matrix) != matrix.shape[1] else matrix[:, _order([row[0] for row in rows.fields], header[1:])]
+        columns, names = [*range(len(header))], [title.strip() for title in rows.header] or None
+        return _Matrix(rows.numbers(columns), names, (rows.lines, [column + 1 for column in columns]))
+    columns, names = [*range(1, len(header))], [row[0].strip() for row in rows.fields]
+    if len(rows) == len(columns):
+        columns = [columns[i] for i in _order(names, [title.strip() for title in header[1:]])]
+    return _Matrix(rows.numbers(columns), names, (rows.lines, [column + 1 for column in columns]))
 
 
 def _has_corner(fields: list[list[str]]) -> bool:
@@ -156,7 +186,6 @@ def _has_corner(fields: list[list[str]]) -> bool:
 
 def _order(rows: list[str], columns: list[str]) -> list[int]:
     """The column of each row's name. Raises ValueError where the names are not the same."""
-    rows, columns = [name.strip() for name in rows], [name.strip() for name in columns]
     for what, names in (("row", rows), ("column", columns)):
         for name, count in Counter(names).most_common(1):
             if count > 1:
@@ -167,7 +196,7 @@ def _order(rows: list[str], columns: list[str]) -> list[int]:
     return [columns.index(name) for name in rows]
 
 
-def _folder_of_pings(top: str, log: Log) -> np.ndarray:
+def _folder_of_pings(top: str, log: Log) -> _Matrix:
     """Delays between the cities that have a file of their own, anywhere in a folder of WonderNetwork's files."""
     paths = sorted(Path(top).rglob("*Ping.csv"))
     if not paths:
@@ -176,7 +205,7 @@ def _folder_of_pings(top: str, log: Log) -> np.ndarray:
     cities = sorted({_city_of(str(path)) for path in paths}, key=len, reverse=True)
     for path in paths:
         with open(path, "rb") as file:
-            rows = read_rows(file, str(path), delimiters=",", has_header=True, is_ragged=True)
+            rows = read_rows(file, str(path), has_header=True, is_ragged=True)
         if rows.index("city") is None or rows.index("average") is None:
             raise ValueError(f"{path.name}: the columns are {', '.join(rows.header[:4])}, and City and Average are needed")
         for target, ms in _pings_of_city(rows):
@@ -205,8 +234,8 @@ def _pings_of_city(rows: Rows) -> list[tuple[str, float]]:
     return pings
 
 
-def _square(pings: Iterable[tuple[str, str, float]], log: Log, names: list[str] | None = None) -> np.ndarray:
-    """The matrix of pings, NaN where there is none, float64 (S, S); sites in the order of `names`, or as they occur. Several
+def _square(pings: Iterable[tuple[str, str, float]], log: Log, names: list[str] | None = None) -> _Matrix:
+    """The matrix of pings; sites in the order of `names`, or as they occur. Several
     pings of one direction are averaged."""
     pings = list(pings)
     order = names or [name for source, target, _ in pings for name in (source, target)]
@@ -218,11 +247,12 @@ def _square(pings: Iterable[tuple[str, str, float]], log: Log, names: list[str] 
     matrix = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     if (n_repeated := int((count > 1).sum())) > 0:
         log(f"{n_repeated} pairs of sites have several pings in one direction, which are averaged")
-    return matrix
+    return _Matrix(matrix, [*index])
 
 
-def _symmetric(matrix: np.ndarray, *, is_repaired: bool, log: Log) -> np.ndarray:
+def _symmetric(read: _Matrix, *, is_repaired: bool, log: Log) -> np.ndarray:
     """The matrix with equal delays in both directions, float64 (S, S)."""
+    matrix = read.ms
     is_missing = ~np.isfinite(matrix)
     larger = np.fmax(matrix, matrix.T)
     with np.errstate(invalid="ignore"):  # infinite delays are missing ones
@@ -230,12 +260,12 @@ def _symmetric(matrix: np.ndarray, *, is_repaired: bool, log: Log) -> np.ndarray
     if not is_repaired:
         if is_missing.any():
             row, column = np.argwhere(is_missing)[0].tolist()
-            raise AsymmetricDelays(f"{int(is_missing.sum())} delays are missing, the first from site {row} to site {column}")
+            raise AsymmetricDelays(f"{int(is_missing.sum())} delays are missing, the first {read.way(row, column)}")
         if is_odd.any():
             row, column = np.argwhere(is_odd)[0].tolist()
             raise AsymmetricDelays(
-                f"{int(is_odd.sum())} delays are asymmetric: from site {row} to site {column} it is "
-                f"{matrix[row, column]:g} ms, and back {matrix[column, row]:g} ms"
+                f"{int(is_odd.sum())} delays are asymmetric: {read.way(row, column)} it is {matrix[row, column]:g} ms, "
+                f"and back {matrix[column, row]:g} ms"
             )
         return np.asarray((matrix + matrix.T) / 2)
     whole = np.where(is_missing, matrix.T, (np.where(is_missing.T, matrix, matrix.T) + matrix) / 2)
@@ -245,7 +275,7 @@ def _symmetric(matrix: np.ndarray, *, is_repaired: bool, log: Log) -> np.ndarray
         detours = [float((known[row] + known[column]).min()) for row, column in gaps]
         if not np.isfinite(detours).all():
             row, column = gaps[int(np.argmin(np.isfinite(detours)))].tolist()
-            raise ValueError(f"there is no delay and no detour between site {row} and site {column}")
+            raise ValueError(f"there is no delay and no detour between {read.site(row)} and {read.site(column)}")
         whole[gaps[:, 0], gaps[:, 1]] = detours
     n_one_way = int((is_missing & ~is_missing.T).sum())
     from_back = f", {n_one_way} by the delay of the way back" if n_one_way else ""

@@ -145,8 +145,9 @@ def read_npy(file: BinaryIO, name: str, keys: list[str]) -> Iterator[Block]:
     """
     try:
         # numpy reads real files and file-likes; a pipe's descriptor is neither, and is read whole
-        matrix: Any = load_array(file.name, mmap_mode="r") if _has_path(file) else load_array(io.BytesIO(file.read()))
-    except ValueError as fault:  # a pickle is one, too: none is ever opened
+        array, options = (file.name, {"mmap_mode": "r"}) if _has_path(file) else (io.BytesIO(file.read()), {})
+        matrix: Any = load_array(array, name, **options)
+    except ValueError as fault:
         reason = str(fault).splitlines()[0].rstrip(".")
         raise Corrupt(f"{name}: numpy cannot read it ({reason}). Save the vectors as float32 with numpy.save.") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:

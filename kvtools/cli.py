@@ -32,7 +32,7 @@ from kvtools.invocation import Invocation
 from kvtools.names import naming
 from kvtools.option_values import refuse_one_target
 from kvtools.options import COMMON
-from kvtools.train.device import let_waiting_threads_sleep
+from kvtools.train.device import let_waiting_threads_sleep, threads_asked_for
 from kvtools.world import World, is_stdin_limited, launched_rank
 
 
@@ -44,6 +44,7 @@ class Command(TyperCommand):
         entry: Entry = COMMANDS[self.name or ""]
         if ctx.obj is None:
             ctx.obj = Invocation()
+        threads_asked_for()  # refused before a library is loaded that complains in its own words
         ctx.obj.world = World.open(is_part=ctx.params.get("shard") is not None)
         if not entry.is_parallel and not ctx.obj.world.is_root:
             return 0

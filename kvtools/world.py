@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
+from kvtools.environment import count_in
 from kvtools.errors import Fault, Usage
 from kvtools.liveness import KILLED, LAUNCHER_GONE, Liveness
 
@@ -256,8 +257,8 @@ class Stop:
     def __post_init__(self) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, _record_signal)
-        end = os.environ.get("SLURM_JOB_END_TIME", "")  # epoch seconds; set by Slurm since about 20.11
-        self._deadline = float(end) if end.isdigit() else float("inf")
+        end = count_in("SLURM_JOB_END_TIME")  # epoch seconds; set by Slurm since about 20.11
+        self._deadline = float("inf") if end is None else float(end)
 
     def __bool__(self) -> bool:
         return bool(_stop_signals) or time.time() > self._deadline - self.margin_s
@@ -268,15 +269,17 @@ def shard(items: Sequence[_T], spec: str | None) -> Sequence[_T]:
     if spec is None:
         return items
     i, slash, n = spec.partition("/")
-    if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
+    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         raise Usage(f"--shard {spec} is not a part of n. Give I/N with 0 <= I < N, as 0/16.")
     begin, end = (len(items) * (int(i) + step) // int(n) for step in (0, 1))
     return items[begin:end]
 
 
 def launched_rank() -> int:
-    """This process's rank as its launcher gives it, known before `World.open()`; 0 in a world of one."""
-    return _launched()[0]
+    """This process's rank as its launcher gives it, known before `World.open()`; 0 in a world of one, or of no numbers."""
+    with suppress(Usage):
+        return _launched()[0]
+    return 0
 
 
 def is_stdin_limited() -> bool:
@@ -312,25 +315,32 @@ def _record_signal(number: int, _frame: FrameType | None) -> None:
 
 
 def _launched() -> tuple[int, int]:
-    """Rank and size in the launcher's environment; (0, 1) where it names no size, so that processes do not see each other."""
-    for rank, size in _RANK_AND_SIZE:
-        if rank in os.environ:
-            n_ranks = int(os.environ.get(size, "1"))
-            return (int(os.environ[rank]), n_ranks) if n_ranks > 1 else (0, 1)
+    """Rank and size in the launcher's environment; (0, 1) where it names no size, so that processes do not see each other.
+
+    Raises Usage for numbers that are none."""
+    for rank_name, size_name in _RANK_AND_SIZE:
+        rank, size = count_in(rank_name), count_in(size_name)
+        if rank is not None and size is not None and size > 1:
+            if rank >= size:
+                raise Usage(
+                    f"{rank_name} is {rank}, and {size_name} is {size}. Unset these environment variables, or correct them."
+                )
+            return rank, size
+        if rank is not None:
+            break
     return 0, 1
 
 
 def _local_size(size: int) -> int:
     for name in ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE"):
-        if name in os.environ:
-            return int(os.environ[name])
-    per_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0].split(",")[0]
-    return int(per_node) if per_node.isdigit() else size
+        if (n := count_in(name)) is not None:
+            return n
+    return count_in("SLURM_STEP_TASKS_PER_NODE", separators=",(") or size  # as 2(x3),1
 
 
 def _refuse_silent_copies() -> None:
-    n_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if "SLURM_STEP_ID" in os.environ and int(n_tasks) > 1:
+    n_tasks = count_in("SLURM_STEP_NUM_TASKS") or 1
+    if "SLURM_STEP_ID" in os.environ and n_tasks > 1:
         raise Usage(
             f"srun started {n_tasks} tasks that cannot see each other. Use srun --mpi=pmi2, or --shard I/N where there is one."
         )

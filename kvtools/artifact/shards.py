@@ -38,7 +38,7 @@ def missing_parts(histories: Iterable[Sequence[Step]]) -> list[str]:
         for step, count, is_sure in _joined(history):
             spec, words = _split_shard(step["argv"])
             part, _, n = spec.partition("/")
-            if part.isdigit() and n.isdigit():
+            if part.isdecimal() and n.isdecimal():
                 key = canonical(
                     {"n": int(n), **{name: step.get(name) for name in ("command", "inputs", "parents")}, "argv": words}
                 )

@@ -195,6 +195,6 @@ def _numbers(option: str, text: str | None, modes: tuple[str, ...]) -> tuple[Fra
 
 def _frame_counts(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise Usage(f"--frames {text} is not a list of numbers. Give them with commas, as 16,32.")
     return tuple(dict.fromkeys(map(int, parts)))

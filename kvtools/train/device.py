@@ -7,6 +7,7 @@ import os
 import socket
 from pathlib import Path
 
+from kvtools.environment import count_in
 from kvtools.errors import Usage
 from kvtools.world import World
 
@@ -39,7 +40,7 @@ def own_cores(world: World) -> int:
     """How many cores this rank may use, at least 1. A collective.
 
     Of the cores that it may run on, and of the quota of its control group, it has an even part beside the ranks that share
-    them, and no more than SLURM_CPUS_PER_TASK and OMP_NUM_THREADS say.
+    them, and no more than SLURM_CPUS_PER_TASK and OMP_NUM_THREADS say. Raises Usage where one of these is no number.
     """
     cores = sorted(os.sched_getaffinity(0))
     n_sharing = world.local_size
@@ -50,10 +51,14 @@ def own_cores(world: World) -> int:
         everyone = world.gather_array(np.frombuffer(word, np.int64))
         n_sharing = int((everyone == everyone[world.rank]).sum())
     n = min(len(cores) // n_sharing, math.floor(min(cpu_quota(), 1 << 20) / world.local_size))
-    for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
-        text = os.environ.get(name, "").split(",")[0]
-        n = min(n, int(text)) if text.isdigit() and int(text) else n
-    return max(1, n)
+    return max(1, min(n, threads_asked_for() or n))
+
+
+def threads_asked_for() -> int | None:
+    """The fewest threads that SLURM_CPUS_PER_TASK or OMP_NUM_THREADS asks for; None where neither does. Raises Usage where one
+    is no number, as the libraries of threads do not."""
+    counts = [count_in(name, separators=",") for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS")]
+    return min((n for n in counts if n), default=None)
 
 
 def cpu_quota(groups: str = "/sys/fs/cgroup") -> float:

@@ -57,6 +57,8 @@ kvtools tokenize-video --jobs 1 videos -o busy.kvs
 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=4 kvtools tokenize-video videos
 SLURM_JOB_END_TIME=1 kvtools tokenize-video --jobs 1 videos -o late.kvs
 PMI_RANK=0 PMI_SIZE=2 kvtools sum items.ids
+PMI_RANK=x PMI_SIZE=2 kvtools sum items.ids
+PMI_RANK=2 PMI_SIZE=2 kvtools sum items.ids
 mpiexec -n 2 kvtools {ONEREC} --users - < users.csv
 mpiexec -n 2 kvtools pretrain keye - < questions.kvs
 mpiexec -n 2 kvtools recgen --model shop.model - < clicks.csv

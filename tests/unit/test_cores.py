@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
+from kvtools.errors import Usage
 from kvtools.train import device
 from kvtools.train.device import cpu_quota, limit_threads, own_cores
 from kvtools.world import World
@@ -46,9 +47,13 @@ def test_a_quota_is_shared_by_the_ranks(machine, quota, size, expected):
 
 @pytest.mark.parametrize("name", ["SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"])
 def test_the_environment_may_ask_for_fewer(machine, name):
-    for text, expected in {"3": 3, "99": 8, "": 8, "x": 8, "0": 8}.items():
+    for text, expected in {"3": 3, "99": 8, "": 8, " 2 ": 2, "0": 8, "3,1": 3}.items():
         machine.setenv(name, text)
         assert own_cores(World()) == expected
+    for text in ("x", "-1", "2.5", "²", "1e1"):
+        machine.setenv(name, text)
+        with pytest.raises(Usage, match=f"^{name}, an environment variable, is '{text}', and a whole number is needed"):
+            own_cores(World())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvtools import cli
+from kvtools import cli, world
 from kvtools.errors import Fault, Missing, Stopped, Usage
 from kvtools.invocation import Invocation
 from kvtools.world import World, launched_rank, shard
@@ -33,6 +33,36 @@ def test_the_rank_of_every_launcher_is_known_before_the_world_opens(monkeypatch,
 def test_ranks_that_cannot_see_each_other_are_each_the_first_of_their_own_world(monkeypatch):
     monkeypatch.setenv("PMIX_RANK", "3")  # and no size: srun --mpi=pmix without an MPI of ours
     assert launched_rank() == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ("PMI_RANK=x PMI_SIZE=2", "PMI_RANK, an environment variable, is 'x'"),
+        ("PMI_RANK=0 PMI_SIZE=two", "PMI_SIZE, an environment variable, is 'two'"),
+        ("PMIX_RANK=0 OMPI_COMM_WORLD_SIZE=2.0", "OMPI_COMM_WORLD_SIZE, an environment variable, is '2.0'"),
+        ("OMPI_COMM_WORLD_RANK=² OMPI_COMM_WORLD_SIZE=2", "OMPI_COMM_WORLD_RANK, an environment variable, is '²'"),
+        ("OMPI_COMM_WORLD_RANK=2 OMPI_COMM_WORLD_SIZE=2", "OMPI_COMM_WORLD_RANK is 2, and OMPI_COMM_WORLD_SIZE is 2"),
+        ("SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=many", "SLURM_STEP_NUM_TASKS, an environment variable, is 'many'"),
+        ("SLURM_JOB_END_TIME=noon", "SLURM_JOB_END_TIME, an environment variable, is 'noon'"),
+        ("OMP_NUM_THREADS=auto", "OMP_NUM_THREADS, an environment variable, is 'auto'"),
+    ],
+)
+def test_a_variable_of_a_launcher_that_is_no_number_is_named(kv, monkeypatch, variables, named):
+    for variable in variables.split():
+        monkeypatch.setenv(*variable.split("="))
+    code, err = kv("pretrain onerec nothing -o new")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"kvtools pretrain onerec: {named}")
+
+
+@pytest.mark.parametrize("name", ["MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"])
+def test_ranks_of_a_machine_that_are_no_number_are_named(monkeypatch, name):
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(Usage, match=f"^{name}, an environment variable, is 'x'"):
+        world._local_size(4)
+    monkeypatch.setenv(name, "2(x3),1" if "SLURM" in name else "2")
+    assert world._local_size(4) == 2
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -21,7 +21,7 @@ def items_of(cell: str) -> list[str]:
     if not text.startswith(("[", "(")):
         return [word for word in text.replace(",", " ").split() if word]
     inner = text[1:-1].strip()
-    if inner.replace(",", "").replace(" ", "").isdigit() and text[-1] in ")]":
+    if inner.replace(",", "").replace(" ", "").isdecimal() and text[-1] in ")]":
         return [word.strip() for word in inner.split(",") if word.strip()]
     try:
         items = read_json(text)

@@ -85,7 +85,7 @@ def main(
     from kvtools.errors import Corrupt
     from kvtools.onerec.interactions.account import tell
     from kvtools.onerec.interactions.features import join_catalogue
-    from kvtools.onerec.interactions.split import parse_split, with_split
+    from kvtools.onerec.interactions.split import parse_split, refuse_too_few, with_split
     from kvtools.onerec.interactions.stream import open_interactions, roles
     from kvtools.onerec.interactions.users import open_users
     from kvtools.onerec.run.checkpoint import Checkpoint, new_model
@@ -130,13 +130,12 @@ def main(
     code = report(skipped, name) or code
     if not len(histories.items):
         raise Corrupt(f"{name}: none of the items is in {items}. Give the interactions that belong to it.")
+    refuse_too_few(histories, name)
     table, skipped = open_users(users)
     code = report(skipped, users or "") or code
     data = build_training_set(
         histories, encoder, ids, table, recipe.config, without=recipe.without, n_valid=recipe.settings["valid_users"], seed=seed
     )
-    if not len(data.rows):
-        raise Corrupt(f"{name}: no user has two interactions in the training part. Give longer histories.")
 
     recipe = recipe.for_data(data.n_targets)
     torch.manual_seed(seed_for(seed, "weights"))

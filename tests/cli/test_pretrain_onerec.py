@@ -491,7 +491,7 @@ REFUSED = [
     (
         "kvtools pretrain onerec thin.txt --items items.ids -o m",
         65,
-        "thin.txt: no user has two interactions in the training part. Give longer histories.",
+        "thin.txt: no user has two interactions in the training part, the least to learn from; 2 of 4 are in it. Give a user 4",
     ),
     ("kvtools pretrain onerec clicks.csv --items items.ids -o clicks.csv", 73, "clicks.csv: exists already"),
     (

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from kvtools.errors import Corrupt, Usage
+from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import TEST, TRAIN, VALID, Interactions, n_ties
 
 LEAVE_LAST_OUT = "leave-last-out"
@@ -50,6 +51,17 @@ def with_split(interactions: Interactions, split: str | None, name: str) -> Inte
     if not interactions.has_times:
         raise Corrupt(f"{name}: --split {split} needs times, and there are none. Name their column by --column time=COL.")
     return _told(replace(interactions, parts=parts_by_time(interactions.times, *shares)), "shares", 0)
+
+
+def refuse_too_few(histories: Histories, name: str) -> None:
+    """Raises Corrupt where no user has two interactions to learn from: the first is what the second is predicted from."""
+    offsets, learnt = histories.only(histories.parts == TRAIN)
+    if not (np.diff(offsets) >= 2).any():
+        n, n_learnt = len(histories.items), len(learnt)
+        raise Corrupt(
+            f"{name}: no user has two interactions in the training part, the least to learn from; {n_learnt:,} of {n:,} are in "
+            "it. Give a user 4 or more, of which the last two are held out, or say in a part column which are held out."
+        )
 
 
 def _told(interactions: Interactions, split: str, ties: int) -> Interactions:

@@ -17,6 +17,7 @@ from kvtools.errors import Corrupt, Usage
 from kvtools.onerec.interactions.features import join_catalogue
 from kvtools.onerec.interactions.histories import Histories
 from kvtools.onerec.interactions.log import TRAIN, VALID, Interactions
+from kvtools.onerec.interactions.split import refuse_too_few
 from kvtools.onerec.interactions.stream import open_interactions
 from kvtools.onerec.interactions.users import Users, open_users
 from kvtools.onerec.model.batching import Batcher
@@ -113,8 +114,7 @@ def training_batcher(source: Source, checkpoint: Checkpoint) -> Batcher:
     """The batcher of the training part, with neighbours from which each user's own interactions are left out. Raises Corrupt
     where no user has two interactions there."""
     learnt, config = source.learnt, checkpoint.model.config
-    if not (np.diff(learnt.offsets) >= 2).any():
-        raise Corrupt(f"{source.name}: no user has two interactions in the training part. Give longer histories.")
+    refuse_too_few(source.histories, source.name)
     batcher_of = partial(
         Batcher, learnt, config, static=source.batcher.static, seed=checkpoint.seed, time_column=checkpoint.encoder.time_column,
         vectors=checkpoint.ids.vectors() if config.lifelong else None,

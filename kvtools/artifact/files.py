@@ -175,6 +175,7 @@ class Sink:
                 raise CannotCreate(f"{path}: this is a directory. Give a file name.")
             if path.exists() and not path.is_file():
                 return os.open(path, os.O_WRONLY)
+            remove_abandoned(path)
             name = f".{path.name}.part" if self._keep_partial else f".{path.name}.tmp-{os.getpid()}"
             self._partial = path.parent / name
             fd = open_claimed(self._partial)
@@ -204,6 +205,20 @@ def open_claimed(path: str | Path) -> int | None:
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 return fd
         os.close(fd)  # who held it has removed or renamed it since we opened it
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove the temporary files of an output whose writers were killed: nobody holds their locks. Where the file system has no
+    locks, they stay."""
+    for name in os.listdir(path.parent):
+        if name.startswith(f".{path.name}.tmp-"):
+            with suppress(OSError):
+                fd = os.open(path.parent / name, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path.parent / name)
+                finally:
+                    os.close(fd)
 
 
 class Spool:

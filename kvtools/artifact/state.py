@@ -20,7 +20,7 @@ from zlib_ng.zlib_ng import crc32
 from kvtools import __version__
 from kvtools.artifact.bag import Bag, fields_of, write_bag
 from kvtools.artifact.blob import Tensors
-from kvtools.artifact.files import Sink, open_claimed, sync
+from kvtools.artifact.files import Sink, open_claimed, remove_abandoned, sync
 from kvtools.artifact.history import refuse_other_options
 from kvtools.artifact.open import open_artifact
 from kvtools.errors import CannotCreate, Corrupt, Usage, unwritable
@@ -170,6 +170,8 @@ class RunState:
             os.unlink(self.path)
         for name in _PARTS:
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        with suppress(OSError):  # there is no folder
+            remove_abandoned(Path(self.path))
         with suppress(OSError):  # something else is kept in it
             os.rmdir(folder)
 

@@ -89,6 +89,8 @@ def main(
     or from a server. Figures of --score rules and of --score reference are not the same metric: only the latter, with a judge,
     is what the authors have published.
     """
+    import os
+
     from kvtools.errors import Usage, raising
     from kvtools.keye.bench import compare as comparison
     from kvtools.keye.bench.benches import open_bench
@@ -103,6 +105,10 @@ def main(
         (not sources and compare is None, "DATA_DIR is missing. Give the folder with the benchmark's tables."),
         (not named, "--model, --predictions, --endpoint, --prompts or --compare is missing. Give one of them."),
         (len(named) > 1, f"{' and '.join(named)} cannot be combined. Give one of them."),
+        (
+            "key_variable" in run.given and not os.environ.get(key_variable),  # whose name may be a key, and is not printed
+            "the environment has no variable of the name that --key-variable gives. Set it to the key.",
+        ),
         (judge and score == "rules", "--judge is used only with --score reference. Give both, or neither."),
         (not 0 < fps < float("inf"), f"--fps {fps:g} is not above 0. Give a finite number above 0."),
         (require is not None and not 0 <= require <= 100, f"--require {require or 0:g} is not a percentage. Give 0 to 100."),

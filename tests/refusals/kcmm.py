@@ -48,6 +48,9 @@ kvtools eval-kcmm kcmm/good
 kvtools eval-kcmm kcmm/good --model keye.safetensors --predictions kcmm/good.jsonl
 kvtools eval-kcmm kcmm/good --predictions kcmm/good.jsonl --judge http://localhost:1
 kvtools eval-kcmm kcmm/good --endpoint localhost
+kvtools eval-kcmm kcmm/good --endpoint user:word@localhost
+kvtools eval-kcmm kcmm/good --endpoint http://localhost:1 --key-variable sk-secret
+OPENAI_API_KEY=schlüssel kvtools eval-kcmm kcmm/good --endpoint http://localhost:1
 kvtools eval-kcmm kcmm/good --predictions kcmm/good.jsonl --require 101
 kvtools eval-kcmm kcmm/good --compare kcmm/good.jsonl kcmm/good.jsonl --shard 0/2
 kvtools eval-kcmm kcmm/good --predictions kcmm/good.jsonl --task SUP

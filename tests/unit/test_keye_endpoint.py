@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -120,6 +121,52 @@ def test_the_key_is_sent_and_is_in_no_message_and_no_cache(monkeypatch, tmp_path
     assert [headers["authorization"] for headers in server.headers] == ["Bearer sk-secret"] * 2
     assert "told to fail; your key is Bearer …" in reply.fault
     assert "sk-secret" not in (tmp_path / "c").read_text()
+
+
+@pytest.mark.parametrize("key", ["sk-secret", "sk-\"s\\e'cret&1", "sk-secret/+=="])
+def test_a_server_that_says_the_key_is_not_quoted_with_it(monkeypatch, tmp_path, key):
+    monkeypatch.setenv("THE_KEY", key)
+    forms = (key, repr(key)[1:-1], json.dumps(key)[1:-1], quote(key, safe=""))
+    cache = tmp_path / "c"
+    told = ["; ".join(forms), {"message": f"{forms}", "echo": list(forms)}, {"message": "x" * 190 + key}]
+    faults = [None, *told[1:]]
+    with (
+        ChatServer(lambda body: told[0], fault=lambda n: faults[n], models=(f"model-{key}",)) as server,
+        Endpoint([server.url], key_variable="THE_KEY", cache=str(cache)) as endpoint,
+    ):
+        replies = [endpoint.ask(question(text)) for text in "abc"]
+        names = endpoint.name_of_model()
+    assert server.headers[0]["authorization"] == f"Bearer {key}"
+    said = [*(f"{reply.text} {reply.fault}" for reply in replies), names, cache.read_text()]
+    assert [(form, text) for form in forms for text in said if form in text] == []
+    assert "…" in said[0]
+    assert said[2].endswith("…)")
+
+
+def test_a_word_that_is_no_key_may_be_in_an_answer(monkeypatch):
+    monkeypatch.setenv("THE_KEY", "EMPTY")
+    with ChatServer(lambda body: "EMPTY") as server, Endpoint([server.url], key_variable="THE_KEY") as endpoint:
+        assert endpoint.ask(question("a")).text == "EMPTY"
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk one", "sk-schlüssel"])
+def test_a_key_that_no_header_can_hold_is_refused_without_quoting_it(monkeypatch, key):
+    monkeypatch.setenv("THE_KEY", key)
+    with pytest.raises(ValueError, match="^the key in THE_KEY holds a blank, the end of a line or a letter that is not ASCII$"):
+        Endpoint(["http://localhost:1"], key_variable="THE_KEY")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:hunter2@host/v1", "https://host/v1?key=hunter2", "http://host/v1#hunter2", "htps://user:hunter2@host",
+        "user:hunter2@host:8000/v1", "http:/user:hunter2@host", "http://user:hunter2@[host", "http://:hunter2@host",
+    ],
+)  # fmt: skip
+def test_an_address_that_holds_a_password_is_refused_without_quoting_it(url):
+    with pytest.raises(ValueError, match="the address holds a password or a query, and would be recorded") as caught:
+        Endpoint([url])
+    assert "hunter2" not in str(caught.value)
 
 
 def test_the_published_temperatures_follow_one_another_until_an_answer_is_of_the_form():

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtools.artifact import blob, zstd_frame
-from kvtools.artifact.files import Sink
+from kvtools.artifact.files import Sink, open_claimed
+from kvtools.artifact.state import RunState
 from kvtools.artifact.stream import Head, Reader, Writer
 from kvtools.artifact.stream_index import Index
 from kvtools.errors import CannotCreate, Corrupt, Missing, Usage
@@ -277,3 +278,14 @@ def test_a_stream_without_a_key_index_is_read_and_indexed(tmp_path):
         index = Index(file, "b")
         assert index.fetch("k2").number == 2
         assert index.keys == ["k1", "k2", "k3", "k4"]
+
+
+def test_what_killed_writers_left_is_removed_and_what_is_being_written_is_not(tmp_path):
+    others = {tmp_path / ".a.tmp-2", tmp_path / ".ab.tmp-1", tmp_path / "a.tmp-1"}
+    for path in (*others, tmp_path / ".a.tmp-1", tmp_path / ".train.state.tmp-1"):
+        path.write_bytes(b"x")
+    held = open_claimed(tmp_path / ".a.tmp-2")
+    Sink(str(tmp_path / "a")).write_whole([b"1"])
+    RunState(str(tmp_path), "model", {}).forget()
+    assert {*tmp_path.iterdir()} == {*others, tmp_path / "a"}
+    os.close(held)

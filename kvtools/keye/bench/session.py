@@ -46,7 +46,8 @@ class Servers:
         urls, model = (self.judge_urls, self.judge_model) if is_judge else (self.urls, self.model)
         cache = self.cache or (f"{details}.cache" if details is not None else None)
         try:
-            with raising(Usage, "--judge" if is_judge else "--endpoint", "Give another address, or another --cache."):
+            option = "--judge" if is_judge else "--endpoint"
+            with raising(Usage, option, "Give another address, another --cache, or another key."):
                 return Endpoint(
                     urls, model, concurrency=self.concurrency, cache=cache, seed=self.seed, timeout_s=self.timeout_s,
                     key_variable=self.key_variable,

@@ -1,7 +1,7 @@
 """One call of one server: chat completions of OpenAI's protocol, through OpenAI's client, which here never retries by itself.
 
-The key of the service comes from an environment variable, and is in no message: what a server says of an error is quoted
-with the key struck out.
+The key of the service comes from an environment variable, and is in no message, cache or report: what a server says is taken
+with the key struck out, in its own letters or escaped as in JSON, Python or an address.
 """
 
 import json
@@ -10,10 +10,10 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
     import openai
@@ -23,6 +23,7 @@ _NEW_NAMES = {"max_tokens": "max_completion_tokens"}
 _QUOTED = 200  # characters of a server's message
 _CONNECT_S = 10.0
 _LONGEST_WAIT_S = 300.0  # that a server can ask for
+_SHORTEST_KEY = 8  # characters; servers without keys are given words such as EMPTY, which answers may hold
 
 
 @dataclass(frozen=True)
@@ -49,23 +50,29 @@ def api_root(url: str) -> str:
 
     Raises ValueError for what is no web address, and for one that holds a password, since command lines are recorded.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url} is not a web address, such as http://localhost:8000/v1")
-    if parts.username or parts.password or parts.query:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # which quotes what may hold a password
+        parts = urlsplit("")
+    is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    has_more = parts.username or parts.password or parts.query or parts.fragment
+    if has_more or (not is_address and not {"@", "?", "#"}.isdisjoint(url)):
         raise ValueError("the address holds a password or a query, and would be recorded; put the key into the environment")
+    if not is_address:
+        raise ValueError(f"{url} is not a web address, such as http://localhost:8000/v1")
     path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
 class Server:
-    """One server. key_variable: the environment variable with the key; a server without keys needs none."""
+    """One server. key_variable: the environment variable with the key; a server without keys needs none. Raises ValueError for
+    an address that is none, and a key that cannot be sent."""
 
     def __init__(self, url: str, *, timeout_s: float, key_variable: str) -> None:
         self.url = api_root(url)
         self.not_before = 0.0  # on the monotonic clock: the server asked for a pause until then
         self._timeout_s = timeout_s
-        self._secret = os.environ.get(key_variable, "").strip()
+        self._secret = _key_in(key_variable)
         self._renamed: dict[str, str] = {}  # fields of the protocol that the server does not take: their new names, or none
         self._made: openai.OpenAI | None = None
         self._lock = threading.Lock()
@@ -84,7 +91,8 @@ class Server:
             reply = self._client().post(
                 "/chat/completions", body={"model": model, "messages": messages, **body}, cast_to=object
             )
-            return _answer_of(json.loads(reply) if isinstance(reply, str) else reply)
+            answer = _answer_of(json.loads(reply) if isinstance(reply, str) else reply)
+            return replace(answer, text=self._without_key(answer.text), finish=self._without_key(answer.finish))
         except openai.APIStatusError as error:
             if (
                 error.status_code == 400
@@ -106,7 +114,7 @@ class Server:
         import openai
 
         try:
-            return next((model.id for model in self._client().models.list()), "default")
+            return self._without_key(next((model.id for model in self._client().models.list()), "default"))
         except (openai.OpenAIError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return "default"
 
@@ -134,9 +142,25 @@ class Server:
         return Failed(reason, is_final=is_final, is_busy=status == 429, wait_s=_wait_s(error.response.headers))
 
     def _quoted(self, found: object) -> str:
-        text = " ".join(str(found or "").split())
-        text = text.replace(self._secret, "…") if self._secret else text
+        text = self._without_key(" ".join(str(found or "").split()), shortest=1)
         return f" ({text if len(text) <= _QUOTED else text[:_QUOTED] + '…'})" if text else ""
+
+    def _without_key(self, text: str, *, shortest: int = _SHORTEST_KEY) -> str:
+        """A text with the key struck out, however it is escaped, unless the key is shorter than that."""
+        if len(self._secret) >= shortest:
+            forms = {self._secret, repr(self._secret)[1:-1], json.dumps(self._secret)[1:-1], quote(self._secret, safe="")}
+            for form in sorted(forms, key=len, reverse=True):
+                text = text.replace(form, "…")
+        return text
+
+
+def _key_in(variable: str) -> str:
+    """The key in an environment variable, empty where it has none. Raises ValueError for one that no header can hold, which
+    libraries would quote."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError(f"the key in {variable} holds a blank, the end of a line or a letter that is not ASCII")
+    return key
 
 
 def _answer_of(body: Any) -> Answer:

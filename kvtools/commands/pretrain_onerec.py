@@ -174,6 +174,10 @@ def main(
         )
     if not world.is_root:
         return 0
+    if recipe.settings["valid_users"] and (
+        words := data.told_of_validation(is_any_found=trainer.progress.best_score is not None)
+    ):
+        run.info(f"{name}: {words}")
     if words := outlook.told():
         run.info(words)
     model = task.model = trainer.model.to(torch_device)  # whole: the other ranks have left

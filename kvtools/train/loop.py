@@ -95,6 +95,7 @@ class Plan:
     n_microbatches: int = 1  # a step: gradient accumulation
     patience: int = 0  # epochs without a better score until the run ends; 0: never
     save_every: int = 0  # steps between states saved within an epoch, for what gives no warning; 0: none
+    worthless: float = -math.inf  # a score that tells nothing: such weights are not kept while there is no better score
     validates_first: bool = False  # whether the weights that the run begins with are validated too, and may be the best
     adds_in_order: bool = False  # whether gradients are added as one rank would: an exchange a microbatch, not a step
     validate_every: int = 0  # steps between validations within an epoch, beside those at its end; 0: none
@@ -275,7 +276,7 @@ class Trainer:
             return None
         at = self.progress
         at.first = at.first or metrics  # even where it has no score: a later one is not that of the first weights
-        if "score" not in metrics or math.isnan(metrics["score"]):
+        if not metrics.get("score", math.nan) > (self.plan.worthless if at.best_score is None else -math.inf):
             return metrics
         if at.best_score is None or metrics["score"] > at.best_score:
             at.best_score, at.best_epoch, at.best = metrics["score"], at.epoch, metrics
@@ -315,8 +316,7 @@ def log_run(
 
     log_file: gets a line of JSON per step and per epoch, each with `fields`. tensorboard: a folder that gets the same numbers.
     """
-    n_left = run.plan.n_steps - run.progress.step
-    ticker = Ticker(total=n_left, unit="steps", label=label, quiet=quiet or not run.is_root)
+    ticker = Ticker(total=run.plan.n_steps - run.progress.step, unit="steps", label=label, quiet=quiet or not run.is_root)
     at = run.progress.step if run.is_resumed else None
     with (
         TrainingLog(log_file if run.is_root else None, at=at) as curve,

@@ -1,6 +1,8 @@
 """Scores of items inside the choice of codes: what they add up to, whom they bound, and what a model without them is."""
 
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import torch
 from small_onerec import EXPERTS, SMALL, asked, batcher_of, catalogue, histories_of, model_of
 
 from kvtools.onerec.model import item_scores
-from kvtools.onerec.model.beam import rank_all
+from kvtools.onerec.model.beam import n_users_at_once, rank_all, search
 from kvtools.onerec.model.trie import Trie
+from kvtools.onerec.run import objectives
 from kvtools.onerec.run.objectives import NextItemTask, ValidationSet
 
 N_ITEMS, SIZES, LENGTHS = 30, (4, 3, 5), [5, 1, 14, 9]
@@ -128,6 +131,34 @@ def test_validation_keeps_the_gain_with_which_it_finds_most():
     figures = task.validate()
     assert figures["gain"] == pytest.approx(float(model.item_scores.gain))
     assert figures["score"] == max(tried.values()) == tried[round(figures["gain"], 6)]
+
+
+def test_a_large_catalogue_is_searched_for_few_users_at_a_time(monkeypatch):
+    model, batcher = model_with(N_ITEMS)
+    rows, trie, asked = batcher.next_rows(np.arange(4)), Trie(model.codes_IS.numpy()), []
+    targets = np.array([batcher.histories.items[0], 8, 20, 11], np.int32)
+    held = ValidationSet(batcher, rows, targets, trie)
+    task = NextItemTask(model, batcher, rows, validation=held, n_targets=8, smoothing=0.0, device="cpu")
+
+    def watched(model, context, *rest, **named):
+        asked.append(len(context.mask_BTC))
+        return search(model, context, *rest, **named)
+
+    monkeypatch.setattr(objectives, "search", watched)
+    together = task._figures(held)
+    monkeypatch.setattr(objectives, "n_users_at_once", partial(n_users_at_once, n_scores=max(20 * max(SIZES), trie.n_ids)))
+    assert task._figures(held) == together
+    assert asked == [4, 1, 1, 1, 1]
+    assert n_users_at_once(trie, 1, 1, n_scores=3 * trie.n_ids) == 3
+
+
+def test_validation_counts_the_targets_that_users_have_had():
+    batcher = model_with(N_ITEMS)[1]
+    users = [batcher.histories.items[begin:end].tolist() for begin, end in pairwise(batcher.histories.offsets.tolist())]
+    new = [next(item for item in range(N_ITEMS) if item not in items) for items in users]
+    for targets, n in ((new, 0), ([users[0][0], *new[1:]], 1), ([items[-1] for items in users], 4)):
+        held = ValidationSet(batcher, batcher.next_rows(np.arange(4)), np.array(targets, np.int32), None)
+        assert held.n_repeats == n
 
 
 def test_a_model_of_before_has_no_scores_and_says_what_it_said():

@@ -344,6 +344,14 @@ def test_without_patience_all_epochs_run_and_the_best_weights_are_given_back():
     assert_same(weights(task), task.seen[1])
 
 
+@pytest.mark.parametrize(("scores", "best"), [([0, 0, 0], 2), ([0, 0.1, 0], 1)])
+def test_scores_that_tell_nothing_keep_no_weights(scores, best):
+    task = Toy(scores=scores)
+    run, _ = train(task, n_steps=3 * AN_EPOCH, worthless=0.0)
+    assert run.progress.best_score == (max(scores) or None)
+    assert_same(weights(task), task.seen[best])
+
+
 def test_without_validation_the_last_weights_are_given_back():
     class Blind(Toy):
         def validate(self):

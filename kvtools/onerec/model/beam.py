@@ -22,6 +22,14 @@ from kvtools.onerec.model.layers import KVCache
 from kvtools.onerec.model.onerec import Context, OneRec
 from kvtools.onerec.model.trie import Trie
 
+_N_SCORES = 1 << 25  # held at a time: 128 MiB, of which a pass holds a few
+
+
+def n_users_at_once(trie: Trie, n_codes: int, n_beams: int, n_scores: int = _N_SCORES) -> int:
+    """How many users a search takes together, at least 1: each holds a score of every code for every beam, and one of every ID
+    that the catalogue has where items are scored or IDs are barred. n_codes: of the largest level."""
+    return max(1, n_scores // max(n_beams * n_codes, int(trie.n_ids)))
+
 
 @dataclass(frozen=True)
 class Beams:

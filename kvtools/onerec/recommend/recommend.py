@@ -156,7 +156,7 @@ class Recommender:
         """Results of one width, for as many users at a time as memory should hold scores for."""
         if self._options.is_exact:
             width = len(self.trie.codes[-2]) if self.trie.n_levels > 1 else 1
-        step = max(1, _N_SCORES // (width * max(self._model.vocabulary.codes)))
+        step = beam.n_users_at_once(self.trie, max(self._model.vocabulary.codes), width, _N_SCORES)
         parts = [slice(begin, begin + step) for begin in range(0, len(query), step)]
         return Recommendations.concat(
             [self._one_pass(query.take(part), (neighbours[0][part], neighbours[1][part]), k, width) for part in parts]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kvtools.onerec.model.batching import Batcher, Neighbours
+from kvtools.onerec.model.beam import n_users_at_once
 from kvtools.onerec.model.onerec import OneRec
 from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.recommend import metrics
@@ -66,8 +67,9 @@ class HeldOut:
         reward_R, legal_R, rank_R = np.full(n_rows, np.nan), np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
         terms_R = {term.name: np.full(n_rows, np.nan) for term in self.rewards.item_terms}
         weight = self.rewards.weight_of(FORMAT)
-        stride = 1 if weight else max(1, -(-n_rows // _ROWS) // _N_LEGALITY)
-        for number, rows in enumerate(self.batcher.by_length(self.prompts.rows, _ROWS)):
+        at_once = min(_ROWS, n_users_at_once(trie, max(model.vocabulary.codes), max(self.k, _LIST)))
+        stride = 1 if weight else max(1, -(-n_rows // at_once) // _N_LEGALITY)
+        for number, rows in enumerate(self.batcher.by_length(self.prompts.rows, at_once)):
             prompts = self.prompts.take(rows)
             neighbours = self.neighbours and (self.neighbours[0][rows], self.neighbours[1][rows])
             context = model.context(self.batcher.batch(prompts.rows, neighbours).to(self.device))

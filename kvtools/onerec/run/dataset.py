@@ -48,6 +48,20 @@ class TrainingSet:
         """What an epoch teaches."""
         return int((self.rows.ends - self.rows.begins).sum())
 
+    def told_of_validation(self, *, is_any_found: bool) -> str:
+        """What to know of the validation set after a training; empty where it was as it should be.
+
+        is_any_found: whether any validation has found an item.
+        """
+        if self.validation is None:
+            return "there is no interaction to validate on: the weights of the last step are kept."
+        n, n_repeats = len(self.validation.targets), self.validation.n_repeats
+        repeats = f"{n_repeats:,} of {n:,} validation interactions repeat an earlier item of the user, and count as missed."
+        if is_any_found:
+            return repeats if n_repeats else ""
+        kept = f"no validation found any of its {n:,} items, which tells nothing: the weights of the last step are kept."
+        return f"{kept} {repeats}" if n_repeats else kept
+
     @property
     def digest(self) -> str:
         """A hash of the interactions and the users' features."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kvtools.onerec.model.batching import Batch, Batcher, HistoryRows, Neighbours
-from kvtools.onerec.model.beam import search
+from kvtools.onerec.model.beam import n_users_at_once, search
 from kvtools.onerec.model.layers import N_QFORMER_BLOCKS
 from kvtools.onerec.model.moe import Experts
 from kvtools.onerec.model.onerec import OneRec
@@ -40,6 +40,13 @@ class ValidationSet:
     trie: Trie
     neighbours: Neighbours | None = None
     beam: int = 20
+
+    @property
+    def n_repeats(self) -> int:
+        """How many of the targets their user has had before; a search that leaves out seen items never finds them."""
+        offsets, items = Query(self.rows.users, self.rows.begins).past(self.batcher.histories)
+        row = np.repeat(np.arange(len(self.rows)), np.diff(offsets))
+        return len(np.unique(row[items == self.targets[row]]))
 
     def seen_ids(self, rows: HistoryRows) -> np.ndarray:
         """The IDs all of whose items the user of each of these rows has had by then, bool (B, U)."""
@@ -130,7 +137,8 @@ class NextItemTask:
     def _figures(self, held: ValidationSet) -> dict[str, float]:
         trie = held.trie.to(self._device)
         ranks = np.full(len(held.rows), -1, np.int64)
-        for rows in held.batcher.by_length(held.rows, _VALID_ROWS):
+        at_once = min(_VALID_ROWS, n_users_at_once(trie, max(self.model.vocabulary.codes), held.beam))
+        for rows in held.batcher.by_length(held.rows, at_once):
             neighbours = held.neighbours and (held.neighbours[0][rows], held.neighbours[1][rows])
             asked = held.rows.take(rows)
             barred_BU = torch.from_numpy(held.seen_ids(asked)).to(self._device)

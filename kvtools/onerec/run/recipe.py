@@ -169,6 +169,7 @@ class OneRecRecipe:
             n_microbatches=int(self.settings["accumulate"]),
             patience=math.ceil(steps_of("patience") / n_steps),  # anything but 0 is an epoch at least
             save_every=math.ceil(steps_of("save")),
+            worthless=0.0,  # none of the items that came next was found
             dtype=dtype,
             seed=self.seed,
         )

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kvtools.artifact import blob
-from kvtools.artifact.files import sync
+from kvtools.artifact.files import claimed_folder, remove_abandoned, sync
 from kvtools.errors import READABLE, CannotCreate, Corrupt, Missing, unreadable, unwritable
 from kvtools.names import naming
 
@@ -80,21 +80,23 @@ def new_directory(dst: str, *, force: bool = False) -> Iterator[Path]:
     building = target.parent / f".{target.name}.tmp-{os.getpid()}"
     retired = target.parent / f".{target.name}.old-{os.getpid()}"
     try:
+        remove_abandoned(target)
         building.mkdir()
     except OSError as error:
         raise unwritable(dst, error) from None
     try:
-        yield building
-        for path in (*building.iterdir(), building):
-            sync(path)
-        if target.exists():
-            target.rename(retired)
-        try:
-            building.rename(target)
-        except OSError:
-            if retired.exists():
-                retired.rename(target)
-            raise
+        with claimed_folder(building):
+            yield building
+            for path in (*building.iterdir(), building):
+                sync(path)
+            if target.exists():
+                target.rename(retired)
+            try:
+                building.rename(target)
+            except OSError:
+                if retired.exists():
+                    retired.rename(target)
+                raise
         sync(target.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -208,17 +208,29 @@ def open_claimed(path: str | Path) -> int | None:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of an output whose writers were killed: nobody holds their locks. Where the file system has no
-    locks, they stay."""
-    for name in os.listdir(path.parent):
-        if name.startswith(f".{path.name}.tmp-"):
-            with suppress(OSError):
-                fd = os.open(path.parent / name, os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(path.parent / name)
-                finally:
-                    os.close(fd)
+    """Remove the temporary files and folders of an output whose writers were killed: nobody holds their locks. Where the file
+    system has no locks, they stay."""
+    for entry in [entry for entry in os.scandir(path.parent) if entry.name.startswith(f".{path.name}.tmp-")]:
+        is_folder = entry.is_dir(follow_symlinks=False)
+        with suppress(OSError):
+            fd = os.open(entry.path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry.path) if is_folder else os.unlink(entry.path)
+            finally:
+                os.close(fd)
+
+
+@contextmanager
+def claimed_folder(path: Path) -> Iterator[None]:
+    """Within it, a folder that was just made is locked, so that `remove_abandoned` leaves it alone."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # some network file systems have no locks of folders, and `remove_abandoned` gets none either
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 class Spool:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtools.artifact import blob, zstd_frame
-from kvtools.artifact.files import Sink, open_claimed
+from kvtools.artifact.directory import new_directory
+from kvtools.artifact.files import Sink, claimed_folder, open_claimed, remove_abandoned
 from kvtools.artifact.state import RunState
 from kvtools.artifact.stream import Head, Reader, Writer
 from kvtools.artifact.stream_index import Index
@@ -284,8 +285,15 @@ def test_what_killed_writers_left_is_removed_and_what_is_being_written_is_not(tm
     others = {tmp_path / ".a.tmp-2", tmp_path / ".ab.tmp-1", tmp_path / "a.tmp-1"}
     for path in (*others, tmp_path / ".a.tmp-1", tmp_path / ".train.state.tmp-1"):
         path.write_bytes(b"x")
+    for folder in (".m.tmp-1", ".m.tmp-2"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}")
     held = open_claimed(tmp_path / ".a.tmp-2")
     Sink(str(tmp_path / "a")).write_whole([b"1"])
     RunState(str(tmp_path), "model", {}).forget()
-    assert {*tmp_path.iterdir()} == {*others, tmp_path / "a"}
+    with claimed_folder(tmp_path / ".m.tmp-2"), new_directory(str(tmp_path / "m")) as folder:
+        remove_abandoned(tmp_path / "m")
+        (folder / "config.json").write_text("{}")
+    assert {*tmp_path.iterdir()} == {*others, tmp_path / "a", tmp_path / "m", tmp_path / ".m.tmp-2"}
+    assert (tmp_path / "m" / "config.json").exists()
     os.close(held)

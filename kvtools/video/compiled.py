@@ -1,11 +1,12 @@
 """Pillow's bicubic passes for numba to compile: whole numbers throughout, so that the pixels are Pillow's to the bit.
 
-numba keeps the machine code beside this file, or in the user's cache folder where that cannot be written.
 Legend: H rows, W columns, C three colours of a frame; V and U rows and columns of the result; K taps of a filter.
 """
 
 import numpy as np
 from numba import njit
+
+from kvtools.machine_code import compiled
 
 _BITS = 22  # of a weight behind the point
 _HALF = np.int32(1 << (_BITS - 1))
@@ -18,7 +19,7 @@ def _rounded(total: np.int32) -> np.uint8:
     return np.uint8(np.minimum(np.maximum(total >> _BITS, 0), 255))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def resize_columns(frame_HWC: np.ndarray, first_U: np.ndarray, weights_UK: np.ndarray, out_HUC: np.ndarray) -> None:
     """The frame, uint8, with other columns. first_U int32: of each, the first old column that it is made of; weights int32."""
     n_rows, n_old, _ = frame_HWC.shape
@@ -46,7 +47,7 @@ def resize_columns(frame_HWC: np.ndarray, first_U: np.ndarray, weights_UK: np.nd
                 out_HUC[begin + row, u, 2] = new[3 * row + 2]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def resize_rows(frame_HU: np.ndarray, first_V: np.ndarray, weights_VK: np.ndarray, out_VU: np.ndarray) -> None:
     """Rows of bytes, uint8, made into other rows, as the columns are."""
     n_bytes = frame_HU.shape[1]

@@ -1,12 +1,13 @@
 """What kernels.py runs, for numba to compile: loops over rows, without Python in them.
 
-numba keeps the machine code beside this file, or in the user's cache folder where that cannot be written.
 Legend: N rows, B rows of a block, by number, K codes, D width, E width with the bounds' columns, W words of eight bytes of a
 row's scores.
 """
 
 import numpy as np
 from numba import njit
+
+from kvtools.machine_code import compiled
 
 N_MOST = 64  # candidates of a row that are decided here; rows with more are left
 _TIE = 1e-10  # relative difference of distances below which their rounding in float64 might decide
@@ -28,7 +29,7 @@ def _value(bits: np.uint16) -> np.float32:
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
-@njit(nogil=True, cache=True, fastmath=_IN_ANY_ORDER)
+@compiled(fastmath=_IN_ANY_ORDER)
 def write_codes(
     codes_KD: np.ndarray, centre_D: np.ndarray, centred_KD: np.ndarray, bits_KE: np.ndarray, square_K: np.ndarray,
     lost_K: np.ndarray,
@@ -46,7 +47,7 @@ def write_codes(
         square_K[k], lost_K[k] = square, lost
 
 
-@njit(nogil=True, cache=True, fastmath=_IN_ANY_ORDER)
+@compiled(fastmath=_IN_ANY_ORDER)
 def write_rows(
     x_ND: np.ndarray, rows_B: np.ndarray, guess_N: np.ndarray, centre_D: np.ndarray, centred_KD: np.ndarray,
     bias_K: np.ndarray, norm_K: np.ndarray, sums: float, parts: float, rows_BE: np.ndarray,
@@ -75,7 +76,7 @@ def write_rows(
         rows_BE[b, n_width + 5] = _bits(norm * _UP)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def settle(
     words_BW: np.ndarray, signs: int, scores_BK: np.ndarray, x_ND: np.ndarray, rows_B: np.ndarray, codes_KD: np.ndarray,
     nearest_N: np.ndarray, is_left_B: np.ndarray,
@@ -102,7 +103,7 @@ def settle(
     return n_all
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _least(bits_K: np.ndarray) -> int:
     """The bits of a positive number where there is one, else of the largest negative one."""
     least: int = bits_K[0]
@@ -113,7 +114,7 @@ def _least(bits_K: np.ndarray) -> int:
     return least
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _candidates(words_W: np.ndarray, signs: int, scores_K: np.ndarray, n_codes: int, found: np.ndarray) -> int:
     """How many codes have a score without a sign; the first of them are in found."""
     n_found, n_lanes = 0, _WORDS * len(scores_K) // len(words_W)
@@ -131,7 +132,7 @@ def _candidates(words_W: np.ndarray, signs: int, scores_K: np.ndarray, n_codes: 
     return n_found
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _nearest(x_D: np.ndarray, codes_KD: np.ndarray, guess: int, found: np.ndarray) -> int:
     """The nearest of a guess and what was found; -1 where two are too close to tell."""
     nearest, least, second = guess, _squared_distance(x_D, codes_KD[guess]), np.inf
@@ -144,7 +145,7 @@ def _nearest(x_D: np.ndarray, codes_KD: np.ndarray, guess: int, found: np.ndarra
     return -1 if second <= least * (1 + _TIE) + 1e-300 else nearest
 
 
-@njit(nogil=True, cache=True, fastmath=_IN_ANY_ORDER)
+@compiled(fastmath=_IN_ANY_ORDER)
 def _squared_distance(x_D: np.ndarray, c_D: np.ndarray) -> float:
     total = 0.0
     for d in range(len(x_D)):

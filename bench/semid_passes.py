@@ -58,7 +58,7 @@ def line(n_codes, width, n_rounds):
         index = CodebookIndex(codes, Backend(cpu, torch.bfloat16, is_compiled))
         after = index.nearest(x, before)
         seconds[name] = least(lambda index=index: index.nearest(x, before), n_rounds) - seconds["product"]
-    cells = CellSums(n_codes, width, SquareSums(store, n, World()).rounding)
+    cells = CellSums(n_codes, width, SquareSums(store, n, World()).parts)
     cells.move(x, None, before)
     seconds["sums"] = least(lambda: cells.move(x, before, after), n_rounds)
     seconds["codes"] = least(lambda: CodebookIndex(codes, Backend(cpu, torch.bfloat16)), n_rounds)

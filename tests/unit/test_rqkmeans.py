@@ -1,5 +1,7 @@
 """RQ-KMeans against twenty obvious lines in float64; and what must hold of it whatever the rows."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,29 @@ def test_compiled_passes_change_no_byte():
         list(fit.fit(held(x.copy()), Backend(CHOSEN.device, CHOSEN.dtype, is_compiled), World()))
     assert np.array_equal(fits[0].codes_NL, fits[1].codes_NL)
     assert np.array_equal(fits[0].codebooks, fits[1].codebooks)
+
+
+SIZES = {
+    "one row far out": lambda x: np.concatenate([x[:-1], np.full((1, x.shape[1]), 1e12)]),
+    "one dimension far out": lambda x: np.where(np.arange(x.shape[1]) == 3, 1e10 * x, x),
+    "rows of many sizes": lambda x: x * 10.0 ** np.repeat([-9, -3, 3, 9], len(x) // 4)[:, None],
+    "below the normal numbers of float32": lambda x: x * 1e-42,
+    "near the largest": lambda x: x * 1e14,
+    "far from the origin": lambda x: x + 1e4,
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_codebooks_are_means_of_their_cells_whatever_the_sizes_of_vectors(sizes):
+    x = SIZES[sizes](clustered(10, n=800, width=6)).astype(np.float32)
+    fit = RqKMeans(1, 9, 300, 1)
+    fitted(x.copy(), fit)
+    codebook, codes = fit.codebooks[0], fit.codes_NL[:, 0]
+    distances = np.square(x[:, None].astype(np.float64) - codebook).sum(axis=2)
+    assert np.array_equal(codes, distances.argmin(axis=1))
+    means = [[math.fsum(column) / len(cell) for column in cell.T] for cell in (x[codes == k] for k in range(9))]
+    np.testing.assert_array_equal(codebook, np.array(means, np.float32))
+    assert len(set(codes)) == 9
 
 
 def test_the_objective_never_rises_within_a_level():

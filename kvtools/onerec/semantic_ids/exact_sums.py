@@ -1,8 +1,9 @@
 """Sums that do not depend on the order of addition, and so not on blocks, threads or ranks.
 
-Every value is rounded to a multiple of one power of two, chosen so that no sum of them exceeds float64's 53 bits: addition is
-exact, and what was added can be taken away again. The rounding is 2^-34 of the largest value for 200,000 rows, far under
-float32's own. Legend: N rows here, B rows of a block, K codes, D width.
+A value is cut into parts, each a multiple of its own power of two, chosen so that no sum of them exceeds float64's 53 bits:
+addition is exact, and what was added can be taken away again. For 200,000 rows a part is 34 bits. As many parts are taken as
+the values need, from the largest down to the last bit of the smallest: two, for most vectors. So rows of very different sizes
+have the sums that each would have alone. Legend: N rows here, B rows of a block, K codes, D width, P parts.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-_PART_ROWS = 1 << 12
+_PART_ROWS = 1 << 10
 
 
 class Vectors(Protocol):
@@ -43,21 +44,32 @@ class Ranks(Protocol):
         """See World."""
 
 
-class Rounding:
-    """The power of two to which values of this size are rounded before they are summed; the same on all ranks."""
+class Parts:
+    """The powers of two to multiples of which values are rounded, one after the other; the same on all ranks."""
 
-    def __init__(self, largest: float, n_rows: int) -> None:
-        """largest: a bound on the values' size. n_rows: how many are summed, on all ranks."""
-        # sums lie below 2^e; one unit is 2^(e - 52), and 1.5 * 2^e has that for its last place: adding it rounds
-        self._magic = 1.5 * 2.0 ** math.ceil(math.log2(largest * max(2, n_rows)) + 1) if largest else 0.0
+    def __init__(self, largest: float, n_rows: int, last_bit: float = 0.0) -> None:
+        """largest: a bound on the values' size. n_rows: how many are summed, on all ranks. last_bit: a power of two that the
+        values are multiples of; 0 for one part, which rounds them."""
+        self._magics: list[float] = []
+        bound = largest or 1.0
+        while not self._magics or bound > last_bit > 0:
+            # sums lie below 2^e; one unit is 2^(e - 52), and 1.5 * 2^e has that for its last place: adding it rounds
+            exponent = math.ceil(math.log2(bound * max(2, n_rows)) + 1)
+            self._magics.append(1.5 * 2.0**exponent)
+            bound = 2.0 ** (exponent - 52)
+
+    def __len__(self) -> int:
+        return len(self._magics)
 
     def round(self, values: np.ndarray) -> np.ndarray:
-        """float64 of the same shape."""
-        return (values + self._magic) - self._magic
+        """The first part of float64 values, of the same shape."""
+        return (values + self._magics[0]) - self._magics[0]
 
-    def round_(self, values: torch.Tensor) -> torch.Tensor:
-        """The float64 tensor itself, of any shape, rounded in place."""
-        return values.add_(self._magic).sub_(self._magic)
+    def cut(self, values: torch.Tensor, part: int) -> torch.Tensor:
+        """That part of float64 values, of the same shape, of which the parts before were cut; it is taken away from them."""
+        cut = (values + self._magics[part]).sub_(self._magics[part])
+        values.sub_(cut)
+        return cut
 
 
 def power_of_two_above(largest: float, ranks: Ranks) -> float:
@@ -67,18 +79,21 @@ def power_of_two_above(largest: float, ranks: Ranks) -> float:
 
 
 class SquareSums:
-    """The sum of all vectors' squares, exact, and the rounding that their sums need. A collective."""
+    """The sum of all vectors' squares, and the parts that their own sums need. A collective."""
 
     def __init__(self, vectors: Vectors, n_rows: int, ranks: Ranks) -> None:
         """n_rows: of all ranks."""
-        largest, squares = 0.0, []
-        for _, block_BD in vectors:
-            largest = max(largest, float(np.abs(block_BD).max(initial=0.0)))
-            squares += [np.square(part_BD, dtype=np.float64).sum(axis=1) for part_BD in parts(block_BD)]
+        largest, smallest, squares = 0.0, math.inf, []
+        for part_BD in (part_BD for _, block_BD in vectors for part_BD in parts(block_BD)):
+            most, least = _extremes(part_BD)
+            largest, smallest = max(largest, most), min(smallest, least)
+            squares.append(np.square(part_BD, dtype=np.float64).sum(axis=1))
         largest = power_of_two_above(largest, ranks)
-        of_squares = Rounding(vectors.n_width * largest**2, n_rows)
+        smallest = float(ranks.gather_array(np.array([smallest])).min())
+        of_squares = Parts(vectors.n_width * largest**2, n_rows)
         total = sum(float(of_squares.round(square_B).sum()) for square_B in squares)
-        self.rounding = Rounding(largest, n_rows)
+        last_bit = 2.0 ** max(-149, math.frexp(smallest)[1] - 24) if largest else 0.0  # of float32
+        self.parts = Parts(largest, n_rows, last_bit)
         self.total = float(ranks.sum_array(np.array([total]))[0])
 
     def objective(self, codebook_KD: np.ndarray, sums_KD: np.ndarray, counts_K: np.ndarray) -> float:
@@ -89,24 +104,53 @@ class SquareSums:
 
 
 class CellSums:
-    """The sum and the size of each cell, updated as rows move between cells: `sums_KD` float64, `counts_K` int64."""
+    """The sum and the size of each cell, updated as rows move between cells: `counts_K` int64, of this rank's rows."""
 
-    def __init__(self, n_codes: int, n_width: int, rounding: Rounding) -> None:
-        self._rounding = rounding
-        self._sums_KD = torch.zeros((n_codes, n_width), dtype=torch.float64)
-        self.sums_KD = self._sums_KD.numpy()
+    def __init__(self, n_codes: int, n_width: int, parts: Parts) -> None:
+        self._parts = parts
+        self._sums_PKD = torch.zeros((len(parts), n_codes, n_width), dtype=torch.float64)
         self.counts_K = np.zeros(n_codes, np.int64)
 
     def move(self, x_BD: np.ndarray, old_B: np.ndarray | None, new_B: np.ndarray) -> None:
         """Move rows, float32, from their old cells, where they had any, to their new ones; cells: int32."""
+        signs = [(cells, sign) for cells, sign in ((new_B, 1), (old_B, -1)) if cells is not None]
         for moved in parts(np.arange(len(x_BD)) if old_B is None else np.flatnonzero(old_B != new_B)):
-            values = self._rounding.round_(torch.from_numpy(x_BD[moved]).double())
-            for cells, sign in ((new_B, 1), (old_B, -1)):
-                if cells is not None:
-                    self._sums_KD.index_add_(0, torch.from_numpy(cells[moved]), values, alpha=sign)
-                    self.counts_K += sign * np.bincount(cells[moved], minlength=len(self.counts_K))
+            left = torch.from_numpy(x_BD[moved]).double()
+            first_BD = self._parts.cut(left, 0)
+            for cells, sign in signs:
+                self._sums_PKD[0].index_add_(0, torch.from_numpy(cells[moved]), first_BD, alpha=sign)
+                self.counts_K += sign * np.bincount(cells[moved], minlength=len(self.counts_K))
+            # of most vectors few values have further parts
+            index = np.flatnonzero(left.ne(0).numpy())
+            if len(self._parts) > 1 and len(index):
+                self._add(left.view(-1)[index], [(cells[moved], sign) for cells, sign in signs], index)
+
+    def _add(self, left: torch.Tensor, signs: list[tuple[np.ndarray, int]], index: np.ndarray) -> None:
+        """Add the further parts of values of rows in these cells; index: where in the rows, one after the other, they are."""
+        rows, columns = np.divmod(index, self._sums_PKD.shape[2])
+        for part in range(1, len(self._parts)):
+            values = self._parts.cut(left, part)
+            for cells, sign in signs:
+                self._sums_PKD[part].index_put_(
+                    (torch.from_numpy(cells[rows]).long(), torch.from_numpy(columns)), sign * values, accumulate=True
+                )
+
+    def sums(self, ranks: Ranks) -> np.ndarray:
+        """float64 (K, D): the sums of all ranks' rows, rounded once for each part. A collective."""
+        sums_PKD: np.ndarray = ranks.sum_array(self._sums_PKD.numpy())
+        sums_KD: np.ndarray = sums_PKD[::-1].sum(axis=0)  # the smallest part first
+        return sums_KD
 
 
 def parts(array: np.ndarray) -> list[np.ndarray]:
     """The array (N, ...) in pieces of 4096 rows, of which float64 copies are small."""
     return [array[begin : begin + _PART_ROWS] for begin in range(0, len(array), _PART_ROWS)]
+
+
+def _extremes(x_BD: np.ndarray) -> tuple[float, float]:
+    """The largest size of float32 values, 0 for none, and the smallest that is not 0, infinite for none."""
+    bits_BD = x_BD.view(np.uint32) & np.uint32(0x7FFFFFFF)  # of sizes: in their order
+    largest = bits_BD.max(initial=0)
+    bits_BD -= np.uint32(1)  # 0 becomes the largest
+    smallest = bits_BD.min(initial=0xFFFFFFFF) + np.uint32(1) if largest else np.uint32(0x7F800000)
+    return float(largest.view(np.float32)), float(smallest.view(np.float32))

@@ -40,8 +40,9 @@ def initial_centroids(
 
 def plus_plus(x_RD: np.ndarray, n_codes: int, rng: np.random.Generator) -> np.ndarray:
     """int64 (K,): distinct rows of x (float32), by k-means++."""
-    largest = float(np.abs(x_RD).max(initial=0.0)) or 1.0
-    whole_RD = np.rint(x_RD * (_INT / largest)).astype(np.float64)
+    exponent = int(np.frexp(np.abs(x_RD).max(initial=0.0))[1])
+    x_RD = np.ldexp(x_RD, -exponent)  # of size 1 at most: the factor of denormal values would exceed float32
+    whole_RD = np.rint(x_RD * (_INT / (float(np.abs(x_RD).max(initial=0.0)) or 1.0))).astype(np.float64)
     norm_R = np.square(whole_RD).sum(axis=1)
     n_at_once = math.ceil(whole_RD.nbytes * n_codes / _TRAFFIC_BYTES)
     rows = [int(rng.integers(len(x_RD)))]

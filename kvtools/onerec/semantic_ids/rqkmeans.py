@@ -21,7 +21,7 @@ import numpy as np
 
 from kvtools.onerec.semantic_ids import collisions
 from kvtools.onerec.semantic_ids.equal_rows import DistinctRows
-from kvtools.onerec.semantic_ids.exact_sums import CellSums, Ranks, Rounding, SquareSums, Vectors, parts, power_of_two_above
+from kvtools.onerec.semantic_ids.exact_sums import CellSums, Parts, Ranks, SquareSums, Vectors, parts, power_of_two_above
 from kvtools.onerec.semantic_ids.initial_centroids import Init, initial_centroids
 from kvtools.onerec.semantic_ids.nearest import Backend, CodebookIndex
 
@@ -145,7 +145,7 @@ class RqKMeans(ResidualFit):
         ranks: Ranks,
     ) -> Generator[FitStep, None, np.ndarray]:  # fmt: skip
         """Iterate until nothing moves; the codes of the last assignment, which are of the codebook as it then stands."""
-        cells = CellSums(self.n_codes, vectors.n_width, squares.rounding)
+        cells = CellSums(self.n_codes, vectors.n_width, squares.parts)
         codes_N: np.ndarray | None = None
         stage = 0
         while True:
@@ -157,7 +157,7 @@ class RqKMeans(ResidualFit):
             stage = max(0, index.stage - (iteration & (iteration + 1) == 0))
             is_moved = np.ones(len(vectors), bool) if before_N is None else codes_N != before_N
             n_changed = int(ranks.sum_array(np.array([is_moved.sum()]))[0])
-            sums_KD, counts_K = ranks.sum_array(cells.sums_KD), ranks.sum_array(cells.counts_K)
+            sums_KD, counts_K = cells.sums(ranks), ranks.sum_array(cells.counts_K)
             objective = squares.objective(codebook_KD, sums_KD, counts_K) / (n_rows * vectors.n_width)
             moved_KD, n_reseeded = codebook_KD, 0
             if iteration < self.n_iterations:
@@ -225,7 +225,7 @@ def _reseed(
         distance_N[begin : begin + len(block_BD)] = np.concatenate(squares) if squares else 0
     largest = power_of_two_above(float(distance_N.max(initial=0.0)), ranks)
     # rounded as everything that is added up is, so that the order cannot matter
-    exact_N = Rounding(largest, int(ranks.sum_array(np.array([len(vectors)]))[0])).round(distance_N)
+    exact_N = Parts(largest, int(ranks.sum_array(np.array([len(vectors)]))[0])).round(distance_N)
     error_K = ranks.sum_array(np.bincount(codes_N, weights=exact_N, minlength=len(codebook_KD)))
     cells: list[int] = []
     while len(cells) < len(empty) and error_K.max() > 0:

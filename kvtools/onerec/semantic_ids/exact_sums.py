@@ -143,7 +143,7 @@ class CellSums:
 
 
 def parts(array: np.ndarray) -> list[np.ndarray]:
-    """The array (N, ...) in pieces of 4096 rows, of which float64 copies are small."""
+    """The array (N, ...) in pieces of 1,024 rows, of which float64 copies are small."""
     return [array[begin : begin + _PART_ROWS] for begin in range(0, len(array), _PART_ROWS)]
 
 

@@ -43,3 +43,4 @@ python bench/endpoint.py
 python bench/etree.py $federated/bin/python
 python bench/etree_drills.py "$KVTOOLS_DATA"
 python bench/etree_science.py "$KVTOOLS_DATA"
+python bench/kills.py bench/.kills

@@ -150,12 +150,14 @@ def make_clip(path, n_frames=50, width=160, height=120, rate=25):
 
 
 def unsaid(err):
-    """What stderr holds beside the lines that tell what was read, and that items have the codes of another."""
+    """What stderr holds beside the lines that tell what was read, that items share codes, and that some repeat."""
     lines = err.splitlines(keepends=True)
     return "".join(
         line
         for line in lines
         if not re.search(
-            r"\d rows? read, [\d,]+ kept|items with \d+ codes each|items have the codes of another|\d+ prompts, \d+ with", line
+            r"\d rows? read, [\d,]+ kept|items with \d+ codes each|items have the codes of another|\d+ prompts, \d+ with"
+            r"|interactions repeat an earlier item of the user",
+            line,
         )
     )

@@ -24,14 +24,14 @@ from ours import CLICKS, DATA, HERE, KVTOOLS
 
 USERS = {"beauty": None, "ml-100k": DATA / "ml-100k" / "ml-100k.user"}
 OBJECTIVES = {"beauty": ["hit"], "ml-100k": ["hit", "column:rating"]}
-STEPS = {"beauty": 16, "ml-100k": 48}  # of a lift; longer runs on Beauty follow the ranker away from what users take next
+STEPS = 16  # of a lift; longer runs follow the ranker away from what users take next
 
 
 def training(*words):
     return [option for word in words for option in ("--training", word)]
 
 
-LIFT = ["--lr", "2e-4", *training("next_token=8", "valid_users=6000")]
+LIFT = ["--lr", "5e-5", *training("valid_users=6000")]
 HARD = ["--lr", "2e-3", "--batch", "16", *training("next_token=0", "valid_users=400", "valid=25%")]
 RUNS = {
     "lift": {"ecpo": LIFT},
@@ -65,7 +65,7 @@ def main(data, model, *words):
                 begun = time.monotonic()
                 kvtools(
                     "rl", "ecpo", *common, *table_of_users, "--reward", f"pscore:{ranker}", "--seed", seed, "--batch", "32",
-                    "--steps", chosen.get("steps", STEPS[data]), "--training", "valid=50%", *options,
+                    "--steps", chosen.get("steps", STEPS), "--training", "valid=50%", *options,
                     "--log", out.with_suffix(".jsonl"), "-o", out,
                 )  # fmt: skip
                 line = {"what": what, "name": name, "seed": int(seed), "seconds": round(time.monotonic() - begun, 1)}

@@ -5,10 +5,11 @@ Usage: generate.py PEERS_PYTHON [NAME=VALUE]...      about four minutes, most of
 Names: those of generate_peers.Work, rounds (3), threads (2) and wide (512: the beam of the second table; 0 leaves it out).
 
 Everybody: 32 users, 100 encoder positions, beam 50, IDs of three codes of 256, 20,000 items, width 256, 4 + 4 layers of 4
-heads, random weights, as many parameters as the T5 within 1 %. A position is an item for us, a code for the others; one more of
-ours is the user's. Batch, trie and masks are ready before the clock starts. A turn is one batch, for us as many as two seconds
-hold. bfloat16 is everybody's weights too, as in `recgen --dtype`. Freed memory is kept, as in recgen, in this process, which
-serves all but T5. That all IDs are legal is checked first.
+heads, random weights, as many parameters as the T5 within 1 %. A position is an item for us, a code for the others; one more
+of ours is the user's. Batch, trie and masks are ready before the clock starts. A turn is one batch, for us as many as two
+seconds hold. bfloat16 is everybody's weights too, as in `recgen --dtype`. Freed memory is kept, as in recgen, in this
+process, which serves all but T5. That all IDs are legal is checked first. With scores of items: of all of them, and the
+latest items take part in them, as in `--size tiny`.
 
 The bound is the time of the products that our sizes cannot do without (generate_peers.gemm_shapes, 100 positions): everybody's
 share of it is told by users/s. Memory: the most that the process held during a search (VmHWM, reset before), above what it
@@ -46,11 +47,11 @@ T5_PARAMETERS = 7_543_040  # of generate_peers' T5; checked against what it says
 class Ours:
     """A generator, and a batch of users whose histories fill the encoder. A search returns codes (B, W, S)."""
 
-    def __init__(self, work, dtype):
+    def __init__(self, work, dtype, *, is_scored=False):
         codes_NS = catalogue(work)
         config = ModelConfig(
             width=256, encoder_layers=4, decoder_layers=4, heads=4, experts=0, attention="full", short=work.length, positive=0,
-            lifelong=0, item_table=False,
+            lifelong=0, item_table=False, item_scores=work.items if is_scored else 0, recent=is_scored,
         )  # fmt: skip
         vocabulary = VocabularySizes((work.codes,) * work.levels, work.items, {})
         self.model = of_size(config, vocabulary, torch.from_numpy(codes_NS), T5_PARAMETERS).eval().to(dtype)
@@ -194,6 +195,8 @@ def measure(python, work, n_rounds, n_threads):
             assert share == 1, f"{type(contestant).__name__}, {name}: {share} of the IDs are legal"
         runs["kvtools", name] = lambda ours=ours: a_turn(ours.search)
         runs["kvtools, every code allowed", name] = lambda ours=ours: a_turn(lambda: ours.search(is_free=True))
+        scored = Ours(work, dtype, is_scored=True)
+        runs["kvtools, scores of items", name] = lambda scored=scored: a_turn(scored.search)
         runs["plain decoder in torch", name] = lambda plain=plain: a_turn(plain.search)
         if f"t5-{name}" in peer.told:
             runs["T5, prefix_allowed_tokens_fn", name] = lambda name=name: peer.turn(f"t5-{name}")
@@ -233,9 +236,12 @@ def measure(python, work, n_rounds, n_threads):
         ]
         told = [told[0].format(verdict(ours >= 0.6 * middle["products alone", name])), told[1]]
         told[1] += f" (≤ 10 %: {verdict(free <= 1.1 * ours)})"
+        scored = middle["kvtools, scores of items", name]
+        told.append(f"with scores of items {scored / middle['products alone', name]:.0%} of the bound")
         if ("T5, prefix_allowed_tokens_fn", name) in middle:
-            times = ours / middle["T5, prefix_allowed_tokens_fn", name]
-            told.insert(0, f"{times:.1f}× T5 (≥ 14×: {verdict(times >= 14)})")
+            theirs = middle["T5, prefix_allowed_tokens_fn", name]
+            told.insert(0, f"{ours / theirs:.1f}× T5 (≥ 14×: {verdict(ours >= 14 * theirs)})")
+            told[-1] += f", {scored / theirs:.1f}× T5 (≥ 10×: {verdict(scored >= 10 * theirs)})"
         print(f"- {name}: {'; '.join(told)}.")
     sys.stdout.flush()
 

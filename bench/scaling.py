@@ -65,7 +65,7 @@ def train(log, encoder, ids, width, seed, given):
     for _ in Trainer(task, plan, train_state(None, {}), World()).run(stop=False):
         pass
     seconds = time.perf_counter() - begun
-    loss, levels = valid_loss(model, made.batcher, log.parts == VALID)
+    loss, levels = valid_loss(model, made.validation.batcher, log.parts == VALID)
     found = NextItemTask(model, made.batcher, made.rows, validation=made.validation, **words).validate()
     told = {"parameters": n_parameters(model), "loss": loss, "levels": levels, "ndcg": found["id_ndcg@10"], "seconds": seconds}
     print(f"width {width}, seed {seed}: {told}", file=sys.stderr, flush=True)

@@ -35,7 +35,7 @@ def policy_command(objective: Literal["ecpo", "gbpo"], summary: str) -> Callable
         rewards: opt.ItemRewards = None,
         group: opt.GroupSize = 40,
         steps: opt.Steps = "1ep",
-        lr: opt.PolicyLr = 1e-4,
+        lr: opt.PolicyLr = 5e-5,
         batch: opt.PolicyBatch = 64,
         valid: opt.HeldOut = None,
         require_gain: opt.RequireGain = False,

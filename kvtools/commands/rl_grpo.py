@@ -101,7 +101,7 @@ def main(
         from kvtools.onerec.rl.run import PolicyOptions
         from kvtools.onerec.rl.run import train_policy as train_recommender
 
-        rate = 1e-4 if lr is None else lr
+        rate = 5e-5 if lr is None else lr
         return train_recommender(run, "grpo", PolicyOptions(
             model, data, rewards or [], group or 40, valid, require_gain, rollouts, users, sampling, listed, keep_seen, steps,
             rate, batch or 64, training or [], columns or [], state, log, peak, dtype, device, seed,

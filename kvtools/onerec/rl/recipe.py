@@ -58,7 +58,7 @@ class PolicyRecipe:
     group: int = 40
     sampling: Literal["beam", "sample"] = "beam"
     steps: str = "1ep"
-    lr: float = 1e-4
+    lr: float = 5e-5
     batch: int = 64
     training: Sequence[str] = field(default_factory=list)
     keep_seen: bool = False

@@ -55,7 +55,7 @@ class PolicyOptions:
     listed: str | None = None
     keep_seen: bool = False
     steps: str = "1ep"
-    lr: float = 1e-4
+    lr: float = 5e-5
     batch: int = 64
     training: Sequence[str] = field(default_factory=list)
     columns: Sequence[str] = field(default_factory=list)

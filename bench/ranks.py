@@ -58,7 +58,7 @@ WORKS = {
     "tokenise": Work("tokenize-video {} --jobs 1", "few", "many", "clip", 24),
     "semid-build": Work(
         f"semid-build items.npy --keys keys --levels 1 --codes {N_CODES} --init random --iterations {{}}",
-        "2", "52", "iteration", 50, N_CODES * (8 * WIDTH + 8),
+        "2", "52", "iteration", 50, N_CODES * (2 * 8 * WIDTH + 8),
     ),
     "recgen": Work("recgen --model shop.model --beam 128 --users {} clicks.inter", "few.txt", "many.txt", "user", 400),
     "etree-train": Work(

@@ -1,9 +1,9 @@
 """Expected efficiency of many ranks, by the formulas of scale.md; Markdown tables on stdout.
 
 Usage: scale.py [NAME=VALUE]...      at once
-Names, of a rank, in 1e9 of their unit: flops (4e5 GFLOP/s: a GPU in bfloat16, sustained), network (40 GB/s),
-tokens (16384 a microbatch), rounds (1: microbatches a step); core (50 GFLOP/s: a core in float32), ethernet (2 GB/s), width
-(256), codes (8192), iterations (25), levels (3), vectors (1 billion), disk (1 GB/s).
+Names, of a rank, in 1e9 of their unit: flops (4e5 GFLOP/s: a GPU in bfloat16, sustained), network (40 GB/s), tokens (16384 a
+microbatch), rounds (1: microbatches a step); core (50 GFLOP/s: a core in float32), ethernet (2 GB/s), width (256), codes
+(8192), sum_parts (3: numbers that a sum is made of), iterations (25), levels (3), vectors (1 billion), disk (1 GB/s).
 """
 
 import sys
@@ -14,7 +14,7 @@ BUCKET_BYTES = 25 << 20
 GIGA = 1e9
 GIVEN = {
     "flops": 4e5, "network": 40, "tokens": 16384, "rounds": 1, "core": 50, "ethernet": 2, "width": 256, "codes": 8192,
-    "iterations": 25, "levels": 3, "vectors": 1, "disk": 1,
+    "sum_parts": 3, "iterations": 25, "levels": 3, "vectors": 1, "disk": 1,
 }  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def semid(p, given):
     """
     n, d, k = given["vectors"] * GIGA, given["width"], given["codes"]
     compute_s = 2 * n * d * k / p / (given["core"] * GIGA)
-    n_bytes = ring(k * (8 * d + 8), p)
+    n_bytes = ring(k * (8 * d * given["sum_parts"] + 8), p)
     sent_s = n_bytes / (given["ethernet"] * GIGA)
     n_iterations = given["iterations"] * given["levels"]
     sent_bytes = 4 * n * d * (p - 1) / p + ring(4 * n * given["levels"], p)

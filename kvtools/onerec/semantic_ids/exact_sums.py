@@ -2,8 +2,8 @@
 
 A value is cut into parts, each a multiple of its own power of two, chosen so that no sum of them exceeds float64's 53 bits:
 addition is exact, and what was added can be taken away again. For 200,000 rows a part is 34 bits. As many parts are taken as
-the values need, from the largest down to the last bit of the smallest: two, for most vectors. So rows of very different sizes
-have the sums that each would have alone. Legend: N rows here, B rows of a block, K codes, D width, P parts.
+the values of a column need, from the largest down to the last bit of the smallest: two, for most vectors. So rows of very
+different sizes have the sums that each would have alone. Legend: N rows here, B rows of a block, K codes, D width, P parts.
 """
 
 import math
@@ -47,53 +47,62 @@ class Ranks(Protocol):
 class Parts:
     """The powers of two to multiples of which values are rounded, one after the other; the same on all ranks."""
 
-    def __init__(self, largest: float, n_rows: int, last_bit: float = 0.0) -> None:
-        """largest: a bound on the values' size. n_rows: how many are summed, on all ranks. last_bit: a power of two that the
-        values are multiples of; 0 for one part, which rounds them."""
-        self._magics: list[float] = []
-        bound = largest or 1.0
-        while not self._magics or bound > last_bit > 0:
+    def __init__(self, largest: np.ndarray, n_rows: int, last_bit: np.ndarray | None = None) -> None:
+        """largest: bounds on the values' sizes, float64 (D,) by column, or (1,) for all. n_rows: how many are summed, on all
+        ranks. last_bit: powers of two, (D,), that the values are multiples of, 0 where all are 0; None for one part, which
+        rounds them."""
+        self._magics: list[torch.Tensor] = []
+        bound = np.where(largest > 0, largest, 1.0)
+        while not self._magics or (last_bit is not None and ((bound > last_bit) & (last_bit > 0)).any()):
             # sums lie below 2^e; one unit is 2^(e - 52), and 1.5 * 2^e has that for its last place: adding it rounds
-            exponent = math.ceil(math.log2(bound * max(2, n_rows)) + 1)
-            self._magics.append(1.5 * 2.0**exponent)
+            exponent = np.ceil(np.log2(bound * max(2, n_rows)) + 1)
+            self._magics.append(torch.from_numpy(1.5 * 2.0**exponent))
             bound = 2.0 ** (exponent - 52)
 
     def __len__(self) -> int:
         return len(self._magics)
 
     def round(self, values: np.ndarray) -> np.ndarray:
-        """The first part of float64 values, of the same shape."""
-        return (values + self._magics[0]) - self._magics[0]
+        """The first part of float64 values (N,), of the same shape, where one bound is for all."""
+        magic: np.ndarray = self._magics[0].numpy()
+        return np.asarray((values + magic) - magic)
 
-    def cut(self, values: torch.Tensor, part: int) -> torch.Tensor:
-        """That part of float64 values, of the same shape, of which the parts before were cut; it is taken away from them."""
-        cut = (values + self._magics[part]).sub_(self._magics[part])
+    def cut(self, values: torch.Tensor, part: int, columns: torch.Tensor | None = None) -> torch.Tensor:
+        """That part of float64 values, of the same shape, of which the parts before were cut; it is taken away from them.
+
+        values: (B, D), or (n,) of these columns, int64 (n,).
+        """
+        magic = self._magics[part] if columns is None else self._magics[part][columns]
+        cut = (values + magic).sub_(magic)
         values.sub_(cut)
         return cut
 
 
-def power_of_two_above(largest: float, ranks: Ranks) -> float:
-    """The power of two at or above the largest value of all ranks; 0 where all are 0. A collective."""
-    largest = float(ranks.gather_array(np.array([largest])).max())
-    return 2.0 ** math.ceil(math.log2(largest)) if largest else 0.0
+def power_of_two_above(largest: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """The powers of two at or above the largest values of all ranks, float64 (D,); 0 where all are 0. A collective."""
+    largest = ranks.gather_array(largest[None]).max(axis=0)
+    return np.where(largest > 0, 2.0 ** np.ceil(np.log2(np.where(largest > 0, largest, 1.0))), 0.0)
 
 
 class SquareSums:
-    """The sum of all vectors' squares, and the parts that their own sums need. A collective."""
+    """The sum of all vectors' squares, and the parts that their own sums need. A collective.
+
+    The parts of each column go by its own values, of which few are so much smaller than its largest that they need a second.
+    """
 
     def __init__(self, vectors: Vectors, n_rows: int, ranks: Ranks) -> None:
         """n_rows: of all ranks."""
-        largest, smallest, squares = 0.0, math.inf, []
+        largest_D, smallest_D, squares = np.zeros(vectors.n_width), np.full(vectors.n_width, math.inf), []
         for part_BD in (part_BD for _, block_BD in vectors for part_BD in parts(block_BD)):
-            most, least = _extremes(part_BD)
-            largest, smallest = max(largest, most), min(smallest, least)
+            most_D, least_D = _extremes(part_BD)
+            largest_D, smallest_D = np.maximum(largest_D, most_D), np.minimum(smallest_D, least_D)
             squares.append(np.square(part_BD, dtype=np.float64).sum(axis=1))
-        largest = power_of_two_above(largest, ranks)
-        smallest = float(ranks.gather_array(np.array([smallest])).min())
-        of_squares = Parts(vectors.n_width * largest**2, n_rows)
+        largest_D = power_of_two_above(largest_D, ranks)
+        smallest_D = ranks.gather_array(smallest_D[None]).min(axis=0)
+        of_squares = Parts(vectors.n_width * largest_D.max(keepdims=True) ** 2, n_rows)
         total = sum(float(of_squares.round(square_B).sum()) for square_B in squares)
-        last_bit = 2.0 ** max(-149, math.frexp(smallest)[1] - 24) if largest else 0.0  # of float32
-        self.parts = Parts(largest, n_rows, last_bit)
+        last_bit_D = np.where(largest_D > 0, 2.0 ** np.maximum(-149, np.frexp(smallest_D)[1] - 24), 0.0)  # of float32
+        self.parts = Parts(largest_D, n_rows, last_bit_D)
         self.total = float(ranks.sum_array(np.array([total]))[0])
 
     def objective(self, codebook_KD: np.ndarray, sums_KD: np.ndarray, counts_K: np.ndarray) -> float:
@@ -128,11 +137,12 @@ class CellSums:
     def _add(self, left: torch.Tensor, signs: list[tuple[np.ndarray, int]], index: np.ndarray) -> None:
         """Add the further parts of values of rows in these cells; index: where in the rows, one after the other, they are."""
         rows, columns = np.divmod(index, self._sums_PKD.shape[2])
+        columns_n = torch.from_numpy(columns)
         for part in range(1, len(self._parts)):
-            values = self._parts.cut(left, part)
+            values = self._parts.cut(left, part, columns_n)
             for cells, sign in signs:
                 self._sums_PKD[part].index_put_(
-                    (torch.from_numpy(cells[rows]).long(), torch.from_numpy(columns)), sign * values, accumulate=True
+                    (torch.from_numpy(cells[rows]).long(), columns_n), sign * values, accumulate=True
                 )
 
     def sums(self, ranks: Ranks) -> np.ndarray:
@@ -147,10 +157,10 @@ def parts(array: np.ndarray) -> list[np.ndarray]:
     return [array[begin : begin + _PART_ROWS] for begin in range(0, len(array), _PART_ROWS)]
 
 
-def _extremes(x_BD: np.ndarray) -> tuple[float, float]:
-    """The largest size of float32 values, 0 for none, and the smallest that is not 0, infinite for none."""
+def _extremes(x_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest size in each column of float32 values, 0 for none, and the least but 0, infinite for none; float64 (D,)."""
     bits_BD = x_BD.view(np.uint32) & np.uint32(0x7FFFFFFF)  # of sizes: in their order
-    largest = bits_BD.max(initial=0)
+    largest_D = bits_BD.max(axis=0, initial=0)
     bits_BD -= np.uint32(1)  # 0 becomes the largest
-    smallest = bits_BD.min(initial=0xFFFFFFFF) + np.uint32(1) if largest else np.uint32(0x7F800000)
-    return float(largest.view(np.float32)), float(smallest.view(np.float32))
+    smallest_D = np.where(largest_D > 0, bits_BD.min(axis=0, initial=0xFFFFFFFF) + np.uint32(1), np.uint32(0x7F800000))
+    return largest_D.view(np.float32).astype(np.float64), smallest_D.view(np.float32).astype(np.float64)

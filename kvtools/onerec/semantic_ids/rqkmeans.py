@@ -223,7 +223,7 @@ def _reseed(
             for part_BD, codes_B in zip(parts(block_BD), parts(codes_N[begin : begin + len(block_BD)]), strict=True)
         ]
         distance_N[begin : begin + len(block_BD)] = np.concatenate(squares) if squares else 0
-    largest = power_of_two_above(float(distance_N.max(initial=0.0)), ranks)
+    largest = power_of_two_above(distance_N.max(initial=0.0, keepdims=True), ranks)
     # rounded as everything that is added up is, so that the order cannot matter
     exact_N = Parts(largest, int(ranks.sum_array(np.array([len(vectors)]))[0])).round(distance_N)
     error_K = ranks.sum_array(np.bincount(codes_N, weights=exact_N, minlength=len(codebook_KD)))

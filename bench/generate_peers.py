@@ -164,6 +164,7 @@ def tokens(codes_NL, n_codes):
 
 def t5_model(n_tokens, d=256, n_enc=4, n_dec=4, n_heads=4, d_head=64, ffn=1024, **more):
     """transformers' T5 with random weights."""
+    import cpu_torchvision  # noqa: F401 - before transformers
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(SEED)

@@ -88,6 +88,7 @@ def products_per_second():
 
 def trls(n_steps):
     """Seconds of each step of GRPOTrainer."""
+    import cpu_torchvision  # noqa: F401 - before transformers
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainerCallback

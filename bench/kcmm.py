@@ -59,6 +59,7 @@ def score(n):
 
 
 def generate(n=64, max_new=48):
+    import cpu_torchvision  # noqa: F401 - before transformers
     import torch
     import transformers
 

@@ -21,6 +21,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import cpu_torchvision  # noqa: F401 - before transformers
 import numpy as np
 import torch
 import transformers

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import cpu_torchvision  # noqa: F401 - before transformers
 import datasets
 from transformers import PreTrainedTokenizerFast
 from trl import pack_dataset

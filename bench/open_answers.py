@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 
+import cpu_torchvision  # noqa: F401 - before transformers
 import torch
 import transformers
 

@@ -50,17 +50,6 @@ def floor_decord(path, seconds):
     return len(reader.get_batch(positions).asnumpy())
 
 
-def stand_in_for_cuda_operators():
-    """torchvision's wheel is built for CUDA and its operators do not load beside a CPU torch. Only their names are
-    needed to import it: the peers use its resize, which is torch's own."""
-    import torch
-
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 def keye():
     from keye_vl_utils.vision_process import fetch_video
     from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
@@ -103,7 +92,8 @@ def main():
             n_frames = sum(pool.map(floor_one_thread, wanted.items()))
             seconds = time.perf_counter() - begun
     else:
-        keep = stand_in_for_cuda_operators() if name in ("keye", "qwen") else None  # noqa: F841 alive while in use
+        if name in ("keye", "qwen"):
+            import cpu_torchvision  # noqa: F401 - before transformers
         run = {
             "floor-auto": lambda: lambda path, seconds: floor_pyav(path, seconds, 0),
             "floor-decord": lambda: floor_decord,

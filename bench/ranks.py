@@ -131,9 +131,9 @@ class Counting:
         self._count("broadcast", n_bytes_of(buffer) if self._comm.Get_rank() != root else 0)
         return self._comm.Ibcast(buffer, root=root)
 
-    def Recv(self, buffer, source):
+    def Irecv(self, buffer, source):
         self._count("sent to it", n_bytes_of(buffer))
-        return self._comm.Recv(buffer, source=source)
+        return self._comm.Irecv(buffer, source=source)
 
 
 def n_bytes_of(buffer):

@@ -25,9 +25,10 @@ from kvtools.errors import Fault, Usage
 from kvtools.liveness import KILLED, LAUNCHER_GONE, Liveness
 
 _T = TypeVar("_T")
-# MPICH's blocking calls spin on a core that a decoder could use; we poll instead, at first often and then ever more seldom
+# MPICH's blocking calls spin on a core that a decoder could use; we poll instead, at first often and then ever more seldom,
+# until the other ranks have come. MPICH moves some ten kilobytes a poll: a message itself is polled without a pause
 _FIRST_POLL_S, _POLL_S = 50e-6, 0.002
-_NUMBER_BYTES = 64
+_NUMBER_BYTES, _LENGTH_BYTES = 64, 8
 _BLOCK_BYTES = 1 << 20
 _SLICE_BYTES = 1 << 21  # of a sum over ranks, in one message
 _SUMMED_BYTES = 1 << 26  # of a sum over many ranks, at once
@@ -111,6 +112,7 @@ class World:
             self._finish(self._comm.Iallgather([flat.view(np.uint8), self._byte()], [everyone.view(np.uint8), self._byte()]))
             out[:] = _sum_in_order(everyone)
             return total
+        self._finish(self._comm.Ibarrier())
         slice_bytes = min(_SLICE_BYTES, _SUMMED_BYTES // self.size)
         step = self.size * min(-(-len(flat) // self.size), max(1, slice_bytes // flat.itemsize))
         for begin in range(0, len(flat), step):
@@ -118,9 +120,9 @@ class World:
             mine = np.zeros((self.size, -(-n // self.size)), flat.dtype)  # row r: the slice that rank r adds up
             mine.reshape(-1)[:n] = flat[begin : begin + n]
             slices, sums = np.empty_like(mine), np.empty_like(mine)
-            self._finish(self._comm.Ialltoall([mine.view(np.uint8), self._byte()], [slices.view(np.uint8), self._byte()]))
+            self._finish_met(self._comm.Ialltoall([mine.view(np.uint8), self._byte()], [slices.view(np.uint8), self._byte()]))
             own = _sum_in_order(slices)
-            self._finish(self._comm.Iallgather([own.view(np.uint8), self._byte()], [sums.view(np.uint8), self._byte()]))
+            self._finish_met(self._comm.Iallgather([own.view(np.uint8), self._byte()], [sums.view(np.uint8), self._byte()]))
             out[begin : begin + n] = sums.reshape(-1)[:n]
         return total
 
@@ -135,7 +137,8 @@ class World:
         mine[: len(array)] = array
         everyone = np.empty((self.size, *mine.shape), array.dtype)
         if everyone.nbytes:
-            self._finish(self._comm.Iallgather([mine.view(np.uint8), self._byte()], [everyone.view(np.uint8), self._byte()]))
+            parts = [mine.view(np.uint8), self._byte()], [everyone.view(np.uint8), self._byte()]
+            self._finish_met(self._comm.Iallgather(*parts))
         return np.concatenate([rows[:n] for rows, n in zip(everyone, lengths, strict=True)])
 
     def max(self, value: int) -> int:
@@ -152,23 +155,23 @@ class World:
             return value
         text = bytearray(json.dumps(value).encode()) if self.is_root else bytearray()
         text = text.ljust(self.max(len(text)))
-        self._finish(self._comm.Ibcast([text, self._byte()], root=0))
+        self._finish_met(self._comm.Ibcast([text, self._byte()], root=0))
         return json.loads(text)
 
     def send(self, message: bytes | memoryview, to: int = 0) -> None:
         """Send bytes to a rank, by default rank 0; returns when it has received them."""
-        self._finish(self._comm.Isend([message, self._byte()], dest=to))
+        n_bytes = memoryview(message).nbytes.to_bytes(_LENGTH_BYTES, "little")
+        self._finish(self._comm.Isend([n_bytes, self._byte()], dest=to))
+        self._finish(self._comm.Irecv([bytearray(1), self._byte()], source=to))
+        self._finish_met(self._comm.Isend([message, self._byte()], dest=to))
 
     def receive(self, source: int) -> bytearray:
         """The next bytes that rank `source` sent to this one."""
-        from mpi4py import MPI
-
-        status = MPI.Status()
-        while not self._comm.Iprobe(source=source, status=status):
-            self._end_if_others_died()
-            time.sleep(_POLL_S)
-        message = bytearray(status.Get_count(self._byte()))
-        self._comm.Recv([message, self._byte()], source=source)
+        n_bytes = bytearray(_LENGTH_BYTES)
+        self._finish(self._comm.Irecv([n_bytes, self._byte()], source=source))
+        message = bytearray(int.from_bytes(n_bytes, "little"))
+        self._finish_met(self._comm.Isend([b"\0", self._byte()], dest=source))  # it waits for this rank no longer
+        self._finish_met(self._comm.Irecv([message, self._byte()], source=source))
         return message
 
     def abort(self, code: int) -> None:
@@ -208,6 +211,12 @@ class World:
             self._end_if_others_died()
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_S)
+
+    def _finish_met(self, request: Any) -> None:
+        """As `_finish`, of a message for which the other ranks have come: bytes move on at each poll, and none is put off."""
+        while not request.Test():
+            self._end_if_others_died()
+            time.sleep(0)
 
     def _end_if_others_died(self) -> None:
         """Raise Fault, with its exit code, where another rank has died."""

@@ -120,9 +120,11 @@ class World:
             mine = np.zeros((self.size, -(-n // self.size)), flat.dtype)  # row r: the slice that rank r adds up
             mine.reshape(-1)[:n] = flat[begin : begin + n]
             slices, sums = np.empty_like(mine), np.empty_like(mine)
-            self._finish_met(self._comm.Ialltoall([mine.view(np.uint8), self._byte()], [slices.view(np.uint8), self._byte()]))
+            buffers = [mine.view(np.uint8), self._byte()], [slices.view(np.uint8), self._byte()]
+            self._finish(self._comm.Ialltoall(*buffers), is_met=True)
             own = _sum_in_order(slices)
-            self._finish_met(self._comm.Iallgather([own.view(np.uint8), self._byte()], [sums.view(np.uint8), self._byte()]))
+            buffers = [own.view(np.uint8), self._byte()], [sums.view(np.uint8), self._byte()]
+            self._finish(self._comm.Iallgather(*buffers), is_met=True)
             out[begin : begin + n] = sums.reshape(-1)[:n]
         return total
 
@@ -137,8 +139,8 @@ class World:
         mine[: len(array)] = array
         everyone = np.empty((self.size, *mine.shape), array.dtype)
         if everyone.nbytes:
-            parts = [mine.view(np.uint8), self._byte()], [everyone.view(np.uint8), self._byte()]
-            self._finish_met(self._comm.Iallgather(*parts))
+            buffers = [mine.view(np.uint8), self._byte()], [everyone.view(np.uint8), self._byte()]
+            self._finish(self._comm.Iallgather(*buffers), is_met=True)
         return np.concatenate([rows[:n] for rows, n in zip(everyone, lengths, strict=True)])
 
     def max(self, value: int) -> int:
@@ -155,7 +157,7 @@ class World:
             return value
         text = bytearray(json.dumps(value).encode()) if self.is_root else bytearray()
         text = text.ljust(self.max(len(text)))
-        self._finish_met(self._comm.Ibcast([text, self._byte()], root=0))
+        self._finish(self._comm.Ibcast([text, self._byte()], root=0), is_met=True)
         return json.loads(text)
 
     def send(self, message: bytes | memoryview, to: int = 0) -> None:
@@ -163,15 +165,15 @@ class World:
         n_bytes = memoryview(message).nbytes.to_bytes(_LENGTH_BYTES, "little")
         self._finish(self._comm.Isend([n_bytes, self._byte()], dest=to))
         self._finish(self._comm.Irecv([bytearray(1), self._byte()], source=to))
-        self._finish_met(self._comm.Isend([message, self._byte()], dest=to))
+        self._finish(self._comm.Isend([message, self._byte()], dest=to), is_met=True)
 
     def receive(self, source: int) -> bytearray:
         """The next bytes that rank `source` sent to this one."""
         n_bytes = bytearray(_LENGTH_BYTES)
         self._finish(self._comm.Irecv([n_bytes, self._byte()], source=source))
         message = bytearray(int.from_bytes(n_bytes, "little"))
-        self._finish_met(self._comm.Isend([b"\0", self._byte()], dest=source))  # it waits for this rank no longer
-        self._finish_met(self._comm.Irecv([message, self._byte()], source=source))
+        self._finish(self._comm.Isend([b"\0", self._byte()], dest=source), is_met=True)  # it waits for this rank no longer
+        self._finish(self._comm.Irecv([message, self._byte()], source=source), is_met=True)
         return message
 
     def abort(self, code: int) -> None:
@@ -205,18 +207,13 @@ class World:
             self._end_if_others_died()
             raise
 
-    def _finish(self, request: Any) -> None:
-        pause_s = _FIRST_POLL_S
+    def _finish(self, request: Any, *, is_met: bool = False) -> None:
+        """is_met: the other ranks have come for this message, so that its bytes move on at each poll, and none is put off."""
+        pause_s = 0.0 if is_met else _FIRST_POLL_S
         while not request.Test():
             self._end_if_others_died()
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_S)
-
-    def _finish_met(self, request: Any) -> None:
-        """As `_finish`, of a message for which the other ranks have come: bytes move on at each poll, and none is put off."""
-        while not request.Test():
-            self._end_if_others_died()
-            time.sleep(0)
 
     def _end_if_others_died(self) -> None:
         """Raise Fault, with its exit code, where another rank has died."""

@@ -321,9 +321,7 @@ def _record_signal(number: int, _frame: FrameType | None) -> None:
 
 
 def _launched() -> tuple[int, int]:
-    """Rank and size in the launcher's environment; (0, 1) where it names no size, so that processes do not see each other.
-
-    Raises Usage for numbers that are none."""
+    """Rank and size in the launcher's environment; (0, 1) where it names no size. Raises Usage for numbers that are none."""
     for rank_name, size_name in _RANK_AND_SIZE:
         rank, size = count_in(rank_name), count_in(size_name)
         if rank is not None and size is not None and size > 1:

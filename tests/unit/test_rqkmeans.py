@@ -194,12 +194,16 @@ def test_a_fit_taken_up_anywhere_ends_as_if_never_left():
         assert (second.mse, second.reseeds) == (whole.mse, whole.reseeds)
 
 
-def test_a_fit_is_not_taken_up_with_other_rows():
+@pytest.mark.parametrize(
+    "changed", [lambda x: clustered(9, 50), lambda x: x[::-1].copy(), lambda x: -x, lambda x: np.roll(x, 1, axis=1)]
+)
+def test_a_fit_is_not_taken_up_with_other_rows(changed):
+    x = clustered(8, 50)
     first = RqKMeans(1, 4, 3, 0)
-    fitted(clustered(8, 50), first)
-    second = RqKMeans(1, 4, 3, 0, total_square=first.total_square)
+    fitted(x.copy(), first)
+    fitted(x.copy(), RqKMeans(1, 4, 3, 0, digest=first.digest))
     with pytest.raises(rqkmeans.OtherVectors):
-        fitted(clustered(9, 50), second)
+        fitted(changed(x), RqKMeans(1, 4, 3, 0, digest=first.digest))
 
 
 def test_seeding_draws_distinct_rows_and_far_ones_more_often():

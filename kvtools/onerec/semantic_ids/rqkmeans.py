@@ -85,7 +85,7 @@ class RqKMeans(ResidualFit):
     is_parallel: ClassVar[bool] = True
     can_resume: ClassVar[bool] = True
     begun: tuple[int, np.ndarray] | None = None  # of the level under way: iterations done, codes now
-    total_square: float | None = None  # of the rows, exact: tells whether they are those the fit was begun with
+    digest: int | None = None  # of the rows and their order: tells whether they are those the fit was begun with
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The fit as it stands between two steps: tensors, and fields of JSON."""
@@ -94,12 +94,12 @@ class RqKMeans(ResidualFit):
         if self.begun:
             tensors["begun"] = self.begun[1]
         iteration = self.begun[0] if self.begun else 0
-        return tensors, {"reseeds": self.reseeds, "iteration": iteration, "total_square": self.total_square}
+        return tensors, {"reseeds": self.reseeds, "iteration": iteration, "digest": self.digest}
 
     def resume(self, tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.codebooks = [np.array(codebook_KD) for codebook_KD in tensors["done"]]
-        self.reseeds, self.total_square = list(fields["reseeds"]), fields["total_square"]
+        self.reseeds, self.digest = list(fields["reseeds"]), fields["digest"]
         if "begun" in tensors:
             self.begun = (fields["iteration"], np.array(tensors["begun"]))
 
@@ -110,11 +110,11 @@ class RqKMeans(ResidualFit):
         an iteration; memory O(K D) beside the rows.
         """
         n_rows = require_rows(vectors, self.n_codes, ranks)
-        squares = SquareSums(vectors, n_rows, ranks)
-        if self.total_square not in (None, squares.total):
+        squares, distinct = SquareSums(vectors, n_rows, ranks), DistinctRows(vectors)
+        digest = int(ranks.sum_array(distinct.digest)[0])
+        if self.digest not in (None, digest):
             raise OtherVectors("the stopped run had other vectors")
-        self.total_square = squares.total
-        distinct = DistinctRows(vectors)
+        self.digest = digest
         done, self.codebooks = self.codebooks, []
         for codebook_KD in done:
             self.close_level(vectors, codebook_KD, assign_codes(vectors, CodebookIndex(codebook_KD, backend), distinct))

@@ -157,7 +157,7 @@ def unsaid(err):
         for line in lines
         if not re.search(
             r"\d rows? read, [\d,]+ kept|items with \d+ codes each|items have the codes of another|\d+ prompts, \d+ with"
-            r"|interactions repeat an earlier item of the user",
+            r"|validation interactions repeat an earlier item of the user",
             line,
         )
     )

@@ -150,6 +150,7 @@ FORMS = "iid, shards:S, classes:C, dirichlet:A, mixture:A, quantity:SIGMA, natur
 SYMMETRIZE = "Give --symmetrize to average both directions and fill missing delays by the shortest detour."
 ANOTHER_FILE = "Correct the file, or give another."
 ANOTHER_FORM = "Give another form, or another number of --devices."
+NO_LABEL = "is no label. Labels are names, or whole numbers from 0 to 65535. Correct the line, or leave it out."
 BAD = {
     "two parts": (
         "--graph g.txt", {"g.txt": "1 2 3\n4 5 6\n"}, 65,
@@ -249,11 +250,11 @@ BAD = {
     ),
     "a label out of range": (
         "--data l.csv --devices 2", {"l.csv": "1,2,0\n1,2,-4\n"}, 65,
-        "l.csv: sample 1 has the label -4; labels are whole numbers from 0 to 65535. Repair the file, or leave it out.",
+        f"l.csv: line 2: column 3: '-4' {NO_LABEL}",
     ),
     "a label that is no class": (
         "--data l.csv --devices 2", {"l.csv": "1,2,0\n1,2,0.5\n"}, 65,
-        "l.csv: sample 1 has the label 0.5; labels are whole numbers from 0 to 65535. Repair the file, or leave it out.",
+        f"l.csv: line 2: column 3: '0.5' {NO_LABEL}",
     ),
     "no data": (
         "--data nowhere --devices 2", {}, 66, "nowhere: no such file or directory. Look at its name and its permissions."

@@ -17,7 +17,10 @@ FILMS = """item_id:token\ttitle:token_seq\tyear:float\tclass:token_seq
 5\tAnimation Heat\t1990\tAnimation
 """
 BAD_JSON = "Expecting value: line 1 column 8 (char 7)"
-OBJECTS = "Array can't be memory-mapped: Python objects in dtype"
+OBJECTS = (
+    "an array of it holds Python objects, which are never read. Save it as numbers or as strings, for example with "
+    "array.astype(float) or array.astype(str)."
+)
 SAVE = "Save the vectors as float32 with numpy.save."
 EXISTS = "t.csv: exists already. Give --force to overwrite it."
 KEYWORDS = {"a": ["Hair-Mask", "citrus"], "b": ["citrus", "soap"], "c": ["soap", "hair-mask"], "d": ["soap", "salt"]}
@@ -243,7 +246,7 @@ def test_terms_without_company_get_a_direction_of_their_own(sh, top):
             65,
             "p.kvs: this is a stream of kind pair, and kind embedding or video is needed. Make one with kvtools embed.",
         ),
-        ("kvtools embed pickle.npy --keys t.csv", 65, f"pickle.npy: numpy cannot read it ({OBJECTS}). {SAVE}"),
+        ("kvtools embed pickle.npy --keys t.csv", 65, f"pickle.npy: {OBJECTS}"),
         (
             "kvtools embed keywords.json --dim 2 -o keywords.json --force",
             2,

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -109,7 +109,7 @@ class World:
         flat, out = np.ascontiguousarray(array).reshape(-1), total.reshape(-1)
         if flat.nbytes <= _SMALL_BYTES:
             everyone = np.empty((self.size, len(flat)), flat.dtype)
-            self._finish(self._comm.Iallgather([flat.view(np.uint8), self._byte()], [everyone.view(np.uint8), self._byte()]))
+            self._exchange(self._comm.Iallgather, flat, everyone)
             out[:] = _sum_in_order(everyone)
             return total
         self._finish(self._comm.Ibarrier())
@@ -120,11 +120,8 @@ class World:
             mine = np.zeros((self.size, -(-n // self.size)), flat.dtype)  # row r: the slice that rank r adds up
             mine.reshape(-1)[:n] = flat[begin : begin + n]
             slices, sums = np.empty_like(mine), np.empty_like(mine)
-            buffers = [mine.view(np.uint8), self._byte()], [slices.view(np.uint8), self._byte()]
-            self._finish(self._comm.Ialltoall(*buffers), is_met=True)
-            own = _sum_in_order(slices)
-            buffers = [own.view(np.uint8), self._byte()], [sums.view(np.uint8), self._byte()]
-            self._finish(self._comm.Iallgather(*buffers), is_met=True)
+            self._exchange(self._comm.Ialltoall, mine, slices, is_met=True)
+            self._exchange(self._comm.Iallgather, _sum_in_order(slices), sums, is_met=True)
             out[begin : begin + n] = sums.reshape(-1)[:n]
         return total
 
@@ -139,8 +136,7 @@ class World:
         mine[: len(array)] = array
         everyone = np.empty((self.size, *mine.shape), array.dtype)
         if everyone.nbytes:
-            buffers = [mine.view(np.uint8), self._byte()], [everyone.view(np.uint8), self._byte()]
-            self._finish(self._comm.Iallgather(*buffers), is_met=True)
+            self._exchange(self._comm.Iallgather, mine, everyone, is_met=True)
         return np.concatenate([rows[:n] for rows, n in zip(everyone, lengths, strict=True)])
 
     def max(self, value: int) -> int:
@@ -162,16 +158,16 @@ class World:
 
     def send(self, message: bytes | memoryview, to: int = 0) -> None:
         """Send bytes to a rank, by default rank 0; returns when it has received them."""
-        n_bytes = memoryview(message).nbytes.to_bytes(_LENGTH_BYTES, "little")
-        self._finish(self._comm.Isend([n_bytes, self._byte()], dest=to))
+        length = memoryview(message).nbytes.to_bytes(_LENGTH_BYTES, "little")
+        self._finish(self._comm.Isend([length, self._byte()], dest=to))
         self._finish(self._comm.Irecv([bytearray(1), self._byte()], source=to))
         self._finish(self._comm.Isend([message, self._byte()], dest=to), is_met=True)
 
     def receive(self, source: int) -> bytearray:
         """The next bytes that rank `source` sent to this one."""
-        n_bytes = bytearray(_LENGTH_BYTES)
-        self._finish(self._comm.Irecv([n_bytes, self._byte()], source=source))
-        message = bytearray(int.from_bytes(n_bytes, "little"))
+        length = bytearray(_LENGTH_BYTES)
+        self._finish(self._comm.Irecv([length, self._byte()], source=source))
+        message = bytearray(int.from_bytes(length, "little"))
         self._finish(self._comm.Isend([b"\0", self._byte()], dest=source), is_met=True)  # it waits for this rank no longer
         self._finish(self._comm.Irecv([message, self._byte()], source=source), is_met=True)
         return message
@@ -206,6 +202,10 @@ class World:
                 time.sleep(_POLL_S)
             self._end_if_others_died()
             raise
+
+    def _exchange(self, start: Callable[..., Any], mine: Any, others: Any, *, is_met: bool = False) -> None:
+        """A collective from one numpy array into another, as bytes; is_met: see _finish."""
+        self._finish(start(*([array.view("u1"), self._byte()] for array in (mine, others))), is_met=is_met)
 
     def _finish(self, request: Any, *, is_met: bool = False) -> None:
         """is_met: the other ranks have come for this message, so that its bytes move on at each poll, and none is put off."""
@@ -250,7 +250,7 @@ class World:
         # as text: ints stay ints of any size, floats keep their bits, and nothing is pickled
         mine = np.frombuffer(json.dumps(number).encode().ljust(_NUMBER_BYTES), np.uint8).copy()
         everyone = np.empty((self.size, _NUMBER_BYTES), np.uint8)
-        self._finish(self._comm.Iallgather(mine, everyone))
+        self._exchange(self._comm.Iallgather, mine, everyone)
         return [json.loads(row.tobytes()) for row in everyone]
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-_PART_ROWS = 1 << 10
+_PIECE_ROWS = 1 << 10
 
 
 class Vectors(Protocol):
@@ -93,10 +93,10 @@ class SquareSums:
     def __init__(self, vectors: Vectors, n_rows: int, ranks: Ranks) -> None:
         """n_rows: of all ranks."""
         largest_D, smallest_D, squares = np.zeros(vectors.n_width), np.full(vectors.n_width, math.inf), []
-        for part_BD in (part_BD for _, block_BD in vectors for part_BD in parts(block_BD)):
-            most_D, least_D = _extremes(part_BD)
+        for piece_BD in (piece_BD for _, block_BD in vectors for piece_BD in pieces(block_BD)):
+            most_D, least_D = _extremes(piece_BD)
             largest_D, smallest_D = np.maximum(largest_D, most_D), np.minimum(smallest_D, least_D)
-            squares.append(np.square(part_BD, dtype=np.float64).sum(axis=1))
+            squares.append(np.square(piece_BD, dtype=np.float64).sum(axis=1))
         largest_D = power_of_two_above(largest_D, ranks)
         smallest_D = ranks.gather_array(smallest_D[None]).min(axis=0)
         of_squares = Parts(vectors.n_width * largest_D.max(keepdims=True) ** 2, n_rows)
@@ -123,7 +123,7 @@ class CellSums:
     def move(self, x_BD: np.ndarray, old_B: np.ndarray | None, new_B: np.ndarray) -> None:
         """Move rows, float32, from their old cells, where they had any, to their new ones; cells: int32."""
         signs = [(cells, sign) for cells, sign in ((new_B, 1), (old_B, -1)) if cells is not None]
-        for moved in parts(np.arange(len(x_BD)) if old_B is None else np.flatnonzero(old_B != new_B)):
+        for moved in pieces(np.arange(len(x_BD)) if old_B is None else np.flatnonzero(old_B != new_B)):
             left = torch.from_numpy(x_BD[moved]).double()
             first_BD = self._parts.cut(left, 0)
             for cells, sign in signs:
@@ -152,9 +152,9 @@ class CellSums:
         return sums_KD
 
 
-def parts(array: np.ndarray) -> list[np.ndarray]:
+def pieces(array: np.ndarray) -> list[np.ndarray]:
     """The array (N, ...) in pieces of 1,024 rows, of which float64 copies are small."""
-    return [array[begin : begin + _PART_ROWS] for begin in range(0, len(array), _PART_ROWS)]
+    return [array[begin : begin + _PIECE_ROWS] for begin in range(0, len(array), _PIECE_ROWS)]
 
 
 def _extremes(x_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

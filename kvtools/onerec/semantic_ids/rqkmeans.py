@@ -21,7 +21,7 @@ import numpy as np
 
 from kvtools.onerec.semantic_ids import collisions
 from kvtools.onerec.semantic_ids.equal_rows import DistinctRows
-from kvtools.onerec.semantic_ids.exact_sums import CellSums, Parts, Ranks, SquareSums, Vectors, parts, power_of_two_above
+from kvtools.onerec.semantic_ids.exact_sums import CellSums, Parts, Ranks, SquareSums, Vectors, pieces, power_of_two_above
 from kvtools.onerec.semantic_ids.initial_centroids import Init, initial_centroids
 from kvtools.onerec.semantic_ids.nearest import Backend, CodebookIndex
 
@@ -219,8 +219,8 @@ def _reseed(
     distance_N = np.empty(len(vectors))
     for begin, block_BD in vectors:
         squares = [
-            np.square(part_BD.astype(np.float64) - codebook_KD[codes_B]).sum(axis=1)
-            for part_BD, codes_B in zip(parts(block_BD), parts(codes_N[begin : begin + len(block_BD)]), strict=True)
+            np.square(piece_BD.astype(np.float64) - codebook_KD[codes_B]).sum(axis=1)
+            for piece_BD, codes_B in zip(pieces(block_BD), pieces(codes_N[begin : begin + len(block_BD)]), strict=True)
         ]
         distance_N[begin : begin + len(block_BD)] = np.concatenate(squares) if squares else 0
     largest = power_of_two_above(distance_N.max(initial=0.0, keepdims=True), ranks)

@@ -22,7 +22,7 @@ class _Whole:
     """n: parts that it has. found: how often each was found. is_sure: whether every part that was read is in a history."""
 
     command: str
-    words: list[str]
+    arguments: list[str]
     n: int
     found: Counter[int] = field(default_factory=Counter)
     is_sure: bool = True
@@ -36,19 +36,19 @@ def missing_parts(histories: Iterable[Sequence[Step]]) -> list[str]:
     wholes: dict[bytes, _Whole] = {}
     for history in histories:
         for step, count, is_sure in _joined(history):
-            spec, words = _split_shard(step["argv"])
+            spec, arguments = _split_shard(step["argv"])
             part, _, n = spec.partition("/")
             if part.isdecimal() and n.isdecimal():
                 key = canonical(
-                    {"n": int(n), **{name: step.get(name) for name in ("command", "inputs", "parents")}, "argv": words}
+                    {"n": int(n), **{name: step.get(name) for name in ("command", "inputs", "parents")}, "argv": arguments}
                 )
-                whole = wholes.setdefault(key, _Whole(str(step["command"]), words, int(n)))
+                whole = wholes.setdefault(key, _Whole(str(step["command"]), arguments, int(n)))
                 whole.found[int(part)] += count
                 whole.is_sure &= is_sure
     commands = Counter(whole.command for whole in wholes.values())
     faults = []
     for whole in sorted(wholes.values(), key=lambda whole: (whole.command, whole.n)):
-        name = whole.command if commands[whole.command] == 1 else " ".join([whole.command, *whole.words])[:_SHOWN]
+        name = whole.command if commands[whole.command] == 1 else " ".join([whole.command, *whole.arguments])[:_SHOWN]
         missing = [i for i in range(whole.n) if i not in whole.found] if whole.is_sure else []
         twice = sorted(i for i, count in whole.found.items() if count > 1)
         faults += [_line(which, whole.n, name, what) for which, what in ((missing, "missing"), (twice, "there twice")) if which]
@@ -68,26 +68,26 @@ def _joined(history: Sequence[Step]) -> Iterator[tuple[Step, int, bool]]:
         count = counts[step["id"]]
         if count == 0:
             continue
-        words = step["argv"]
+        arguments = step["argv"]
         if step["command"] != "cat":
             yield step, count, step["id"] not in unsure
-        elif not any(word.startswith(_SELECTING) for word in words):
+        elif not any(word.startswith(_SELECTING) for word in arguments):
             for parent in step.get("parents", ()):
                 counts[parent] += count
-            if step["id"] in unsure or "--partial" in words or _reads_stdin(words):
+            if step["id"] in unsure or "--partial" in arguments or _reads_stdin(arguments):
                 unsure.update(step.get("parents", ()))
 
 
-def _reads_stdin(words: Sequence[str]) -> bool:
+def _reads_stdin(arguments: Sequence[str]) -> bool:
     """Whether cat read stdin, of which its history has the first part only where that is a joined stream."""
-    named = [word for before, word in pairwise(["", *words]) if before != "--compress" and not word.startswith("--")]
+    named = [word for before, word in pairwise(["", *arguments]) if before != "--compress" and not word.startswith("--")]
     return not named or "-" in named
 
 
-def _split_shard(words: Sequence[str]) -> tuple[str, list[str]]:
+def _split_shard(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The value of --shard, "" where it is not given, and the other arguments."""
     spec, others = "", []
-    remaining = iter(words)
+    remaining = iter(arguments)
     for word in remaining:
         name, is_joined, value = word.partition("=")
         if name == "--shard":

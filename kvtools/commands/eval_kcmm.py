@@ -1,5 +1,6 @@
 """`kvtools eval-kcmm`: a benchmark's folder, and a model or any system's predictions in; a table of accuracies out."""
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from kvtools import options as opt
@@ -89,8 +90,6 @@ def main(
     or from a server. Figures of --score rules and of --score reference are not the same metric: only the latter, with a judge,
     is what the authors have published.
     """
-    import os
-
     from kvtools.errors import Usage, raising
     from kvtools.keye.bench import compare as comparison
     from kvtools.keye.bench.benches import open_bench

@@ -24,6 +24,7 @@ def furnish():
     nan[2, 1] = np.nan
     np.save("nan.npy", nan)
     np.save("zeros.npy", np.zeros((4, 3), np.float32))
+    Path("cut.npy").write_bytes(Path("bare.npy").read_bytes()[:-5])
     Path("pickle.npy").write_bytes(Path("bare.npy").read_bytes().replace(b"'<f4'", b"'|O' ")[:200])
     damage.furnish({
         "shop.toml": 'items = "items.ids"\nbatch = 64\nsteps = "1"\n',
@@ -131,6 +132,7 @@ kvtools embed bare.npy --keys broken.json
 kvtools embed bare.npy --keys list.json
 kvtools embed whole.npy --keys names.txt
 kvtools embed pickle.npy --keys names.txt
+kvtools embed cut.npy --keys names.txt
 kvtools embed bare.npy --keys names.txt --dim 3
 kvtools embed bare.npy --keys names.txt --text title
 kvtools embed zeros.npy --keys names.txt

@@ -23,7 +23,12 @@ def items(tmp_path):
 BUILD = "kvtools semid-build items.npy --keys items.keys --codes 64 --iterations 6"
 
 
-OPTIONS = ("", "--collisions nearest --init random", "--method balanced --collisions extend")
+OPTIONS = (
+    "",
+    "--collisions nearest --init random",
+    "--method balanced --collisions extend",
+    "--levels 1 --iterations 9999",  # so many that each of four ranks takes compiled passes
+)
 
 
 def test_ids_and_report_do_not_depend_on_the_number_of_ranks(sh, items, tmp_path):

@@ -36,6 +36,8 @@ def rows(seed, n, width, offset=0.0, scale=1.0):
         (64, 130, 300, 1),
         (256, 1024, 0, 1e-6),
         (96, 300, -40, 1e4),
+        (12, 1030, 0, 1),
+        (40, 2500, 2, 1),
     ],
 )
 def test_nearest_code_is_the_exact_one(backend, width, n_codes, offset, scale):
@@ -58,12 +60,24 @@ def test_wrong_guesses_are_replaced_where_a_better_one_leaves_no_candidate(backe
     assert np.array_equal(CodebookIndex(codes, backend).nearest(codes[exact], guesses.astype(np.int32)), exact)
 
 
+@pytest.mark.parametrize("n_distinct", [100, 2200])
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
-def test_near_ties_are_distinguished_and_ties_go_to_the_lower_code(backend):
+def test_near_ties_are_distinguished_and_ties_go_to_the_lower_code(backend, n_distinct):
     # codes a few float32 steps apart, and each of them twice: bfloat16 sees one code where there are two hundred
     base = rows(4, 1, 40, offset=1.0)
-    codes = np.repeat(base + np.linspace(-1e-6, 1e-6, 100, dtype=np.float32)[:, None], 2, axis=0)
+    near = base + np.linspace(-1e-6, 1e-6, 100, dtype=np.float32)[:, None]
+    codes = np.repeat(np.concatenate([near[:50], rows(15, n_distinct - 100, 40), near[50:]]), 2, axis=0)
     x = base + rows(5, 500, 40, scale=1e-6)
+    assert np.array_equal(CodebookIndex(codes, backend).nearest(x), slow_nearest(x, codes))
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+def test_blocks_may_be_shared_by_threads(backend, n_threads, monkeypatch):
+    monkeypatch.setattr(centred_codes, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    codes = rows(16, 150, 24, offset=30.0)
+    x = rows(17, 4000, 24, offset=30.0)
     assert np.array_equal(CodebookIndex(codes, backend).nearest(x), slow_nearest(x, codes))
 
 

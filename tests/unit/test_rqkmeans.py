@@ -71,16 +71,6 @@ def test_codes_are_those_of_plain_lloyd_in_float64_level_by_level(seed):
     assert fit.mse == pytest.approx(np.square(left, dtype=np.float64).mean(), rel=1e-9)
 
 
-@pytest.mark.skipif(not kernels.are_there(), reason="numba is not installed")
-def test_compiled_passes_change_no_byte():
-    x = clustered(5, n=4000, width=40)
-    fits = [RqKMeans(2, 128, 8, 0) for _ in range(2)]
-    for fit, is_compiled in zip(fits, (False, True), strict=True):
-        list(fit.fit(held(x.copy()), Backend(CHOSEN.device, CHOSEN.dtype, is_compiled), World()))
-    assert np.array_equal(fits[0].codes_NL, fits[1].codes_NL)
-    assert np.array_equal(fits[0].codebooks, fits[1].codebooks)
-
-
 SIZES = {
     "one row far out": lambda x: np.concatenate([x[:-1], np.full((1, x.shape[1]), 1e12)]),
     "one dimension far out": lambda x: np.where(np.arange(x.shape[1]) == 3, 1e10 * x, x),
@@ -89,6 +79,17 @@ SIZES = {
     "near the largest": lambda x: x * 1e14,
     "far from the origin": lambda x: x + 1e4,
 }
+
+
+@pytest.mark.skipif(not kernels.are_there(), reason="numba is not installed")
+@pytest.mark.parametrize("sizes", [*SIZES, "usual"])
+def test_compiled_passes_change_no_byte(sizes):
+    x = SIZES.get(sizes, np.copy)(clustered(5, n=4000, width=40)).astype(np.float32)
+    fits = [RqKMeans(2, 128, 8, 0) for _ in range(2)]
+    for fit, is_compiled in zip(fits, (False, True), strict=True):
+        list(fit.fit(held(x.copy()), Backend(CHOSEN.device, CHOSEN.dtype, is_compiled), World()))
+    assert np.array_equal(fits[0].codes_NL, fits[1].codes_NL)
+    assert np.array_equal(fits[0].codebooks, fits[1].codebooks)
 
 
 @pytest.mark.parametrize("sizes", SIZES)

@@ -1,10 +1,13 @@
 """Codes less a centre, ready for products whose sign bits mark candidates: `nearest.py` says what for.
 
 The bounds on rounding are further columns of the product, of rows and codes. The invariant to keep is that every bound is a
-proof, never an estimate. Legend: B rows of a block, K codes, D width, E width with the bounds' columns, C columns of groups,
-G codes of a group, P pairs (row, candidate). Source of the float bounds: Higham, "Accuracy and Stability of Numerical
-Algorithms", 2nd ed., section 3.1.
+proof, never an estimate. Legend: B rows of a block, K codes, D width, E width with the bounds' columns, C columns of groups or
+codes of a chunk, G codes of a group, P pairs (row, candidate). Source of the float bounds: Higham, "Accuracy and Stability of
+Numerical Algorithms", 2nd ed., section 3.1.
 """
+
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -13,15 +16,18 @@ from kvtools.onerec.semantic_ids.kernels import Kernels
 
 BLOCK_BYTES = 4 << 20  # scores of a block; measured best of 1, 2, 4, 8, 16 MiB on two cores
 _GROUP = 16  # codes whose best score is read together; 1/16 of the scores pass the slow operations
+_LEAST = np.iinfo(np.int16).min
 _ALIGNED = 4  # codes are padded to whole words of eight bytes
+_CHUNK = 1024  # codes of a product whose scores compiled passes read before the next: so many that a block has many rows
 _COLUMNS = 64  # groups, at least: torch reduces shorter rows ten times slower
 _EXTRA = 8  # columns: bias and threshold in two parts each, two bounds, two of padding for the kernels' sake
 SIGNED = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # integers with the sign bit of the scores
 _UNSIGNED = {torch.bfloat16: torch.uint16, torch.float32: torch.uint32}
 
 
-class Buffers:
-    """Memory for one block's work, used again for the next: taking it anew each time cost a third of the product."""
+class Buffers(threading.local):
+    """Memory for one block's work, of each thread, used again for the next: taking it anew each time cost a third of the
+    product."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -44,11 +50,15 @@ class CentredCodes:
         n_codes, n_width = codes_KD.shape
         self._dtype = dtype
         self._buffers = buffers
+        self._kernels = compiled
         self._centre_D = centre_D
         self._sums = (n_width + 16) * 2.0**-22  # running sums in float32, relative to the terms' sizes, fourfold
         self._parts = 2.0**-14 if dtype == torch.bfloat16 else 2.0**-22  # what two parts leave of a number, fourfold
         self._group = max(1, min(_GROUP, n_codes // _COLUMNS))
-        n_padded = _ALIGNED * self._group * -(-n_codes // (_ALIGNED * self._group))
+        words = _ALIGNED * self._group
+        n_chunks = -(-n_codes // _CHUNK) if compiled is not None else 1
+        self._n_chunk = words * -(-n_codes // (words * n_chunks))
+        n_padded = n_chunks * self._n_chunk
         self._rounded_KE = torch.zeros((n_padded, n_width + _EXTRA), dtype=dtype, device=codes_KD.device)
         if compiled is not None and dtype == torch.bfloat16:
             bits_KE = self._rounded_KE.view(torch.uint16).numpy()
@@ -72,14 +82,19 @@ class CentredCodes:
         self._rounded_KE[n_codes:, n_width] = -torch.finfo(dtype).max / 4  # the codes of the padding never win
         if not codes_KD.is_cuda:
             self._arrays = centre_D.numpy(), (self._centred_KD.numpy(), self._bias_K.numpy(), self._norm_K.numpy())
-        self.n_block = max(64, BLOCK_BYTES // (n_padded * self._rounded_KE.element_size()))
+        self.n_block = max(64, BLOCK_BYTES // (self._n_chunk * self._rounded_KE.element_size()))
 
     def guess(self, x_BD: torch.Tensor) -> torch.Tensor:
         """int64 (B,): a good code for each row, most often the nearest."""
         rows_BE = self._rows(x_BD - self._centre_D)
         rows_BE[:, x_BD.shape[1] + 2 :] = 0
-        scores_BK = self._product(rows_BE)
         n_codes = len(self._norm_K)
+        if self._kernels is not None and self._dtype == torch.bfloat16:
+            largest_B, where_B = np.full(len(x_BD), _LEAST, np.int16), np.zeros(len(x_BD), np.int64)
+            for first, scores_BC in self._chunks(rows_BE):
+                self._kernels.largest(scores_BC.view(torch.int16).numpy(), first, largest_B, where_B)
+            return torch.from_numpy(where_B.clip(max=n_codes - 1))
+        scores_BK = self._product(rows_BE)
         if scores_BK.is_cuda:
             return scores_BK.argmax(1).clamp_(max=n_codes - 1)
         if scores_BK.dtype == torch.bfloat16:
@@ -102,21 +117,34 @@ class CentredCodes:
         return rows[pairs], members * n_columns + columns[pairs]
 
     def settle(
-        self, compiled: Kernels, x_ND: np.ndarray, rows_B: np.ndarray, nearest_N: np.ndarray, codes_KD: np.ndarray
+        self, x_ND: np.ndarray, rows_B: np.ndarray, nearest_N: np.ndarray, codes_KD: np.ndarray
     ) -> tuple[int, np.ndarray]:
         """`Kernels.settle` of a block, the rows rows_B. nearest_N: int32, the guesses, which are replaced."""
+        assert self._kernels is not None, "without them there is `candidates`"
         if self._dtype == torch.bfloat16:
             rows_BE = self._buffers.get("rows", len(rows_B), self._rounded_KE.shape[1], self._dtype)
             bits_BE = rows_BE.view(torch.uint16).numpy()
-            compiled.write_rows(x_ND, rows_B, nearest_N, *self._arrays, (self._sums, self._parts), bits_BE)
-            scores_BK = self._product(rows_BE)
+            self._kernels.write_rows(x_ND, rows_B, nearest_N, *self._arrays, (self._sums, self._parts), bits_BE)
         else:
-            guess_B = torch.from_numpy(nearest_N[rows_B]).long()
-            scores_BK = self._scores(torch.from_numpy(x_ND[rows_B]), guess_B)
-        return compiled.settle(scores_BK.view(_UNSIGNED[self._dtype]).numpy(), x_ND, rows_B, codes_KD, nearest_N)
+            rows_BE = self._bounded_rows(torch.from_numpy(x_ND[rows_B]), torch.from_numpy(nearest_N[rows_B]).long())
+        n_candidates, is_left_B = 0, np.zeros(len(rows_B), bool)
+        for first, scores_BC in self._chunks(rows_BE):
+            bits_BC = scores_BC.view(_UNSIGNED[self._dtype]).numpy()
+            n_candidates += self._kernels.settle(bits_BC, first, x_ND, rows_B, codes_KD, nearest_N, is_left_B)
+        return n_candidates, is_left_B
+
+    def _chunks(self, rows_BE: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """The scores (B, C) of one chunk of codes after the other, in the same memory, and the number of its first code."""
+        for first in range(0, len(self._rounded_KE), self._n_chunk):
+            scores_BC = self._buffers.get("chunk", len(rows_BE), self._n_chunk, self._dtype)
+            yield first, torch.mm(rows_BE, self._rounded_KE[first : first + self._n_chunk].T, out=scores_BC)
 
     def _scores(self, x_BD: torch.Tensor, guess_B: torch.Tensor) -> torch.Tensor:
         """(B, K): by how much, at most, each code's score exceeds that of the row's guess."""
+        return self._product(self._bounded_rows(x_BD, guess_B))
+
+    def _bounded_rows(self, x_BD: torch.Tensor, guess_B: torch.Tensor) -> torch.Tensor:
+        """(B, E): the rows of that product."""
         centred_BD, n_width = x_BD - self._centre_D, x_BD.shape[1]
         rows_BE = self._rows(centred_BD)
         products_B = (centred_BD * self._centred_KD.index_select(0, guess_B)).sum(1)
@@ -129,7 +157,7 @@ class CentredCodes:
         least_B -= 2 * self._sums * guess_norm_B * (norm_B + guess_norm_B)
         for column, values in enumerate([*_two_parts(-least_B, self._dtype), _up(error_B), _up(norm_B)], start=n_width + 2):
             rows_BE[:, column] = values
-        return self._product(rows_BE)
+        return rows_BE
 
     def _product(self, rows_BE: torch.Tensor) -> torch.Tensor:
         scores_BK = self._buffers.get("scores", len(rows_BE), len(self._rounded_KE), self._dtype)

@@ -1,7 +1,7 @@
 """What kernels.py runs, for numba to compile: loops over rows, without Python in them.
 
-Legend: N rows, B rows of a block, by number, K codes, D width, E width with the bounds' columns, W words of eight bytes of a
-row's scores.
+Legend: N rows, B rows of a block, by number, K codes, C codes of a chunk, D width, E width with the bounds' columns, W
+words of eight bytes of a row's scores.
 """
 
 import numpy as np
@@ -78,22 +78,24 @@ def write_rows(
 
 @compiled()
 def settle(
-    words_BW: np.ndarray, signs: int, scores_BK: np.ndarray, x_ND: np.ndarray, rows_B: np.ndarray, codes_KD: np.ndarray,
-    nearest_N: np.ndarray, is_left_B: np.ndarray,
+    words_BW: np.ndarray, signs: int, scores_BC: np.ndarray, first: int, x_ND: np.ndarray, rows_B: np.ndarray,
+    codes_KD: np.ndarray, nearest_N: np.ndarray, is_left_B: np.ndarray,
 ) -> int:  # fmt: skip
-    """Read each row's scores for codes that may be nearer than its guess, and take the nearest of these; returns how many there
-    were. Rows with too many of them, or with two at nearly one distance, are left as they are, and marked.
+    """Read each row's scores of the codes from the number first on for those that may be nearer than its guess, and take the
+    nearest of these; returns how many there were. Rows with too many of them, or with two at nearly one distance, are left as
+    they are, and marked.
 
-    scores_BK: the bits of the scores as unsigned integers, words_BW: the same as int64, and signs: the sign bits of those in a
+    scores_BC: the bits of the scores as unsigned integers, words_BW: the same as int64, and signs: the sign bits of those in a
     word; whole words are three times as fast as scores.
     """
     n_all, found = 0, np.empty(N_MOST, np.int32)
     for b, row in enumerate(rows_B):
         guess = nearest_N[row]
-        scores_BK[b, guess] = ~scores_BK.dtype.type(0)
-        if _least(scores_BK[b]) & signs:
+        if first <= guess < first + scores_BC.shape[1]:
+            scores_BC[b, guess - first] = ~scores_BC.dtype.type(0)
+        if _least(scores_BC[b]) & signs:
             continue
-        n_found = _candidates(words_BW[b], signs, scores_BK[b], len(codes_KD), found)
+        n_found = _candidates(words_BW[b], signs, scores_BC[b], first, len(codes_KD), found)
         n_all += n_found
         nearest = _nearest(x_ND[row], codes_KD, guess, found[:n_found]) if n_found <= N_MOST else -1
         if nearest < 0:
@@ -115,19 +117,19 @@ def _least(bits_K: np.ndarray) -> int:
 
 
 @compiled()
-def _candidates(words_W: np.ndarray, signs: int, scores_K: np.ndarray, n_codes: int, found: np.ndarray) -> int:
-    """How many codes have a score without a sign; the first of them are in found."""
-    n_found, n_lanes = 0, _WORDS * len(scores_K) // len(words_W)
+def _candidates(words_W: np.ndarray, signs: int, scores_C: np.ndarray, first: int, n_codes: int, found: np.ndarray) -> int:
+    """How many of n_codes have a score without a sign; the numbers of the first of them are in found."""
+    n_found, n_lanes = 0, _WORDS * len(scores_C) // len(words_W)
     for group in range(-(-len(words_W) // _WORDS)):
         common = np.int64(-1)
         for word in words_W[group * _WORDS : (group + 1) * _WORDS]:
             common &= word
         if common & signs == signs:
             continue
-        for k in range(group * n_lanes, min((group + 1) * n_lanes, n_codes)):
-            if not scores_K[k] & signs:
+        for c in range(group * n_lanes, min((group + 1) * n_lanes, len(scores_C), n_codes - first)):
+            if not scores_C[c] & signs:
                 if n_found < len(found):
-                    found[n_found] = k
+                    found[n_found] = first + c
                 n_found += 1
     return n_found
 
@@ -152,3 +154,68 @@ def _squared_distance(x_D: np.ndarray, c_D: np.ndarray) -> float:
         difference = np.float64(x_D[d]) - np.float64(c_D[d])
         total += difference * difference
     return total
+
+
+@compiled()
+def largest(bits_BC: np.ndarray, first: int, largest_B: np.ndarray, where_B: np.ndarray) -> None:
+    """Note the first of each row's numbers that is larger than the largest so far; bits_BC: int16, of bfloat16."""
+    for b in range(len(bits_BC)):
+        best = largest_B[b]
+        for c in range(bits_BC.shape[1]):
+            best = max(best, _ordered(bits_BC[b, c]))
+        if best > largest_B[b]:
+            c = 0
+            while _ordered(bits_BC[b, c]) != best:
+                c += 1
+            largest_B[b], where_B[b] = best, first + c
+
+
+@njit(inline="always")
+def _ordered(bits: np.int16) -> np.int16:
+    """The bits of bfloat16 as an integer, in the order of the numbers."""
+    return np.int16(bits ^ ((bits >> np.int16(15)) & np.int16(0x7FFF)))
+
+
+@compiled()
+def move(
+    x_BD: np.ndarray, old_B: np.ndarray, new_B: np.ndarray, magics_PD: np.ndarray, sums_PKD: np.ndarray, begin: int, end: int
+) -> None:
+    """Take columns begin to end of rows out of the sums of their old cells, -1 for none, and into those of their new ones."""
+    magic_D = magics_PD[0][begin:end]
+    for b in range(len(x_BD)):
+        if old_B[b] == new_B[b]:
+            continue
+        x_D = x_BD[b][begin:end]
+        for cell, sign in ((new_B[b], 1.0), (old_B[b], -1.0)):
+            if cell < 0:
+                continue
+            n_left = _add_first_part(x_D, magic_D, sums_PKD[0, cell][begin:end], sign)
+            if n_left and len(magics_PD) > 1:
+                _add_further_parts(x_D, magics_PD, sums_PKD, cell, sign, begin)
+
+
+@compiled()
+def _add_first_part(x_D: np.ndarray, magic_D: np.ndarray, sum_D: np.ndarray, sign: float) -> int:
+    """Returns how many values have more of them than the first part."""
+    n_left = 0
+    for d in range(len(x_D)):
+        x = np.float64(x_D[d])
+        cut = (x + magic_D[d]) - magic_D[d]
+        sum_D[d] += sign * cut
+        n_left += x != cut
+    return n_left
+
+
+@compiled()
+def _add_further_parts(
+    x_D: np.ndarray, magics_PD: np.ndarray, sums_PKD: np.ndarray, cell: int, sign: float, begin: int
+) -> None:
+    """x_D: of the columns from begin on."""
+    for d in range(len(x_D)):
+        left, part = np.float64(x_D[d]), 0
+        while left and part < len(magics_PD):
+            cut = (left + magics_PD[part, begin + d]) - magics_PD[part, begin + d]
+            left -= cut
+            if part:
+                sums_PKD[part, cell, begin + d] += sign * cut
+            part += 1

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from kvtools.onerec.semantic_ids.kernels import Kernels
+
 _PIECE_ROWS = 1 << 10
 
 
@@ -51,28 +53,29 @@ class Parts:
         """largest: bounds on the values' sizes, float64 (D,) by column, or (1,) for all. n_rows: how many are summed, on all
         ranks. last_bit: powers of two, (D,), that the values are multiples of, 0 where all are 0; None for one part, which
         rounds them."""
-        self._magics: list[torch.Tensor] = []
+        magics: list[np.ndarray] = []
         bound = np.where(largest > 0, largest, 1.0)
-        while not self._magics or (last_bit is not None and ((bound > last_bit) & (last_bit > 0)).any()):
+        while not magics or (last_bit is not None and ((bound > last_bit) & (last_bit > 0)).any()):
             # sums lie below 2^e; one unit is 2^(e - 52), and 1.5 * 2^e has that for its last place: adding it rounds
             exponent = np.ceil(np.log2(bound * max(2, n_rows)) + 1)
-            self._magics.append(torch.from_numpy(1.5 * 2.0**exponent))
+            magics.append(1.5 * 2.0**exponent)
             bound = 2.0 ** (exponent - 52)
+        self.magics_PD = np.array(magics)  # float64: adding one, and taking it away again, leaves a part
 
     def __len__(self) -> int:
-        return len(self._magics)
+        return len(self.magics_PD)
 
     def round(self, values: np.ndarray) -> np.ndarray:
         """The first part of float64 values (N,), of the same shape, where one bound is for all."""
-        magic: np.ndarray = self._magics[0].numpy()
-        return np.asarray((values + magic) - magic)
+        return np.asarray((values + self.magics_PD[0]) - self.magics_PD[0])
 
     def cut(self, values: torch.Tensor, part: int, columns: torch.Tensor | None = None) -> torch.Tensor:
         """That part of float64 values, of the same shape, of which the parts before were cut; it is taken away from them.
 
         values: (B, D), or (n,) of these columns, int64 (n,).
         """
-        magic = self._magics[part] if columns is None else self._magics[part][columns]
+        magic_D = torch.from_numpy(self.magics_PD[part])
+        magic = magic_D if columns is None else magic_D[columns]
         cut = (values + magic).sub_(magic)
         values.sub_(cut)
         return cut
@@ -115,20 +118,27 @@ class SquareSums:
 class CellSums:
     """The sum and the size of each cell, updated as rows move between cells: `counts_K` int64, of this rank's rows."""
 
-    def __init__(self, n_codes: int, n_width: int, parts: Parts) -> None:
+    def __init__(self, n_codes: int, n_width: int, parts: Parts, compiled: Kernels | None = None) -> None:
+        """compiled: what moves rows, if not torch."""
         self._parts = parts
+        self._kernels = compiled
         self._sums_PKD = torch.zeros((len(parts), n_codes, n_width), dtype=torch.float64)
         self.counts_K = np.zeros(n_codes, np.int64)
 
     def move(self, x_BD: np.ndarray, old_B: np.ndarray | None, new_B: np.ndarray) -> None:
         """Move rows, float32, from their old cells, where they had any, to their new ones; cells: int32."""
         signs = [(cells, sign) for cells, sign in ((new_B, 1), (old_B, -1)) if cells is not None]
+        for cells, sign in signs:
+            self.counts_K += sign * np.bincount(cells, minlength=len(self.counts_K))
+        if self._kernels is not None:
+            none_B = np.full(len(new_B), -1, np.int32)
+            self._kernels.move(x_BD, none_B if old_B is None else old_B, new_B, self._parts.magics_PD, self._sums_PKD.numpy())
+            return
         for moved in pieces(np.arange(len(x_BD)) if old_B is None else np.flatnonzero(old_B != new_B)):
             left = torch.from_numpy(x_BD[moved]).double()
             first_BD = self._parts.cut(left, 0)
             for cells, sign in signs:
                 self._sums_PKD[0].index_add_(0, torch.from_numpy(cells[moved]), first_BD, alpha=sign)
-                self.counts_K += sign * np.bincount(cells[moved], minlength=len(self.counts_K))
             # of most vectors few values have further parts
             index = np.flatnonzero(left.ne(0).numpy())
             if len(self._parts) > 1 and len(index):

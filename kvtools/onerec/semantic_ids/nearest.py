@@ -12,9 +12,11 @@ Source of the expansion argmin ||x - c||^2 = argmax x.c - ||c||^2 / 2: Lloyd 198
 and Stability of Numerical Algorithms", 2nd ed., section 3.1. The combination is ours.
 """
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +25,14 @@ from kvtools.onerec.semantic_ids import kernels
 from kvtools.onerec.semantic_ids.centred_codes import BLOCK_BYTES, SIGNED, Buffers, CentredCodes
 from kvtools.onerec.semantic_ids.equal_rows import equal_rows
 
+_P = TypeVar("_P")
+_T = TypeVar("_T")
+
 _MANY = 4  # candidates a row, from which a better guess costs less than deciding among them
 _TOO_MANY = (1.5, 8.0)  # candidates a row on stages 0 and 1, from which the next stage is cheaper …
 _TOO_MANY_ROWS = 1 << 13  # … counted as if there were at least so many rows
 _MANY_SCORES = 2e9  # a second's work: compiled passes take half a second to load
-_CENTRES = 16
+_CENTRES = 8
 _CENTRE_STEPS = 3
 _CENTRES_BYTES = 96 << 20
 
@@ -90,6 +95,7 @@ class CodebookIndex:
         self._whole = CentredCodes(self._codes_KD, mean_D, backend.dtype, self._buffers, self._kernels)
         self._centred = [self._whole]
         self._centre_of_K = np.zeros(len(self._distinct_KD), np.int64)
+        self._counting = threading.Lock()
         self._n_rows = self._n_candidates = 0  # so far on this stage
         if stage:
             self._take_several_centres()
@@ -109,38 +115,47 @@ class CodebookIndex:
 
     def _guess(self, x_ND: np.ndarray) -> np.ndarray:
         guess_N = np.empty(len(x_ND), np.int32)
-        for rows in _slices(len(x_ND), self._whole.n_block):
+
+        def guess(rows: slice) -> None:
             guess_N[rows] = self._whole.guess(self._on_device(x_ND[rows])).cpu().numpy()
+
+        self._each(guess, _slices(len(x_ND), self._whole.n_block))
         return guess_N
 
     def _correct(self, x_ND: np.ndarray, nearest_N: np.ndarray) -> bool:
         """Replace each row's guess by its nearest code; False as soon as the candidates are too many for this stage."""
-        for centred, rows in self._blocks(nearest_N):
-            if self._kernels is not None:
-                if not self._settle(self._kernels, centred, x_ND, nearest_N, np.arange(len(x_ND))[rows]):
-                    return False
-                continue
-            x_BD = self._on_device(x_ND[rows])
-            guess_B = torch.from_numpy(nearest_N[rows]).long().to(x_BD.device)
+        correct = self._search if self._kernels is None else self._settle
+
+        def is_corrected(block: tuple[CentredCodes, slice | np.ndarray]) -> bool:
+            return not self._are_too_many() and correct(block[0], x_ND, nearest_N, np.arange(len(x_ND))[block[1]])
+
+        return all(self._each(is_corrected, self._blocks(nearest_N)))
+
+    def _each(self, work: Callable[[_P], _T], blocks: Iterable[_P]) -> list[_T]:
+        """The results of work on each block: one after the other for torch's passes, which take all threads for each."""
+        return [*map(work, blocks)] if self._kernels is None else kernels.in_threads(work, blocks)
+
+    def _search(self, centred: CentredCodes, x_ND: np.ndarray, nearest_N: np.ndarray, rows_B: np.ndarray) -> bool:
+        """What `_correct` does with a block, by torch's passes."""
+        x_BD = self._on_device(x_ND[rows_B])
+        guess_B = torch.from_numpy(nearest_N[rows_B]).long().to(x_BD.device)
+        row_P, code_P = centred.candidates(x_BD, guess_B)
+        if len(row_P) > _MANY * len(x_BD):
+            guess_B = self._whole.guess(x_BD)
+            nearest_N[rows_B] = guess_B.cpu().numpy()  # kept where no candidate is left
             row_P, code_P = centred.candidates(x_BD, guess_B)
-            if len(row_P) > _MANY * len(x_BD):
-                guess_B = self._whole.guess(x_BD)
-                nearest_N[rows] = guess_B.cpu().numpy()  # kept where no candidate is left
-                row_P, code_P = centred.candidates(x_BD, guess_B)
-            if self._are_too_many(len(x_BD), len(row_P)):
-                return False
-            if len(row_P):
-                nearest_N[rows] = self._decide(x_BD, guess_B, row_P, code_P)
+        if self._are_too_many(len(x_BD), len(row_P)):
+            return False
+        if len(row_P):
+            nearest_N[rows_B] = self._decide(x_BD, guess_B, row_P, code_P)
         return True
 
-    def _settle(
-        self, compiled: kernels.Kernels, centred: CentredCodes, x_ND: np.ndarray, nearest_N: np.ndarray, rows_B: np.ndarray
-    ) -> bool:
-        """What `_correct` does with a block, by compiled passes."""
-        n_candidates, is_left_B = centred.settle(compiled, x_ND, rows_B, nearest_N, self._distinct_KD)
+    def _settle(self, centred: CentredCodes, x_ND: np.ndarray, nearest_N: np.ndarray, rows_B: np.ndarray) -> bool:
+        """The same by compiled passes."""
+        n_candidates, is_left_B = centred.settle(x_ND, rows_B, nearest_N, self._distinct_KD)
         if n_candidates > _MANY * len(rows_B):
             nearest_N[rows_B] = self._whole.guess(torch.from_numpy(x_ND[rows_B])).numpy()
-            n_candidates, is_left_B = centred.settle(compiled, x_ND, rows_B, nearest_N, self._distinct_KD)
+            n_candidates, is_left_B = centred.settle(x_ND, rows_B, nearest_N, self._distinct_KD)
         if self._are_too_many(len(rows_B), n_candidates):
             return False
         if is_left_B.any():
@@ -149,10 +164,11 @@ class CodebookIndex:
             nearest_N[left] = self._decide(x_BD, guess_B, *centred.candidates(x_BD, guess_B))
         return True
 
-    def _are_too_many(self, n_rows: int, n_candidates: int) -> bool:
+    def _are_too_many(self, n_rows: int = 0, n_candidates: int = 0) -> bool:
         """Count a block's, and tell whether the next stage is cheaper."""
-        self._n_rows += n_rows
-        self._n_candidates += n_candidates
+        with self._counting:
+            self._n_rows += n_rows
+            self._n_candidates += n_candidates
         return self.stage < len(_TOO_MANY) and self._n_candidates > _TOO_MANY[self.stage] * max(_TOO_MANY_ROWS, self._n_rows)
 
     def _blocks(self, guess_N: np.ndarray) -> Iterator[tuple[CentredCodes, "slice | np.ndarray"]]:

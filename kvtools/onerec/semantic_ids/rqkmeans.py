@@ -23,6 +23,7 @@ from kvtools.onerec.semantic_ids import collisions
 from kvtools.onerec.semantic_ids.equal_rows import DistinctRows
 from kvtools.onerec.semantic_ids.exact_sums import CellSums, Parts, Ranks, SquareSums, Vectors, pieces, power_of_two_above
 from kvtools.onerec.semantic_ids.initial_centroids import Init, initial_centroids
+from kvtools.onerec.semantic_ids.kernels import Kernels
 from kvtools.onerec.semantic_ids.nearest import Backend, CodebookIndex
 
 _STEP_ASIDE = 2.0**-6  # of the way to the farthest row: about half of a cell in 256 dimensions lies nearer to it
@@ -145,7 +146,7 @@ class RqKMeans(ResidualFit):
         ranks: Ranks,
     ) -> Generator[FitStep, None, np.ndarray]:  # fmt: skip
         """Iterate until nothing moves; the codes of the last assignment, which are of the codebook as it then stands."""
-        cells = CellSums(self.n_codes, vectors.n_width, squares.parts)
+        cells = CellSums(self.n_codes, vectors.n_width, squares.parts, Kernels() if backend.is_compiled else None)
         codes_N: np.ndarray | None = None
         stage = 0
         while True:

@@ -4,10 +4,11 @@ Usage: ranks.py [efficiency] [bytes] [COMMAND...] [NAME=VALUE]...      both, of 
 Commands: tokenise, semid-build, recgen, etree-train, pretrain-keye, pretrain-onerec
 Names: ranks (2: of efficiency; bytes takes 1,2,4), rounds (1: the median of several)
 
-efficiency: one thread a rank. A command runs on a small and on a large input, and the difference is its work: the start is left
-out, and told beside. By the clock, work on one rank over ranks times work on several: it counts on an idle machine alone. By
-processor time, work on one rank over ranks times that of the busiest of several, which loaded machines tell, too: it knows
-unequal parts, and what one rank does while others wait, and not the time that messages take.
+efficiency: one thread and one core a rank, where there are as many cores. A command runs on a small and on a large input, and
+the difference is its work: the start is left out, and told beside. By the clock, work on one rank over ranks times work on
+several: it counts on an idle machine alone. By processor time, work on one rank over ranks times that of the busiest of
+several, which loaded machines tell, too: it knows unequal parts, and what one rank does while others wait, and not the time
+that messages take.
 
 bytes: what a rank receives by each kind of message, counted around the collectives: of n bytes on p ranks an all-gather gives
 it (p - 1) n, an exchange n (p - 1) / p, a broadcast n, a sum of gradients 2 n (p - 1) / p, as gloo's and NCCL's rings do, and a
@@ -37,6 +38,7 @@ from ours import CLICKS, DATA, KVTOOLS
 
 CLIPS, MNIST = DATA.parent / "video" / "clips", DATA.parent / "fl" / "mnist"
 GRAPH = DATA.parent / "net" / "etree_authors" / "data100.in"
+N_CLIPS = 160  # each of the real ones four times, in mixed order
 N_ROWS, WIDTH, N_CODES = 200_000, 64, 1024
 N_GROUPS, N_WEIGHTS = 10, 7850  # of softmax regression of MNIST; a round sums them five times
 MIB = 1 << 20
@@ -55,12 +57,12 @@ class Work:
 
 
 WORKS = {
-    "tokenise": Work("tokenize-video {} --jobs 1", "few", "many", "clip", 24),
+    "tokenise": Work("tokenize-video {} --jobs 1", "few", "many", "clip", N_CLIPS - 4),
     "semid-build": Work(
         f"semid-build items.npy --keys keys --levels 1 --codes {N_CODES} --init random --iterations {{}}",
         "2", "52", "iteration", 50, N_CODES * (2 * 8 * WIDTH + 8),
     ),
-    "recgen": Work("recgen --model shop.model --beam 128 --users {} clicks.inter", "few.txt", "many.txt", "user", 400),
+    "recgen": Work("recgen --model shop.model --beam 128 --users {} clicks.inter", "few.txt", "many.txt", "user", 496),
     "etree-train": Work(
         f"etree-train --tree fleet.tree --data {MNIST} fleet.devices --rounds {{}}", "2", "102", "round", 100,
         5 * 8 * N_GROUPS * N_WEIGHTS,
@@ -73,16 +75,17 @@ WORKS = {
 def furnish(folder):
     """Clips, vectors, clicks with their IDs and a recommender, and a fleet."""
     clips = sorted(CLIPS.iterdir())
-    for name, some in {"few": clips[:6], "many": clips[:30]}.items():
+    mixed = np.random.default_rng(0).permutation(N_CLIPS) % len(clips)
+    for name, n in {"few": 4, "many": N_CLIPS}.items():
         (folder / name).mkdir()
-        for clip in some:
-            (folder / name / clip.name).symlink_to(clip)
+        for place, number in enumerate(mixed[:n]):
+            (folder / name / f"{place:03d}-{clips[number].name}").symlink_to(clips[number])
     np.save(folder / "items.npy", np.random.default_rng(0).standard_normal((N_ROWS, WIDTH), dtype=np.float32))
     (folder / "keys").write_text("".join(f"{i}\n" for i in range(N_ROWS)))
     (folder / "clicks.inter").symlink_to(CLICKS["ml-100k"])
     users = list(dict.fromkeys(row.split("\t")[0] for row in CLICKS["ml-100k"].read_text().splitlines()[1:]))
-    (folder / "few.txt").write_text("\n".join(users[:40]))
-    (folder / "many.txt").write_text("\n".join(users[:440]))
+    (folder / "few.txt").write_text("\n".join(users[:16]))
+    (folder / "many.txt").write_text("\n".join(users[:512]))
     for line in (
         f"embed -q {CLICKS['ml-100k'].with_suffix('.item')} -o items.kvs",
         "semid-build -q items.kvs --codes 64 -o items.ids",
@@ -162,10 +165,12 @@ def count_gradients(received):
 
 def rank(words):
     """Run kvtools in this process; then a line of JSON with its seconds, and the bytes that it received."""
-    from kvtools import cli, world
+    from kvtools import cli, launcher, world
     from kvtools.train.device import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[launcher.launched_rank() % len(cores)]})
     received = Counter()
     before = world.World.__init__
 
@@ -179,7 +184,7 @@ def rank(words):
     code = cli.run(words)
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     told = {
-        "rank": world.launched_rank(),
+        "rank": launcher.launched_rank(),
         "wall": time.perf_counter() - begun,
         "cpu": sum(one.ru_utime + one.ru_stime for one in usages),
         "received": received,

@@ -29,11 +29,12 @@ from kvtools import __version__, help_text
 from kvtools.commands.registry import COMMANDS, Entry, commands_below, find
 from kvtools.errors import Died, Fault, Missing, Terminated, Usage, os_reason
 from kvtools.invocation import Invocation
+from kvtools.launcher import is_stdin_limited, launched_rank
 from kvtools.names import naming
 from kvtools.option_values import refuse_one_target
 from kvtools.options import COMMON
 from kvtools.train.device import let_waiting_threads_sleep, threads_asked_for
-from kvtools.world import World, is_stdin_limited, launched_rank
+from kvtools.world import World
 
 
 class Command(TyperCommand):

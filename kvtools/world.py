@@ -22,12 +22,14 @@ from typing import Any, TypeVar
 
 from kvtools.environment import count_in
 from kvtools.errors import Fault, Usage
+from kvtools.launcher import is_stdin_limited, launched, n_ranks_here, refuse_silent_copies
 from kvtools.liveness import KILLED, LAUNCHER_GONE, Liveness
 
 _T = TypeVar("_T")
-# MPICH's blocking calls spin on a core that a decoder could use; we poll instead, at first often and then ever more seldom,
-# until the other ranks have come. MPICH moves some ten kilobytes a poll: a message itself is polled without a pause
-_FIRST_POLL_S, _POLL_S = 50e-6, 0.002
+# MPICH's blocking calls spin on a core that a decoder could use; we poll instead, ever more seldom, until the other ranks have
+# come: of collectives, which ranks come to at nearly one time, without a pause for a millisecond, since waking up takes as long
+# as many a sum. MPICH moves some ten kilobytes a poll: a message itself is polled without a pause
+_POLLS, _POLL_S, _SPIN_S = 64, 0.002, 0.001
 _NUMBER_BYTES, _LENGTH_BYTES = 64, 8
 _BLOCK_BYTES = 1 << 20
 _SLICE_BYTES = 1 << 21  # of a sum over ranks, in one message
@@ -35,11 +37,6 @@ _SUMMED_BYTES = 1 << 26  # of a sum over many ranks, at once
 _SMALL_BYTES = 1 << 12  # what all send to all: a second message would take longer
 _FORWARD_S = 0.5
 _NEWS_S = 2.0  # from a broken connection to the news of who died
-_RANK_AND_SIZE = (  # environment variables of the launchers: MPICH and Slurm's pmi2, PMIx, Open MPI
-    ("PMI_RANK", "PMI_SIZE"),
-    ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-)
 
 _stop_signals: list[int] = []
 
@@ -52,7 +49,7 @@ class World:
         self.rank: int = 0 if comm is None else comm.Get_rank()
         self.size: int = 1 if comm is None else comm.Get_size()
         # ranks that share this machine's cores; every launcher known here says so in its environment
-        self.local_size: int = 1 if comm is None else _local_size(self.size)
+        self.local_size: int = 1 if comm is None else n_ranks_here(self.size)
         self._liveness: Liveness | None = None
         if comm is not None:
             self._liveness = Liveness(self.rank, self.size, self.broadcast, self._end_now)
@@ -62,10 +59,10 @@ class World:
         """The world this process was launched into. Must be called once, before stdin or stdout are touched.
 
         is_part: --shard is given, so that tasks of srun that cannot see each other are meant. Raises Usage for others."""
-        n_launched = _launched()[1]
+        n_launched = launched()[1]
         if n_launched == 1:
             if not is_part:
-                _refuse_silent_copies()
+                refuse_silent_copies()
             return World()
         from mpi4py import MPI
 
@@ -159,14 +156,14 @@ class World:
     def send(self, message: bytes | memoryview, to: int = 0) -> None:
         """Send bytes to a rank, by default rank 0; returns when it has received them."""
         length = memoryview(message).nbytes.to_bytes(_LENGTH_BYTES, "little")
-        self._finish(self._comm.Isend([length, self._byte()], dest=to))
-        self._finish(self._comm.Irecv([bytearray(1), self._byte()], source=to))
+        self._finish(self._comm.Isend([length, self._byte()], dest=to), spin_s=0.0)
+        self._finish(self._comm.Irecv([bytearray(1), self._byte()], source=to), spin_s=0.0)
         self._finish(self._comm.Isend([message, self._byte()], dest=to), is_met=True)
 
     def receive(self, source: int) -> bytearray:
         """The next bytes that rank `source` sent to this one."""
         length = bytearray(_LENGTH_BYTES)
-        self._finish(self._comm.Irecv([length, self._byte()], source=source))
+        self._finish(self._comm.Irecv([length, self._byte()], source=source), spin_s=0.0)
         message = bytearray(int.from_bytes(length, "little"))
         self._finish(self._comm.Isend([b"\0", self._byte()], dest=source), is_met=True)  # it waits for this rank no longer
         self._finish(self._comm.Irecv([message, self._byte()], source=source), is_met=True)
@@ -207,13 +204,17 @@ class World:
         """A collective from one numpy array into another, as bytes; is_met: see _finish."""
         self._finish(start(*([array.view("u1"), self._byte()] for array in (mine, others))), is_met=is_met)
 
-    def _finish(self, request: Any, *, is_met: bool = False) -> None:
-        """is_met: the other ranks have come for this message, so that its bytes move on at each poll, and none is put off."""
-        pause_s = 0.0 if is_met else _FIRST_POLL_S
-        while not request.Test():
+    def _finish(self, request: Any, *, is_met: bool = False, spin_s: float = _SPIN_S) -> None:
+        """is_met: the other ranks have come for this message, so that its bytes move on at each poll, and none is put off.
+        spin_s: for so long there is no pause, whoever has come."""
+        begun = time.monotonic()
+        while not any(request.Test() for _ in range(_POLLS)):
             self._end_if_others_died()
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _POLL_S)
+            waited_s = time.monotonic() - begun
+            if is_met or waited_s < spin_s:
+                os.sched_yield()
+            else:
+                time.sleep(min(waited_s / 4, _POLL_S))
 
     def _end_if_others_died(self) -> None:
         """Raise Fault, with its exit code, where another rank has died."""
@@ -281,18 +282,6 @@ def shard(items: Sequence[_T], spec: str | None) -> Sequence[_T]:
     return items[begin:end]
 
 
-def launched_rank() -> int:
-    """This process's rank as its launcher gives it, known before `World.open()`; 0 in a world of one, or of no numbers."""
-    with suppress(Usage):
-        return _launched()[0]
-    return 0
-
-
-def is_stdin_limited() -> bool:
-    """Whether MPICH's mpiexec hands on stdin: its proxy keeps nothing that rank 0 cannot take at once, and aborts the run."""
-    return "HYDI_CONTROL_FD" in os.environ
-
-
 def _drain_stdin() -> None:
     """Read what the launcher hands this rank as stdin into nothing: it must not wait, nor rank 0. 0 becomes /dev/null."""
     handed = os.dup(0)
@@ -318,33 +307,3 @@ def _sum_in_order(rows: Any) -> Any:
 
 def _record_signal(number: int, _frame: FrameType | None) -> None:
     _stop_signals.append(number)
-
-
-def _launched() -> tuple[int, int]:
-    """Rank and size in the launcher's environment; (0, 1) where it names no size. Raises Usage for numbers that are none."""
-    for rank_name, size_name in _RANK_AND_SIZE:
-        rank, size = count_in(rank_name), count_in(size_name)
-        if rank is not None and size is not None and size > 1:
-            if rank >= size:
-                raise Usage(
-                    f"{rank_name} is {rank}, and {size_name} is {size}. Unset these environment variables, or correct them."
-                )
-            return rank, size
-        if rank is not None:
-            break
-    return 0, 1
-
-
-def _local_size(size: int) -> int:
-    for name in ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE"):
-        if (n := count_in(name)) is not None:
-            return n
-    return count_in("SLURM_STEP_TASKS_PER_NODE", separators=",(") or size  # as 2(x3),1
-
-
-def _refuse_silent_copies() -> None:
-    n_tasks = count_in("SLURM_STEP_NUM_TASKS") or 1
-    if "SLURM_STEP_ID" in os.environ and n_tasks > 1:
-        raise Usage(
-            f"srun started {n_tasks} tasks that cannot see each other. Use srun --mpi=pmi2, or --shard I/N where there is one."
-        )

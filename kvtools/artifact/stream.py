@@ -18,7 +18,7 @@ the tensors (kinds.py).
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 from zlib_ng.zlib_ng import crc32
 
@@ -34,6 +34,33 @@ _T = TypeVar("_T")
 _BATCH = 32  # buffers handed to the system at once: 2 MiB of blocks
 
 
+class Raw(NamedTuple):
+    """What a mark says of the bytes of a record before they were compressed."""
+
+    n_bytes: int
+    crc: int
+
+
+def compress(key: str, pieces: Iterable[memoryview], level: int, stored: Spool) -> Raw:
+    """Append the record `key`, encoded already, to `stored`, as one frame, for Writer.write_frame; level: of zstd, above 0.
+
+    Raises ValueError where it is larger than a record may be.
+    """
+    raw = _raw_of(key, pieces)
+    for part in zstd_frame.compress(pieces, raw.n_bytes, level):
+        stored.append(part)
+    return raw
+
+
+def _raw_of(key: str, pieces: Iterable[memoryview]) -> Raw:
+    n_bytes = crc = 0
+    for piece in pieces:
+        n_bytes, crc = n_bytes + len(piece), crc32(piece, crc)
+    if not 0 < n_bytes <= zstd_frame.MAX_RAW_BYTES:
+        raise ValueError(f"record {key} is {n_bytes:,} bytes, and a record holds 1 to {zstd_frame.MAX_RAW_BYTES:,}")
+    return Raw(n_bytes, crc)
+
+
 class Writer:
     """Writes a stream to a Sink; a context manager. Its normal end writes KEYS and END. An exception leaves the stream without
     END, so that no reader accepts it, and abandons the sink."""
@@ -42,7 +69,7 @@ class Writer:
         """level: of zstd, 0 for none; by default 1 into files and 0 into pipes."""
         self._sink = sink
         self._head = head
-        self._level = (1 if sink.is_file else 0) if level is None else level
+        self.level = (1 if sink.is_file else 0) if level is None else level
         self._index = PartIndex()
         self._has_head = False
 
@@ -81,27 +108,27 @@ class Writer:
     def write_pieces(self, key: str, pieces: Iterable[memoryview]) -> None:
         """Append a record that is encoded already (blob.encode, Spool) and whose fields name it `key`; iterates over the pieces
         twice. Raises ValueError where they are larger than a record may be."""
-        n_raw = raw_crc = 0
-        for piece in pieces:
-            n_raw, raw_crc = n_raw + len(piece), crc32(piece, raw_crc)
-        if not 0 < n_raw <= zstd_frame.MAX_RAW_BYTES:
-            raise ValueError(f"record {key} is {n_raw:,} bytes, and a record holds 1 to {zstd_frame.MAX_RAW_BYTES:,}")
-        with Spool() as compressed:
-            if self._level == 0:
-                buffers, n_stored = zstd_frame.store(pieces, n_raw), zstd_frame.stored_length(n_raw)
-            else:
-                for part in zstd_frame.compress(pieces, n_raw, self._level):
-                    compressed.append(part)
-                buffers, n_stored = iter(compressed), len(compressed)
-            self._write_head()
-            mark = MARK_BODY.pack(self.n_records, n_stored, n_raw, raw_crc)
-            self._sink.write([MARK_PREFIX + mark + checksum(mark)])
-            stored_crc = 0
-            while batch := list(islice(buffers, _BATCH)):
-                for buffer in batch:
-                    stored_crc = crc32(buffer, stored_crc)
-                self._sink.write(batch)
-        self._index.add_record(key, n_stored, n_raw, stored_crc)
+        if self.level > 0:
+            with Spool() as stored:
+                self.write_frame(key, stored, compress(key, pieces, self.level, stored))
+            return
+        raw = _raw_of(key, pieces)
+        self._append(key, zstd_frame.store(pieces, raw.n_bytes), zstd_frame.stored_length(raw.n_bytes), raw)
+
+    def write_frame(self, key: str, stored: Spool, raw: Raw) -> None:
+        """Append a record that `compress` has made a frame of, at the level of this stream."""
+        self._append(key, stored, len(stored), raw)
+
+    def _append(self, key: str, stored: Iterable[memoryview], n_stored: int, raw: Raw) -> None:
+        self._write_head()
+        mark = MARK_BODY.pack(self.n_records, n_stored, raw.n_bytes, raw.crc)
+        self._sink.write([MARK_PREFIX + mark + checksum(mark)])
+        stored_crc, buffers = 0, iter(stored)
+        while batch := list(islice(buffers, _BATCH)):
+            for buffer in batch:
+                stored_crc = crc32(buffer, stored_crc)
+            self._sink.write(batch)
+        self._index.add_record(key, n_stored, raw.n_bytes, stored_crc)
 
     def __enter__(self) -> Self:
         return self

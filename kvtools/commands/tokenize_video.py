@@ -126,7 +126,8 @@ def main(
         spread, n_jobs=jobs, timeout_s=timeout, finish=embedder.finish(max_tokens, stop.__bool__) if embedder else None
     )
     if not world.is_root:
-        for _ in tokenize([Clip(*clip) for clip in world.broadcast(None)], recipe, world, stop):
+        level, todo = world.broadcast(None)
+        for _ in tokenize([Clip(*clip) for clip in todo], recipe, world, stop, level=level):
             raise AssertionError("outcomes go to rank 0")
         return int(world.broadcast(None))
 
@@ -136,9 +137,14 @@ def main(
     with Writer(sink, head, level=run.compress) as writer:
         done = writer.resume(start_over=run.force, keep=run_report.keeps(clips, sink))
         run_report.n_kept = len(done)
-        todo = [Clip(*clip) for clip in world.broadcast([clip for clip in clips if clip.key not in done])]
+        level, todo = world.broadcast([writer.level, [clip for clip in clips if clip.key not in done]])
+        todo = [Clip(*clip) for clip in todo]
         outcomes = progress(
-            tokenize(todo, recipe, world, stop), total=len(todo), unit="clips", label="tokenize-video", quiet=run.quiet
+            tokenize(todo, recipe, world, stop, level=level),
+            total=len(todo),
+            unit="clips",
+            label="tokenize-video",
+            quiet=run.quiet,
         )
         stopped = run_report.write(writer, outcomes, clips)
         code = run_report.code(has_records=writer.n_records > 0)

@@ -1,8 +1,8 @@
 """Clips decoded by isolated worker processes, results in the order of the clips.
 
 A decoder may hang, crash or leak memory: each worker is a process that must show progress within a time limit, and is replaced
-when it dies. At most two results a worker are held, in spools, so that memory grows neither with the number of clips nor with
-their length.
+when it dies. Few results a worker are held, in spools, so that memory grows neither with the number of clips nor with their
+length.
 """
 
 import json
@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from select import select
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from kvtools.artifact import blob
 from kvtools.artifact.files import Spool, widen_pipe
+from kvtools.artifact.stream import Raw, compress
 from kvtools.errors import Corrupt, Missing
 from kvtools.video.inputs import Clip
 from kvtools.video.recipe import VideoRecipe
@@ -36,11 +37,12 @@ class Outcome:
     """The result of a clip: its encoded record, or a fault; neither where the run was stopped before it."""
 
     key: str
-    record: Spool | None = None
+    record: Spool | None = None  # or, where there is `packed`, a stream's frame of it
     fault: str | None = None
     # of the fault: damaged; unreadable, for the system; unfit, for the recipe; mixed, of several shapes; model, for the
     # encoder; late, without progress; no-file, of a pipe or a URL
     cause: str = "damaged"
+    packed: "Packed | None" = None
 
     def decoded(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The tensors and JSON fields of the record, which is closed."""
@@ -51,7 +53,16 @@ class Outcome:
     def head(self) -> tuple[dict[str, list[int]], dict[str, Any]]:
         """The shapes of the record's tensors and its JSON fields; it stays open."""
         assert self.record is not None, "the caller looks first"
-        return blob.head_of(self.record)
+        return blob.head_of(self.record) if self.packed is None else (self.packed.shapes, self.packed.fields)
+
+    def compressed(self, level: int) -> "Outcome":
+        """The same with a frame in place of the record, which is closed. level: of zstd, above 0."""
+        if self.record is None:
+            return self
+        frame = Spool()
+        with self.record as record:
+            packed = Packed(*self.head(), compress(self.key, record, level, frame))
+        return replace(self, record=frame, packed=packed)
 
     @property
     def code(self) -> int:
@@ -62,6 +73,15 @@ class Outcome:
     def is_done(self) -> bool:
         """Whether the clip was tried."""
         return self.record is not None or self.fault is not None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What is told of a record that is compressed."""
+
+    shapes: dict[str, list[int]]  # of its tensors
+    fields: dict[str, Any]  # of JSON
+    raw: Raw
 
 
 class Pool:
@@ -79,12 +99,13 @@ class Pool:
         self._local = threading.local()
         self._workers: list[_WorkerProcess] = []
 
-    def run(self, clips: Iterable[Clip], *, stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
-        """The outcome of each clip, in order. Once `stop` is true, the rest is not done."""
+    def run(self, clips: Iterable[Clip], *, stop: Callable[[], bool] = lambda: False, n_ahead: int = 2) -> Iterator[Outcome]:
+        """The outcome of each clip, in order. Once `stop` is true, the rest is not done. n_ahead: results that a worker may be
+        ahead of who takes them; they are held."""
         waiting: deque[tuple[str, Future[Outcome] | None]] = deque()
         for clip in clips:
             waiting.append((clip.key, None if stop() else self._threads.submit(self._tokenize, clip)))
-            if len(waiting) >= 2 * self._n_jobs:
+            if len(waiting) >= n_ahead * self._n_jobs:
                 yield self._await(*waiting.popleft(), stop)
         while waiting:
             yield self._await(*waiting.popleft(), stop)

@@ -99,7 +99,10 @@ class RunReport:
             elif outcome.record is not None:
                 with outcome.record as record:
                     self._wrote(outcome)
-                    writer.write_pieces(outcome.key, record)
+                    if outcome.packed is None:
+                        writer.write_pieces(outcome.key, record)
+                    else:
+                        writer.write_frame(outcome.key, record, outcome.packed.raw)
             else:
                 self.fault(outcome.key, str(outcome.fault), outcome.cause, paths[outcome.key])
         if not is_stopped:

@@ -7,15 +7,18 @@ starts another.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
+from itertools import islice
 
 from kvtools.artifact.files import Spool
+from kvtools.artifact.stream import Raw
 from kvtools.train.device import own_cores
 from kvtools.video.inputs import Clip
-from kvtools.video.pool import Outcome, Pool
+from kvtools.video.pool import Outcome, Packed, Pool
 from kvtools.video.recipe import VideoRecipe
 from kvtools.world import Stop, World
 
-_BLOCK = 8  # clips a worker between two agreements; ranks wait at its end for the time of one clip at most
+_BLOCK = 8  # clips a worker between two agreements, and those that it may be ahead
 
 Clips = Sequence[Clip]
 Finish = Callable[[Iterator[Outcome]], Iterator[Outcome]]
@@ -30,37 +33,42 @@ def spread(
     n_jobs: int | None,
     timeout_s: float,
     finish: Finish | None = None,
+    level: int = 0,
 ) -> Iterator[Outcome]:
     """On rank 0 the outcome of every clip, in order; other ranks yield nothing. Collective: all ranks must call it.
 
     n_jobs: workers on this rank, by default its cores; where clips are fewer than cores, decoders get more threads. finish:
-    applied by each rank to the outcomes of its own clips, in order.
+    applied by each rank to the outcomes of its own clips, in order. level: of zstd; above 0 each of several ranks compresses
+    its own records, which would otherwise be the work of rank 0.
     """
     n_cores = own_cores(world)
     n_jobs = n_jobs or n_cores
     n_threads = max(1, n_cores // max(1, min(n_jobs, len(clips) // world.size)))
-    block = len(clips) if world.size == 1 else _BLOCK * n_jobs * world.size
+    # rank 0 takes clips in order: while it waits for a long one the others go on, also beyond the end of a block
+    n_ahead, block = (2, len(clips)) if world.size == 1 else (_BLOCK, _BLOCK * world.max(n_jobs) * world.size)
     with Pool(recipe, n_jobs=n_jobs, n_threads=n_threads, timeout_s=timeout_s) as pool:
+        own = pool.run(world.shard(clips), stop=stop.__bool__, n_ahead=n_ahead)
+        own = own if finish is None else finish(own)
+        if level > 0 and world.size > 1:
+            own = (outcome.compressed(level) for outcome in own)
         for begin in range(0, len(clips), max(1, block)):
             if world.any(stop):
                 if world.is_root:
                     yield Outcome(clips[begin].key)
                 return
-            part = clips[begin : begin + block]
-            outcomes = pool.run(world.shard(part), stop=stop.__bool__)
-            outcomes = outcomes if finish is None else finish(outcomes)
+            sources = [i % world.size for i in range(len(clips[begin : begin + block]))]
             if world.is_root:
-                for i in range(len(part)):
-                    source = i % world.size
-                    yield next(outcomes) if source == 0 else _receive(world, source)
+                for source in sources:
+                    yield next(own) if source == 0 else _receive(world, source)
             else:
-                for outcome in outcomes:
+                for outcome in islice(own, sources.count(world.rank)):
                     _send(outcome, world)
 
 
 def _send(outcome: Outcome, world: World) -> None:
     n_bytes = None if outcome.record is None else len(outcome.record)
-    header = {"key": outcome.key, "fault": outcome.fault, "cause": outcome.cause, "bytes": n_bytes}
+    packed = outcome.packed and astuple(outcome.packed)
+    header = {"key": outcome.key, "fault": outcome.fault, "cause": outcome.cause, "bytes": n_bytes, "packed": packed}
     world.send(json.dumps(header).encode())
     if outcome.record is not None:
         for piece in outcome.record:
@@ -75,4 +83,8 @@ def _receive(world: World, source: int) -> Outcome:
         record = Spool()
         while len(record) < header["bytes"]:
             record.append(world.receive(source))
-    return Outcome(header["key"], record, header["fault"], header["cause"])
+    packed = None
+    if header["packed"] is not None:
+        shapes, fields, raw = header["packed"]
+        packed = Packed(shapes, fields, Raw(*raw))
+    return Outcome(header["key"], record, header["fault"], header["cause"], packed)

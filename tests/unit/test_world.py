@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from kvtools import cli, world
+from kvtools import cli
 from kvtools.errors import Fault, Missing, Stopped, Usage
 from kvtools.invocation import Invocation
-from kvtools.world import World, launched_rank, shard
+from kvtools.launcher import launched_rank, n_ranks_here
+from kvtools.world import World, shard
 
 LAUNCHERS = {
     "mpiexec of MPICH, srun --mpi=pmi2": {"PMI_RANK": "3", "PMI_SIZE": "4"},
@@ -60,9 +61,9 @@ def test_a_variable_of_a_launcher_that_is_no_number_is_named(kv, monkeypatch, va
 def test_ranks_of_a_machine_that_are_no_number_are_named(monkeypatch, name):
     monkeypatch.setenv(name, "x")
     with pytest.raises(Usage, match=f"^{name}, an environment variable, is 'x'"):
-        world._local_size(4)
+        n_ranks_here(4)
     monkeypatch.setenv(name, "2(x3),1" if "SLURM" in name else "2")
-    assert world._local_size(4) == 2
+    assert n_ranks_here(4) == 2
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -126,8 +126,8 @@ class CodebookIndex:
         """Replace each row's guess by its nearest code; False as soon as the candidates are too many for this stage."""
         correct = self._search if self._kernels is None else self._settle
 
-        def is_corrected(block: tuple[CentredCodes, slice | np.ndarray]) -> bool:
-            return not self._are_too_many() and correct(block[0], x_ND, nearest_N, np.arange(len(x_ND))[block[1]])
+        def is_corrected(block: tuple[CentredCodes, np.ndarray]) -> bool:
+            return not self._are_too_many() and correct(block[0], x_ND, nearest_N, block[1])
 
         return all(self._each(is_corrected, self._blocks(nearest_N)))
 
@@ -171,10 +171,10 @@ class CodebookIndex:
             self._n_candidates += n_candidates
         return self.stage < len(_TOO_MANY) and self._n_candidates > _TOO_MANY[self.stage] * max(_TOO_MANY_ROWS, self._n_rows)
 
-    def _blocks(self, guess_N: np.ndarray) -> Iterator[tuple[CentredCodes, "slice | np.ndarray"]]:
-        """Rows in blocks, with the codes as centred where the rows' guesses are."""
+    def _blocks(self, guess_N: np.ndarray) -> Iterator[tuple[CentredCodes, np.ndarray]]:
+        """Rows in blocks, by number, with the codes as centred where the rows' guesses are."""
         if len(self._centred) == 1:
-            yield from ((self._whole, rows) for rows in _slices(len(guess_N), self._whole.n_block))
+            yield from ((self._whole, np.arange(rows.start, rows.stop)) for rows in _slices(len(guess_N), self._whole.n_block))
             return
         centre_N = self._centre_of_K[guess_N]
         order = np.argsort(centre_N, kind="stable")

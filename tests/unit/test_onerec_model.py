@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kvtools.onerec.model.batching import HistoryRows, PathwayTokens
 from kvtools.onerec.model.beam import rank_all
 from kvtools.onerec.model.config import SIZES, ModelConfig, dense_twin
-from kvtools.onerec.model.layers import ContextAttention, attention, few_token_attention
+from kvtools.onerec.model.layers import ContextAttention, attention, few_token_attention, rms_norm
 from kvtools.onerec.model.onerec import OneRec, VocabularySizes
 from kvtools.onerec.model.trie import Trie
 from kvtools.onerec.run.objectives import ForwardCost
@@ -35,6 +35,17 @@ from kvtools.onerec.run.objectives import ForwardCost
 N_ITEMS, CODES = 30, (4, 3, 5)
 LENGTHS = [7, 2, 14, 4]
 CLOSE = {"rtol": 0, "atol": 1e-5}  # float32 sums of some dozen products of size about 1, in another order
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_the_norm_in_bfloat16_is_torchs_rounded(scale):
+    norm = rms_norm(48).bfloat16()
+    torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    x = scale * torch.randn(7, 3, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = torch.nn.functional.rms_norm(x.double(), (48,), norm.weight.double(), norm.eps)
+    with torch.inference_mode():
+        torch.testing.assert_close(norm(x).double(), exact, rtol=2**-8, atol=0)
+
 
 every_kind = pytest.mark.parametrize(
     ("decoder", "attention", "is_sparse", "near"),

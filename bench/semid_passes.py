@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kvtools.onerec.semantic_ids.exact_sums import CellSums, SquareSums
+from kvtools.onerec.semantic_ids.kernels import Kernels
 from kvtools.onerec.semantic_ids.nearest import Backend, CodebookIndex
 from kvtools.onerec.semantic_ids.rqkmeans import RqKMeans
 from kvtools.onerec.semantic_ids.vector_store import VectorStore
@@ -58,10 +59,10 @@ def line(n_codes, width, n_rounds):
         index = CodebookIndex(codes, Backend(cpu, torch.bfloat16, is_compiled))
         after = index.nearest(x, before)
         seconds[name] = least(lambda index=index: index.nearest(x, before), n_rounds) - seconds["product"]
-    cells = CellSums(n_codes, width, SquareSums(store, n, World()).parts)
+    cells = CellSums(n_codes, width, SquareSums(store, n, World()).parts, Kernels())
     cells.move(x, None, before)
     seconds["sums"] = least(lambda: cells.move(x, before, after), n_rounds)
-    seconds["codes"] = least(lambda: CodebookIndex(codes, Backend(cpu, torch.bfloat16)), n_rounds)
+    seconds["codes"] = least(lambda: CodebookIndex(codes, Backend(cpu, torch.bfloat16, True)), n_rounds)
     whole = sum(each for name, each in seconds.items() if name != "torch")
     cells = " | ".join(f"{1e6 * each / n:.2f}" for each in seconds.values())
     print(f"| {n_codes:,} | {width} | {n:,} | {cells} | {seconds['product'] / whole:.0%} |", flush=True)

@@ -1,8 +1,8 @@
 """Clips decoded by isolated worker processes, results in the order of the clips.
 
 A decoder may hang, crash or leak memory: each worker is a process that must show progress within a time limit, and is replaced
-when it dies. Few results a worker are held, in spools, so that memory grows neither with the number of clips nor with their
-length.
+when it dies. Two results a worker are held, or as many as who takes them says, in spools, so that memory grows neither with the
+number of clips nor with their length.
 """
 
 import json
@@ -37,32 +37,33 @@ class Outcome:
     """The result of a clip: its encoded record, or a fault; neither where the run was stopped before it."""
 
     key: str
-    record: Spool | None = None  # or, where there is `packed`, a stream's frame of it
+    record: Spool | None = None  # or, where it is compressed, a stream's frame of it
     fault: str | None = None
     # of the fault: damaged; unreadable, for the system; unfit, for the recipe; mixed, of several shapes; model, for the
     # encoder; late, without progress; no-file, of a pipe or a URL
     cause: str = "damaged"
-    packed: "Packed | None" = None
+    compressed: "Compressed | None" = None
 
     def decoded(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The tensors and JSON fields of the record, which is closed."""
         assert self.record is not None, "the caller looks first"
+        assert self.compressed is None, "records are decoded before they are compressed"
         with self.record as record:
             return blob.decode(bytearray(b"".join(record)))
 
     def head(self) -> tuple[dict[str, list[int]], dict[str, Any]]:
         """The shapes of the record's tensors and its JSON fields; it stays open."""
         assert self.record is not None, "the caller looks first"
-        return blob.head_of(self.record) if self.packed is None else (self.packed.shapes, self.packed.fields)
+        return blob.head_of(self.record) if self.compressed is None else (self.compressed.shapes, self.compressed.fields)
 
-    def compressed(self, level: int) -> "Outcome":
+    def compress(self, level: int) -> "Outcome":
         """The same with a frame in place of the record, which is closed. level: of zstd, above 0."""
         if self.record is None:
             return self
         frame = Spool()
         with self.record as record:
-            packed = Packed(*self.head(), compress(self.key, record, level, frame))
-        return replace(self, record=frame, packed=packed)
+            compressed = Compressed(*self.head(), compress(self.key, record, level, frame))
+        return replace(self, record=frame, compressed=compressed)
 
     @property
     def code(self) -> int:
@@ -76,7 +77,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Packed:
+class Compressed:
     """What is told of a record that is compressed."""
 
     shapes: dict[str, list[int]]  # of its tensors

@@ -95,14 +95,15 @@ class RunReport:
             if not outcome.is_done:
                 is_stopped = True  # later records are of ranks that were not asked to stop; the next run makes them again
             elif is_stopped:
-                continue
+                if outcome.record is not None:
+                    outcome.record.close()
             elif outcome.record is not None:
                 with outcome.record as record:
                     self._wrote(outcome)
-                    if outcome.packed is None:
+                    if outcome.compressed is None:
                         writer.write_pieces(outcome.key, record)
                     else:
-                        writer.write_frame(outcome.key, record, outcome.packed.raw)
+                        writer.write_frame(outcome.key, record, outcome.compressed.raw)
             else:
                 self.fault(outcome.key, str(outcome.fault), outcome.cause, paths[outcome.key])
         if not is_stopped:

@@ -1,8 +1,10 @@
 """Ranks: the same records for any number of them, and one rank's end is everybody's."""
 
 import os
+import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from conftest import BIN, make_clip
@@ -33,6 +35,20 @@ def test_real_clips_give_one_digest(sh, data):
     )
     digests = {sh(f"mpiexec -n {n} kvtools tokenize-video {names} | kvtools sum -").out for n in (1, 2, 4)}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("compress", ["", "--compress 0", "--compress 5"])
+def test_bytes_do_not_depend_on_who_compresses(sh, tmp_path, compress):
+    for i in range(5):
+        make_clip(tmp_path / f"c{i}.mp4", n_frames=5 + 7 * i)
+    whole = (tmp_path / "c3.mp4").read_bytes()
+    (tmp_path / "c2.mp4").write_bytes(whole[: len(whole) // 2])
+    names = "c0.mp4 c1.mp4 c2.mp4 c3.mp4 c4.mp4"
+    for to in ("-o {}.kvs", "> {}.kvs"):
+        for n in (1, 2, 3):
+            done = sh(f"mpiexec -n {n} kvtools tokenize-video {names} --salvage --force {compress} {to.format(n)}")
+            assert (done.code, done.err.count("c2.mp4")) == (65, 1)
+        assert sh("cmp 1.kvs 2.kvs && cmp 1.kvs 3.kvs").code == 0, to
 
 
 def test_a_fault_on_rank_0_ends_all_with_its_code(sh, clips_here):
@@ -88,6 +104,26 @@ def test_a_signal_stops_all_ranks_together_and_the_run_resumes(sh, tmp_path):
         time.sleep(0.005)
     # the ranks alone: their command begins with the interpreter, the launcher's and its proxy's do not
     subprocess.run(["pkill", "-USR2", "-f", f"^[^ ]*python[0-9.]* {BIN}/kvtools tokenize-video c00.mp4"], check=True)
+    assert run.wait(20) == 75
+    assert sh("mpiexec -n 2 kvtools tokenize-video c??.mp4 -o a.kvs --jobs 1").code == 0
+    assert sh("cmp a.kvs whole.kvs").code == 0
+
+
+def test_a_signal_to_one_rank_stops_all_between_blocks_and_the_run_resumes(sh, tmp_path):
+    for i in range(4):
+        make_clip(tmp_path / f"clip{i}.mp4", n_frames=40)
+    names = [f"c{i:02}.mp4" for i in range(60)]
+    for i, name in enumerate(names):
+        (tmp_path / name).symlink_to(f"clip{i % 4}.mp4")
+    sh("kvtools tokenize-video c??.mp4 -o whole.kvs")
+    words = ["-n", "3", str(BIN / "kvtools"), "tokenize-video", *names, "--jobs", "1", "-o", "a.kvs"]
+    run = subprocess.Popen([str(BIN / "mpiexec"), *words], cwd=tmp_path, stderr=subprocess.PIPE)
+    partial = tmp_path / ".a.kvs.part"
+    while run.poll() is None and (not partial.exists() or partial.stat().st_size < 1000):
+        time.sleep(0.005)
+    pids = subprocess.check_output(["pgrep", "-f", f"{BIN}/kvtools tokenize-video c00"], text=True).split()
+    (first,) = [pid for pid in pids if b"\0PMI_RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(int(first), signal.SIGUSR2)
     assert run.wait(20) == 75
     assert sh("mpiexec -n 2 kvtools tokenize-video c??.mp4 -o a.kvs --jobs 1").code == 0
     assert sh("cmp a.kvs whole.kvs").code == 0

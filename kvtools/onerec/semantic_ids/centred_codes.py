@@ -82,19 +82,23 @@ class CentredCodes:
         self._rounded_KE[n_codes:, n_width] = -torch.finfo(dtype).max / 4  # the codes of the padding never win
         if not codes_KD.is_cuda:
             self._arrays = centre_D.numpy(), (self._centred_KD.numpy(), self._bias_K.numpy(), self._norm_K.numpy())
-        self.n_block = max(64, BLOCK_BYTES // (self._n_chunk * self._rounded_KE.element_size()))
+        n_bytes = self._rounded_KE.element_size()
+        self.n_block = max(64, BLOCK_BYTES // (self._n_chunk * n_bytes))
+        self.n_whole_block = max(64, BLOCK_BYTES // (n_padded * n_bytes))  # rows of a product with all codes at once
 
     def guess(self, x_BD: torch.Tensor) -> torch.Tensor:
         """int64 (B,): a good code for each row, most often the nearest."""
-        rows_BE = self._rows(x_BD - self._centre_D)
-        rows_BE[:, x_BD.shape[1] + 2 :] = 0
+        if self._kernels is None or self._dtype != torch.bfloat16:
+            parts = range(0, max(1, len(x_BD)), self.n_whole_block)
+            return torch.cat([self._guess_by_torch(x_BD[begin : begin + self.n_whole_block]) for begin in parts])
+        largest_B, where_B = np.full(len(x_BD), _LEAST, np.int16), np.zeros(len(x_BD), np.int64)
+        for first, scores_BC in self._chunks(self._unbounded_rows(x_BD)):
+            self._kernels.largest(scores_BC.view(torch.int16).numpy(), first, largest_B, where_B)
+        return torch.from_numpy(where_B.clip(max=len(self._norm_K) - 1))
+
+    def _guess_by_torch(self, x_BD: torch.Tensor) -> torch.Tensor:
+        scores_BK = self._product(self._unbounded_rows(x_BD))
         n_codes = len(self._norm_K)
-        if self._kernels is not None and self._dtype == torch.bfloat16:
-            largest_B, where_B = np.full(len(x_BD), _LEAST, np.int16), np.zeros(len(x_BD), np.int64)
-            for first, scores_BC in self._chunks(rows_BE):
-                self._kernels.largest(scores_BC.view(torch.int16).numpy(), first, largest_B, where_B)
-            return torch.from_numpy(where_B.clip(max=n_codes - 1))
-        scores_BK = self._product(rows_BE)
         if scores_BK.is_cuda:
             return scores_BK.argmax(1).clamp_(max=n_codes - 1)
         if scores_BK.dtype == torch.bfloat16:
@@ -102,6 +106,12 @@ class CentredCodes:
             signed_BK = scores_BK.view(torch.int16)
             scores_BK = signed_BK.bitwise_xor_((signed_BK >> 15).bitwise_and_(0x7FFF))
         return torch.from_numpy(scores_BK.numpy().argmax(axis=1).clip(max=n_codes - 1))
+
+    def _unbounded_rows(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """(B, E): the rows of a product that gives plain scores."""
+        rows_BE = self._rows(x_BD - self._centre_D)
+        rows_BE[:, x_BD.shape[1] + 2 :] = 0
+        return rows_BE
 
     def candidates(self, x_BD: torch.Tensor, guess_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows int64 (P,), rising, and codes int64 (P,): every code that may be nearer than, or as near as, the row's guess."""

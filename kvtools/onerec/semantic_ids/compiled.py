@@ -9,7 +9,7 @@ from numba import njit
 
 from kvtools.machine_code import compiled
 
-N_MOST = 64  # candidates of a row that are decided here; rows with more are left
+N_MOST = 64  # candidates of a row in a chunk that are decided here; rows with more are left
 _TIE = 1e-10  # relative difference of distances below which their rounding in float64 might decide
 _WORDS = 32  # of eight bytes, whose signs are read together
 _ONE = np.uint16(0x3F80)  # of bfloat16
@@ -82,8 +82,8 @@ def settle(
     codes_KD: np.ndarray, nearest_N: np.ndarray, is_left_B: np.ndarray,
 ) -> int:  # fmt: skip
     """Read each row's scores of the codes from the number first on for those that may be nearer than its guess, and take the
-    nearest of these; returns how many there were. Rows with too many of them, or with two at nearly one distance, are left as
-    they are, and marked.
+    nearest of these; returns how many there were. Rows with too many of them, or with two at nearly one distance, are marked,
+    here or by an earlier chunk, and left as they are from then on.
 
     scores_BC: the bits of the scores as unsigned integers, words_BW: the same as int64, and signs: the sign bits of those in a
     word; whole words are three times as fast as scores.
@@ -97,6 +97,8 @@ def settle(
             continue
         n_found = _candidates(words_BW[b], signs, scores_BC[b], first, len(codes_KD), found)
         n_all += n_found
+        if is_left_B[b]:
+            continue
         nearest = _nearest(x_ND[row], codes_KD, guess, found[:n_found]) if n_found <= N_MOST else -1
         if nearest < 0:
             is_left_B[b] = True

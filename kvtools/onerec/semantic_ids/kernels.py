@@ -116,4 +116,5 @@ def _share(work: Callable[[slice], _T], n_all: int, n_least: int) -> list[_T]:
 
 @cache
 def _pool(n_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n_threads, initializer=lambda: torch.set_num_threads(1))  # it is set for each thread
+    # it is set for each thread; threads that torch meets later have one, too, and those that it knows keep theirs
+    return ThreadPoolExecutor(n_threads, initializer=lambda: torch.set_num_threads(1))

@@ -104,7 +104,7 @@ class CodebookIndex:
         """int32 (N,): the number of the code nearest to each row; squared Euclidean distance, ties to the lower number.
 
         x_ND: float32, finite, below 1e15 in size. guess_N: any codes; the better they are, the sooner it is done.
-        O(N K D) time; memory of a few blocks.
+        O(N K D) time; memory of a few blocks, of each thread where passes are compiled, and of 8 bytes a row.
         """
         nearest_N = self._guess(x_ND) if guess_N is None else self._number_of_code[guess_N].astype(np.int32)
         # codes that are nearest already stay so on the next stage; there are three stages at most
@@ -158,10 +158,11 @@ class CodebookIndex:
             n_candidates, is_left_B = centred.settle(x_ND, rows_B, nearest_N, self._distinct_KD)
         if self._are_too_many(len(rows_B), n_candidates):
             return False
-        if is_left_B.any():
-            left = rows_B[is_left_B]
-            x_BD, guess_B = torch.from_numpy(x_ND[left]), torch.from_numpy(nearest_N[left]).long()
-            nearest_N[left] = self._decide(x_BD, guess_B, *centred.candidates(x_BD, guess_B))
+        left = rows_B[is_left_B]
+        for part in _slices(len(left), centred.n_whole_block):
+            rows = left[part]
+            x_BD, guess_B = torch.from_numpy(x_ND[rows]), torch.from_numpy(nearest_N[rows]).long()
+            nearest_N[rows] = self._decide(x_BD, guess_B, *centred.candidates(x_BD, guess_B))
         return True
 
     def _are_too_many(self, n_rows: int = 0, n_candidates: int = 0) -> bool:

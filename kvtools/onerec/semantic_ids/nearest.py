@@ -126,7 +126,7 @@ class CodebookIndex:
         """Replace each row's guess by its nearest code; False as soon as the candidates are too many for this stage."""
         correct = self._search if self._kernels is None else self._settle
 
-        def is_corrected(block: tuple[CentredCodes, np.ndarray]) -> bool:
+        def is_corrected(block: tuple[CentredCodes, slice | np.ndarray]) -> bool:
             return not self._are_too_many() and correct(block[0], x_ND, nearest_N, block[1])
 
         return all(self._each(is_corrected, self._blocks(nearest_N)))
@@ -135,34 +135,35 @@ class CodebookIndex:
         """The results of work on each block: one after the other for torch's passes, which take all threads for each."""
         return [*map(work, blocks)] if self._kernels is None else kernels.in_threads(work, blocks)
 
-    def _search(self, centred: CentredCodes, x_ND: np.ndarray, nearest_N: np.ndarray, rows_B: np.ndarray) -> bool:
+    def _search(self, centred: CentredCodes, x_ND: np.ndarray, nearest_N: np.ndarray, rows: slice | np.ndarray) -> bool:
         """What `_correct` does with a block, by torch's passes."""
-        x_BD = self._on_device(x_ND[rows_B])
-        guess_B = torch.from_numpy(nearest_N[rows_B]).long().to(x_BD.device)
+        x_BD = self._on_device(x_ND[rows])
+        guess_B = torch.from_numpy(nearest_N[rows]).long().to(x_BD.device)
         row_P, code_P = centred.candidates(x_BD, guess_B)
         if len(row_P) > _MANY * len(x_BD):
             guess_B = self._whole.guess(x_BD)
-            nearest_N[rows_B] = guess_B.cpu().numpy()  # kept where no candidate is left
+            nearest_N[rows] = guess_B.cpu().numpy()  # kept where no candidate is left
             row_P, code_P = centred.candidates(x_BD, guess_B)
         if self._are_too_many(len(x_BD), len(row_P)):
             return False
         if len(row_P):
-            nearest_N[rows_B] = self._decide(x_BD, guess_B, row_P, code_P)
+            nearest_N[rows] = self._decide(x_BD, guess_B, row_P, code_P)
         return True
 
-    def _settle(self, centred: CentredCodes, x_ND: np.ndarray, nearest_N: np.ndarray, rows_B: np.ndarray) -> bool:
+    def _settle(self, centred: CentredCodes, x_ND: np.ndarray, nearest_N: np.ndarray, rows: slice | np.ndarray) -> bool:
         """The same by compiled passes."""
+        rows_B: np.ndarray = np.r_[rows]
         n_candidates, is_left_B = centred.settle(x_ND, rows_B, nearest_N, self._distinct_KD)
         if n_candidates > _MANY * len(rows_B):
             nearest_N[rows_B] = self._whole.guess(torch.from_numpy(x_ND[rows_B])).numpy()
             n_candidates, is_left_B = centred.settle(x_ND, rows_B, nearest_N, self._distinct_KD)
         if self._are_too_many(len(rows_B), n_candidates):
             return False
-        left = rows_B[is_left_B]
-        for part in _slices(len(left), centred.n_whole_block):
-            rows = left[part]
-            x_BD, guess_B = torch.from_numpy(x_ND[rows]), torch.from_numpy(nearest_N[rows]).long()
-            nearest_N[rows] = self._decide(x_BD, guess_B, *centred.candidates(x_BD, guess_B))
+        all_left = rows_B[is_left_B]
+        for part in _slices(len(all_left), centred.n_whole_block):
+            left = all_left[part]
+            x_BD, guess_B = torch.from_numpy(x_ND[left]), torch.from_numpy(nearest_N[left]).long()
+            nearest_N[left] = self._decide(x_BD, guess_B, *centred.candidates(x_BD, guess_B))
         return True
 
     def _are_too_many(self, n_rows: int = 0, n_candidates: int = 0) -> bool:
@@ -172,10 +173,10 @@ class CodebookIndex:
             self._n_candidates += n_candidates
         return self.stage < len(_TOO_MANY) and self._n_candidates > _TOO_MANY[self.stage] * max(_TOO_MANY_ROWS, self._n_rows)
 
-    def _blocks(self, guess_N: np.ndarray) -> Iterator[tuple[CentredCodes, np.ndarray]]:
-        """Rows in blocks, by number, with the codes as centred where the rows' guesses are."""
+    def _blocks(self, guess_N: np.ndarray) -> Iterator[tuple[CentredCodes, "slice | np.ndarray"]]:
+        """Rows in blocks, with the codes as centred where the rows' guesses are."""
         if len(self._centred) == 1:
-            yield from ((self._whole, np.arange(rows.start, rows.stop)) for rows in _slices(len(guess_N), self._whole.n_block))
+            yield from ((self._whole, rows) for rows in _slices(len(guess_N), self._whole.n_block))
             return
         centre_N = self._centre_of_K[guess_N]
         order = np.argsort(centre_N, kind="stable")

@@ -76,8 +76,10 @@ echo
 python - "$work/figures.jsonl" <<'PY'
 import json, sys
 print(f"{'last film of each user, all ranked':<36}{'HR@5':>9}{'HR@10':>9}{'NDCG@10':>9}")
-for line in map(json.loads, open(sys.argv[1])):
-    name = line.get("baseline") or ("the generator, with neighbours" if not line["blend"] else f"both, {line['blend']:g} of it co-occurrence")
+lines = [json.loads(line) for line in open(sys.argv[1])]
+for place, line in enumerate(lines, start=1):
+    both = f"both, {line.get('blend', 0):g} of it co-occurrence"
+    name = line.get("baseline") or (both if place == len(lines) else "the generator, with neighbours")
     print(f"{name:<36}{line['hr@5']:>9.4f}{line['hr@10']:>9.4f}{line['ndcg@10']:>9.4f}")
 PY
 

@@ -57,7 +57,7 @@ def spread(
                 if world.is_root:
                     yield Outcome(clips[begin].key)
                 return
-            sources = [i % world.size for i in range(len(clips[begin : begin + block]))]
+            sources = [i % world.size for i in range(begin, min(begin + block, len(clips)))]
             if world.is_root:
                 for source in sources:
                     yield next(own) if source == 0 else _receive(world, source)

@@ -31,13 +31,13 @@ class Buffers(threading.local):
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._buffers: dict[tuple[str, int, torch.dtype], torch.Tensor] = {}
 
     def get(self, name: str, n_rows: int, n_columns: int, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix (n_rows, n_columns) of that name, zero at first, then as it was left. A name has one width."""
-        buffer = self._buffers.get((name, dtype))
+        """The matrix (n_rows, n_columns) of that name and width, zero at first, then as it was left."""
+        buffer = self._buffers.get((name, n_columns, dtype))
         if buffer is None or len(buffer) < n_rows:
-            buffer = self._buffers[name, dtype] = torch.zeros((n_rows, n_columns), dtype=dtype, device=self._device)
+            buffer = self._buffers[name, n_columns, dtype] = torch.zeros((n_rows, n_columns), dtype=dtype, device=self._device)
         return buffer[:n_rows]
 
 
@@ -55,9 +55,9 @@ class CentredCodes:
         self._sums = (n_width + 16) * 2.0**-22  # running sums in float32, relative to the terms' sizes, fourfold
         self._parts = 2.0**-14 if dtype == torch.bfloat16 else 2.0**-22  # what two parts leave of a number, fourfold
         self._group = max(1, min(_GROUP, n_codes // _COLUMNS))
-        words = _ALIGNED * self._group
+        multiple = _ALIGNED * self._group  # codes are padded to one of it
         n_chunks = -(-n_codes // _CHUNK) if compiled is not None else 1
-        self._n_chunk = words * -(-n_codes // (words * n_chunks))
+        self._n_chunk = multiple * -(-n_codes // (multiple * n_chunks))
         n_padded = n_chunks * self._n_chunk
         self._rounded_KE = torch.zeros((n_padded, n_width + _EXTRA), dtype=dtype, device=codes_KD.device)
         if compiled is not None and dtype == torch.bfloat16:
@@ -97,7 +97,7 @@ class CentredCodes:
         return torch.from_numpy(where_B.clip(max=len(self._norm_K) - 1))
 
     def _guess_by_torch(self, x_BD: torch.Tensor) -> torch.Tensor:
-        scores_BK = self._product(self._unbounded_rows(x_BD))
+        scores_BK = self._product(self._unbounded_rows(x_BD), self._rounded_KE)
         n_codes = len(self._norm_K)
         if scores_BK.is_cuda:
             return scores_BK.argmax(1).clamp_(max=n_codes - 1)
@@ -146,12 +146,11 @@ class CentredCodes:
     def _chunks(self, rows_BE: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """The scores (B, C) of one chunk of codes after the other, in the same memory, and the number of its first code."""
         for first in range(0, len(self._rounded_KE), self._n_chunk):
-            scores_BC = self._buffers.get("chunk", len(rows_BE), self._n_chunk, self._dtype)
-            yield first, torch.mm(rows_BE, self._rounded_KE[first : first + self._n_chunk].T, out=scores_BC)
+            yield first, self._product(rows_BE, self._rounded_KE[first : first + self._n_chunk])
 
     def _scores(self, x_BD: torch.Tensor, guess_B: torch.Tensor) -> torch.Tensor:
         """(B, K): by how much, at most, each code's score exceeds that of the row's guess."""
-        return self._product(self._bounded_rows(x_BD, guess_B))
+        return self._product(self._bounded_rows(x_BD, guess_B), self._rounded_KE)
 
     def _bounded_rows(self, x_BD: torch.Tensor, guess_B: torch.Tensor) -> torch.Tensor:
         """(B, E): the rows of that product."""
@@ -169,9 +168,10 @@ class CentredCodes:
             rows_BE[:, column] = values
         return rows_BE
 
-    def _product(self, rows_BE: torch.Tensor) -> torch.Tensor:
-        scores_BK = self._buffers.get("scores", len(rows_BE), len(self._rounded_KE), self._dtype)
-        return torch.mm(rows_BE, self._rounded_KE.T, out=scores_BK)
+    def _product(self, rows_BE: torch.Tensor, codes_CE: torch.Tensor) -> torch.Tensor:
+        """(B, C): the scores of some codes, until the next product with as many."""
+        scores_BC = self._buffers.get("scores", len(rows_BE), len(codes_CE), self._dtype)
+        return torch.mm(rows_BE, codes_CE.T, out=scores_BC)
 
     def _rows(self, centred_BD: torch.Tensor) -> torch.Tensor:
         """(B, E): the rows of a product, the columns of their bounds as they were left."""

@@ -131,8 +131,8 @@ class CellSums:
         for cells, sign in signs:
             self.counts_K += sign * np.bincount(cells, minlength=len(self.counts_K))
         if self._kernels is not None:
-            none_B = np.full(len(new_B), -1, np.int32)
-            self._kernels.move(x_BD, none_B if old_B is None else old_B, new_B, self._parts.magics_PD, self._sums_PKD.numpy())
+            from_B = np.full(len(new_B), -1, np.int32) if old_B is None else old_B
+            self._kernels.move(x_BD, from_B, new_B, self._parts.magics_PD, self._sums_PKD.numpy())
             return
         for moved in pieces(np.arange(len(x_BD)) if old_B is None else np.flatnonzero(old_B != new_B)):
             left = torch.from_numpy(x_BD[moved]).double()
